@@ -1,0 +1,48 @@
+"""Kernels of the operators: each folder here is a backend that registers its kernels when it is imported.
+
+A backend that is not always there has ``status() -> (active, reason)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import platform
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .. import _ops  # noqa: F401  (the schemas come first)
+
+
+def _load() -> dict[str, ModuleType]:
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+
+
+_backends = _load()
+
+
+def backend_info() -> dict[str, Any]:
+    """What computes what here, and why: versions, and for each backend whether it is active.
+
+    >>> sorted(backend_info())
+    ['backends', 'device', 'platform', 'python', 'torch', 'version']
+    """
+    from .. import __version__
+
+    backends = {"default": {"active": True, "reason": "plain PyTorch, the reference for every device"}}
+    for name, module in _backends.items():
+        if hasattr(module, "status"):
+            active, reason = module.status()
+            backends[name] = {"active": active, "reason": reason}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": gpu or "cpu",
+        "backends": backends,
+    }

@@ -1,0 +1,79 @@
+"""logit <-> bits <-> step: the parametrisation of a learned bit width, the only place in Python that knows it.
+
+Two parametrisations (SPEC: DiffQ, TMLR 2022, section 3): ``"bits"`` interpolates the number of bits linearly in
+``t = sigmoid(logit)``; ``"noise"`` interpolates the logarithm of the quantisation step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+PARAMS = ("bits", "noise")
+MAX_WHOLE_BITS = 15
+
+
+def _float(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.to(torch.float32)
+
+
+def _log_steps(min_bits: float, max_bits: float) -> tuple[float, float]:
+    """Natural logarithms of the smallest and the largest step."""
+    return -math.log(2**max_bits - 1), -math.log(2**min_bits - 1)
+
+
+def bits_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: str = "bits") -> Tensor:
+    """The real-valued number of bits of each group.
+
+    Args:
+        logits: any shape; computed in float32 (float64 when given so).
+        min_bits, max_bits: the open interval of the result.
+        param: ``"bits"`` or ``"noise"``.
+
+    Returns:
+        tensor of the same shape, differentiable in ``logits``.
+    """
+    t = torch.sigmoid(_float(logits))
+    if param == "bits":
+        return max_bits * t + (1 - t) * min_bits  # in this order: another one rounds some widths differently
+    log_smallest, log_largest = _log_steps(min_bits, max_bits)
+    step = torch.exp(t * log_smallest + (1 - t) * log_largest)
+    return torch.log2(1 + 1 / step)
+
+
+def logits_from_bits(bits: Tensor, min_bits: float, max_bits: float, param: str = "bits") -> Tensor:
+    """Inverse of :func:`bits_from_logits`; ``bits`` strictly between ``min_bits`` and ``max_bits``."""
+    if param == "bits":
+        t = (bits - min_bits) / (max_bits - min_bits)
+    else:
+        log_smallest, log_largest = _log_steps(min_bits, max_bits)
+        t = (-torch.log(2**bits - 1) - log_largest) / (log_smallest - log_largest)
+    return torch.log(t / (1 - t))
+
+
+def step_from_bits(bits: Tensor) -> Tensor:
+    """One quantisation step as a fraction of the range, ``1 / (2**bits - 1)``."""
+    return 1 / (2**bits - 1)
+
+
+def step_and_derivative(
+    logits: Tensor, min_bits: float, max_bits: float, param: str = "bits"
+) -> tuple[Tensor, Tensor]:
+    """:func:`step_from_bits` of the logits' bits, and its derivative with respect to the logits."""
+    logits = _float(logits)
+    t = torch.sigmoid(logits)
+    bits = bits_from_logits(logits, min_bits, max_bits, param)
+    step = step_from_bits(bits)
+    if param == "bits":
+        by_t = -math.log(2) * (max_bits - min_bits) * step * (1 + step)  # 2**b / (2**b - 1) = 1 + step
+    else:
+        log_smallest, log_largest = _log_steps(min_bits, max_bits)
+        by_t = step * (log_smallest - log_largest)
+    return step, by_t * t * torch.sigmoid(-logits)
+
+
+def whole_bits(bits: Tensor, extra_bits: float = 0) -> Tensor:
+    """uint8 number of bits used in eval and export: ``clamp(round(extra_bits + bits), 1, 15)``, half to even."""
+    return torch.round(extra_bits + bits).clamp(1, MAX_WHOLE_BITS).to(torch.uint8)

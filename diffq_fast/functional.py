@@ -1,0 +1,354 @@
+"""The method, function by function, in the order of its data flow: training, export, load.
+
+Typed and argument-checked entry points to ``torch.ops.diffq_fast.*``. Source: Défossez, Adi, Synnaeve,
+"Differentiable Model Compression via Pseudo Quantization Noise", TMLR 2022 (arXiv 2104.09987).
+
+Words: a weight is cut into *groups* of ``group_size`` consecutive elements of its row-major flattening (0: one
+group; the last group may be shorter). ``range_scope="tensor"`` takes minimum and maximum over the whole weight,
+``"group"`` over each group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import backends as _backends  # noqa: F401  (registers the kernels)
+from ._checks import (
+    check_choice,
+    check_export,
+    check_group_size,
+    check_key,
+    check_levels,
+    check_output_dtype,
+    check_per_group_lists,
+    check_ranges,
+    check_weights,
+    check_widths,
+    check_words,
+    is_per_group,
+    word_count,
+)
+from .bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
+from .philox import NOISE_KINDS
+from .reference import MAX_WIDTH, PLANE_DTYPES
+
+__all__ = [
+    "bits_from_logits",
+    "logits_from_bits",
+    "step_from_bits",
+    "draw_key",
+    "weight_range",
+    "noise",
+    "add_noise",
+    "whole_bits",
+    "quantize",
+    "packed_word_count",
+    "pack",
+    "quantize_pack",
+    "unpack",
+    "dequantize",
+    "unpack_dequantize",
+    "pack_planes",
+    "unpack_planes",
+]
+
+_ops = torch.ops.diffq_fast
+
+
+class NoisyWeights(NamedTuple):
+    """Result of :func:`add_noise`: the noisy weights, and the ranges that were found on the way."""
+
+    noisy: list[Tensor]
+    range: Tensor
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def draw_key(like: Tensor) -> Tensor:
+    """A fresh key for the noise of one training forward.
+
+    Drawn from torch's generator of ``like``'s device, so ``torch.manual_seed`` rules it. int64, 0-dim, all 64 bits.
+
+    >>> _ = torch.manual_seed(0); draw_key(torch.zeros(1)).dtype
+    torch.int64
+    """
+    return _ops.draw_key.default(like)
+
+
+def weight_range(weights: Sequence[Tensor], *, group_size: int = 0, range_scope: str = "tensor") -> Tensor:
+    """Smallest and largest element of each weight, or of each group.
+
+    Args:
+        weights: floating tensors of any shape on one device.
+        group_size: elements per group; matters only for ``range_scope="group"``.
+        range_scope: ``"tensor"`` or ``"group"``.
+
+    Returns:
+        float32 ``[weights, 2]`` or ``[groups of all weights, 2]``, rows (lo, hi); NaN where the weight has a NaN;
+        (0, 0) for an empty weight. Not differentiable: :func:`add_noise` carries the range's gradient itself.
+
+    >>> weight_range([torch.tensor([3.0, -1.0, 2.0])])
+    tensor([[-1.,  3.]])
+    """
+    check_weights("weight_range", weights)
+    per_group = is_per_group("weight_range", range_scope)
+    check_group_size("weight_range", group_size)
+    with torch.no_grad():
+        return _ops.weight_range.default(list(weights), group_size, per_group)[0]
+
+
+def noise(key: Tensor, stream: int, count: int, *, first: int = 0, noise: str = "gaussian") -> Tensor:
+    """The pseudo quantisation noise of ``count`` elements, in units of one quantisation step.
+
+    ``"uniform"``: U[-1/2, 1/2) on a grid of 2**-16; ``"gaussian"``: N(0, 1)/2. ``docs/philox.md`` defines the bits.
+
+    Args:
+        key: int64, 0-dim (see :func:`draw_key`).
+        stream: index of the weight, 0 … 2**32 - 1.
+        count, first: elements ``first … first + count - 1``.
+
+    Returns:
+        float32 ``[count]`` on the key's device.
+
+    >>> noise(torch.tensor(0), 0, 2, noise="uniform")
+    tensor([0.3466, 0.4054])
+    """
+    check_key("noise", key)
+    check_choice("noise", "noise", noise, NOISE_KINDS)
+    if not 0 <= stream < 2**32:
+        raise ValueError(f"noise: stream must be between 0 and 2**32 - 1, got {stream}")
+    if count < 0 or first < 0:
+        raise ValueError(f"noise: count and first must not be negative, got count={count}, first={first}")
+    return _ops.noise.default(key, stream, first, count, noise)
+
+
+def add_noise(
+    weights: Sequence[Tensor],
+    logits: Sequence[Tensor],
+    key: Tensor,
+    *,
+    streams: Sequence[int] | None = None,
+    group_size: int = 8,
+    min_bits: float = 2,
+    max_bits: float = 15,
+    param: str = "bits",
+    noise: str = "gaussian",
+    range_scope: str = "tensor",
+    tally: Tensor | None = None,
+) -> NoisyWeights:
+    """Noisy weights of one training forward: ``w + (range * step(logit)) * z``.
+
+    Differentiable once in weights and logits; the gradient also reaches the elements at the minimum and the maximum,
+    shared equally among ties. No noise is kept for the backward: it is made again from ``key``. Non-finite gradients
+    of logits are put to zero. Method: section 3 of the paper.
+
+    Args:
+        weights: floating tensors on one device.
+        logits: for each weight a tensor ``[groups]``.
+        key: int64, 0-dim, from :func:`draw_key`.
+        streams: index of each weight in the whole model; ``0, 1, …`` when left out.
+        group_size: elements per group; 0: the whole weight is one group.
+        min_bits, max_bits, param: see :func:`bits_from_logits`.
+        noise: ``"gaussian"`` or ``"uniform"``.
+        range_scope: ``"tensor"`` or ``"group"``.
+        tally: float32 ``[weights]`` that requires grad; its gradient counts the non-finite logit gradients.
+
+    Returns:
+        :class:`NoisyWeights`: contiguous tensors of the weights' shapes and dtypes, and the ranges.
+
+    >>> w, logit = torch.zeros(4, 4), torch.zeros(2)
+    >>> add_noise([w], [logit], torch.tensor(1)).noisy[0].shape
+    torch.Size([4, 4])
+    """
+    check_weights("add_noise", weights)
+    check_group_size("add_noise", group_size)
+    check_key("add_noise", key)
+    check_choice("add_noise", "noise", noise, NOISE_KINDS)
+    check_choice("add_noise", "param", param, ("bits", "noise"))
+    if not 0 < min_bits < max_bits:
+        raise ValueError(f"add_noise: expected 0 < min_bits < max_bits, got min_bits={min_bits}, max_bits={max_bits}")
+    check_per_group_lists("add_noise", "logits", weights, logits, group_size)
+    if streams is None:
+        streams = range(len(weights))
+    elif len(streams) != len(weights):
+        raise ValueError(f"add_noise: expected {len(weights)} streams, one per weight, got {len(streams)}")
+    per_group = is_per_group("add_noise", range_scope)
+    options = (group_size, float(min_bits), float(max_bits), param, noise, per_group)
+    noisy, found, _ = _ops.add_noise.default(list(weights), list(logits), key, list(streams), tally, *options)
+    return NoisyWeights(noisy, found)
+
+
+# -- export ----------------------------------------------------------------------------------------------------------
+
+
+def quantize(
+    weights: Sequence[Tensor],
+    widths: Sequence[Tensor],
+    found: Tensor,
+    *,
+    group_size: int = 8,
+    range_scope: str = "tensor",
+) -> list[Tensor]:
+    """Levels ``round(((w - lo) / (hi - lo)) / u)``, ``u = 1 / (2**width - 1)``, in float32, half to even.
+
+    Args:
+        weights: floating tensors on one device.
+        widths: for each weight uint8 ``[groups]``, each 1 … 16.
+        found: the ranges, from :func:`weight_range` with the same ``group_size`` and ``range_scope``.
+
+    Returns:
+        int32 tensors of the weights' shapes. A weight (or group) with lo = hi has level 0 everywhere.
+
+    >>> w = torch.tensor([0.0, 1.0, 3.0])
+    >>> quantize([w], [torch.tensor([2], dtype=torch.uint8)], weight_range([w]), group_size=0)
+    [tensor([0, 1, 3], dtype=torch.int32)]
+    """
+    check_weights("quantize", weights)
+    check_export("quantize", weights, widths, found, group_size, range_scope)
+    return _ops.quantize.default(list(weights), list(widths), found, group_size, range_scope == "group")
+
+
+def packed_word_count(widths: Tensor, count: int, group_size: int) -> int:
+    """32-bit words that :func:`pack` needs: the sum over widths b of ``b * ceil(levels of width b / 32)``.
+
+    >>> packed_word_count(torch.tensor([3, 5], dtype=torch.uint8), 16, 8)
+    8
+    """
+    check_widths("packed_word_count", widths, count, group_size)
+    return word_count(widths, count, group_size)
+
+
+def pack(levels: Tensor, widths: Tensor, *, group_size: int = 8) -> Tensor:
+    """Pack levels into 32-bit words, each group at its own width, in the layout of ``docs/packed_format.md``.
+
+    Args:
+        levels: int32, any shape, ``0 <= level < 2**width`` of its group.
+        widths: uint8 ``[groups]``, each 1 … 16.
+
+    Returns:
+        int32 ``[packed_word_count(...)]``; read the bits as uint32.
+
+    >>> pack(torch.arange(8, dtype=torch.int32), torch.tensor([3], dtype=torch.uint8)).tolist()[:1]
+    [0]
+    """
+    if levels.dtype != torch.int32:
+        raise TypeError(f"pack: levels must be int32, got {levels.dtype}")
+    words = packed_word_count(widths, levels.numel(), group_size)
+    check_levels("pack", levels, widths, group_size)
+    return _ops.pack.default(levels, widths, group_size, words)
+
+
+def quantize_pack(
+    weight: Tensor, widths: Tensor, found: Tensor, *, group_size: int = 8, range_scope: str = "tensor"
+) -> Tensor:
+    """``pack(quantize(weight))`` in one pass, without the levels in memory. Arguments as there."""
+    check_weights("quantize_pack", [weight])
+    check_export("quantize_pack", [weight], [widths], found, group_size, range_scope)
+    words = packed_word_count(widths, weight.numel(), group_size)
+    return _ops.quantize_pack.default(weight, widths, found, group_size, range_scope == "group", words)
+
+
+# -- load ------------------------------------------------------------------------------------------------------------
+
+
+def unpack(words: Tensor, widths: Tensor, count: int, *, group_size: int = 8) -> Tensor:
+    """int32 levels ``[count]``: the inverse of :func:`pack`.
+
+    Raises:
+        ValueError: when ``words`` is not exactly as long as the widths ask for.
+    """
+    check_words("unpack", words, widths, count, group_size)
+    return _ops.unpack.default(words, widths, group_size, count)
+
+
+def dequantize(
+    levels: Sequence[Tensor],
+    widths: Sequence[Tensor],
+    found: Tensor,
+    *,
+    group_size: int = 8,
+    range_scope: str = "tensor",
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Weights ``level * u * (hi - lo) + lo``, in float32, then cast to ``dtype``; the levels' shapes.
+
+    >>> width = torch.tensor([2], dtype=torch.uint8)
+    >>> dequantize([torch.tensor([0, 1, 3], dtype=torch.int32)], [width], torch.tensor([[0.0, 3.0]]), group_size=0)
+    [tensor([0., 1., 3.])]
+    """
+    for index, level in enumerate(levels):
+        if level.dtype != torch.int32:
+            raise TypeError(f"dequantize: levels[{index}] must be int32, got {level.dtype}")
+    check_export("dequantize", levels, widths, found, group_size, range_scope)
+    check_output_dtype("dequantize", dtype)
+    return _ops.dequantize.default(list(levels), list(widths), found, group_size, range_scope == "group", dtype)
+
+
+def unpack_dequantize(
+    words: Tensor,
+    widths: Tensor,
+    found: Tensor,
+    shape: Sequence[int],
+    *,
+    group_size: int = 8,
+    range_scope: str = "tensor",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """``dequantize(unpack(words))`` in one pass: the weight of ``shape`` and ``dtype``. Arguments as there."""
+    count = torch.Size(shape).numel()
+    check_words("unpack_dequantize", words, widths, count, group_size)
+    check_ranges("unpack_dequantize", found, [count], group_size, range_scope)
+    check_output_dtype("unpack_dequantize", dtype)
+    per_group = range_scope == "group"
+    return _ops.unpack_dequantize.default(words, widths, found, group_size, per_group, list(shape), dtype)
+
+
+# -- diffq's bit planes ----------------------------------------------------------------------------------------------
+
+
+def pack_planes(values: Tensor, nbits: int, *, rows: int = 64, columns: int = 32) -> Tensor:
+    """Bit planes: values seen as ``[blocks, rows, columns]`` become words ``[blocks, nbits, columns]``.
+
+    Bit j of value [k, r, c] is bit r of word [k, j, c]. Zero-padded to whole blocks. ``diffq_fast.bitpack`` and
+    ``diffq_fast.torch_pack`` are its two uses.
+
+    Args:
+        values: integer tensor, ``0 <= value < 2**nbits``.
+        nbits: planes, 0 … 16.
+        rows: bits of a word: 8 (uint8), 16, 32 or 64 (signed).
+        columns: words per plane and block.
+    """
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(f"pack_planes: values must be integers, got {values.dtype}")
+    if rows not in PLANE_DTYPES:
+        raise ValueError(f"pack_planes: rows must be one of {sorted(PLANE_DTYPES)}, got {rows}")
+    if not 0 <= nbits <= MAX_WIDTH:
+        raise ValueError(f"pack_planes: nbits must be between 0 and {MAX_WIDTH}, got {nbits}")
+    if columns < 0 or (columns == 0 and values.numel()):
+        raise ValueError(f"pack_planes: columns must be positive, got {columns}")
+    if values.numel():
+        lowest, highest = (int(bound) for bound in values.aminmax())
+        if lowest < 0 or highest >= 2**nbits:
+            found = f"found {lowest if lowest < 0 else highest}"
+            raise ValueError(f"pack_planes: values must be between 0 and {2**nbits - 1} for {nbits} bits, {found}")
+    return _ops.pack_planes.default(values, nbits, rows, columns)
+
+
+def unpack_planes(planes: Tensor, length: int) -> Tensor:
+    """int16 ``[length]``: the inverse of :func:`pack_planes`; ``planes`` is ``[blocks, nbits, columns]``."""
+    if planes.dtype not in PLANE_DTYPES.values() or planes.dim() != 3:
+        raise TypeError(
+            f"unpack_planes: planes must be a 3-dimensional tensor of one of "
+            f"{[str(dtype) for dtype in PLANE_DTYPES.values()]}, got {planes.dtype} with {planes.dim()} dimensions"
+        )
+    if planes.shape[1] > MAX_WIDTH:
+        raise ValueError(f"unpack_planes: expected at most {MAX_WIDTH} planes, got {planes.shape[1]}")
+    capacity = planes.shape[0] * planes.shape[2] * planes.element_size() * 8
+    if not 0 <= length <= capacity:
+        raise ValueError(f"unpack_planes: length must be between 0 and {capacity}, what planes hold, got {length}")
+    return _ops.unpack_planes.default(planes, length)
