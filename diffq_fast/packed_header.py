@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ FORMAT = "diffq_fast"
 VERSION = "1"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMENSIONS = 32
-CHECKSUM_KEY = b'"header_crc32":"'  # raw quotes: cannot occur inside a JSON string, so it marks one place only
+CHECKSUM_KEY = (
+    b'"header_crc32":"'  # raw quotes: cannot occur inside a JSON string, so it marks one place only
+)
 NO_CHECKSUM = b"00000000"
 
 ITEM_BYTES = {
@@ -50,7 +53,7 @@ class TensorEntry:
     end: int
 
     @property
-    def bytes(self) -> int:
+    def byte_count(self) -> int:
         return self.end - self.begin
 
 
@@ -72,19 +75,23 @@ class Header:
 def read_header(file: BinaryIO, path: str | os.PathLike[str]) -> Header:
     """Read the header of any safetensors file.
 
-    Raises PackedFileError naming the file and the tensor if the header is not JSON of the safetensors form, or
-    if its sizes do not fit each other and the length of the file.
+    Raises PackedFileError naming the file and the tensor if the header is not JSON of the safetensors form,
+    or if its sizes do not fit each other and the length of the file.
     """
     path = os.fspath(path)
     file_bytes = os.fstat(file.fileno()).st_size
     file.seek(0)
     prefix = file.read(8)
     if len(prefix) < 8:
-        raise file_error(path, "header", f"expected at least 8 bytes, found {file_bytes:,}; not a safetensors file")
+        raise file_error(
+            path, "header", f"expected at least 8 bytes, found {file_bytes:,}; not a safetensors file"
+        )
     length = int.from_bytes(prefix, "little")
     if length > min(MAX_HEADER_BYTES, file_bytes - 8):
         problem = f"its length says {length:,} bytes, but the file has {file_bytes:,} and the limit is "
-        raise file_error(path, "header", problem + f"{MAX_HEADER_BYTES:,}; damaged, truncated or no safetensors file")
+        raise file_error(
+            path, "header", problem + f"{MAX_HEADER_BYTES:,}; damaged, truncated or no safetensors file"
+        )
     raw = file.read(length)
     if len(raw) != length or not raw.startswith(b"{"):
         raise file_error(path, "header", "does not begin with '{'; damaged, or not a safetensors file")
@@ -98,17 +105,8 @@ def read_header(file: BinaryIO, path: str | os.PathLike[str]) -> Header:
     return Header(path, raw, {entry.name: entry for entry in entries}, metadata, file_bytes)
 
 
-def read_json(text: str | bytes, path: str, where: str, floats: bool = False) -> dict[str, Any]:
-    """A JSON object without duplicate keys, NaN, unpaired surrogates, endless nesting, or (by default) fractions."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise ValueError(f"the key {key!r} occurs twice")
-            (key + value if isinstance(value, str) else key).encode("utf-8")
-            result[key] = value
-        return result
+def read_json(text: str | bytes, path: str, where: str, kind: type = dict, floats: bool = False) -> Any:
+    """A JSON value of type `kind`; no duplicate keys, NaN, lone surrogates, endless nesting or fractions."""
 
     def refuse(number: str) -> float:
         raise ValueError(f"the number {number[:20]} is not allowed here")
@@ -116,18 +114,32 @@ def read_json(text: str | bytes, path: str, where: str, floats: bool = False) ->
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         number = float if floats else refuse
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=number)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=refuse, parse_float=number)
     except RecursionError:
         raise file_error(path, where, "the JSON is nested too deeply; damaged or hostile") from None
     except ValueError as error:
         raise file_error(path, where, f"not the JSON that was expected ({error}); damaged") from None
-    if not isinstance(value, dict):
-        raise file_error(path, where, f"expected a JSON object, found {type(value).__name__}; damaged")
+    if not isinstance(value, kind):
+        raise file_error(
+            path, where, f"expected a JSON {kind.__name__}, found {type(value).__name__}; damaged"
+        )
     return value
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} occurs twice")
+        for text in (key, value):
+            if isinstance(text, str):
+                text.encode("utf-8")  # a lone surrogate raises UnicodeEncodeError, a ValueError
+        result[key] = value
+    return result
+
+
 def whole(value: Any, least: int = 0) -> bool:
-    """Is this JSON value an integer of at least `least` that fits a signed 64-bit integer? (True is no integer.)"""
+    """Is this JSON value an integer from `least` to 2**63 - 1? (True is no integer.)"""
     return type(value) is int and least <= value < 2**63
 
 
@@ -143,9 +155,13 @@ def _read_entry(name: str, entry: Any, path: str) -> TensorEntry:
         raise file_error(path, name, "expected dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise file_error(path, name, f"unknown dtype {str(dtype)[:20]!r}; expected one of {', '.join(ITEM_BYTES)}")
+        raise file_error(
+            path, name, f"unknown dtype {str(dtype)[:20]!r}; expected one of {', '.join(ITEM_BYTES)}"
+        )
     if not valid_shape(shape):
-        raise file_error(path, name, f"the shape {str(shape)[:80]} is no list of sizes that a tensor can have")
+        raise file_error(
+            path, name, f"the shape {str(shape)[:80]} is no list of sizes that a tensor can have"
+        )
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(offset) for offset in offsets):
         raise file_error(path, name, f"data_offsets {str(offsets)[:80]} are not two byte positions")
     begin, end = offsets
@@ -161,11 +177,15 @@ def _check_cover(entries: list[TensorEntry], data_bytes: int, path: str) -> None
     for entry in entries:
         if entry.begin != position:
             kind = "overlaps the tensor before it" if entry.begin < position else "leaves a gap before it"
-            raise file_error(path, entry.name, f"{kind}: begins at byte {entry.begin:,}, expected {position:,}")
+            raise file_error(
+                path, entry.name, f"{kind}: begins at byte {entry.begin:,}, expected {position:,}"
+            )
         position = entry.end
     if position != data_bytes:
         where = entries[-1].name if entries and position > data_bytes else "header"
-        problem = f"the tensors need {position:,} bytes of data, the file has {data_bytes:,}; truncated or damaged"
+        problem = (
+            f"the tensors need {position:,} bytes of data, the file has {data_bytes:,}; truncated or damaged"
+        )
         raise file_error(path, where, problem)
 
 
@@ -177,55 +197,65 @@ def header_checksum(raw: bytes) -> str:
 
 
 def check_packed_header(header: Header) -> None:
-    """Format, version and the header's own checksum, in this order: another version may sum up differently."""
+    """Format, version, the header's own checksum, in this order: another version may sum differently."""
     metadata, path = header.metadata, header.path
     if metadata.get("format") != FORMAT:
         found = f"its format is {metadata.get('format', 'not stated')!r:.40}, expected {FORMAT!r}"
-        raise file_error(path, "header", f"not a diffq_fast packed file: {found}; `diffq-fast pack` makes one")
+        raise file_error(
+            path, "header", f"not a diffq_fast packed file: {found}; `diffq-fast pack` makes one"
+        )
     if metadata.get("version") != VERSION:
-        found = f"version {metadata.get('version', 'not stated')!r:.40}, this reader knows version {VERSION!r}"
+        found = (
+            f"version {metadata.get('version', 'not stated')!r:.40}, this reader knows version {VERSION!r}"
+        )
         raise file_error(path, "header", f"{found}; a newer diffq_fast may read it")
     for key in ("quantizer", "layout", "crc32", "header_crc32"):
         if key not in metadata:
             raise file_error(path, "header", f"the metadata lack {key!r}; damaged")
     if header.raw.count(CHECKSUM_KEY) != 1:
-        raise file_error(path, "header", "header_crc32 is not written in the one form that can be checked; damaged")
+        raise file_error(
+            path, "header", "header_crc32 is not written in the one form that can be checked; damaged"
+        )
     expected = header_checksum(header.raw)
     if metadata["header_crc32"] != expected:
-        problem = f"checksum {metadata['header_crc32']!r:.20} stored, {expected!r} found; the header is damaged"
+        problem = (
+            f"checksum {metadata['header_crc32']!r:.20} stored, {expected!r} found; the header is damaged"
+        )
         raise file_error(path, "header", problem)
 
 
 def read_checksums(header: Header) -> dict[str, int]:
     """The stored CRC-32 of every tensor."""
-    text = '{"crc32":' + header.metadata["crc32"] + "}"
-    sums = read_json(text, header.path, "crc32").get("crc32")
-    digits = frozenset("0123456789abcdef")
-    if not isinstance(sums, list) or not all(isinstance(s, str) and len(s) == 8 and digits >= set(s) for s in sums):
-        raise file_error(header.path, "crc32", "expected a list of strings of 8 lower-case hexadecimal digits")
+    sums = read_json(header.metadata["crc32"], header.path, "crc32", list)
+    if not all(isinstance(text, str) and re.fullmatch("[0-9a-f]{8}", text) for text in sums):
+        raise file_error(
+            header.path, "crc32", "expected a list of strings of 8 lower-case hexadecimal digits"
+        )
     if len(sums) != len(header.tensors):
         raise file_error(header.path, "crc32", f"expected {len(header.tensors)} checksums, found {len(sums)}")
-    return {name: int(digits, 16) for name, digits in zip(header.tensors, sums, strict=True)}
+    return {name: int(text, 16) for name, text in zip(header.tensors, sums, strict=True)}
 
 
 def read_chunks(file: BinaryIO, header: Header, entry: TensorEntry, view: memoryview) -> Iterator[memoryview]:
-    """Fill `view` (entry.bytes long) with the tensor's bytes, yielding each part once it is there."""
+    """Fill `view` (entry.byte_count long) with the tensor's bytes, yielding each part once it is there."""
     file.seek(header.data_start + entry.begin)
-    for start in range(0, entry.bytes, 1 << 24):
+    for start in range(0, entry.byte_count, 1 << 24):
         part = view[start : start + (1 << 24)]
         if file.readinto(part) != len(part):  # type: ignore[attr-defined]
-            raise file_error(header.path, entry.name, "the file ended while it was read; it changed or is truncated")
+            raise file_error(
+                header.path, entry.name, "the file ended while it was read; it changed or is truncated"
+            )
         yield part
 
 
 def read_bytes(file: BinaryIO, header: Header, entry: TensorEntry, checksum: int | None = None) -> bytearray:
     """A tensor's bytes; raises PackedFileError if they do not have the CRC-32 `checksum`."""
-    data = bytearray(entry.bytes)
+    data = bytearray(entry.byte_count)
     found = 0
     for part in read_chunks(file, header, entry, memoryview(data)):
         found = zlib.crc32(part, found)
     if checksum is not None and found != checksum:
-        problem = f"checksum {checksum:08x} stored, {found:08x} found in {entry.bytes:,} bytes"
+        problem = f"checksum {checksum:08x} stored, {found:08x} found in {entry.byte_count:,} bytes"
         raise file_error(header.path, entry.name, f"{problem}; the file is damaged")
     return data
 

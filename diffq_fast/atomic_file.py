@@ -1,0 +1,53 @@
+"""Write a file all at once: whoever reads the path sees the old file or the whole new one, never a part."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; on success it is synced to disk and takes the path's place.
+
+    An exception inside the block removes the temporary file and leaves the path as it was; so does a crash,
+    apart from a file `.NAME.*.tmp` beside it. A link is followed; the mode of a replaced file is kept.
+
+    Raises:
+        ValueError: `path` exists and is not a regular file.
+    """
+    target = Path(os.path.realpath(path))
+    old = target.stat() if target.exists() else None
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        raise ValueError(
+            f"save: {os.fspath(path)} is not a regular file; give the path of a new or ordinary file"
+        )
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
+    try:
+        with open(temporary, "xb+") as file:
+            if old is not None:
+                temporary.chmod(stat.S_IMODE(old.st_mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself outlast a power cut; a system that cannot open a folder needs no such sync."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

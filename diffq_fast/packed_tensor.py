@@ -1,0 +1,116 @@
+"""One quantised weight in packed form: what stands between a float weight and a packed file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import functional
+
+PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A weight's levels, packed group by group with each group's own width.
+
+    words: int32 `[words]`, read as uint32; docs/packed_format.md defines their bits.
+    widths: uint8 `[groups]`, each 1 … 16.
+    range: float32 (lo, hi), `[2]`, or `[groups, 2]` for range_scope "group".
+    shape, dtype: of the float weight. group_size: elements per group, 0 for one; the last may be shorter.
+    """
+
+    words: Tensor
+    widths: Tensor
+    range: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    group_size: int
+    range_scope: str = "tensor"
+
+    def unpack(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight `[*shape]`: level * u * (hi - lo) + lo in float32, then cast to `dtype` (or its own)."""
+        return functional.unpack_dequantize(
+            self.words,
+            self.widths,
+            self.range.reshape(-1, 2),
+            self.shape,
+            group_size=self.group_size,
+            range_scope=self.range_scope,
+            dtype=dtype or self.dtype,
+        )
+
+    def to(self, device: torch.device | str) -> PackedTensor:
+        """The same with words, widths and range on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("words", "widths", "range")}
+        return replace(self, **moved)
+
+    @property
+    def count(self) -> int:
+        """Elements of the weight."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Bits in memory by purpose: "levels", "widths" (not coded yet: 8 per group), "ranges"."""
+        return {
+            "levels": 32 * self.words.numel(),
+            "widths": 8 * self.widths.numel(),
+            "ranges": 32 * self.range.numel(),
+        }
+
+
+def pack_weight(
+    weight: Tensor,
+    widths: Tensor,
+    *,
+    group_size: int = 8,
+    range_scope: str = "tensor",
+    name: str = "weight",
+) -> PackedTensor:
+    """Quantise and pack a weight.
+
+    Args:
+        weight: float32, float16 or bfloat16, any shape, on any device.
+        widths: uint8 `[groups]` on the weight's device: the bits of each group, 1 … 16.
+        group_size: elements per group of the row-major flattening, 0 for one; the last may be shorter.
+        range_scope: "tensor" for one (lo, hi), "group" for one per group.
+        name: what errors call the weight.
+
+    Raises:
+        ValueError: a NaN or infinite element, a range beyond float32, or widths that do not fit the weight.
+        TypeError: a dtype that the file does not know.
+
+    >>> widths = torch.tensor([2], dtype=torch.uint8)
+    >>> pack_weight(torch.tensor([0.0, 1.0, 3.0]), widths, group_size=0).unpack()
+    tensor([0., 1., 3.])
+    """
+    if weight.dtype not in PACKABLE:
+        expected = "float32, float16 or bfloat16"
+        raise TypeError(
+            f"pack_weight: {name}: expected {expected}, got {weight.dtype}; convert the model first"
+        )
+    with torch.no_grad():
+        weight = weight.detach()
+        found = functional.weight_range([weight], group_size=group_size, range_scope=range_scope)
+        _check_range(found, name)
+        words = functional.quantize_pack(
+            weight, widths, found, group_size=group_size, range_scope=range_scope
+        )
+    ranges = found.reshape(-1) if range_scope == "tensor" else found
+    return PackedTensor(words, widths, ranges, tuple(weight.shape), weight.dtype, group_size, range_scope)
+
+
+def _check_range(found: Tensor, name: str) -> None:
+    """A NaN or infinity anywhere in the weight shows in its range: the weight need not be read again."""
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(
+            f"pack_weight: {name}: expected finite elements, found NaN or infinity; repair the weight first"
+        )
+    if not bool(torch.isfinite(found[:, 1] - found[:, 0]).all()):
+        span = f"from {found[:, 0].min().item():g} to {found[:, 1].max().item():g}"
+        raise ValueError(
+            f"pack_weight: {name}: its elements reach {span}, further apart than float32 can hold"
+        )

@@ -1,0 +1,167 @@
+"""The widths of a weight's groups as they stand in a packed file, with numpy alone.
+
+Three codings, of which the writer takes the smallest (docs/packed_format.md, "Widths"):
+`["one", width]` no bytes at all;
+`["fixed", lowest, bits]` each width less the lowest in `bits` bits, as one stream;
+`["runs"]` a varint of (run length - 1) * 16 + (width - 1) for each run of equal widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+MAX_WIDTH = 16
+BLOCK = 1024  # values in a block: 32 lanes of 32 rows
+MAX_VARINT_BYTES = 9  # 63 bits: no run can overflow a signed 64-bit integer
+
+
+class WidthError(ValueError):
+    """Widths that no weight of the stated groups can have; the caller adds the file and the tensor."""
+
+
+def group_count(count: int, group_size: int) -> int:
+    """Groups of a weight of `count` elements; the last one may be shorter, group_size 0 is one group."""
+    return -(-count // (group_size or count)) if count else 0
+
+
+def stream_levels(widths: np.ndarray, count: int, group_size: int) -> list[int]:
+    """How many levels each width has: entry b counts those of b bits, 0 <= b <= 16."""
+    groups = np.bincount(widths, minlength=MAX_WIDTH + 1).tolist()
+    levels = [number * (group_size or count) for number in groups]
+    if count:
+        levels[int(widths[-1])] -= len(widths) * (group_size or count) - count
+    return levels
+
+
+def word_count(widths: np.ndarray, count: int, group_size: int) -> int:
+    """32-bit words of a weight's levels: the sum over widths b of b * ceil(levels of b bits / 32)."""
+    levels = stream_levels(widths, count, group_size)
+    return sum(width * -(-number // 32) for width, number in enumerate(levels))
+
+
+def encode_widths(widths: np.ndarray) -> tuple[list[Any], bytes]:
+    """The smallest coding of uint8 widths 1 … 16, and its bytes."""
+    if not len(widths):
+        return ["one", 1], b""
+    lowest, highest = int(widths.min()), int(widths.max())
+    if lowest == highest:
+        return ["one", lowest], b""
+    bits = (highest - lowest).bit_length()
+    runs = _encode_runs(widths)
+    if len(runs) < fixed_bytes(len(widths), bits):
+        return ["runs"], runs
+    return ["fixed", lowest, bits], _pack_stream((widths - lowest).astype(np.uint8), bits)
+
+
+def fixed_bytes(groups: int, bits: int) -> int:
+    """Bytes of a fixed-width table: one stream of `groups` values."""
+    return 4 * bits * -(-groups // 32)
+
+
+def check_coding(coding: Any) -> None:
+    """Raise WidthError unless `coding` is one of the three forms."""
+    known = isinstance(coding, list) and all(type(part) is int for part in coding[1:])
+    if known and coding[:1] == ["one"] and len(coding) == 2 and 1 <= coding[1] <= MAX_WIDTH:
+        return
+    if (
+        known
+        and coding[:1] == ["fixed"]
+        and len(coding) == 3
+        and 1 <= coding[1] <= MAX_WIDTH
+        and 1 <= coding[2] <= 4
+    ):
+        return
+    if known and coding == ["runs"]:
+        return
+    raise WidthError(
+        f"the width coding {str(coding)[:60]} is none of ['one', width], ['fixed', lowest, bits], ['runs']"
+    )
+
+
+def decode_widths(coding: list[Any], data: bytes | bytearray, groups: int) -> np.ndarray:
+    """uint8 `[groups]`, each 1 … 16; raises WidthError when the bytes say anything else."""
+    if coding[0] == "one":
+        return np.full(groups, coding[1], dtype=np.uint8)
+    if coding[0] == "runs":
+        return _decode_runs(data, groups)
+    _, lowest, bits = coding
+    if len(data) != fixed_bytes(groups, bits):
+        expected = f"expected {fixed_bytes(groups, bits):,} bytes for {groups:,} widths of {bits} bits"
+        raise WidthError(f"{expected}, found {len(data):,}")
+    widths = _unpack_stream(data, bits, groups) + np.uint8(lowest)
+    if groups and int(widths.max()) > MAX_WIDTH:
+        raise WidthError(f"widths must be between 1 and {MAX_WIDTH}, found {int(widths.max())}")
+    return widths
+
+
+def _encode_runs(widths: np.ndarray) -> bytes:
+    starts = np.flatnonzero(np.diff(widths, prepend=np.uint8(0)))  # no width is 0: the first one starts a run
+    lengths = np.diff(starts, append=len(widths)).astype(np.uint64)
+    values = (lengths - 1) * 16 + (widths[starts] - 1).astype(np.uint64)
+    shifts = np.arange(MAX_VARINT_BYTES, dtype=np.uint64) * 7
+    digits = (values[:, None] >> shifts) & 0x7F  # [runs, 9], least significant first
+    more = np.concatenate([values[:, None] >> shifts[1:], np.zeros_like(values[:, None])], axis=1) != 0
+    used = np.concatenate([np.ones_like(more[:, :1]), more[:, :-1]], axis=1)
+    return (digits | (more.astype(np.uint64) << np.uint64(7)))[used].astype(np.uint8).tobytes()
+
+
+def _decode_runs(data: bytes | bytearray, groups: int) -> np.ndarray:
+    stored = np.frombuffer(data, dtype=np.uint8)
+    last = stored < 0x80
+    ends = np.flatnonzero(last)
+    if len(stored) and not last[-1]:
+        raise WidthError("the last run is cut off")
+    sizes = np.diff(ends, prepend=-1)
+    if len(sizes) and int(sizes.max()) > MAX_VARINT_BYTES:
+        raise WidthError(f"a run takes {int(sizes.max())} bytes, at most {MAX_VARINT_BYTES} are allowed")
+    if ((stored[ends] == 0) & (sizes > 1)).any():
+        raise WidthError("a run is written with more bytes than it needs")
+    starts = ends - sizes + 1
+    places = np.arange(len(stored)) - np.repeat(starts, sizes)
+    digits = (stored & 0x7F).astype(np.uint64) << (places.astype(np.uint64) * np.uint64(7))
+    values = np.add.reduceat(digits, starts) if len(starts) else digits
+    lengths = (values >> np.uint64(4)) + np.uint64(1)
+    total = sum(lengths.tolist()) if len(lengths) <= groups else len(lengths)
+    if total != groups:
+        raise WidthError(f"the runs cover {total:,} groups, expected {groups:,}")
+    widths = (values & np.uint64(15)).astype(np.uint8) + np.uint8(1)
+    return np.repeat(widths, lengths.astype(np.int64))
+
+
+def _pieces(count: int) -> Iterator[tuple[int, int, int]]:
+    """A stream of `count` values as (first value, blocks, lanes): many whole blocks, then the last one."""
+    whole = count // BLOCK
+    for first in range(0, whole, 4096):
+        yield first * BLOCK, min(4096, whole - first), 32
+    if count % BLOCK:
+        yield whole * BLOCK, 1, -(-(count % BLOCK) // 32)
+
+
+def _pack_stream(values: np.ndarray, bits: int) -> bytes:
+    """The bytes of one stream: `bits` bits of each value, laid out like a weight's levels of that width."""
+    packed = []
+    for first, blocks, lanes in _pieces(len(values)):
+        rows = np.zeros((blocks, 32, lanes), dtype=np.uint8)
+        piece = values[first : first + rows.size]
+        rows.reshape(-1)[: len(piece)] = piece
+        strings = (
+            rows.transpose(0, 2, 1)[..., None] >> np.arange(bits, dtype=np.uint8)
+        ) & 1  # [block, lane, row, bit]
+        words = np.packbits(strings.reshape(blocks, lanes, bits, 32), axis=3, bitorder="little")
+        packed.append(words.transpose(0, 2, 1, 3).tobytes())  # [block, word, lane, 4 bytes]
+    return b"".join(packed)
+
+
+def _unpack_stream(data: bytes | bytearray, bits: int, count: int) -> np.ndarray:
+    """uint8 `[count]`: the inverse of `_pack_stream`."""
+    stored = np.frombuffer(data, dtype=np.uint8)
+    values = [np.empty(0, dtype=np.uint8)]
+    for first, blocks, lanes in _pieces(count):
+        words = stored[first * bits // 8 :][: 4 * bits * lanes * blocks].reshape(blocks, bits, lanes, 4)
+        strings = np.unpackbits(words.transpose(0, 2, 1, 3), axis=3, bitorder="little")
+        rows = np.packbits(strings.reshape(blocks, lanes, 32, bits), axis=3, bitorder="little")[..., 0]
+        values.append(rows.transpose(0, 2, 1).reshape(-1))
+    return np.concatenate(values)[:count]

@@ -1,0 +1,67 @@
+"""Torch tensors as the bytes of a safetensors file, and back."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "U16": torch.uint16, "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16,
+    "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32,
+    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def dtype_name(tensor: Any, who: str, name: str) -> str:
+    """The file's name of a tensor's dtype; raises TypeError for what no safetensors file can hold."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{who}: {name}: expected a tensor, got {type(tensor).__name__}; only tensors can be stored"
+        )
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = (
+            "meta"
+            if tensor.is_meta
+            else str(tensor.layout)
+            if tensor.layout != torch.strided
+            else "quantized"
+        )
+        raise TypeError(f"{who}: {name}: expected an ordinary dense tensor with data, got a {kind} one")
+    if tensor.dtype not in DTYPE_NAMES:
+        raise TypeError(f"{who}: {name}: a tensor of {tensor.dtype} cannot be stored; convert it first")
+    return DTYPE_NAMES[tensor.dtype]
+
+
+def tensor_bytes(tensor: Tensor) -> np.ndarray:
+    """The tensor's elements in row-major order as little-endian bytes, uint8 and flat."""
+    _refuse_big_endian()
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, dtype=np.uint8)
+
+
+def tensor_from_bytes(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor over these bytes (no copy); `data` has exactly the length that dtype and shape ask for.
+
+    Raises ValueError for a bool that is neither 0 nor 1: such bytes would make later results undefined.
+    """
+    _refuse_big_endian()
+    if not data:
+        return torch.empty(shape, dtype=dtype)
+    flat = torch.frombuffer(data, dtype=torch.uint8)
+    if dtype == torch.bool and int(flat.max()) > 1:
+        raise ValueError(f"expected bytes 0 or 1 for bool, found {int(flat.max())}")
+    return flat.view(dtype).reshape(shape)
+
+
+def _refuse_big_endian() -> None:
+    if sys.byteorder != "little":
+        raise RuntimeError(
+            "diffq_fast: files are little-endian and this machine is not; convert on another one"
+        )
