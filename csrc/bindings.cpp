@@ -1,8 +1,173 @@
+// The core as a Python module: addresses and sizes in, results written where the caller says. Nothing is checked
+// that diffq_fast/backends/cpu has checked. The GIL is released while the core works.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-#include "core/thread_pool.h"
+#include "core/add_noise.h"
+#include "core/packed_levels.h"
+#include "core/planes.h"
+#include "core/quantize.h"
+#include "core/range.h"
 
-PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
-    module.doc() = "diffq_fast's compiled core: addresses and sizes in, nothing is checked that Python has checked.";
-    module.def("noop", [] { diffq_fast::run_tasks(0, 1, nullptr, nullptr); });
+namespace {
+
+using namespace diffq_fast;
+namespace py = pybind11;
+using Address = uintptr_t;
+using Addresses = std::vector<Address>;
+using Release = py::call_guard<py::gil_scoped_release>;
+
+template <typename T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+template <typename T>
+std::vector<T*> at_all(const Addresses& addresses) {
+    std::vector<T*> pointers;
+    pointers.reserve(addresses.size());
+    for (const Address address : addresses) pointers.push_back(at<T>(address));
+    return pointers;
+}
+
+// (addresses, counts, dtype codes) of a list of weights.
+using WeightLists = std::tuple<Addresses, std::vector<int64_t>, std::vector<int>>;
+
+std::vector<Floats> floats_of(const WeightLists& lists) {
+    const auto& [addresses, counts, dtypes] = lists;
+    std::vector<Floats> weights;
+    weights.reserve(addresses.size());
+    for (size_t i = 0; i < addresses.size(); ++i) {
+        weights.push_back({at<void>(addresses[i]), counts[i], static_cast<DType>(dtypes[i])});
+    }
+    return weights;
+}
+
+PhiloxKey key_at(Address key) { return PhiloxKey::from_bits(*at<const uint64_t>(key)); }
+
+// (group size, smallest and largest number of bits, param code, noise code, range per group)
+using Options = std::tuple<int64_t, double, double, int, int, bool>;
+
+NoiseArguments noise_arguments(const WeightLists& weights, const Addresses& logits, Address key,
+                               const std::vector<uint32_t>& streams, const float* range, const Options& options,
+                               int threads) {
+    const auto& [group_size, min_bits, max_bits, param, kind, per_group] = options;
+    return {floats_of(weights),
+            at_all<const float>(logits),
+            streams,
+            range,
+            key_at(key),
+            static_cast<NoiseKind>(kind),
+            BitsRule(static_cast<Param>(param), min_bits, max_bits),
+            group_size,
+            per_group,
+            threads};
+}
+
+// (address of the widths, count, group size, words)
+using PackingTuple = std::tuple<Address, int64_t, int64_t, int64_t>;
+
+Packing packing_of(const PackingTuple& packing, int threads) {
+    const auto& [widths, count, group_size, words] = packing;
+    return {at<const uint8_t>(widths), count, group_size, words, threads};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
+    module.doc() = "diffq_fast's compiled core; diffq_fast.backends.cpu is its only user";
+    module.def(
+        "noise",
+        [](Address key, uint32_t stream, int64_t first, int64_t count, int kind, Address out, int threads) {
+            fill_noise(key_at(key), stream, first, count, static_cast<NoiseKind>(kind), at<float>(out), threads);
+        },
+        Release());
+    module.def(
+        "weight_range",
+        [](const WeightLists& weights, int64_t group_size, bool per_group, Address range, Address extremes,
+           int threads) {
+            weight_range(floats_of(weights), group_size, per_group, at<float>(range), at<int64_t>(extremes), threads);
+        },
+        Release());
+    module.def(
+        "add_noise",
+        [](const WeightLists& weights, const Addresses& logits, Address key, const std::vector<uint32_t>& streams,
+           const Options& options, const Addresses& noisy, Address range, Address extremes, int threads) {
+            const auto arguments =
+                noise_arguments(weights, logits, key, streams, at<const float>(range), options, threads);
+            weight_range(arguments.weights, arguments.group_size, arguments.per_group, at<float>(range),
+                         at<int64_t>(extremes), threads);
+            add_noise(arguments, at_all<void>(noisy));
+        },
+        Release());
+    module.def(
+        "add_noise_backward",
+        [](const Addresses& grads, const WeightLists& weights, const Addresses& logits, Address range,
+           Address extremes, Address key, const std::vector<uint32_t>& streams, const Options& options,
+           const Addresses& grad_weights, const Addresses& grad_logits, Address nonfinite, int threads) {
+            add_noise_backward(
+                noise_arguments(weights, logits, key, streams, at<const float>(range), options, threads),
+                at<const int64_t>(extremes), at_all<const void>(grads), at_all<void>(grad_weights),
+                at_all<float>(grad_logits), at<float>(nonfinite));
+        },
+        Release());
+    module.def(
+        "quantize",
+        [](const WeightLists& weights, const Addresses& widths, Address range, int64_t group_size, bool per_group,
+           const Addresses& levels, int threads) {
+            quantize(floats_of(weights), at_all<const uint8_t>(widths), at<const float>(range), group_size,
+                     per_group, at_all<uint32_t>(levels), threads);
+        },
+        Release());
+    module.def(
+        "dequantize",
+        [](const Addresses& levels, const Addresses& widths, Address range, int64_t group_size, bool per_group,
+           const WeightLists& weights, int threads) {
+            dequantize(at_all<const uint32_t>(levels), at_all<const uint8_t>(widths), at<const float>(range),
+                       group_size, per_group, floats_of(weights), threads);
+        },
+        Release());
+    module.def(
+        "pack",
+        [](const PackingTuple& packing, Address levels, Address words, int threads) {
+            return pack(packing_of(packing, threads), at<const uint32_t>(levels), at<uint32_t>(words));
+        },
+        Release());
+    module.def(
+        "unpack",
+        [](const PackingTuple& packing, Address words, Address levels, int threads) {
+            return unpack(packing_of(packing, threads), at<const uint32_t>(words), at<uint32_t>(levels));
+        },
+        Release());
+    module.def(
+        "quantize_pack",
+        [](const PackingTuple& packing, Address weight, int dtype, Address range, bool per_group, Address words,
+           int threads) {
+            const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
+            return quantize_pack(packing_of(packing, threads), floats, at<const float>(range), per_group,
+                                 at<uint32_t>(words));
+        },
+        Release());
+    module.def(
+        "unpack_dequantize",
+        [](const PackingTuple& packing, Address words, Address range, bool per_group, Address weight, int dtype,
+           int threads) {
+            const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
+            return unpack_dequantize(packing_of(packing, threads), at<const uint32_t>(words), at<const float>(range),
+                                     per_group, floats);
+        },
+        Release());
+    module.def(
+        "pack_planes",
+        [](Address values, int value_bytes, int64_t count, int nbits, int rows, int64_t columns, Address words,
+           int threads) {
+            pack_planes({count, nbits, rows, columns}, at<const void>(values), value_bytes, at<void>(words), threads);
+        },
+        Release());
+    module.def(
+        "unpack_planes",
+        [](Address words, int64_t count, int nbits, int rows, int64_t columns, Address values, int threads) {
+            unpack_planes({count, nbits, rows, columns}, at<const void>(words), at<int16_t>(values), threads);
+        },
+        Release());
 }

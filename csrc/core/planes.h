@@ -1,0 +1,20 @@
+// diffq's bit planes: values seen as [blocks][rows][columns] become [blocks][nbits][columns] words of `rows` bits;
+// bit j of value [k][r][c] is bit r of word [k][j][c].
+#pragma once
+
+#include <cstdint>
+
+namespace diffq_fast {
+
+struct PlaneShape {
+    int64_t count;  // values; the rest of the last block is zero
+    int nbits;
+    int rows;  // 8, 16, 32 or 64: the bits of a word
+    int64_t columns;
+};
+
+// values: integers of value_bytes bytes (1, 2, 4 or 8). words: [blocks][nbits][columns] unsigned of rows bits.
+void pack_planes(const PlaneShape& shape, const void* values, int value_bytes, void* words, int threads);
+void unpack_planes(const PlaneShape& shape, const void* words, int16_t* values, int threads);
+
+}  // namespace diffq_fast

@@ -1,0 +1,47 @@
+// Which levels of a weight go to which stream: one stream per width, holding the levels of all groups of that width
+// in group order; streams of ascending width follow one another in the words.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/bitpack.h"
+#include "core/groups.h"
+
+namespace diffq_fast {
+
+struct Stream {
+    int width;
+    int64_t levels;       // how many
+    int64_t first_word;   // where its words begin
+    int64_t first_group;  // where its groups begin in Streams::groups()
+};
+
+class Streams {
+  public:
+    // widths: uint8 [groups of a weight with `count` elements].
+    Streams(const uint8_t* widths, int64_t count, int64_t group_size, int threads);
+
+    // False when a width is not in 1 ... 16; nothing else may be asked then.
+    bool valid() const { return valid_; }
+    int64_t words() const { return words_; }
+    int64_t group_size() const { return group_size_; }
+    const std::vector<Stream>& streams() const { return streams_; }
+
+    // The group that position `index` of the streams' groups, one stream after the other, holds.
+    int64_t group(int64_t index) const {
+        if (narrow_.empty() && wide_.empty()) return index;  // one width: groups in their own order
+        return narrow_.empty() ? wide_[static_cast<size_t>(index)]
+                               : int64_t{narrow_[static_cast<size_t>(index)]};
+    }
+    bool in_order() const { return narrow_.empty() && wide_.empty(); }
+
+  private:
+    bool valid_ = true;
+    int64_t group_size_, words_ = 0;
+    std::vector<Stream> streams_;
+    std::vector<uint32_t> narrow_;  // groups sorted by width, 4 bytes each where that is enough
+    std::vector<int64_t> wide_;
+};
+
+}  // namespace diffq_fast

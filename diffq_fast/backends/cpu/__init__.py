@@ -1,0 +1,14 @@
+"""Kernels for the CPU: they check what the core relies on, allocate, and hand addresses to ``diffq_fast._core``.
+
+Where the core is missing, nothing is registered and the default kernels answer. They also answer for what the core
+does not compute: float64, and dtypes other than float32, bfloat16 and float16.
+"""
+
+from __future__ import annotations
+
+from .loading import core, core_status
+
+__all__ = ["core_status"]
+
+if core is not None:
+    from . import kernels  # noqa: F401  (registers them)
