@@ -1,0 +1,278 @@
+"""What every quantizer does: attach to a model, switch its weights in forwards, quantise and put back.
+
+The root's forward hooks put tensors in the place of the weights (see ``shadows``) and take them away, also when the
+forward raises. Hooks of inner modules do nothing except inside a backward, where an activation checkpoint runs a part
+of the model again: they give it the tensors of its own forward (see ``replay``). ``docs/training.md`` says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from . import shadows
+from .export import Export
+from .replay import Forward, Forwards, Maker, inside_backward, next_sequence_number, unseen_by_checkpoints
+from .selection import QuantizedParameter, Slot, select
+
+
+def remembers_arguments(init: Callable) -> Callable:
+    """Keep the arguments that the caller of ``__init__`` gave, by name, as ``self._init_kwargs``, without the model."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapped(self, *args, **kwargs):
+        try:
+            given = signature.bind(self, *args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}; its arguments are {signature}") from None
+        self._init_kwargs = {name: value for name, value in given.items() if name not in ("self", "model")}
+        init(self, *args, **kwargs)
+
+    wrapped.__signature__ = signature
+    return wrapped
+
+
+class BaseQuantizer(Export):
+    """Hooks, switching and bookkeeping shared by the quantizers. Not used by itself.
+
+    A subclass says what a weight looks like in training (:meth:`_training_maker`) and in eval
+    (:meth:`_quantized_weights`).
+    """
+
+    def __init__(
+        self, model: nn.Module, min_size: float, float16: bool, exclude: Sequence[str], detect_bound: bool
+    ) -> None:
+        self.model = model
+        self.min_size = min_size
+        self.float16 = float16
+        self.exclude = exclude
+        self.detect_bound = detect_bound
+        selection = select(model, min_size, exclude, detect_bound, type(self).__name__)
+        self._qparams: list[QuantizedParameter] = selection.quantized
+        self._rest: list[Slot] = selection.rest
+        self._saved: dict[Slot, Tensor] | None = None
+        self._nesting = shadows.Nesting()
+        self._forwards = Forwards()
+        self._open: tuple[Forward, int] | None = None
+        self._replayed: list[tuple[Forward, int, list[int]] | None] = []
+        self._eval_cache: dict[Slot, tuple[tuple, Tensor]] = {}
+
+    # -- for subclasses ------------------------------------------------------------------------------------------------
+
+    def _training_maker(self) -> Maker:
+        """Draw what is random in one training forward; return how to make the weights of given indices from it."""
+        raise TypeError(f"{type(self).__name__} cannot be used by itself")
+
+    def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        """The weights as they come back from an export, in the parameters' dtypes."""
+        raise TypeError(f"{type(self).__name__} cannot be used by itself")
+
+    def _before_training_forward(self) -> None:
+        """Checks of a subclass before a training forward."""
+
+    # -- attach and detach ---------------------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        """Register the hooks; the last step of a subclass's constructor."""
+        self._members: dict[nn.Module, list[int]] = {}
+        for module in self.model.modules():
+            subtree = set(module.modules())
+            members = [index for index, entry in enumerate(self._qparams) if entry.module in subtree]
+            if members and module is not self.model:
+                self._members[module] = members
+        self._handles: list[RemovableHandle] = [
+            self.model.register_forward_pre_hook(self._before_forward),
+            self.model.register_forward_hook(self._after_forward, always_call=True),
+        ]
+        for module in self._members:
+            self._handles.append(module.register_forward_pre_hook(self._before_inner))
+            self._handles.append(module.register_forward_hook(self._after_inner, always_call=True))
+
+    def detach(self) -> None:
+        """Remove the hooks and the learned parameters from the model; the weights stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        shadows.take([*self._qparams, *self._rest])
+        for entry in self._qparams:
+            if entry.other is None and entry.learned_name is not None:
+                entry.module._parameters.pop(entry.learned_name, None)
+
+    # -- the forward of the whole model --------------------------------------------------------------------------------
+
+    def _before_forward(self, module: nn.Module, args: tuple) -> None:
+        with self._nesting.lock:
+            if not self._nesting.enter(module):
+                return
+            shadows.take([*self._qparams, *self._rest])
+            self._replayed.clear()
+            self._open = None
+            if module.training:
+                self._enter_training()
+            elif self._saved is None:
+                self._enter_eval()
+
+    def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+        with self._nesting.lock:
+            if not self._nesting.leave():
+                return
+            shadows.take([*self._qparams, *self._rest])
+            if self._open is not None:
+                forward, start = self._open
+                forward.spans.append((start, next_sequence_number()))
+                self._forwards.remember(forward)
+                self._open = None
+
+    def _enter_training(self) -> None:
+        self._before_training_forward()
+        self.unquantize()
+        self._eval_cache.clear()
+        forward = self._forwards.current() if inside_backward() else None
+        if forward is None:
+            forward = Forward(self._training_maker())
+        self._show(forward, range(len(self._qparams)))
+
+    def _enter_eval(self) -> None:
+        slots, tensors = self._eval_weights()
+        weights = tensors[: len(self._qparams)]
+        self._show(Forward(lambda indices: [weights[index] for index in indices]), range(len(weights)))
+        shadows.put(zip(slots[len(weights) :], tensors[len(weights) :], strict=True))
+
+    def _show(self, forward: Forward, indices: Sequence[int]) -> None:
+        """Put the tensors of ``forward`` in the place of the whole model's weights, and note where it starts."""
+        start = next_sequence_number()
+        with unseen_by_checkpoints() if inside_backward() else nullcontext():
+            tensors = forward.make(indices)
+        shadows.put(zip((self._qparams[index] for index in indices), tensors, strict=True))
+        if not torch.is_grad_enabled():
+            forward.before = start - 1
+        self._open = (forward, start)
+
+    # -- inner modules: only inside a backward ---------------------------------------------------------------------------
+
+    def _before_inner(self, module: nn.Module, args: tuple) -> None:
+        if torch.compiler.is_compiling() or not inside_backward():
+            return
+        missing = [index for index in self._members[module] if not self._qparams[index].is_shadowed]
+        forward = self._forwards.current() if missing else None
+        if forward is None:
+            self._replayed.append(None)
+            return
+        start = next_sequence_number()
+        with unseen_by_checkpoints():
+            tensors = forward.make(missing)
+        shadows.put(zip((self._qparams[index] for index in missing), tensors, strict=True))
+        self._replayed.append((forward, start, missing))
+
+    def _after_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if torch.compiler.is_compiling() or not inside_backward() or not self._replayed:
+            return
+        replayed = self._replayed.pop()
+        if replayed is not None:
+            forward, start, indices = replayed
+            shadows.take(self._qparams[index] for index in indices)
+            forward.spans.append((start, next_sequence_number()))
+
+    # -- eval ------------------------------------------------------------------------------------------------------------
+
+    def _eval_weights(self) -> tuple[list[Slot], list[Tensor]]:
+        """The quantised weights and the rounded ``float16`` parameters; made once per version of what they come from."""
+        slots = [*self._qparams, *(self._rest if self.float16 else ())]
+        stamps = {slot: self._stamp(slot) for slot in slots}
+        stale = [slot for slot in slots if self._eval_cache.get(slot, (None,))[0] != stamps[slot]]
+        if stale:
+            self._tell_faults()
+            with torch.inference_mode(False), torch.no_grad():
+                fresh = self._rounded([slot for slot in stale])
+            self._eval_cache.update({slot: (stamps[slot], tensor) for slot, tensor in zip(stale, fresh, strict=True)})
+        return slots, [self._eval_cache[slot][1] for slot in slots]
+
+    def _rounded(self, slots: Sequence[Slot]) -> list[Tensor]:
+        """Each slot's value as an export keeps it; tied weights are made once."""
+        entries = [slot for slot in slots if isinstance(slot, QuantizedParameter)]
+        firsts = list(dict.fromkeys(entry.first for entry in entries))
+        made = dict(zip(firsts, self._quantized_weights(firsts) if firsts else [], strict=True))
+        return [
+            made[slot.first] if isinstance(slot, QuantizedParameter) else slot.param.half().to(slot.param.dtype)
+            for slot in slots
+        ]
+
+    def _stamp(self, slot: Slot) -> tuple:
+        """Changes whenever the slot's parameter, or what was learned for it, does."""
+        tensors = [slot.param]
+        if isinstance(slot, QuantizedParameter) and slot.first.learned_name is not None:
+            tensors.append(slot.logit)
+        return tuple(
+            (tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype)
+            for tensor in tensors
+        )
+
+    # -- quantise in place -----------------------------------------------------------------------------------------------
+
+    def quantize(self) -> bool:
+        """Replace the weights by their quantised values, in place, until :meth:`unquantize` or the next training forward.
+
+        Returns:
+            True, or False when they are replaced already.
+        """
+        if self._saved is not None:
+            return False
+        slots, tensors = self._eval_weights()
+        with torch.no_grad():
+            self._saved = {slot: slot.param.detach().clone() for slot in slots if not self._is_tied(slot)}
+            for slot, tensor in zip(slots, tensors, strict=True):
+                slot.param.copy_(tensor)
+        return True
+
+    def unquantize(self) -> None:
+        """Put the float weights back after :meth:`quantize`; harmless when there is nothing to put back."""
+        if self._saved is None:
+            return
+        with torch.no_grad():
+            for slot, tensor in self._saved.items():
+                slot.param.copy_(tensor)
+        self._saved = None
+
+    @contextmanager
+    def enter_quantize(self) -> Iterator[None]:
+        """Context in which the model holds its quantised weights; the float weights are back afterwards."""
+        changed = self.quantize()
+        try:
+            yield
+        finally:
+            if changed:
+                self.unquantize()
+
+    def bake(self) -> None:
+        """Make the quantised weights permanent and detach: what is left is a plain model."""
+        self.quantize()
+        self._saved = None
+        self.detach()
+
+    @staticmethod
+    def _is_tied(slot: Slot) -> bool:
+        return isinstance(slot, QuantizedParameter) and slot.other is not None
+
+    def _float_value(self, slot: Slot) -> Tensor:
+        """The slot's training value, whether or not :meth:`quantize` is in force."""
+        value = slot.param if self._saved is None else self._saved[getattr(slot, "first", slot)]
+        return value.detach()
+
+    # -- others ----------------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        parameters = inspect.signature(type(self)).parameters
+        values = {name: getattr(self, name) for name in parameters if name != "model"}
+        changed = [f"{name}={value}" for name, value in values.items() if value != parameters[name].default]
+        return f"{type(self).__name__}({','.join([f'model={self.model!r}', *changed])})"
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_eval_cache": {}, "_open": None, "_replayed": []}

@@ -1,0 +1,403 @@
+"""DiffQ: pseudo quantisation noise with learned numbers of bits (Défossez, Adi, Synnaeve, TMLR 2022)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional, legacy_entries
+from ..bits import PARAMS, bits_from_logits, logits_from_bits, whole_bits
+from ..philox import NOISE_KINDS
+from ..reference import group_count
+from .base import BaseQuantizer, remembers_arguments
+from .export import ExportedWeight
+from .replay import Maker
+from .selection import QuantizedParameter
+from .torch_noise import TorchNoise
+
+BUCKET_BYTES = 64 * 2**20
+RNGS = ("philox", "torch")
+
+
+class DiffQuantizer(BaseQuantizer):
+    """Trains a model with learned numbers of bits: each weight gets noise as large as one quantisation step.
+
+    Three lines in a training loop::
+
+        quantizer = DiffQuantizer(model, group_size=8)      # after the optimizer is made
+        quantizer.setup_optimizer(optimizer)
+        loss = task_loss + penalty * quantizer.model_size()
+
+    In train mode every forward of ``model`` sees freshly noisy weights; in eval mode it sees the quantised ones; the
+    stored parameters never change. The logits are parameters ``<name><suffix>`` of the owning modules, so they are in
+    ``state_dict``, in DDP and in copies.
+
+    Args:
+        model: any module; it is not replaced.
+        min_size: parameters of up to this many MB (as float32) are not quantised.
+        float16: keep the parameters that are not quantised in half precision, in eval and export.
+        group_size: consecutive elements that share a number of bits; 0: one for the whole weight. The last group of a
+            weight may be shorter.
+        min_bits, max_bits: the open interval of the learned bits, ``0 < min_bits < max_bits``.
+        param: ``"bits"`` or ``"noise"``, see :func:`diffq_fast.functional.bits_from_logits`.
+        noise: ``"gaussian"`` (N(0, 1)/2) or ``"uniform"`` (U[-1/2, 1/2)), in units of one step.
+        init_bits: bits at the start, strictly between min_bits and max_bits.
+        extra_bits: added to the learned bits in eval and export.
+        suffix: of the logits' names.
+        exclude: fnmatch patterns of parameters to leave alone, against ``name`` and ``"<module name>.<name>"``.
+        detect_bound: a tensor used at several places has one width, one noise and is stored once.
+        rng: ``"philox"`` (the package's own noise, from one key per forward) or ``"torch"`` (torch's generator, slower:
+            the numbers that diffq 0.2.4 draws under the same seed).
+        range_scope: ``"tensor"`` or ``"group"`` (each group has its own minimum and maximum; the two floats per
+            group count in every size).
+
+    Raises:
+        ValueError: an argument is out of its range.
+        RuntimeError: a parameter's name already ends in ``suffix``.
+    """
+
+    @remembers_arguments
+    def __init__(
+        self,
+        model: nn.Module,
+        min_size: float = 0.01,
+        float16: bool = False,
+        group_size: int = 1,
+        min_bits: float = 2,
+        max_bits: float = 15,
+        param: str = "bits",
+        noise: str = "gaussian",
+        init_bits: float = 8,
+        extra_bits: float = 0,
+        suffix: str = "_diffq",
+        exclude: Sequence[str] = [],  # noqa: B006  (diffq's signature; never written to)
+        detect_bound: bool = True,
+        *,
+        rng: str = "philox",
+        range_scope: str = "tensor",
+    ) -> None:
+        _check_choice("param", param, PARAMS)
+        _check_choice("noise", noise, NOISE_KINDS)
+        _check_choice("rng", rng, RNGS)
+        _check_choice("range_scope", range_scope, ("tensor", "group"))
+        if not 0 < min_bits < init_bits < max_bits <= 15:
+            raise ValueError(
+                "DiffQuantizer: expected 0 < min_bits < init_bits < max_bits <= 15, got "
+                f"min_bits={min_bits}, init_bits={init_bits}, max_bits={max_bits}"
+            )
+        if group_size < 0:
+            raise ValueError(f"DiffQuantizer: group_size must be 0 (one group) or positive, got {group_size}")
+        self._refuse_second(model, suffix)
+        super().__init__(model, min_size, float16, exclude, detect_bound)
+        self.group_size = group_size
+        self.min_bits, self.max_bits, self.param = min_bits, max_bits, param
+        self.noise, self.init_bits, self.extra_bits = noise, init_bits, extra_bits
+        self.suffix, self.rng, self.range_scope = suffix, rng, range_scope
+        self._optimizer_setup = False
+        self._tallies: dict[tuple[int, ...], Tensor] = {}
+        self._register_logits()
+        self._attach()
+
+    @staticmethod
+    def _refuse_second(model: nn.Module, suffix: str) -> None:
+        for name, _ in model.named_parameters():
+            if name.endswith(suffix):
+                raise RuntimeError(
+                    f"DiffQuantizer: the model already has a parameter {name}, which ends in {suffix!r}; detach the "
+                    "quantizer that is on this model, or choose another suffix"
+                )
+
+    def _register_logits(self) -> None:
+        self._firsts = [entry for entry in self._qparams if entry.other is None]
+        self._streams = {entry: index for index, entry in enumerate(self._firsts)}
+        start = float(
+            logits_from_bits(
+                torch.tensor(self.init_bits, dtype=torch.float64), self.min_bits, self.max_bits, self.param
+            )
+        )
+        for entry in self._firsts:
+            entry.learned_name = entry.name + self.suffix
+            groups = group_count(entry.param.numel(), self.group_size)
+            logit = torch.full((groups,), start, dtype=torch.float32, device=entry.param.device)
+            entry.module.register_parameter(entry.learned_name, nn.Parameter(logit))
+
+    # -- optimizer -----------------------------------------------------------------------------------------------------
+
+    def setup_optimizer(self, optimizer: torch.optim.Optimizer, lr: float = 1e-3, **kwargs: Any) -> None:
+        """Add the logits to ``optimizer``, as one group with ``weight_decay`` 0.
+
+        Args:
+            optimizer: made before this quantizer, so that it does not hold the logits yet.
+            lr: learning rate of the logits.
+            kwargs: other options of the group.
+
+        Raises:
+            RuntimeError: the optimizer holds the logits already, or another one was set up.
+        """
+        if self._optimizer_setup:
+            raise RuntimeError(
+                "DiffQuantizer.setup_optimizer: an optimizer was set up already (or no_optimizer() was called); call "
+                "clear_optimizer(optimizer) first"
+            )
+        logits = self._logits()
+        held = {id(param) for group in optimizer.param_groups for param in group["params"]}
+        if any(id(logit) in held for logit in logits):
+            raise RuntimeError(
+                "DiffQuantizer.setup_optimizer: the optimizer already holds the logits; create the optimizer before "
+                "the quantizer"
+            )
+        if logits:
+            optimizer.add_param_group({"params": logits, "lr": lr, "weight_decay": 0, **kwargs})
+        self._optimizer_setup = True
+
+    def no_optimizer(self) -> None:
+        """Say that no optimizer will train the logits, or one that is set up by hand: training forwards may begin."""
+        self._optimizer_setup = True
+
+    def clear_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remove the logits, and what the optimizer remembers of them, from all groups of ``optimizer``."""
+        logits = {id(logit) for logit in self._logits()}
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                if id(param) in logits:
+                    optimizer.state.pop(param, None)
+            group["params"] = [param for param in group["params"] if id(param) not in logits]
+        self._optimizer_setup = False
+
+    def check_unused(self) -> None:
+        """Zero the gradient of logits whose weight took no part in the loss (its gradient is None or all zero)."""
+        for entry in self._firsts:
+            logit, grad = entry.logit, entry.param.grad
+            if logit.grad is None:
+                continue
+            if grad is None:
+                logit.grad.zero_()
+            else:
+                logit.grad.mul_((grad != 0).any())
+
+    def _before_training_forward(self) -> None:
+        if not self._optimizer_setup:
+            raise RuntimeError(
+                "DiffQuantizer: call setup_optimizer(optimizer), or no_optimizer(), before the first training forward"
+            )
+
+    # -- bits ----------------------------------------------------------------------------------------------------------
+
+    def _logits(self) -> list[nn.Parameter]:
+        return [entry.logit for entry in self._firsts]
+
+    def _get_bits(self, logit: Tensor) -> Tensor:
+        return bits_from_logits(logit, self.min_bits, self.max_bits, self.param)
+
+    def _widths(self, entry: QuantizedParameter) -> Tensor:
+        return whole_bits(self._get_bits(entry.logit.detach()), self.extra_bits)
+
+    def bits(self) -> dict[str, Tensor]:
+        """The learned, real-valued bits of every group, by weight name: float32 ``[groups]``, without gradient."""
+        return {entry.full_name: self._get_bits(entry.logit.detach()) for entry in self._firsts}
+
+    def bits_per_weight(self) -> dict[str, float]:
+        """The mean number of bits of each weight's elements, by name, as it stands in training."""
+        return {
+            entry.full_name: float(self._total(self._get_bits(entry.logit.detach()), entry) / entry.param.numel())
+            for entry in self._firsts
+            if entry.param.numel()
+        }
+
+    def _total(self, per_group: Tensor, entry: QuantizedParameter) -> Tensor:
+        """Sum over a weight's elements of a value per group."""
+        count = entry.param.numel()
+        size = self.group_size or count
+        total = size * per_group.sum()
+        missing = len(per_group) * size - count
+        return total - missing * per_group[-1] if missing else total
+
+    # -- training weights ----------------------------------------------------------------------------------------------
+
+    def _training_maker(self) -> Maker:
+        if self.rng == "torch":
+            return TorchNoise(self, self._firsts).make
+        keys = {device: functional.draw_key(like) for device, like in self._devices().items()}
+        return partial(self._noisy_weights, keys)
+
+    def _devices(self) -> dict[torch.device, Tensor]:
+        return {entry.param.device: entry.param for entry in reversed(self._firsts)}
+
+    def _noisy_weights(self, keys: dict[torch.device, Tensor], indices: Sequence[int]) -> list[Tensor]:
+        firsts = list(dict.fromkeys(self._qparams[index].first for index in indices))
+        made: dict[QuantizedParameter, Tensor] = {}
+        for bucket in _buckets(firsts):
+            streams = [self._streams[entry] for entry in bucket]
+            logits = [entry.logit for entry in bucket]
+            noisy = functional.add_noise(
+                [entry.param for entry in bucket],
+                logits,
+                keys[bucket[0].param.device],
+                streams=streams,
+                group_size=self.group_size,
+                min_bits=self.min_bits,
+                max_bits=self.max_bits,
+                param=self.param,
+                noise=self.noise,
+                range_scope=self.range_scope,
+                tally=self._tally(streams, logits),
+            ).noisy
+            _backward_right_behind_last_use(noisy[0])
+            made.update(zip(bucket, noisy, strict=True))
+        return [made[self._qparams[index].first] for index in indices]
+
+    def _tally(self, streams: list[int], logits: list[nn.Parameter]) -> Tensor | None:
+        """The leaf whose gradient counts the non-finite logit gradients of a bucket."""
+        if not torch.is_grad_enabled() or not any(logit.requires_grad for logit in logits):
+            return None
+        tally = self._tallies.get(tuple(streams))
+        if tally is None or tally.device != logits[0].device:
+            tally = torch.zeros(len(streams), device=logits[0].device, requires_grad=True)
+            self._tallies[tuple(streams)] = tally
+        return tally
+
+    def _tell_faults(self) -> None:
+        counts: dict[int, int] = {}
+        for streams, tally in self._tallies.items():
+            if tally.grad is not None:
+                for stream, count in zip(streams, tally.grad.tolist(), strict=True):
+                    counts[stream] = counts.get(stream, 0) + int(count)
+                tally.grad = None
+        broken = [f"{self._firsts[stream].full_name} ({count})" for stream, count in counts.items() if count]
+        if broken:
+            warnings.warn(
+                "DiffQuantizer: non-finite gradients reached the logits of " + ", ".join(broken) + "; they were put to "
+                "zero, so the bits stayed finite. Under autocast, let the GradScaler skip such steps for every optimizer",
+                stacklevel=4,
+            )
+
+    # -- eval weights --------------------------------------------------------------------------------------------------
+
+    def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        return [self._quantized_weight(entry) for entry in entries]
+
+    def _quantized_weight(self, entry: QuantizedParameter) -> Tensor:
+        levels, widths, found = self._levels(entry)
+        return functional.dequantize(
+            [levels],
+            [widths],
+            found,
+            group_size=self.group_size,
+            range_scope=self.range_scope,
+            dtype=entry.param.dtype,
+        )[0]
+
+    def _levels(self, entry: QuantizedParameter) -> tuple[Tensor, Tensor, Tensor]:
+        """A weight's levels (int32, its shape), widths (uint8 ``[groups]``) and range (float32)."""
+        weight = self._float_value(entry)
+        weight = weight.float() if weight.dtype == torch.float64 else weight
+        options = {"group_size": self.group_size, "range_scope": self.range_scope}
+        widths = self._widths(entry)
+        found = functional.weight_range([weight], **options)
+        return functional.quantize([weight], [widths], found, **options)[0], widths, found
+
+    # -- size ----------------------------------------------------------------------------------------------------------
+
+    def _quantized_bits(self, exact: bool) -> Tensor | float:
+        """Bits that the quantised weights take: levels, ranges, width tables."""
+        total: Tensor | float = 0.0
+        for entry in self._firsts:
+            if not entry.param.numel():
+                continue
+            bits = self._get_bits(entry.logit)
+            used = whole_bits(bits, self.extra_bits).float() if exact else self.extra_bits + bits
+            ranges = len(used) if self.range_scope == "group" else 1
+            table = len(used) * self._table_bits(used.detach())
+            total = total + (self._total(used, entry) + (64 * ranges + 8) + table)
+        return total
+
+    def _table_bits(self, used: Tensor) -> Tensor:
+        """Bits of one entry of a weight's width table."""
+        lowest: float | Tensor = self.min_bits
+        if self.extra_bits < 0:
+            lowest = used.min().round().clamp(max=self.min_bits)
+        return torch.ceil(torch.log2((1 + used.max().round() - lowest).clamp(min=1)))
+
+    # -- export --------------------------------------------------------------------------------------------------------
+
+    def export_weights(self) -> list[ExportedWeight]:
+        """The weights, their whole numbers of bits and their other names, for :func:`diffq_fast.save`.
+
+        Raises:
+            ValueError: a weight has NaN or infinite elements.
+        """
+        self._tell_faults()
+        self._refuse_broken(self._firsts)
+        names = self._aliases()
+        return [
+            ExportedWeight(
+                entry.full_name,
+                self._float_value(entry),
+                self._widths(entry),
+                self.group_size,
+                self.range_scope,
+                [name for name in names.get(id(entry.param), []) if name != entry.full_name],
+            )
+            for entry in self._firsts
+        ]
+
+    def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
+        if self.range_scope == "group":
+            raise ValueError(
+                "DiffQuantizer.get_quantized_state: diffq's states have no ranges per group (range_scope='group'); "
+                "save a packed file with diffq_fast.save"
+            )
+        levels, widths, found = self._levels(entry)
+        lo, hi = found[0].tolist()
+        return legacy_entries.encode_diffq_entry(
+            levels, widths, lo, hi, min_bits=self.min_bits, packed=packed, torch_pack=torch_pack, name=entry.full_name
+        )
+
+    def _decode(self, entry: QuantizedParameter, stored: Any) -> tuple[Tensor, Tensor]:
+        param = entry.param
+        levels, widths, found = legacy_entries.decode_diffq_entry(
+            stored, param.shape, group_size=self.group_size, min_bits=self.min_bits, name=entry.full_name
+        )
+        options = {"group_size": self.group_size, "dtype": param.dtype}
+        weight = functional.dequantize([levels], [widths], torch.tensor([found], dtype=torch.float32), **options)[0]
+        return weight, widths
+
+    def _set_learned(self, entry: QuantizedParameter, learned: Tensor) -> None:
+        """Set the logits so that the next export has the widths ``learned``."""
+        margin = min(0.01, (self.max_bits - self.min_bits) / 4)
+        bits = (learned.double() - self.extra_bits).clamp(self.min_bits + margin, self.max_bits - margin)
+        entry.logit.copy_(logits_from_bits(bits, self.min_bits, self.max_bits, self.param))
+
+
+def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"DiffQuantizer: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _buckets(entries: Sequence[QuantizedParameter]) -> Iterator[list[QuantizedParameter]]:
+    """Consecutive weights of one device, about ``BUCKET_BYTES`` together."""
+    bucket: list[QuantizedParameter] = []
+    size = 0
+    for entry in entries:
+        param = entry.param
+        if bucket and (size >= BUCKET_BYTES or param.device != bucket[0].param.device):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(entry)
+        size += param.numel() * param.element_size()
+    if bucket:
+        yield bucket
+
+
+def _backward_right_behind_last_use(noisy: Tensor) -> None:
+    """Autograd runs ready nodes by descending number. Made first, a bucket's node would run after the backward of the
+    whole model; with the highest number it runs as soon as its last gradient is there, and DDP can overlap."""
+    if noisy.grad_fn is not None and not torch.compiler.is_compiling():
+        noisy.grad_fn._set_sequence_nr(2**62)
+
+

@@ -1,0 +1,247 @@
+"""Sizes, stored states and packed files of a quantizer: what every quantizer exports, and how it is read back."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import pickle
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import legacy_state
+from .selection import QuantizedParameter, Slot
+
+BITS_PER_MB = 8 * 2**20
+COMPRESSION_CHUNK = 2**20
+
+
+class ExportedWeight(NamedTuple):
+    """A quantised weight on its way to a packed file; ``aliases`` are the other names of the same tensor."""
+
+    name: str
+    weight: Tensor
+    widths: Tensor
+    group_size: int
+    range_scope: str
+    aliases: list[str]
+
+
+class Export:
+    """The exporting half of a quantizer. The other half, ``base.BaseQuantizer``, attaches and switches."""
+
+    if TYPE_CHECKING:
+        model: nn.Module
+        float16: bool
+        _qparams: list[QuantizedParameter]
+        _rest: list[Slot]
+        _init_kwargs: dict[str, Any]
+        _saved: dict[Slot, Tensor] | None
+
+        def _float_value(self, slot: Slot) -> Tensor: ...
+
+    # -- for subclasses ------------------------------------------------------------------------------------------------
+
+    def _quantized_bits(self, exact: bool) -> Tensor | float:
+        """Bits that the quantised weights take."""
+        raise TypeError(f"{type(self).__name__} cannot be used by itself")
+
+    def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
+        """One entry of a stored state."""
+        raise TypeError(f"{type(self).__name__} cannot be used by itself")
+
+    def _decode(self, entry: QuantizedParameter, stored: Any) -> tuple[Tensor, Any]:
+        """The weight of one entry of a stored state, and what was learned for it. Changes nothing."""
+        raise TypeError(f"{type(self).__name__} cannot be used by itself")
+
+    def _set_learned(self, entry: QuantizedParameter, learned: Any) -> None:
+        """Take over what :meth:`_decode` found to be learned."""
+
+    def _tell_faults(self) -> None:
+        """Warn of what was counted on the device since the last time."""
+
+    # -- size ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _float16(self) -> list[nn.Parameter]:
+        return [slot.param for slot in self._rest] if self.float16 else []
+
+    @property
+    def _others(self) -> list[nn.Parameter]:
+        return [] if self.float16 else [slot.param for slot in self._rest]
+
+    def model_size(self, exact: bool = False) -> Tensor:
+        """Size of the compressed model in MB (2**20 bytes), as a 0-dim tensor on the weights' device.
+
+        Differentiable in the logits, so it can be a penalty; asks the device for nothing. Unquantised parameters count
+        16 bits per element with ``float16``, else 32; tied weights count once.
+
+        Args:
+            exact: with the whole numbers of bits that an export uses.
+        """
+        if self._is_on_cpu():
+            self._tell_faults()
+        plain = sum(slot.param.numel() for slot in self._rest) * (16 if self.float16 else 32)
+        total = self._quantized_bits(exact) + plain
+        return total / BITS_PER_MB if isinstance(total, Tensor) else torch.tensor(total / BITS_PER_MB)
+
+    def _is_on_cpu(self) -> bool:
+        """Whether reading a value of the weights costs no wait for a device."""
+        return all(slot.param.device.type == "cpu" for slot in self._qparams)
+
+    def true_model_size(self) -> float:
+        """``model_size(exact=True)`` as a float, in MB."""
+        with torch.no_grad():
+            self._tell_faults()
+            return float(self.model_size(exact=True))
+
+    def packed_model_size(self) -> float:
+        """MB of the pickled packed state."""
+        return len(pickle.dumps(self.get_quantized_state(packed=True))) / 2**20
+
+    def compressed_model_size(self, compress_level: int = -1, num_workers: int = 8) -> float:
+        """MB of the unpacked state, saved by torch and compressed by zlib in chunks of 1 MB.
+
+        Args:
+            compress_level: zlib's, -1 … 9.
+            num_workers: threads that compress.
+        """
+        buffer = io.BytesIO()
+        torch.save(self.get_quantized_state(packed=False), buffer)
+        data = buffer.getbuffer()
+        chunks = [data[start : start + COMPRESSION_CHUNK] for start in range(0, len(data), COMPRESSION_CHUNK)]
+        with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+            return sum(pool.map(lambda chunk: len(zlib.compress(chunk, compress_level)), chunks)) / 2**20
+
+    # -- diffq's stored states -----------------------------------------------------------------------------------------
+
+    def get_quantized_state(self, packed: bool = True, torch_pack: bool = False) -> dict[str, Any]:
+        """The quantised model as diffq stores it: ``quantized``, ``float16``, ``others``, ``meta``.
+
+        Args:
+            packed: pack the levels into bit planes.
+            torch_pack: in the layout of ``diffq_fast.torch_pack`` instead of ``diffq_fast.bitpack``.
+
+        Raises:
+            ValueError: a weight has NaN or infinite elements, or a shape that this form cannot hold (a ragged last
+                group, ranges per group); the packed file of :func:`diffq_fast.save` holds those.
+        """
+        self._tell_faults()
+        entries = [entry for entry in self._qparams if entry.other is None]
+        with torch.no_grad():
+            self._refuse_broken(entries)
+            quantized = [self._encode(entry, packed, torch_pack) for entry in entries]
+            rest = [self._float_value(slot).clone() for slot in self._rest]
+        meta = {
+            "init_kwargs": self._legacy_arguments(),
+            "klass": type(self),
+            "packed": packed,
+            "torch_pack": packed and torch_pack,
+        }
+        return legacy_state.build_state(
+            quantized,
+            float16=[value.half() for value in rest] if self.float16 else [],
+            others=[] if self.float16 else rest,
+            meta=meta,
+        )
+
+    def _legacy_arguments(self) -> dict[str, Any]:
+        """The caller's arguments, without those that diffq does not know (they are keyword-only)."""
+        parameters = inspect.signature(type(self)).parameters
+        return {
+            name: value
+            for name, value in self._init_kwargs.items()
+            if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY
+        }
+
+    def restore_quantized_state(self, state: Any, quantized: Any = None) -> None:
+        """Read a stored state into the model: weights, and what was learned for them.
+
+        Args:
+            state: from :meth:`get_quantized_state` or from diffq; or the model, see ``quantized``.
+            quantized: demucs calls ``restore_quantized_state(model, state["quantized"])``: the bare list.
+
+        Raises:
+            ValueError: the state does not fit the model; nothing is changed then.
+        """
+        parsed = legacy_state.parse_state(state if quantized is None else quantized)
+        entries = [entry for entry in self._qparams if entry.other is None]
+        rest = parsed.float16 if self.float16 else parsed.others
+        _check_count("quantised parameters", entries, parsed.quantized)
+        bare = quantized is not None and not rest
+        if not bare:
+            _check_count("other parameters", self._rest, rest)
+            for slot, value in zip(self._rest, rest, strict=True):
+                _check_shape(slot, value)
+        with torch.no_grad():
+            decoded = [self._decode(entry, stored) for entry, stored in zip(entries, parsed.quantized, strict=True)]
+            self._saved = None
+            for entry, (weight, learned) in zip(entries, decoded, strict=True):
+                entry.param.copy_(weight)
+                self._set_learned(entry, learned)
+            if not bare:
+                for slot, value in zip(self._rest, rest, strict=True):
+                    slot.param.copy_(value)
+
+    def _refuse_broken(self, entries: Sequence[QuantizedParameter]) -> None:
+        for entry in entries:
+            weight = self._float_value(entry)
+            if not bool(weight.isfinite().all()):
+                raise ValueError(
+                    f"{type(self).__name__}: {entry.full_name} has NaN or infinite elements and cannot be exported"
+                )
+
+    # -- the packed file -----------------------------------------------------------------------------------------------
+
+    def plain_state(self, logits: bool = False) -> dict[str, Tensor]:
+        """Every entry of the model's ``state_dict`` that is not a quantised weight, with its training value.
+
+        Args:
+            logits: with what was learned too, so that training can go on from a file.
+        """
+        quantized = {id(entry.param) for entry in self._qparams}
+        learned = {id(entry.logit) for entry in self._qparams if entry.learned_name}
+        values = {id(slot.param): self._float_value(slot) for slot in self._rest}
+        state = {}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{type(self).__name__}: {name} of the state_dict is no tensor and cannot be exported")
+            if id(value) not in quantized and (logits or id(value) not in learned):
+                state[name] = values.get(id(value), value).detach()
+        return state
+
+    @property
+    def half_names(self) -> set[str]:
+        """Names that an export keeps in half precision."""
+        return {slot.full_name for slot in self._rest} if self.float16 else set()
+
+    def describe(self) -> dict[str, Any]:
+        """Class and arguments, as a packed file's header holds them."""
+        return {"class": type(self).__name__, "arguments": self._init_kwargs}
+
+    def _aliases(self) -> dict[int, list[str]]:
+        """All names of each parameter in ``state_dict``, by the parameter's id."""
+        names: dict[int, list[str]] = {}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            names.setdefault(id(value), []).append(name)
+        return names
+
+
+def _check_count(what: str, slots: Sequence[Slot], stored: Sequence[Any]) -> None:
+    if len(slots) != len(stored):
+        raise ValueError(
+            f"restore_quantized_state: the model has {len(slots)} {what}, the state {len(stored)}; "
+            "was it made for another model, or with other arguments of the quantizer?"
+        )
+
+
+def _check_shape(slot: Slot, value: Tensor) -> None:
+    if slot.param.shape != value.shape:
+        raise ValueError(
+            f"restore_quantized_state: {slot.full_name} has shape {list(slot.param.shape)}, "
+            f"the state has {list(value.shape)} at its place"
+        )

@@ -1,0 +1,116 @@
+"""Which parameters of a model are quantised, which are tied, and where each one is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+BYTES_PER_MB = 2**20
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place that holds a parameter: attribute ``name`` of ``module``. Read through ``_parameters`` each time, since
+    moving or functionally replacing a model exchanges the tensors there."""
+
+    module: nn.Module
+    name: str
+    full_name: str
+    rnn_index: int | None = field(default=None)
+
+    @property
+    def param(self) -> nn.Parameter:
+        """The parameter as it is now."""
+        return self.module._parameters[self.name]
+
+    @property
+    def is_shadowed(self) -> bool:
+        """Whether a tensor stands in the parameter's place."""
+        return self.name in self.module.__dict__
+
+
+@dataclass(eq=False)
+class QuantizedParameter(Slot):
+    """A quantised weight. ``other`` is the entry it is tied to (the same tensor, met before), else None."""
+
+    other: QuantizedParameter | None = None
+    learned_name: str | None = None
+
+    @property
+    def first(self) -> QuantizedParameter:
+        """The entry that owns the width and the noise: itself, or the one it is tied to."""
+        return self.other or self
+
+    @property
+    def logit(self) -> nn.Parameter:
+        """The learned scalar of each group (for LSQ: the scale), a parameter of the owning module."""
+        first = self.first
+        return first.module._parameters[first.learned_name]
+
+
+@dataclass
+class Selection:
+    """What :func:`select` found, in the order of ``named_modules()`` and then of each module's own parameters."""
+
+    quantized: list[QuantizedParameter]
+    rest: list[Slot]
+
+
+def select(
+    model: nn.Module, min_size: float, exclude: Sequence[str], detect_bound: bool, who: str = "quantizer"
+) -> Selection:
+    """Choose the parameters to quantise: floating, larger than ``min_size`` MB of float32, not excluded.
+
+    Args:
+        model: the module whose parameters are walked.
+        min_size: in MB (2**20 bytes), counted at 4 bytes per element.
+        exclude: fnmatch patterns against a parameter's name and its full name ``"<module name>.<name>"``.
+        detect_bound: see a tensor that is met again as tied to the first.
+
+    Raises:
+        ValueError: for a lazy parameter that has no shape yet.
+    """
+    exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+    quantized: list[QuantizedParameter] = []
+    rest: list[Slot] = []
+    seen: dict[int, QuantizedParameter | None] = {}
+    for slot, pattern_name in _walk(model):
+        param = slot.param
+        if isinstance(param, UninitializedParameter):
+            raise ValueError(
+                f"{who}: parameter {slot.full_name} is lazy and has no shape yet; run one forward, then attach"
+            )
+        if _is_excluded(slot, pattern_name, exclude) or not _is_large(param, min_size):
+            if id(param) not in seen:
+                seen[id(param)] = None
+                rest.append(slot)
+            continue
+        first = seen.get(id(param)) if detect_bound else None
+        entry = QuantizedParameter(slot.module, slot.name, slot.full_name, slot.rnn_index, other=first)
+        quantized.append(entry)
+        seen[id(param)] = first or entry
+    return Selection(quantized, rest)
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[Slot, str]]:
+    for module_name, module in model.named_modules():
+        flat_names = getattr(module, "_flat_weights_names", ()) if isinstance(module, nn.RNNBase) else ()
+        for name, param in module._parameters.items():
+            if param is None:
+                continue
+            full_name = f"{module_name}.{name}" if module_name else name
+            rnn_index = flat_names.index(name) if name in flat_names else None
+            yield Slot(module, name, full_name, rnn_index), f"{module_name}.{name}"
+
+
+def _is_excluded(slot: Slot, pattern_name: str, exclude: Sequence[str]) -> bool:
+    return any(fnmatch(slot.name, pattern) or fnmatch(pattern_name, pattern) for pattern in exclude)
+
+
+def _is_large(param: torch.Tensor, min_size: float) -> bool:
+    return param.is_floating_point() and param.numel() > min_size * BYTES_PER_MB / 4
