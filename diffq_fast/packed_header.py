@@ -39,7 +39,7 @@ class PackedFileError(ValueError):
 
 def file_error(path: str | os.PathLike[str], where: str, problem: str) -> PackedFileError:
     """The error for one place (a tensor's name, or "header") of one file."""
-    return PackedFileError(f"packed file {os.fspath(path)}: {where}: {problem}")
+    return PackedFileError(f"reading {os.fspath(path)}: {where}: {problem}")
 
 
 @dataclass(frozen=True)
