@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -149,7 +149,7 @@ class BaseQuantizer(Export):
     def _show(self, forward: Forward, indices: Sequence[int]) -> None:
         """Put the tensors of ``forward`` in the place of the whole model's weights, and note where it starts."""
         start = next_sequence_number()
-        with unseen_by_checkpoints() if inside_backward() else nullcontext():
+        with unseen_by_checkpoints():
             tensors = forward.make(indices)
         shadows.put(zip((self._qparams[index] for index in indices), tensors, strict=True))
         if not torch.is_grad_enabled():
@@ -166,7 +166,9 @@ class BaseQuantizer(Export):
         if forward is None:
             self._replayed.append(None)
             return
-        start = next_sequence_number()
+        # Without gradients this is the first run of a reentrant checkpoint within the recomputation: its node is the
+        # one made last, and it will be the current one when this part is computed once more.
+        start = next_sequence_number() - (not torch.is_grad_enabled())
         with unseen_by_checkpoints():
             tensors = forward.make(missing)
         shadows.put(zip((self._qparams[index] for index in missing), tensors, strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -94,8 +94,9 @@ class Forwards:
 
 @contextmanager
 def unseen_by_checkpoints() -> Iterator[None]:
-    """Operators run here are not counted, saved or recomputed by a checkpoint around them."""
-    with saved_tensors_hooks(_same, _same), _disable_current_modes():
+    """What operators run here keep for their backward is not counted or dropped by a checkpoint around them, and a
+    selective checkpoint does not see them when it computes again."""
+    with saved_tensors_hooks(_same, _same), _disable_current_modes() if inside_backward() else nullcontext():
         yield
 
 
