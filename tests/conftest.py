@@ -1,0 +1,48 @@
+"""Markers, and the golden files that diffq 0.2.4 wrote (``tests/data/golden``)."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+HAS_PEER = importlib.util.find_spec("diffq") is not None  # asked before any test can install the alias
+
+MARKERS = {
+    "peer": "compares with diffq 0.2.4, run as a black box; skipped where it is not installed",
+    "gpu": "needs a CUDA device; skipped without one",
+    "slow": "takes more than a few seconds; leave out with -m 'not slow'",
+}
+
+
+def pytest_configure(config):
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_collection_modifyitems(items):
+    missing = {}
+    if not HAS_PEER:
+        missing["peer"] = "diffq is not installed (pip install diffq==0.2.4)"
+    if not torch.cuda.is_available():
+        missing["gpu"] = "no CUDA device"
+    for item in items:
+        for name, reason in missing.items():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """``golden("noise")``: the tensors of ``tests/data/golden/noise.safetensors`` by name."""
+    return lambda name: load_file(GOLDEN / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_cases():
+    """``cases.json``: for each golden case its arguments and what diffq's size methods gave."""
+    return json.loads((GOLDEN / "cases.json").read_text())
