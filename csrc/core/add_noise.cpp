@@ -1,5 +1,6 @@
 #include "core/add_noise.h"
 
+#include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace diffq_fast {
@@ -43,6 +44,7 @@ void add_noise(const NoiseArguments& arguments, const std::vector<void*>& noisy)
     TaskTable table;
     const float* range = arguments.range;
     for (const Floats& weight : arguments.weights) {
+        expect_writes(noisy[grids.size()], weight.count * item_size(weight.dtype));
         grids.emplace_back(weight.count, arguments.group_size);
         table.append(grids.back().chunks());
         ranges.push_back(range);

@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "core/add_noise.h"
+#include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace diffq_fast {
@@ -235,6 +236,7 @@ class Backward {
         groups = 0;
         for (size_t i = 0; i < arguments.weights.size(); ++i) {
             const Floats& weight = arguments.weights[i];
+            expect_writes(grad_weights[i], weight.count * item_size(weight.dtype));
             const float* range = arguments.range + 2 * (per_group_ ? groups : static_cast<int64_t>(i));
             weights_.push_back({arguments, weight, arguments.logits[i], range, arguments.streams[i], grads[i],
                                 grad_weights[i], grad_logits[i],

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/elementary.h"
+#include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace diffq_fast {
@@ -81,6 +82,7 @@ void noise_block(PhiloxKey key, uint32_t stream, int64_t first, int64_t count, N
 
 void fill_noise(PhiloxKey key, uint32_t stream, int64_t first, int64_t count, NoiseKind kind, float* z, int threads) {
     constexpr int64_t kTask = 16 * kNoiseBlock;
+    expect_writes(z, count * int64_t{sizeof(float)});
     parallel_for((count + kTask - 1) / kTask, threads, [&](int64_t task) {
         const int64_t end = std::min(count, (task + 1) * kTask);
         for (int64_t i = task * kTask; i < end; i += kNoiseBlock) {

@@ -1,5 +1,6 @@
 #include "core/packed_levels.h"
 
+#include "core/memory.h"
 #include "core/quantize.h"
 #include "core/streams.h"
 #include "core/thread_pool.h"
@@ -134,6 +135,7 @@ bool fits(const Streams& streams, const Packing& packing) {
 bool pack(const Packing& packing, const uint32_t* levels, uint32_t* words) {
     const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
     if (!fits(streams, packing)) return false;
+    expect_writes(words, packing.word_count * 4);
     for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
         uint32_t gathered[kPackBlock];
         gather(streams, block, levels, gathered);
@@ -145,6 +147,7 @@ bool pack(const Packing& packing, const uint32_t* levels, uint32_t* words) {
 bool unpack(const Packing& packing, const uint32_t* words, uint32_t* levels) {
     const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
     if (!fits(streams, packing)) return false;
+    expect_writes(levels, packing.count * 4);
     for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
         uint32_t unpacked[kPackBlock];
         unpack_block(block.stream.width, words + block.word(), block.lanes(), unpacked);
@@ -157,6 +160,7 @@ bool quantize_pack(const Packing& packing, const Floats& weight, const float* ra
                    uint32_t* words) {
     const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
     if (!fits(streams, packing)) return false;
+    expect_writes(words, packing.word_count * 4);
     for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
         float values[kPackBlock];
         uint32_t levels[kPackBlock];
@@ -181,6 +185,7 @@ bool unpack_dequantize(const Packing& packing, const uint32_t* words, const floa
                        const Floats& weight) {
     const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
     if (!fits(streams, packing)) return false;
+    expect_writes(weight.data, weight.count * item_size(weight.dtype));
     for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
         uint32_t levels[kPackBlock];
         float values[kPackBlock];

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/groups.h"
+#include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace diffq_fast {
@@ -112,6 +113,7 @@ void pack_planes(const PlaneShape& shape, const void* values, int value_bytes, v
 }
 
 void unpack_planes(const PlaneShape& shape, const void* words, int16_t* values, int threads) {
+    expect_writes(values, shape.count * int64_t{sizeof(int16_t)});
     switch (shape.rows) {
         case 8: unpack_words<uint8_t>(shape, words, values, threads); break;
         case 16: unpack_words<uint16_t>(shape, words, values, threads); break;

@@ -1,5 +1,6 @@
 #include "core/quantize.h"
 
+#include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace diffq_fast {
@@ -53,6 +54,7 @@ void for_each_block(const std::vector<Floats>& weights, const float* range, int6
 
 void quantize(const std::vector<Floats>& weights, const std::vector<const uint8_t*>& widths, const float* range,
               int64_t group_size, bool per_group, const std::vector<uint32_t*>& levels, int threads) {
+    for (size_t i = 0; i < weights.size(); ++i) expect_writes(levels[i], weights[i].count * 4);
     for_each_block(weights, range, group_size, per_group, threads,
                    [&](size_t i, const float* bounds, int64_t first, int64_t count) {
                        Elements elements;
@@ -73,6 +75,7 @@ void quantize(const std::vector<Floats>& weights, const std::vector<const uint8_
 void dequantize(const std::vector<const uint32_t*>& levels, const std::vector<const uint8_t*>& widths,
                 const float* range, int64_t group_size, bool per_group, const std::vector<Floats>& weights,
                 int threads) {
+    for (const Floats& weight : weights) expect_writes(weight.data, weight.count * item_size(weight.dtype));
     for_each_block(weights, range, group_size, per_group, threads,
                    [&](size_t i, const float* bounds, int64_t first, int64_t count) {
                        Elements elements;

@@ -6,9 +6,9 @@ does not compute: float64, and dtypes other than float32, bfloat16 and float16.
 
 from __future__ import annotations
 
-from .loading import core, core_status
+from .loading import core, status
 
-__all__ = ["core_status"]
+__all__ = ["status"]
 
 if core is not None:
     from . import kernels  # noqa: F401  (registers them)

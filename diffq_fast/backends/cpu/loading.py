@@ -24,6 +24,6 @@ def _load() -> tuple[Any, str]:
 core, _reason = _load()
 
 
-def core_status() -> tuple[bool, str]:
+def status() -> tuple[bool, str]:
     """Whether the compiled core answers for CPU tensors, and why (not)."""
     return core is not None, _reason

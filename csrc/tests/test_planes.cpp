@@ -1,0 +1,56 @@
+#include "check.h"
+#include "core/planes.h"
+
+using namespace diffq_fast;
+
+namespace {
+
+template <typename Word>
+void check_layout(int64_t count, int nbits, int64_t columns) {
+    constexpr int kWordBits = static_cast<int>(sizeof(Word)) * 8;
+    const int64_t block = kWordBits * columns, blocks = (count + block - 1) / block;
+    std::mt19937 generator(static_cast<uint32_t>(count));
+    std::vector<int16_t> values(static_cast<size_t>(count)), back(values);
+    for (int16_t& value : values) value = static_cast<int16_t>(generator() & ((1u << nbits) - 1));
+    std::vector<Word> words(static_cast<size_t>(blocks * nbits * columns)), again(words);
+    const PlaneShape shape{count, nbits, kWordBits, columns};
+    pack_planes(shape, values.data(), 2, words.data(), 1);
+    pack_planes(shape, values.data(), 2, again.data(), 3);
+    CHECK(words == again);
+    for (int64_t i = 0; i < blocks * block; i += 7) {
+        const int64_t k = i / block, row = i % block / columns, column = i % columns;
+        for (int bit = 0; bit < nbits; ++bit) {
+            const Word word = words[static_cast<size_t>((k * nbits + bit) * columns + column)];
+            const bool set = i < count && (values[static_cast<size_t>(i)] >> bit & 1);
+            CHECK((word >> row & 1) == (set ? 1u : 0u));
+        }
+    }
+    unpack_planes(shape, words.data(), back.data(), 2);
+    CHECK(back == values);
+}
+
+void every_word_size_and_count_round_trips() {
+    for (const int64_t count : kAwkwardCounts) {
+        for (const int nbits : {1, 2, 8, 15}) {
+            for (const int64_t columns : {int64_t{1}, int64_t{32}, int64_t{33}, int64_t{500}}) {
+                check_layout<uint8_t>(count, nbits, columns);
+                check_layout<uint16_t>(count, nbits, columns);
+                check_layout<uint32_t>(count, nbits, columns);
+                check_layout<uint64_t>(count, nbits, columns);
+            }
+        }
+    }
+}
+
+void no_planes_and_no_columns_write_nothing() {
+    const std::vector<int64_t> values = {1, 2, 3};
+    pack_planes({3, 0, 64, 32}, values.data(), 8, nullptr, 1);
+    pack_planes({3, 4, 64, 0}, values.data(), 8, nullptr, 1);
+    std::vector<int16_t> back = {9, 9, 9};
+    unpack_planes({3, 0, 64, 32}, nullptr, back.data(), 1);
+    CHECK(back == std::vector<int16_t>(3, 0));
+}
+
+}  // namespace
+
+RUN_TESTS(every_word_size_and_count_round_trips, no_planes_and_no_columns_write_nothing)

@@ -1,0 +1,228 @@
+#include <cmath>
+#include <cstring>
+
+#include "check.h"
+#include "core/add_noise.h"
+#include "core/range.h"
+
+using namespace diffq_fast;
+
+namespace {
+
+constexpr PhiloxKey kKey{1, 2};
+
+struct Found {
+    float range[2];
+    int64_t extremes[4];
+};
+
+Found range_of(std::vector<float> values, int threads = 1) {
+    Found found;
+    weight_range({{values.data(), static_cast<int64_t>(values.size()), DType::float32}}, 0, false, found.range,
+                 found.extremes, threads);
+    return found;
+}
+
+void range_finds_first_places_and_ties() {
+    for (const int64_t count : kAwkwardCounts) {
+        auto values = random_floats(count, 1);
+        Found found = range_of(values);
+        if (count == 0) {
+            CHECK(found.range[0] == 0 && found.range[1] == 0 && found.extremes[2] == 0);
+            continue;
+        }
+        CHECK(values[static_cast<size_t>(found.extremes[0])] == found.range[0]);
+        CHECK(values[static_cast<size_t>(found.extremes[1])] == found.range[1]);
+        if (count < 9) continue;
+        const auto last = static_cast<size_t>(count - 1);
+        values[3] = values[last] = values[last / 2] = 100;
+        values[2] = values[last - 1] = -100;
+        found = range_of(values);
+        CHECK(found.range[0] == -100 && found.extremes[0] == 2 && found.extremes[2] == 2);
+        CHECK(found.range[1] == 100 && found.extremes[1] == 3);
+    }
+}
+
+void range_of_constant_infinite_and_nan_weights() {
+    Found found = range_of(std::vector<float>(50000, 2.5f), 2);
+    CHECK(found.range[0] == 2.5f && found.range[1] == 2.5f);
+    CHECK(found.extremes[0] == 0 && found.extremes[2] == 50000 && found.extremes[3] == 50000);
+    found = range_of(std::vector<float>(40, INFINITY));
+    CHECK(std::isinf(found.range[0]) && found.extremes[2] == 40 && found.extremes[3] == 40);
+    for (const size_t place : {size_t{0}, size_t{17}, size_t{39999}}) {
+        std::vector<float> values(40000, 1.0f);
+        values[place] = NAN;
+        found = range_of(values);
+        CHECK(std::isnan(found.range[0]) && std::isnan(found.range[1]) && found.extremes[3] == 0);
+    }
+}
+
+// One training step over several weights at once; everything it produces, for comparison.
+struct Step {
+    std::vector<std::vector<float>> noisy, grad_weights, grad_logits;
+    std::vector<float> range, nonfinite;
+
+    bool operator==(const Step& other) const {
+        return noisy == other.noisy && grad_weights == other.grad_weights && grad_logits == other.grad_logits &&
+               range == other.range && nonfinite == other.nonfinite;
+    }
+};
+
+struct Case {
+    std::vector<std::vector<float>> weights, logits, grads;
+    int64_t group_size;
+    bool per_group;
+};
+
+Case make_case(const std::vector<int64_t>& counts, int64_t group_size, bool per_group) {
+    Case made;
+    made.group_size = group_size;
+    made.per_group = per_group;
+    for (const int64_t count : counts) {
+        made.weights.push_back(random_floats(count, 1));
+        made.grads.push_back(random_floats(count, 2));
+        made.logits.push_back(random_floats(group_count(count, group_size), 3));
+    }
+    return made;
+}
+
+Step run(Case& made, NoiseKind kind, int threads) {
+    Step step;
+    NoiseArguments arguments{{},   {},  {}, nullptr, kKey, kind, BitsRule(Param::bits, 2, 15), made.group_size,
+                             made.per_group, threads};
+    std::vector<void*> noisy, grad_weights;
+    std::vector<const void*> grads;
+    std::vector<float*> grad_logits;
+    size_t rows = 0;
+    for (size_t i = 0; i < made.weights.size(); ++i) {
+        const auto count = static_cast<int64_t>(made.weights[i].size());
+        arguments.weights.push_back({made.weights[i].data(), count, DType::float32});
+        arguments.logits.push_back(made.logits[i].data());
+        arguments.streams.push_back(static_cast<uint32_t>(i));
+        rows += made.per_group ? made.logits[i].size() : 1;
+        step.noisy.emplace_back(made.weights[i].size(), NAN);
+        step.grad_weights.emplace_back(made.weights[i].size(), NAN);
+        step.grad_logits.emplace_back(made.logits[i].size(), NAN);
+        grads.push_back(made.grads[i].data());
+    }
+    for (size_t i = 0; i < made.weights.size(); ++i) {
+        noisy.push_back(step.noisy[i].data());
+        grad_weights.push_back(step.grad_weights[i].data());
+        grad_logits.push_back(step.grad_logits[i].data());
+    }
+    step.range.resize(2 * rows);
+    step.nonfinite.resize(made.weights.size());
+    std::vector<int64_t> extremes(4 * made.weights.size());
+    weight_range(arguments.weights, made.group_size, made.per_group, step.range.data(), extremes.data(), threads);
+    arguments.range = step.range.data();
+    add_noise(arguments, noisy);
+    add_noise_backward(arguments, extremes.data(), grads, grad_weights, grad_logits, step.nonfinite.data());
+    return step;
+}
+
+void training_step_does_not_depend_on_threads() {
+    for (const int64_t group_size : {0, 1, 7, 8, 100, 3000, 20000, 100000}) {
+        for (const bool per_group : {false, true}) {
+            Case made = make_case({70001, 3, 0, 33, 1024, 50000}, group_size, per_group);
+            const Step one = run(made, NoiseKind::gaussian, 1);
+            CHECK(one == run(made, NoiseKind::gaussian, 2));
+            CHECK(one == run(made, NoiseKind::gaussian, 5));
+        }
+    }
+}
+
+// Against the formula in double, for a range over the whole weight.
+void training_step_follows_the_formula() {
+    for (const int64_t group_size : {0, 1, 2, 4, 7, 8, 16, 1500}) {
+        for (const int64_t count : kAwkwardCounts) {
+            if (count < 2) continue;
+            Case made = make_case({count}, group_size, false);
+            const Step step = run(made, NoiseKind::uniform, 1);
+            std::vector<float> z(static_cast<size_t>(count));
+            fill_noise(kKey, 0, 0, count, NoiseKind::uniform, z.data(), 1);
+            const double length = static_cast<double>(step.range[1]) - step.range[0];
+            std::vector<double> sums(made.logits[0].size()), magnitudes(sums);
+            double total = 0;
+            for (size_t i = 0; i < z.size(); ++i) {
+                const auto group = static_cast<size_t>(group_of(static_cast<int64_t>(i), group_size));
+                const double t = 1 / (1 + std::exp(-static_cast<double>(made.logits[0][group])));
+                const double s = 1 / (std::exp2(15 * t + 2 * (1 - t)) - 1);
+                CHECK(std::fabs(step.noisy[0][i] - (made.weights[0][i] + length * s * z[i])) < 2e-6);
+                sums[group] += made.grads[0][i] * static_cast<double>(z[i]);
+                magnitudes[group] += std::fabs(made.grads[0][i] * z[i]);
+                total += made.grads[0][i] * s * z[i];
+            }
+            for (size_t group = 0; group < sums.size(); ++group) {
+                const double t = 1 / (1 + std::exp(-static_cast<double>(made.logits[0][group])));
+                const double s = 1 / (std::exp2(15 * t + 2 * (1 - t)) - 1);
+                const double slope = -std::log(2.0) * (s + s * s) * 13 * t * (1 - t);
+                const double error = std::fabs(step.grad_logits[0][group] - length * sums[group] * slope);
+                CHECK(error <= 1e-5 * length * std::fabs(slope) * magnitudes[group]);
+            }
+            int64_t changed = 0;
+            for (size_t i = 0; i < z.size(); ++i) {
+                const double extra = static_cast<double>(step.grad_weights[0][i]) - made.grads[0][i];
+                changed += extra != 0;
+                const double at_end = made.weights[0][i] == step.range[1]   ? total
+                                      : made.weights[0][i] == step.range[0] ? -total
+                                                                            : 0;
+                CHECK(std::fabs(extra - at_end) < 1e-5);
+            }
+            CHECK(changed <= 2);
+        }
+    }
+}
+
+void ties_share_the_gradient_of_the_range() {
+    Case made = make_case({50000}, 8, false);
+    for (const size_t i : {size_t{5}, size_t{20000}, size_t{49999}}) made.weights[0][i] = 50;
+    made.weights[0][7] = made.weights[0][30000] = -50;
+    const Step step = run(made, NoiseKind::uniform, 2);
+    const double at_hi = static_cast<double>(step.grad_weights[0][5]) - made.grads[0][5];
+    CHECK(at_hi != 0);
+    for (const size_t i : {size_t{20000}, size_t{49999}}) {
+        CHECK(std::fabs(static_cast<double>(step.grad_weights[0][i]) - made.grads[0][i] - at_hi) < 1e-5);
+    }
+    for (const size_t i : {size_t{7}, size_t{30000}}) {
+        CHECK(std::fabs(static_cast<double>(step.grad_weights[0][i]) - made.grads[0][i] + 1.5 * at_hi) < 1e-5);
+    }
+    Case constant = make_case({100}, 8, false);
+    std::fill(constant.weights[0].begin(), constant.weights[0].end(), 1.0f);
+    const Step flat = run(constant, NoiseKind::uniform, 1);
+    CHECK(flat.noisy == constant.weights);
+    CHECK(flat.grad_weights == constant.grads);
+}
+
+void nonfinite_gradients_are_zeroed_and_counted() {
+    for (const int64_t group_size : {8, 0, 7}) {
+        Case made = make_case({64, 40}, group_size, false);
+        made.grads[1][9] = NAN;
+        made.grads[1][30] = INFINITY;
+        const Step step = run(made, NoiseKind::uniform, 1);
+        CHECK(step.nonfinite[0] == 0 && step.nonfinite[1] == (group_size == 0 ? 1 : 2));
+        for (const float grad : step.grad_logits[1]) CHECK(std::isfinite(grad));
+        CHECK(std::isnan(step.grad_weights[1][9]));
+    }
+}
+
+void nan_weights_and_logits_pass_on() {
+    for (const bool per_group : {false, true}) {
+        Case made = make_case({64}, 8, per_group);
+        made.weights[0][20] = NAN;
+        const Step step = run(made, NoiseKind::gaussian, 1);
+        CHECK(std::isnan(step.noisy[0][20]) && std::isnan(step.noisy[0][0]) != per_group);
+        made = make_case({64}, 8, per_group);
+        made.logits[0][1] = NAN;
+        made.logits[0][2] = INFINITY;
+        made.logits[0][3] = -INFINITY;
+        const Step other = run(made, NoiseKind::gaussian, 1);
+        CHECK(std::isnan(other.noisy[0][8]) && std::isfinite(other.noisy[0][16]) && std::isfinite(other.noisy[0][24]));
+    }
+}
+
+}  // namespace
+
+RUN_TESTS(range_finds_first_places_and_ties, range_of_constant_infinite_and_nan_weights,
+          training_step_does_not_depend_on_threads, training_step_follows_the_formula,
+          ties_share_the_gradient_of_the_range, nonfinite_gradients_are_zeroed_and_counted,
+          nan_weights_and_logits_pass_on)
