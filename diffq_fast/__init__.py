@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DiffQuantizer": "quantizers.diffq",
+    "restore_quantized_state": "quantizers.restore",
     "save": "packed_file",
     "load": "packed_file",
     "inspect": "packed_report",

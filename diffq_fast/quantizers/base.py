@@ -40,6 +40,18 @@ def remembers_arguments(init: Callable) -> Callable:
     return wrapped
 
 
+def _never_compiled_by_itself(hook: Callable) -> Callable:
+    """Mark a hook that runs outside any graph as not to be compiled as a frame of its own: there it must do its work in
+    Python, with what it remembers. Where Dynamo inlines it into a graph, the mark has no effect."""
+    eval_frame = torch._C._dynamo.eval_frame
+    if hasattr(eval_frame, "set_code_exec_strategy"):
+        skip = eval_frame._FrameAction.SKIP
+        eval_frame.set_code_exec_strategy(hook.__code__, eval_frame._FrameExecStrategy(skip, skip))
+    else:
+        eval_frame.skip_code(hook.__code__)
+    return hook
+
+
 class BaseQuantizer(Export):
     """Hooks, switching and bookkeeping shared by the quantizers. Not used by itself.
 
@@ -108,7 +120,11 @@ class BaseQuantizer(Export):
 
     # -- the forward of the whole model --------------------------------------------------------------------------------
 
+    @_never_compiled_by_itself
     def _before_forward(self, module: nn.Module, args: tuple) -> None:
+        if torch.compiler.is_compiling():
+            self._trace_forward(module)
+            return
         with self._nesting.lock:
             if not self._nesting.enter(module):
                 return
@@ -120,7 +136,11 @@ class BaseQuantizer(Export):
             elif self._saved is None:
                 self._enter_eval()
 
+    @_never_compiled_by_itself
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            shadows.take([*self._qparams, *self._rest])
+            return
         with self._nesting.lock:
             if not self._nesting.leave():
                 return
@@ -156,8 +176,19 @@ class BaseQuantizer(Export):
             forward.before = start - 1
         self._open = (forward, start)
 
+    def _trace_forward(self, module: nn.Module) -> None:
+        """The same inside a compiled graph: nothing is remembered in Python."""
+        if module.training:
+            self._before_training_forward()
+            shadows.put(zip(self._qparams, self._training_maker()(range(len(self._qparams))), strict=True))
+        elif self._saved is None:
+            slots = [*self._qparams, *(self._rest if self.float16 else ())]
+            with torch.no_grad():
+                shadows.put(zip(slots, self._rounded(slots), strict=True))
+
     # -- inner modules: only inside a backward ---------------------------------------------------------------------------
 
+    @_never_compiled_by_itself
     def _before_inner(self, module: nn.Module, args: tuple) -> None:
         if torch.compiler.is_compiling() or not inside_backward():
             return
@@ -174,6 +205,7 @@ class BaseQuantizer(Export):
         shadows.put(zip((self._qparams[index] for index in missing), tensors, strict=True))
         self._replayed.append((forward, start, missing))
 
+    @_never_compiled_by_itself
     def _after_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
         if torch.compiler.is_compiling() or not inside_backward() or not self._replayed:
             return

@@ -153,11 +153,11 @@ class DiffQuantizer(BaseQuantizer):
             )
         if logits:
             optimizer.add_param_group({"params": logits, "lr": lr, "weight_decay": 0, **kwargs})
-        self._optimizer_setup = True
+        self._begin()
 
     def no_optimizer(self) -> None:
         """Say that no optimizer will train the logits, or one that is set up by hand: training forwards may begin."""
-        self._optimizer_setup = True
+        self._begin()
 
     def clear_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Remove the logits, and what the optimizer remembers of them, from all groups of ``optimizer``."""
@@ -252,14 +252,21 @@ class DiffQuantizer(BaseQuantizer):
         return [made[self._qparams[index].first] for index in indices]
 
     def _tally(self, streams: list[int], logits: list[nn.Parameter]) -> Tensor | None:
-        """The leaf whose gradient counts the non-finite logit gradients of a bucket."""
+        """The leaf whose gradient counts the non-finite logit gradients of a bucket. None where there are none to
+        count, or none can be made (inside a compiled graph that comes before :meth:`setup_optimizer`)."""
         if not torch.is_grad_enabled() or not any(logit.requires_grad for logit in logits):
             return None
         tally = self._tallies.get(tuple(streams))
-        if tally is None or tally.device != logits[0].device:
-            tally = torch.zeros(len(streams), device=logits[0].device, requires_grad=True)
-            self._tallies[tuple(streams)] = tally
-        return tally
+        if torch.compiler.is_compiling() or (tally is not None and tally.device == logits[0].device):
+            return tally
+        self._tallies[tuple(streams)] = torch.zeros(len(streams), device=logits[0].device, requires_grad=True)
+        return self._tallies[tuple(streams)]
+
+    def _begin(self) -> None:
+        """Training may start: make what a compiled forward cannot make."""
+        self._optimizer_setup = True
+        for bucket in _buckets(self._firsts):
+            self._tally([self._streams[entry] for entry in bucket], [entry.logit for entry in bucket])
 
     def _tell_faults(self) -> None:
         counts: dict[int, int] = {}
@@ -358,10 +365,13 @@ class DiffQuantizer(BaseQuantizer):
             levels, widths, lo, hi, min_bits=self.min_bits, packed=packed, torch_pack=torch_pack, name=entry.full_name
         )
 
-    def _decode(self, entry: QuantizedParameter, stored: Any) -> tuple[Tensor, Tensor]:
+    def _decode(
+        self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         param = entry.param
+        min_bits = arguments.get("min_bits", self.min_bits)
         levels, widths, found = legacy_entries.decode_diffq_entry(
-            stored, param.shape, group_size=self.group_size, min_bits=self.min_bits, name=entry.full_name
+            stored, param.shape, group_size=self.group_size, min_bits=min_bits, name=entry.full_name
         )
         options = {"group_size": self.group_size, "dtype": param.dtype}
         weight = functional.dequantize([levels], [widths], torch.tensor([found], dtype=torch.float32), **options)[0]
@@ -397,7 +407,7 @@ def _buckets(entries: Sequence[QuantizedParameter]) -> Iterator[list[QuantizedPa
 def _backward_right_behind_last_use(noisy: Tensor) -> None:
     """Autograd runs ready nodes by descending number. Made first, a bucket's node would run after the backward of the
     whole model; with the highest number it runs as soon as its last gradient is there, and DDP can overlap."""
-    if noisy.grad_fn is not None and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and noisy.grad_fn is not None:
         noisy.grad_fn._set_sequence_nr(2**62)
 
 

@@ -54,8 +54,11 @@ class Export:
         """One entry of a stored state."""
         raise TypeError(f"{type(self).__name__} cannot be used by itself")
 
-    def _decode(self, entry: QuantizedParameter, stored: Any) -> tuple[Tensor, Any]:
-        """The weight of one entry of a stored state, and what was learned for it. Changes nothing."""
+    def _decode(self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]) -> tuple[Tensor, Any]:
+        """The weight of one entry of a stored state, and what was learned for it. Changes nothing.
+
+        ``arguments`` are those of the quantizer that wrote the state, as far as it says.
+        """
         raise TypeError(f"{type(self).__name__} cannot be used by itself")
 
     def _set_learned(self, entry: QuantizedParameter, learned: Any) -> None:
@@ -135,19 +138,11 @@ class Export:
         with torch.no_grad():
             self._refuse_broken(entries)
             quantized = [self._encode(entry, packed, torch_pack) for entry in entries]
-            rest = [self._float_value(slot).clone() for slot in self._rest]
-        meta = {
-            "init_kwargs": self._legacy_arguments(),
-            "klass": type(self),
-            "packed": packed,
-            "torch_pack": packed and torch_pack,
-        }
-        return legacy_state.build_state(
-            quantized,
-            float16=[value.half() for value in rest] if self.float16 else [],
-            others=[] if self.float16 else rest,
-            meta=meta,
-        )
+            rest = [self._float_value(slot) for slot in self._rest]
+        arguments = self._legacy_arguments()
+        meta = legacy_state.build_meta(arguments, type(self), packed=packed, torch_pack=torch_pack)
+        half, full = (rest, []) if self.float16 else ([], rest)
+        return legacy_state.build_state(quantized, float16=half, others=full, meta=meta)
 
     def _legacy_arguments(self) -> dict[str, Any]:
         """The caller's arguments, without those that diffq does not know (they are keyword-only)."""
@@ -178,7 +173,9 @@ class Export:
             for slot, value in zip(self._rest, rest, strict=True):
                 _check_shape(slot, value)
         with torch.no_grad():
-            decoded = [self._decode(entry, stored) for entry, stored in zip(entries, parsed.quantized, strict=True)]
+            arguments = parsed.init_kwargs
+            pairs = zip(entries, parsed.quantized, strict=True)
+            decoded = [self._decode(entry, stored, arguments) for entry, stored in pairs]
             self._saved = None
             for entry, (weight, learned) in zip(entries, decoded, strict=True):
                 entry.param.copy_(weight)
