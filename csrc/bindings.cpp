@@ -1,5 +1,5 @@
-// The core as a Python module: addresses and sizes in, results written where the caller says. Nothing is checked
-// that diffq_fast/backends/cpu has checked. The GIL is released while the core works.
+// The core as a Python module: addresses and sizes in, results written where the caller says. Nothing is
+// checked that diffq_fast/backends/cpu has checked. The GIL is released while the core works.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -43,14 +43,16 @@ std::vector<Floats> floats_of(const WeightLists& lists) {
     return weights;
 }
 
-PhiloxKey key_at(Address key) { return PhiloxKey::from_bits(*at<const uint64_t>(key)); }
+PhiloxKey key_at(Address key) {
+    return PhiloxKey::from_bits(*at<const uint64_t>(key));
+}
 
 // (group size, smallest and largest number of bits, param code, noise code, range per group)
 using Options = std::tuple<int64_t, double, double, int, int, bool>;
 
 NoiseArguments noise_arguments(const WeightLists& weights, const Addresses& logits, Address key,
-                               const std::vector<uint32_t>& streams, const float* range, const Options& options,
-                               int threads) {
+                               const std::vector<uint32_t>& streams, const float* range,
+                               const Options& options, int threads) {
     const auto& [group_size, min_bits, max_bits, param, kind, per_group] = options;
     return {floats_of(weights),
             at_all<const float>(logits),
@@ -79,20 +81,23 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     module.def(
         "noise",
         [](Address key, uint32_t stream, int64_t first, int64_t count, int kind, Address out, int threads) {
-            fill_noise(key_at(key), stream, first, count, static_cast<NoiseKind>(kind), at<float>(out), threads);
+            fill_noise(key_at(key), stream, first, count, static_cast<NoiseKind>(kind), at<float>(out),
+                       threads);
         },
         Release());
     module.def(
         "weight_range",
         [](const WeightLists& weights, int64_t group_size, bool per_group, Address range, Address extremes,
            int threads) {
-            weight_range(floats_of(weights), group_size, per_group, at<float>(range), at<int64_t>(extremes), threads);
+            weight_range(floats_of(weights), group_size, per_group, at<float>(range), at<int64_t>(extremes),
+                         threads);
         },
         Release());
     module.def(
         "add_noise",
-        [](const WeightLists& weights, const Addresses& logits, Address key, const std::vector<uint32_t>& streams,
-           const Options& options, const Addresses& noisy, Address range, Address extremes, int threads) {
+        [](const WeightLists& weights, const Addresses& logits, Address key,
+           const std::vector<uint32_t>& streams, const Options& options, const Addresses& noisy,
+           Address range, Address extremes, int threads) {
             const auto arguments =
                 noise_arguments(weights, logits, key, streams, at<const float>(range), options, threads);
             weight_range(arguments.weights, arguments.group_size, arguments.per_group, at<float>(range),
@@ -113,16 +118,16 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         Release());
     module.def(
         "quantize",
-        [](const WeightLists& weights, const Addresses& widths, Address range, int64_t group_size, bool per_group,
-           const Addresses& levels, int threads) {
+        [](const WeightLists& weights, const Addresses& widths, Address range, int64_t group_size,
+           bool per_group, const Addresses& levels, int threads) {
             quantize(floats_of(weights), at_all<const uint8_t>(widths), at<const float>(range), group_size,
                      per_group, at_all<uint32_t>(levels), threads);
         },
         Release());
     module.def(
         "dequantize",
-        [](const Addresses& levels, const Addresses& widths, Address range, int64_t group_size, bool per_group,
-           const WeightLists& weights, int threads) {
+        [](const Addresses& levels, const Addresses& widths, Address range, int64_t group_size,
+           bool per_group, const WeightLists& weights, int threads) {
             dequantize(at_all<const uint32_t>(levels), at_all<const uint8_t>(widths), at<const float>(range),
                        group_size, per_group, floats_of(weights), threads);
         },
@@ -141,8 +146,8 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         Release());
     module.def(
         "quantize_pack",
-        [](const PackingTuple& packing, Address weight, int dtype, Address range, bool per_group, Address words,
-           int threads) {
+        [](const PackingTuple& packing, Address weight, int dtype, Address range, bool per_group,
+           Address words, int threads) {
             const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
             return quantize_pack(packing_of(packing, threads), floats, at<const float>(range), per_group,
                                  at<uint32_t>(words));
@@ -150,18 +155,19 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         Release());
     module.def(
         "unpack_dequantize",
-        [](const PackingTuple& packing, Address words, Address range, bool per_group, Address weight, int dtype,
-           int threads) {
+        [](const PackingTuple& packing, Address words, Address range, bool per_group, Address weight,
+           int dtype, int threads) {
             const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
-            return unpack_dequantize(packing_of(packing, threads), at<const uint32_t>(words), at<const float>(range),
-                                     per_group, floats);
+            return unpack_dequantize(packing_of(packing, threads), at<const uint32_t>(words),
+                                     at<const float>(range), per_group, floats);
         },
         Release());
     module.def(
         "pack_planes",
-        [](Address values, int value_bytes, int64_t count, int nbits, int rows, int64_t columns, Address words,
-           int threads) {
-            pack_planes({count, nbits, rows, columns}, at<const void>(values), value_bytes, at<void>(words), threads);
+        [](Address values, int value_bytes, int64_t count, int nbits, int rows, int64_t columns,
+           Address words, int threads) {
+            pack_planes({count, nbits, rows, columns}, at<const void>(values), value_bytes, at<void>(words),
+                        threads);
         },
         Release());
     module.def(

@@ -7,8 +7,8 @@ namespace diffq_fast {
 namespace {
 
 // amplitudes[g] = range of group first_group + g * its step, for one block's groups.
-void make_amplitudes(const NoiseArguments& arguments, const float* logits, const float* range, int64_t first_group,
-                     int64_t groups, float* amplitudes) {
+void make_amplitudes(const NoiseArguments& arguments, const float* logits, const float* range,
+                     int64_t first_group, int64_t groups, float* amplitudes) {
     steps_from_logits(logits + first_group, groups, arguments.rule, amplitudes);
     if (arguments.per_group) {
         const float* rows = range + 2 * first_group;
@@ -22,7 +22,8 @@ void make_amplitudes(const NoiseArguments& arguments, const float* logits, const
 void add_noise_to_chunk(const NoiseArguments& arguments, size_t index, const float* range, const Chunk& chunk,
                         void* noisy) {
     const Floats& weight = arguments.weights[index];
-    float amplitudes[kNoiseBlock], amplitude[kNoiseBlock], z[kNoiseBlock], buffer[kNoiseBlock], result[kNoiseBlock];
+    float amplitudes[kNoiseBlock], amplitude[kNoiseBlock], z[kNoiseBlock], buffer[kNoiseBlock],
+        result[kNoiseBlock];
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += kNoiseBlock) {
         const int64_t size = std::min(kNoiseBlock, chunk.end - begin);
         make_amplitudes(arguments, arguments.logits[index], range, group_of(begin, arguments.group_size),

@@ -1,4 +1,5 @@
-// The training forward and backward: noisy = weight + (range * step) * z, with z made from the key both times.
+// The training forward and backward: noisy = weight + (range * step) * z, with z made from the key both
+// times.
 #pragma once
 
 #include <cstdint>
@@ -28,9 +29,9 @@ struct NoiseArguments {
 void add_noise(const NoiseArguments& arguments, const std::vector<void*>& noisy);
 
 // With G the gradient of the noisy weight and A = sum of G z over a group: the weight's gradient is G, plus
-// S = sum of A * step shared among the elements at hi, minus S shared among those at lo; the logit's gradient is
-// range * A * (d step / d logit), non-finite ones replaced by 0 and counted in nonfinite[i].
-// grads[i], grad_weights[i]: the weight's dtype. extremes: see range.h; not used per group.
+// S = sum of A * step shared among the elements at hi, minus S shared among those at lo; the logit's gradient
+// is range * A * (d step / d logit), non-finite ones replaced by 0 and counted in nonfinite[i]. grads[i],
+// grad_weights[i]: the weight's dtype. extremes: see range.h; not used per group.
 void add_noise_backward(const NoiseArguments& arguments, const int64_t* extremes,
                         const std::vector<const void*>& grads, const std::vector<void*>& grad_weights,
                         const std::vector<float*>& grad_logits, float* nonfinite);

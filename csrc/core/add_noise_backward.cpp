@@ -40,12 +40,23 @@ bool sum_small_groups(const float* a, const float* b, int64_t count, int64_t gro
     if (group_size <= 0 || count % group_size != 0) return false;
     const int64_t groups = count / group_size;
     switch (group_size) {
-        case 1: sum_groups<1>(a, b, groups, sums); return true;
-        case 2: sum_groups<2>(a, b, groups, sums); return true;
-        case 4: sum_groups<4>(a, b, groups, sums); return true;
-        case 8: sum_groups<8>(a, b, groups, sums); return true;
-        case 16: sum_groups<16>(a, b, groups, sums); return true;
-        default: return false;
+        case 1:
+            sum_groups<1>(a, b, groups, sums);
+            return true;
+        case 2:
+            sum_groups<2>(a, b, groups, sums);
+            return true;
+        case 4:
+            sum_groups<4>(a, b, groups, sums);
+            return true;
+        case 8:
+            sum_groups<8>(a, b, groups, sums);
+            return true;
+        case 16:
+            sum_groups<16>(a, b, groups, sums);
+            return true;
+        default:
+            return false;
     }
 }
 
@@ -104,8 +115,8 @@ double finish_groups(const Weight& weight, int64_t first_group, int64_t groups, 
 const float* take_block(const Weight& weight, int64_t begin, int64_t size, float* buffer, float* z) {
     const DType dtype = weight.weight.dtype;
     const int64_t offset = begin * item_size(dtype), bytes = size * item_size(dtype);
-    std::memcpy(static_cast<char*>(weight.grad_weight) + offset, static_cast<const char*>(weight.grad) + offset,
-                static_cast<size_t>(bytes));
+    std::memcpy(static_cast<char*>(weight.grad_weight) + offset,
+                static_cast<const char*>(weight.grad) + offset, static_cast<size_t>(bytes));
     noise_block(weight.arguments.key, weight.stream, begin, size, weight.arguments.kind, z);
     return load_floats(weight.grad, dtype, begin, size, buffer);
 }
@@ -179,7 +190,8 @@ void add_to_element(const Weight& weight, int64_t index, double addend) {
 }
 
 // The range's gradient on elements [begin, end), by comparing each with the two ends.
-void share_among(const Weight& weight, int64_t begin, int64_t end, float lo, float hi, double at_lo, double at_hi) {
+void share_among(const Weight& weight, int64_t begin, int64_t end, float lo, float hi, double at_lo,
+                 double at_hi) {
     float buffer[kNoiseBlock];
     for (; begin < end; begin += kNoiseBlock) {
         const int64_t size = std::min(kNoiseBlock, end - begin);
@@ -217,7 +229,8 @@ void share_in_group(const Weight& weight, int64_t group) {
 bool share_between_two(const Weight& weight, const int64_t* extremes, double sum) {
     const bool single = extremes[2] == 1 && extremes[3] == 1 && extremes[0] != extremes[1];
     const int64_t count = weight.weight.count;
-    if (!single || extremes[0] < 0 || extremes[0] >= count || extremes[1] < 0 || extremes[1] >= count) return false;
+    if (!single || extremes[0] < 0 || extremes[0] >= count || extremes[1] < 0 || extremes[1] >= count)
+        return false;
     add_to_element(weight, extremes[0], -sum);
     add_to_element(weight, extremes[1], sum);
     return true;
@@ -253,8 +266,9 @@ class Backward {
             const auto place = table_.find(task);
             const ChunkGrid& grid = grids_[place.list];
             const Chunk chunk = grid.at(place.piece);
-            parts[static_cast<size_t>(task)] = grid.pieces() == 0 ? back_through_groups(weights_[place.list], chunk)
-                                                                  : back_through_piece(weights_[place.list], chunk);
+            parts[static_cast<size_t>(task)] = grid.pieces() == 0
+                                                   ? back_through_groups(weights_[place.list], chunk)
+                                                   : back_through_piece(weights_[place.list], chunk);
         });
         std::vector<double> sums(weights_.size());
         for (size_t i = 0; i < weights_.size(); ++i) {

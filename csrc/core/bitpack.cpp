@@ -8,7 +8,8 @@
 namespace diffq_fast {
 namespace {
 
-// Row kRow of a lane starts in word kRow * kWidth / 32, and runs over into the next one where that is not enough.
+// Row kRow of a lane starts in word kRow * kWidth / 32, and runs over into the next one where that is not
+// enough.
 template <int kWidth, int kRow>
 inline void pack_row(const uint32_t* levels, int64_t lanes, int64_t lane, uint32_t* words, uint32_t& word) {
     constexpr uint32_t kMask = (uint32_t{1} << kWidth) - 1;

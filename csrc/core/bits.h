@@ -1,4 +1,5 @@
-// logit -> step, the fraction of the range that one level spans: the float32 arithmetic of diffq_fast/bits.py.
+// logit -> step, the fraction of the range that one level spans: the float32 arithmetic of
+// diffq_fast/bits.py.
 #pragma once
 
 #include <cmath>
@@ -23,7 +24,9 @@ struct BitsRule {
           log_largest(static_cast<float>(-std::log(std::exp2(min_bits_) - 1))) {}
 };
 
-inline float sigmoid(float logit) { return 1.0f / (1.0f + exp_float(-logit)); }
+inline float sigmoid(float logit) {
+    return 1.0f / (1.0f + exp_float(-logit));
+}
 
 // steps[i] = 1 / (2^b - 1) of logits[i].
 inline void steps_from_logits(const float* logits, int64_t count, const BitsRule& rule, float* steps) {

@@ -1,6 +1,7 @@
 // exp, 2^x, log and the sine and cosine of a fraction of a turn in float32, as branch-free polynomials (the
-// coefficients of Cephes' single-precision functions, S. Moshier) that compilers vectorise. Relative errors are
-// below 3e-7 (checked in tests); NaN in, NaN out; arguments out of range are clamped before any float -> int step.
+// coefficients of Cephes' single-precision functions, S. Moshier) that compilers vectorise. Relative errors
+// are below 3e-7 (checked in tests); NaN in, NaN out; arguments out of range are clamped before any float ->
+// int step.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,8 @@
 
 namespace diffq_fast {
 
-// 1.5 * 2^23: adding it rounds a float of magnitude below 2^22 to the nearest integer, in the low bits of the sum.
+// 1.5 * 2^23: adding it rounds a float of magnitude below 2^22 to the nearest integer, in the low bits of the
+// sum.
 constexpr float kRoundingMagic = 12582912.0f;
 
 inline float clamp_to(float value, float low, float high) {  // NaN -> low
@@ -53,7 +55,8 @@ inline float exp_float(float x) {
 
 // Natural logarithm of a normal, positive float.
 inline float log_float(float x) {
-    const int32_t offset = static_cast<int32_t>(bits_of(x) - 0x3F3504F3);  // mantissa into [sqrt(1/2), sqrt(2))
+    const int32_t offset =
+        static_cast<int32_t>(bits_of(x) - 0x3F3504F3);  // mantissa into [sqrt(1/2), sqrt(2))
     const int32_t exponent = offset >> 23;
     const float f = float_of(bits_of(x) - (static_cast<uint32_t>(exponent) << 23)) - 1.0f;
     const float z = f * f;
@@ -75,16 +78,17 @@ struct CosineSine {
     float cosine, sine;
 };
 
-// Cosine and sine of 2 pi (draw + 1/2) / 65536 for a 16-bit draw. The angle is cut to within pi/4 of a multiple of
-// pi/2 in integers, so exactly.
+// Cosine and sine of 2 pi (draw + 1/2) / 65536 for a 16-bit draw. The angle is cut to within pi/4 of a
+// multiple of pi/2 in integers, so exactly.
 inline CosineSine cosine_sine_of_turn(uint32_t draw) {
     const uint32_t quarter = (draw + 0x2000) >> 14;
     const int32_t rest = static_cast<int32_t>(draw) - static_cast<int32_t>(quarter << 14);
     const float x = (static_cast<float>(rest) + 0.5f) * 9.58737992428526e-5f;  // 2 pi / 65536
     const float z = x * x;
     const float s = ((-1.9515295891e-4f * z + 8.3321608736e-3f) * z - 1.6666654611e-1f) * z * x + x;
-    const float c = ((2.443315711809948e-5f * z - 1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z -
-                    0.5f * z + 1.0f;
+    const float c =
+        ((2.443315711809948e-5f * z - 1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z - 0.5f * z +
+        1.0f;
     const uint32_t odd = mask_of((quarter & 1) != 0);
     const uint32_t cosine_sign = ((quarter + 1) & 2) << 30;
     const uint32_t sine_sign = (quarter & 2) << 30;

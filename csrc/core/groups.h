@@ -1,4 +1,5 @@
-// How weights are cut: into groups that share a width, into chunks that one task handles, into tasks over many weights.
+// How weights are cut: into groups that share a width, into chunks that one task handles, into tasks over
+// many weights.
 #pragma once
 
 #include <algorithm>
@@ -24,14 +25,17 @@ inline int64_t group_count(int64_t count, int64_t group_size) {
     return count / group_size + (count % group_size != 0);
 }
 
-inline int64_t group_of(int64_t element, int64_t group_size) { return group_size == 0 ? 0 : element / group_size; }
+inline int64_t group_of(int64_t element, int64_t group_size) {
+    return group_size == 0 ? 0 : element / group_size;
+}
 
 // Groups that elements first ... first + count - 1 (count > 0) touch.
 inline int64_t groups_touched(int64_t first, int64_t count, int64_t group_size) {
     return group_of(first + count - 1, group_size) - group_of(first, group_size) + 1;
 }
 
-// Calls body(group, begin, end) for each group's part of [first, first + count); group counts from first's group.
+// Calls body(group, begin, end) for each group's part of [first, first + count); group counts from first's
+// group.
 template <typename Body>
 void for_each_segment(int64_t first, int64_t count, int64_t group_size, Body&& body) {
     int64_t begin = 0, left = group_size == 0 ? count : group_size - first % group_size;
@@ -73,14 +77,15 @@ struct Chunk {
     int64_t first_group;
 };
 
-// Cuts a weight into chunks of about kElements, the same whatever the number of threads: either each holds whole
-// groups (and a multiple of 8 elements, so that noise comes in whole Philox calls), or, where groups are large,
-// each is a piece of one group.
+// Cuts a weight into chunks of about kElements, the same whatever the number of threads: either each holds
+// whole groups (and a multiple of 8 elements, so that noise comes in whole Philox calls), or, where groups
+// are large, each is a piece of one group.
 class ChunkGrid {
   public:
     static constexpr int64_t kElements = 16384;
 
-    ChunkGrid(int64_t count, int64_t group_size) : count_(count), group_size_(group_size == 0 ? count : group_size) {
+    ChunkGrid(int64_t count, int64_t group_size)
+        : count_(count), group_size_(group_size == 0 ? count : group_size) {
         if (count == 0) return;
         const int64_t unit = group_size_ > kElements ? group_size_ : std::lcm(group_size_, int64_t{8});
         if (unit <= kElements) {
@@ -104,7 +109,8 @@ class ChunkGrid {
         }
         const int64_t group = chunk / pieces_;
         const int64_t begin = group * group_size_ + chunk % pieces_ * kElements;
-        const int64_t group_end = count_ - group * group_size_ > group_size_ ? (group + 1) * group_size_ : count_;
+        const int64_t group_end =
+            count_ - group * group_size_ > group_size_ ? (group + 1) * group_size_ : count_;
         return {begin, std::min(group_end, begin + kElements), group};
     }
 
@@ -137,7 +143,9 @@ class TaskTable {
 };
 
 // Waking a thread costs as much as some ten thousand weights.
-inline int threads_for(int64_t elements, int threads) { return elements < 32768 ? 1 : threads; }
+inline int threads_for(int64_t elements, int threads) {
+    return elements < 32768 ? 1 : threads;
+}
 
 inline int64_t total_count(const std::vector<Floats>& weights) {
     int64_t total = 0;

@@ -41,7 +41,8 @@ void uniform_from_words(const uint32_t* words, int64_t count, float* z) {
 
 void gaussian_from_words(const uint32_t* words, int64_t count, float* z) {
     for (int64_t i = 0; i < count; ++i) {
-        const float fraction = (static_cast<float>(static_cast<int32_t>(words[i] & 0xFFFF)) + 0.5f) * 0x1p-16f;
+        const float fraction =
+            (static_cast<float>(static_cast<int32_t>(words[i] & 0xFFFF)) + 0.5f) * 0x1p-16f;
         const float radius = std::sqrt(-0.5f * log_float(fraction));  // half of sqrt(-2 ln u)
         const CosineSine direction = cosine_sine_of_turn(words[i] >> 16);
         z[2 * i] = radius * direction.cosine;
@@ -50,7 +51,8 @@ void gaussian_from_words(const uint32_t* words, int64_t count, float* z) {
 }
 
 // Noise of whole Philox calls.
-void noise_of_calls(PhiloxKey key, uint32_t stream, uint64_t first_call, int64_t calls, NoiseKind kind, float* z) {
+void noise_of_calls(PhiloxKey key, uint32_t stream, uint64_t first_call, int64_t calls, NoiseKind kind,
+                    float* z) {
     uint32_t words[4 * kCallsPerBlock];
     make_words(key, stream, first_call, calls, words);
     if (kind == NoiseKind::uniform) {
@@ -80,7 +82,8 @@ void noise_block(PhiloxKey key, uint32_t stream, int64_t first, int64_t count, N
     }
 }
 
-void fill_noise(PhiloxKey key, uint32_t stream, int64_t first, int64_t count, NoiseKind kind, float* z, int threads) {
+void fill_noise(PhiloxKey key, uint32_t stream, int64_t first, int64_t count, NoiseKind kind, float* z,
+                int threads) {
     constexpr int64_t kTask = 16 * kNoiseBlock;
     expect_writes(z, count * int64_t{sizeof(float)});
     parallel_for((count + kTask - 1) / kTask, threads, [&](int64_t task) {

@@ -1,4 +1,5 @@
-// The noise of a weight: element e of stream s takes half-word e % 8 of the Philox call with counter (e / 8, s, 0).
+// The noise of a weight: element e of stream s takes half-word e % 8 of the Philox call with counter (e / 8,
+// s, 0).
 #pragma once
 
 #include <cstdint>
@@ -12,11 +13,12 @@ enum class NoiseKind : int { uniform = 0, gaussian = 1 };
 // Largest number of elements that noise_block() makes.
 constexpr int64_t kNoiseBlock = 1024;
 
-// z[i] = the noise of element first + i, for i < count <= kNoiseBlock. Uniform: (h + 1/2) / 65536 - 1/2, exact.
-// Gaussian: Box-Muller on the pair (e even, e + 1), halved; within 2e-6 of the real value.
+// z[i] = the noise of element first + i, for i < count <= kNoiseBlock. Uniform: (h + 1/2) / 65536 - 1/2,
+// exact. Gaussian: Box-Muller on the pair (e even, e + 1), halved; within 2e-6 of the real value.
 void noise_block(PhiloxKey key, uint32_t stream, int64_t first, int64_t count, NoiseKind kind, float* z);
 
 // The same for any count.
-void fill_noise(PhiloxKey key, uint32_t stream, int64_t first, int64_t count, NoiseKind kind, float* z, int threads);
+void fill_noise(PhiloxKey key, uint32_t stream, int64_t first, int64_t count, NoiseKind kind, float* z,
+                int threads);
 
 }  // namespace diffq_fast

@@ -53,19 +53,31 @@ void for_each_run(const Streams& streams, const Block& block, Body&& body) {
 template <int64_t kSize, typename Body>
 void for_each_group(const Streams& streams, const Block& block, Body&& body) {
     const int64_t index = block.stream.first_group + block.first / kSize;
-    for (int64_t g = 0; g < block.count / kSize; ++g) body(streams.group(index + g) * kSize, g * kSize, kSize);
+    for (int64_t g = 0; g < block.count / kSize; ++g)
+        body(streams.group(index + g) * kSize, g * kSize, kSize);
 }
 
 template <typename Body>
 void for_each_copy(const Streams& streams, const Block& block, Body&& body) {
     if (!streams.in_order() && block.count % streams.group_size() == 0) {
         switch (streams.group_size()) {
-            case 1: for_each_group<1>(streams, block, body); return;
-            case 2: for_each_group<2>(streams, block, body); return;
-            case 4: for_each_group<4>(streams, block, body); return;
-            case 8: for_each_group<8>(streams, block, body); return;
-            case 16: for_each_group<16>(streams, block, body); return;
-            default: break;
+            case 1:
+                for_each_group<1>(streams, block, body);
+                return;
+            case 2:
+                for_each_group<2>(streams, block, body);
+                return;
+            case 4:
+                for_each_group<4>(streams, block, body);
+                return;
+            case 8:
+                for_each_group<8>(streams, block, body);
+                return;
+            case 16:
+                for_each_group<16>(streams, block, body);
+                return;
+            default:
+                break;
         }
     }
     for_each_run(streams, block, body);

@@ -1,5 +1,5 @@
-// A weight's levels <-> its words (streams.h says which level goes where), and the same fused with quantising, so
-// that levels exist only a block at a time.
+// A weight's levels <-> its words (streams.h says which level goes where), and the same fused with
+// quantising, so that levels exist only a block at a time.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@ struct Packing {
     const uint8_t* widths;
     int64_t count;
     int64_t group_size;
-    int64_t word_count;  // 32-bit words that the caller has; false is returned, and nothing done, when they do not fit
+    int64_t word_count;  // 32-bit words that the caller has; false is returned, and nothing done, when they
+                         // do not fit
     int threads;
 };
 

@@ -22,8 +22,9 @@ inline PhiloxWords philox4x32_10(PhiloxWords counter, PhiloxKey key) {
     for (int round = 0; round < 10; ++round) {
         const uint64_t product0 = uint64_t{0xD2511F53} * counter.w0;
         const uint64_t product1 = uint64_t{0xCD9E8D57} * counter.w2;
-        counter = {static_cast<uint32_t>(product1 >> 32) ^ counter.w1 ^ key.k0, static_cast<uint32_t>(product1),
-                   static_cast<uint32_t>(product0 >> 32) ^ counter.w3 ^ key.k1, static_cast<uint32_t>(product0)};
+        counter = {
+            static_cast<uint32_t>(product1 >> 32) ^ counter.w1 ^ key.k0, static_cast<uint32_t>(product1),
+            static_cast<uint32_t>(product0 >> 32) ^ counter.w3 ^ key.k1, static_cast<uint32_t>(product0)};
         key.k0 += 0x9E3779B9;
         key.k1 += 0xBB67AE85;
     }

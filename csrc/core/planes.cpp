@@ -51,8 +51,8 @@ void pack_tile(const PlaneShape& shape, const Value* values, Word* words, int64_
             const RowPlace place = place_of(shape, block, row, column, columns);
             const Value* source = values + place.first;
             for (int64_t c = 0; c < place.size; ++c) {
-                plane[c] = static_cast<Word>(plane[c] | static_cast<Word>(static_cast<Word>((source[c] >> shift) & 1)
-                                                                          << row));
+                plane[c] = static_cast<Word>(
+                    plane[c] | static_cast<Word>(static_cast<Word>((source[c] >> shift) & 1) << row));
             }
         }
         std::memcpy(out + bit * shape.columns, plane, static_cast<size_t>(columns) * sizeof(Word));
@@ -70,7 +70,8 @@ void unpack_tile(const PlaneShape& shape, const Word* words, int16_t* values, in
         for (int bit = 0; bit < nbits; ++bit) {
             const Word* plane = planes + bit * shape.columns;
             for (int64_t c = 0; c < place.size; ++c) {
-                found[c] = static_cast<uint16_t>(found[c] | (static_cast<uint16_t>((plane[c] >> row) & 1) << bit));
+                found[c] =
+                    static_cast<uint16_t>(found[c] | (static_cast<uint16_t>((plane[c] >> row) & 1) << bit));
             }
         }
         std::memcpy(values + place.first, found, static_cast<size_t>(place.size) * sizeof(int16_t));
@@ -80,17 +81,26 @@ void unpack_tile(const PlaneShape& shape, const Word* words, int16_t* values, in
 template <typename Value, typename Word>
 void pack_typed(const PlaneShape& shape, const void* values, void* words, int threads) {
     for_each_tile(shape, threads, [&](int64_t block, int64_t column, int64_t columns) {
-        pack_tile(shape, static_cast<const Value*>(values), static_cast<Word*>(words), block, column, columns);
+        pack_tile(shape, static_cast<const Value*>(values), static_cast<Word*>(words), block, column,
+                  columns);
     });
 }
 
 template <typename Value>
 void pack_values(const PlaneShape& shape, const void* values, void* words, int threads) {
     switch (shape.rows) {
-        case 8: pack_typed<Value, uint8_t>(shape, values, words, threads); break;
-        case 16: pack_typed<Value, uint16_t>(shape, values, words, threads); break;
-        case 32: pack_typed<Value, uint32_t>(shape, values, words, threads); break;
-        default: pack_typed<Value, uint64_t>(shape, values, words, threads); break;
+        case 8:
+            pack_typed<Value, uint8_t>(shape, values, words, threads);
+            break;
+        case 16:
+            pack_typed<Value, uint16_t>(shape, values, words, threads);
+            break;
+        case 32:
+            pack_typed<Value, uint32_t>(shape, values, words, threads);
+            break;
+        default:
+            pack_typed<Value, uint64_t>(shape, values, words, threads);
+            break;
     }
 }
 
@@ -105,20 +115,36 @@ void unpack_words(const PlaneShape& shape, const void* words, int16_t* values, i
 
 void pack_planes(const PlaneShape& shape, const void* values, int value_bytes, void* words, int threads) {
     switch (value_bytes) {
-        case 1: pack_values<uint8_t>(shape, values, words, threads); break;
-        case 2: pack_values<int16_t>(shape, values, words, threads); break;
-        case 4: pack_values<int32_t>(shape, values, words, threads); break;
-        default: pack_values<int64_t>(shape, values, words, threads); break;
+        case 1:
+            pack_values<uint8_t>(shape, values, words, threads);
+            break;
+        case 2:
+            pack_values<int16_t>(shape, values, words, threads);
+            break;
+        case 4:
+            pack_values<int32_t>(shape, values, words, threads);
+            break;
+        default:
+            pack_values<int64_t>(shape, values, words, threads);
+            break;
     }
 }
 
 void unpack_planes(const PlaneShape& shape, const void* words, int16_t* values, int threads) {
     expect_writes(values, shape.count * int64_t{sizeof(int16_t)});
     switch (shape.rows) {
-        case 8: unpack_words<uint8_t>(shape, words, values, threads); break;
-        case 16: unpack_words<uint16_t>(shape, words, values, threads); break;
-        case 32: unpack_words<uint32_t>(shape, words, values, threads); break;
-        default: unpack_words<uint64_t>(shape, words, values, threads); break;
+        case 8:
+            unpack_words<uint8_t>(shape, words, values, threads);
+            break;
+        case 16:
+            unpack_words<uint16_t>(shape, words, values, threads);
+            break;
+        case 32:
+            unpack_words<uint32_t>(shape, words, values, threads);
+            break;
+        default:
+            unpack_words<uint64_t>(shape, words, values, threads);
+            break;
     }
 }
 

@@ -1,5 +1,5 @@
-// diffq's bit planes: values seen as [blocks][rows][columns] become [blocks][nbits][columns] words of `rows` bits;
-// bit j of value [k][r][c] is bit r of word [k][j][c].
+// diffq's bit planes: values seen as [blocks][rows][columns] become [blocks][nbits][columns] words of `rows`
+// bits; bit j of value [k][r][c] is bit r of word [k][j][c].
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@ struct PlaneShape {
     int64_t columns;
 };
 
-// values: integers of value_bytes bytes (1, 2, 4 or 8). words: [blocks][nbits][columns] unsigned of rows bits.
+// values: integers of value_bytes bytes (1, 2, 4 or 8). words: [blocks][nbits][columns] unsigned of rows
+// bits.
 void pack_planes(const PlaneShape& shape, const void* values, int value_bytes, void* words, int threads);
 void unpack_planes(const PlaneShape& shape, const void* words, int16_t* values, int threads);
 

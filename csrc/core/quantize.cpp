@@ -31,8 +31,8 @@ struct Elements {
 
 // Calls body(weight index, its range, first element, count) for blocks of all weights, in parallel.
 template <typename Body>
-void for_each_block(const std::vector<Floats>& weights, const float* range, int64_t group_size, bool per_group,
-                    int threads, Body&& body) {
+void for_each_block(const std::vector<Floats>& weights, const float* range, int64_t group_size,
+                    bool per_group, int threads, Body&& body) {
     constexpr int64_t kTask = 16 * kBlock;
     std::vector<const float*> ranges;
     TaskTable table;
@@ -52,15 +52,17 @@ void for_each_block(const std::vector<Floats>& weights, const float* range, int6
 
 }  // namespace
 
-void quantize(const std::vector<Floats>& weights, const std::vector<const uint8_t*>& widths, const float* range,
-              int64_t group_size, bool per_group, const std::vector<uint32_t*>& levels, int threads) {
+void quantize(const std::vector<Floats>& weights, const std::vector<const uint8_t*>& widths,
+              const float* range, int64_t group_size, bool per_group, const std::vector<uint32_t*>& levels,
+              int threads) {
     for (size_t i = 0; i < weights.size(); ++i) expect_writes(levels[i], weights[i].count * 4);
     for_each_block(weights, range, group_size, per_group, threads,
                    [&](size_t i, const float* bounds, int64_t first, int64_t count) {
                        Elements elements;
                        float buffer[kBlock];
                        elements.fill(first, count, widths[i], bounds, group_size, per_group);
-                       const float* values = load_floats(weights[i].data, weights[i].dtype, first, count, buffer);
+                       const float* values =
+                           load_floats(weights[i].data, weights[i].dtype, first, count, buffer);
                        const float *step = elements.step, *top = elements.top;
                        if (per_group) {
                            const float *lo = elements.lo, *length = elements.length;

@@ -132,7 +132,8 @@ void range_per_weight(const std::vector<Floats>& weights, float* range, int64_t*
     std::vector<Extremes> parts(static_cast<size_t>(table.tasks()));
     parallel_for(table.tasks(), threads, [&](int64_t task) {
         const auto place = table.find(task);
-        parts[static_cast<size_t>(task)] = extremes_of(weights[place.list], grids[place.list].at(place.piece));
+        parts[static_cast<size_t>(task)] =
+            extremes_of(weights[place.list], grids[place.list].at(place.piece));
     });
     for (size_t i = 0; i < weights.size(); ++i) {
         Extremes found;

@@ -13,8 +13,8 @@ namespace {
 constexpr int64_t kSlice = 65536;  // groups that one task counts
 using Counts = std::array<int64_t, kMaxWidth + 1>;
 
-// How many groups of each width a slice has; entry 0 counts widths out of range. Four sets of counters, because a
-// counter that was just written is slow to read.
+// How many groups of each width a slice has; entry 0 counts widths out of range. Four sets of counters,
+// because a counter that was just written is slow to read.
 Counts count_widths(const uint8_t* widths, int64_t groups) {
     std::array<std::array<int64_t, 256>, 4> counters{};
     int64_t g = 0;

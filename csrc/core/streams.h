@@ -1,5 +1,5 @@
-// Which levels of a weight go to which stream: one stream per width, holding the levels of all groups of that width
-// in group order; streams of ascending width follow one another in the words.
+// Which levels of a weight go to which stream: one stream per width, holding the levels of all groups of that
+// width in group order; streams of ascending width follow one another in the words.
 #pragma once
 
 #include <cstdint>

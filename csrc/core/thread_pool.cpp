@@ -29,7 +29,8 @@ class Pool {
             context_ = context;
             tasks_ = tasks;
             next_.store(0, std::memory_order_relaxed);
-            wanted_ = helpers < static_cast<int>(workers_.size()) ? helpers : static_cast<int>(workers_.size());
+            wanted_ =
+                helpers < static_cast<int>(workers_.size()) ? helpers : static_cast<int>(workers_.size());
             running_ = wanted_;
             ++generation_;
         }
@@ -66,7 +67,8 @@ class Pool {
     }
 
     void work() {
-        for (int64_t task = next_.fetch_add(1); task < tasks_; task = next_.fetch_add(1)) function_(context_, task);
+        for (int64_t task = next_.fetch_add(1); task < tasks_; task = next_.fetch_add(1))
+            function_(context_, task);
     }
 
     std::mutex in_use_, mutex_;
@@ -80,10 +82,13 @@ class Pool {
     uint64_t generation_ = 0;
 };
 
-// Never destroyed: workers may still wait in it while the process ends, and after fork() its threads are gone.
+// Never destroyed: workers may still wait in it while the process ends, and after fork() its threads are
+// gone.
 std::atomic<Pool*> pool{nullptr};
 
-void forget_pool() { pool.store(new Pool); }
+void forget_pool() {
+    pool.store(new Pool);
+}
 
 Pool& current_pool() {
     static const bool created = [] {

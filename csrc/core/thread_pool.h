@@ -8,10 +8,10 @@ namespace diffq_fast {
 
 using TaskFunction = void (*)(void* context, int64_t task);
 
-// Calls function(context, task), which must not throw or call run_tasks, for every task in [0, tasks), on at most `threads` threads, the caller's among them.
-// Tasks are handed out one by one in order; which thread runs which is not fixed, so a task must depend on nothing
-// but its number. A call that finds the pool busy (from another Python thread) runs on its own thread.
-// After fork() the child gets a new pool.
+// Calls function(context, task), which must not throw or call run_tasks, for every task in [0, tasks), on at
+// most `threads` threads, the caller's among them. Tasks are handed out one by one in order; which thread
+// runs which is not fixed, so a task must depend on nothing but its number. A call that finds the pool busy
+// (from another Python thread) runs on its own thread. After fork() the child gets a new pool.
 void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context);
 
 template <typename Body>

@@ -44,9 +44,13 @@ void check_every_pattern(int exponent_bits, ToFloat to_float, FromFloat from_flo
     }
 }
 
-void bfloat16_every_pattern() { check_every_pattern(8, float_from_bfloat16, bfloat16_from_float); }
+void bfloat16_every_pattern() {
+    check_every_pattern(8, float_from_bfloat16, bfloat16_from_float);
+}
 
-void float16_every_pattern() { check_every_pattern(5, float_from_float16, float16_from_float); }
+void float16_every_pattern() {
+    check_every_pattern(5, float_from_float16, float16_from_float);
+}
 
 void overflow_gives_infinity() {
     CHECK(float16_from_float(65519.0f) == 0x7BFF);

@@ -48,8 +48,8 @@ void noise_follows_its_definition() {
                 std::vector<float> z(static_cast<size_t>(count), NAN);
                 fill_noise(kKey, 7, first, count, kind, z.data(), 1);
                 for (int64_t i = 0; i < count; ++i) {
-                    const double error =
-                        std::fabs(z[static_cast<size_t>(i)] - expected(7, static_cast<uint64_t>(first + i), kind));
+                    const double error = std::fabs(z[static_cast<size_t>(i)] -
+                                                   expected(7, static_cast<uint64_t>(first + i), kind));
                     CHECK(error <= (kind == NoiseKind::uniform ? 0 : 2e-6));
                 }
             }

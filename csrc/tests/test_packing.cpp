@@ -130,7 +130,8 @@ void fused_kernels_equal_quantize_then_pack() {
             std::vector<float> there(weights.size()), here(weights.size());
             dequantize({levels.data()}, {widths.data()}, range, group_size, false,
                        {{there.data(), count, DType::float32}}, 1);
-            CHECK(unpack_dequantize(packing, fused.data(), range, false, {here.data(), count, DType::float32}));
+            CHECK(
+                unpack_dequantize(packing, fused.data(), range, false, {here.data(), count, DType::float32}));
             CHECK(there == here);
         }
     }

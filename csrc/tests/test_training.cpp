@@ -18,8 +18,8 @@ struct Found {
 
 Found range_of(std::vector<float> values, int threads = 1) {
     Found found;
-    weight_range({{values.data(), static_cast<int64_t>(values.size()), DType::float32}}, 0, false, found.range,
-                 found.extremes, threads);
+    weight_range({{values.data(), static_cast<int64_t>(values.size()), DType::float32}}, 0, false,
+                 found.range, found.extremes, threads);
     return found;
 }
 
@@ -63,8 +63,8 @@ struct Step {
     std::vector<float> range, nonfinite;
 
     bool operator==(const Step& other) const {
-        return noisy == other.noisy && grad_weights == other.grad_weights && grad_logits == other.grad_logits &&
-               range == other.range && nonfinite == other.nonfinite;
+        return noisy == other.noisy && grad_weights == other.grad_weights &&
+               grad_logits == other.grad_logits && range == other.range && nonfinite == other.nonfinite;
     }
 };
 
@@ -88,8 +88,9 @@ Case make_case(const std::vector<int64_t>& counts, int64_t group_size, bool per_
 
 Step run(Case& made, NoiseKind kind, int threads) {
     Step step;
-    NoiseArguments arguments{{},   {},  {}, nullptr, kKey, kind, BitsRule(Param::bits, 2, 15), made.group_size,
-                             made.per_group, threads};
+    NoiseArguments arguments{
+        {},     {}, {}, nullptr, kKey, kind, BitsRule(Param::bits, 2, 15), made.group_size, made.per_group,
+        threads};
     std::vector<void*> noisy, grad_weights;
     std::vector<const void*> grads;
     std::vector<float*> grad_logits;
@@ -113,7 +114,8 @@ Step run(Case& made, NoiseKind kind, int threads) {
     step.range.resize(2 * rows);
     step.nonfinite.resize(made.weights.size());
     std::vector<int64_t> extremes(4 * made.weights.size());
-    weight_range(arguments.weights, made.group_size, made.per_group, step.range.data(), extremes.data(), threads);
+    weight_range(arguments.weights, made.group_size, made.per_group, step.range.data(), extremes.data(),
+                 threads);
     arguments.range = step.range.data();
     add_noise(arguments, noisy);
     add_noise_backward(arguments, extremes.data(), grads, grad_weights, grad_logits, step.nonfinite.data());
@@ -184,7 +186,8 @@ void ties_share_the_gradient_of_the_range() {
         CHECK(std::fabs(static_cast<double>(step.grad_weights[0][i]) - made.grads[0][i] - at_hi) < 1e-5);
     }
     for (const size_t i : {size_t{7}, size_t{30000}}) {
-        CHECK(std::fabs(static_cast<double>(step.grad_weights[0][i]) - made.grads[0][i] + 1.5 * at_hi) < 1e-5);
+        CHECK(std::fabs(static_cast<double>(step.grad_weights[0][i]) - made.grads[0][i] + 1.5 * at_hi) <
+              1e-5);
     }
     Case constant = make_case({100}, 8, false);
     std::fill(constant.weights[0].begin(), constant.weights[0].end(), 1.0f);
@@ -216,7 +219,8 @@ void nan_weights_and_logits_pass_on() {
         made.logits[0][2] = INFINITY;
         made.logits[0][3] = -INFINITY;
         const Step other = run(made, NoiseKind::gaussian, 1);
-        CHECK(std::isnan(other.noisy[0][8]) && std::isfinite(other.noisy[0][16]) && std::isfinite(other.noisy[0][24]));
+        CHECK(std::isnan(other.noisy[0][8]) && std::isfinite(other.noisy[0][16]) &&
+              std::isfinite(other.noisy[0][24]));
     }
 }
 
