@@ -67,7 +67,7 @@ def check_widths(who: str, widths: Tensor, count: int, group_size: int) -> None:
     groups = group_count(count, group_size)
     if widths.shape != (groups,):
         raise ValueError(f"{who}: widths must have shape [{groups}], one per group, got {list(widths.shape)}")
-    if groups:
+    if groups and not torch.compiler.is_compiling():  # a graph cannot look at values
         lowest, highest = (int(bound) for bound in widths.aminmax())
         if lowest < 1 or highest > MAX_WIDTH:
             found = lowest if lowest < 1 else highest

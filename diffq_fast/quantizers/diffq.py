@@ -359,6 +359,12 @@ class DiffQuantizer(BaseQuantizer):
                 "DiffQuantizer.get_quantized_state: diffq's states have no ranges per group (range_scope='group'); "
                 "save a packed file with diffq_fast.save"
             )
+        if self.group_size and entry.param.numel() % self.group_size:
+            raise ValueError(
+                f"DiffQuantizer.get_quantized_state: {entry.full_name} has {entry.param.numel()} elements, which groups "
+                f"of {self.group_size} do not divide, and diffq's states have no shorter last group; save a packed file "
+                "with diffq_fast.save"
+            )
         levels, widths, found = self._levels(entry)
         lo, hi = found[0].tolist()
         return legacy_entries.encode_diffq_entry(

@@ -86,7 +86,7 @@ class Export:
         Args:
             exact: with the whole numbers of bits that an export uses.
         """
-        if self._is_on_cpu():
+        if not torch.compiler.is_compiling() and self._is_on_cpu():
             self._tell_faults()
         plain = sum(slot.param.numel() for slot in self._rest) * (16 if self.float16 else 32)
         total = self._quantized_bits(exact) + plain
