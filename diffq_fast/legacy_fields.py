@@ -1,0 +1,142 @@
+"""The parts of diffq's entries, read with suspicion: packed tensors, levels, widths, ranges.
+
+Every message begins "legacy state: <parameter>:" and says what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bitpack import pack as pack_blocks
+from .bitpack import unpack as unpack_blocks
+from .torch_pack import STORAGE_BITS
+from .torch_pack import pack as pack_rectangle
+from .torch_pack import unpack as unpack_rectangle
+
+MAX_WIDTH = 15
+_MAX_PLANES = 16
+_BLOCK_ROWS = 64
+
+
+def legacy_error(name: str, problem: str) -> ValueError:
+    """The error for one parameter of one state."""
+    return ValueError(f"legacy state: {name}: {problem}")
+
+
+def describe(value: object) -> str:
+    """Type, and for a tensor dtype and shape: short whatever the file holds."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def pack_field(values: Tensor, nbits: int, torch_pack: bool) -> Tensor:
+    """Planes by the one packer or the other; ``nbits`` 0: as many as needed."""
+    return pack_rectangle(values, nbits) if torch_pack else pack_blocks(values, nbits)
+
+
+def unpack_field(name: str, planes: Any, count: int) -> Tensor:
+    """int16 ``[count]`` from planes of either packer, which must hold ``count`` values and no block more."""
+    if isinstance(planes, Tensor) and planes.dim() == 3 and planes.dtype == torch.int64:
+        unpack, unit, units = unpack_blocks, _BLOCK_ROWS * planes.shape[2], planes.shape[0]
+    elif isinstance(planes, Tensor) and planes.dim() == 2 and planes.dtype in STORAGE_BITS:
+        unpack, unit, units = unpack_rectangle, STORAGE_BITS[planes.dtype], planes.shape[1]
+    else:
+        raise legacy_error(name, f"expected a packed tensor, found {describe(planes)}")
+    if planes.shape[-2] > _MAX_PLANES or unit == 0 or units != -(-count // unit):
+        raise legacy_error(name, f"expected {count} packed values, found planes {describe(planes)}")
+    return unpack(planes.detach().cpu(), count)
+
+
+def is_packed(name: str, first: Any, shape: Sequence[int], packed: bool | None) -> bool:
+    """``packed``, or for None what the form says: unpacked levels are never int64, and have the weight's
+    shape.
+
+    Only the planes of torch_pack may have the shape of a very small weight; they count as unpacked then.
+    """
+    if not isinstance(first, Tensor):
+        raise legacy_error(name, f"expected a tensor of levels, found {describe(first)}")
+    if packed is None:
+        return first.dtype == torch.int64 or tuple(first.shape) != tuple(shape)
+    return packed
+
+
+def read_like_weight(name: str, first: Any, shape: Sequence[int], packed: bool | None) -> Tensor:
+    """int32 levels of the weight's shape."""
+    if is_packed(name, first, shape, packed):
+        return unpack_field(name, first, math.prod(shape)).to(torch.int32).reshape(tuple(shape))
+    levels = read_integers(name, first, "levels")
+    if tuple(levels.shape) != tuple(shape):
+        raise legacy_error(
+            name, f"expected levels of the weight's shape {list(shape)}, found {describe(first)}"
+        )
+    return levels
+
+
+def read_integers(name: str, value: Any, what: str) -> Tensor:
+    """A new int32 tensor of the integer tensor ``value``."""
+    if not isinstance(value, Tensor) or value.dtype not in STORAGE_BITS:
+        raise legacy_error(name, f"expected an integer tensor of {what}, found {describe(value)}")
+    if value.dtype == torch.int64:
+        value = value.clamp(-(2**31), 2**31 - 1)  # so that no level wraps back into its range
+    return value.detach().to("cpu", torch.int32, copy=True)
+
+
+def read_parts(name: str, entry: Any, number: int) -> Sequence[Any]:
+    """The parts of an entry: a tuple of ``number``."""
+    if not isinstance(entry, list | tuple) or len(entry) != number:
+        found = f"{len(entry)} parts" if isinstance(entry, list | tuple) else describe(entry)
+        raise legacy_error(name, f"expected an entry of {number} parts, found {found}")
+    return entry
+
+
+def read_number(name: str, value: Any, what: str) -> float:
+    """A finite float from a number or a tensor of one element."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        value = value.item()
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise legacy_error(name, f"expected a finite number as {what}, found {describe(value)}")
+    return float(value)
+
+
+def read_range(name: str, bounds: Any) -> tuple[float, float]:
+    """(lo, hi), two finite numbers, lo <= hi."""
+    lo, hi = (read_number(name, bound, "the weight's range") for bound in read_parts(name, bounds, 2))
+    if lo > hi:
+        raise legacy_error(name, f"expected a range (lo, hi) with lo <= hi, found ({lo}, {hi})")
+    return lo, hi
+
+
+def whole_groups(name: str, count: int, group_size: int) -> int:
+    """Number of groups; 0: one. diffq's states have no ragged last group."""
+    if count == 0 or group_size < 0 or (group_size and count % group_size):
+        raise legacy_error(
+            name, f"a weight of {count} elements has no whole number of groups with group_size={group_size}"
+        )
+    return count // group_size if group_size else 1
+
+
+def check_bits(name: str, bits: float, least: int) -> int:
+    """``ceil(bits)``, the planes that such levels need."""
+    if not least <= bits <= MAX_WIDTH:
+        raise legacy_error(name, f"bits must be between {least} and {MAX_WIDTH}, got {bits}")
+    return math.ceil(bits)
+
+
+def check_widths(name: str, widths: Tensor) -> None:
+    lowest, highest = int(widths.min()), int(widths.max())
+    if lowest < 1 or highest > MAX_WIDTH:
+        found = lowest if lowest < 1 else highest
+        raise legacy_error(name, f"expected widths between 1 and {MAX_WIDTH} bits, found {found}")
+
+
+def check_levels(name: str, levels: Tensor, widths: Tensor | int) -> None:
+    """``0 <= level < 2**width``; ``widths`` broadcasts to ``levels``."""
+    wide = levels.to(torch.int32)
+    limit = wide.new_tensor(1) << (widths.to(torch.int32) if isinstance(widths, Tensor) else widths)
+    outside = (wide < 0) | (wide >= limit)
+    if bool(outside.any()):
+        raise legacy_error(name, f"found level {int(wide[outside][0])}, which does not fit its width")
