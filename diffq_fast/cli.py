@@ -1,7 +1,7 @@
 """The command line: `diffq-fast inspect | verify | pack | unpack | doctor`.
 
 Exit codes: 0 all is well, 1 a damaged file or a failure, 2 wrong usage. Results go to stdout, errors and
-progress to stderr; with --json the result, or {"error": …}, is one JSON object on stdout. Torch is imported by
+progress to stderr; with --json the result, or {"error": …}, is a JSON object on stdout. Torch is imported by
 the commands that compute, so `inspect` answers at once.
 """
 

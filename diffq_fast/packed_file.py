@@ -85,10 +85,11 @@ def load(
     targets = model.state_dict()
     logits = {name: weight for name in targets if (weight := _weight_of_logit(name, contents, rule))}
     _check_fit(targets, logits, contents, rule, strict)
+    values = {name: _logits(name, weight, contents, rule) for name, weight in logits.items()}
     with torch.no_grad():
         for name, target in targets.items():
-            if name in logits:
-                target.copy_(_logits(name, logits[name], contents, rule))
+            if name in values:
+                target.copy_(values[name])
             elif name in contents:
                 target.copy_(contents.tensor(name, target.device))
     return model
@@ -127,9 +128,9 @@ def _logits(name: str, weight: str, contents: PackedContents, rule: LogitRule) -
     changed = int((rule.widths(logits) != widths).sum())
     if changed:
         warnings.warn(
-            f"load: {contents.path}: {name}: {changed} of {len(widths)} groups have widths that bits between "
-            f"{rule.min_bits} and {rule.max_bits} cannot give; their logits give the nearest width",
-            stacklevel=3,
+            f"load: {contents.path}: {name}: {changed} of {len(widths)} groups have widths that bits "
+            f"strictly between {rule.min_bits} and {rule.max_bits} cannot give; their logits give the nearest",
+            stacklevel=4,
         )
     return logits
 
