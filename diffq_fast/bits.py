@@ -45,12 +45,26 @@ def bits_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: st
 
 def logits_from_bits(bits: Tensor, min_bits: float, max_bits: float, param: str = "bits") -> Tensor:
     """Inverse of :func:`bits_from_logits`; ``bits`` strictly between ``min_bits`` and ``max_bits``."""
+    return _logit(_fraction(bits, min_bits, max_bits, param))
+
+
+def initial_logit(init_bits: float, min_bits: float, max_bits: float, param: str = "bits") -> Tensor:
+    """The float32 logit, 0-dim, that gives ``init_bits``. The fraction is rounded to float32 before the logarithm,
+    which is where diffq rounds it, so that both start from the same numbers."""
+    bits = torch.tensor(init_bits, dtype=torch.float64)
+    return _logit(_fraction(bits, min_bits, max_bits, param).to(torch.float32))
+
+
+def _fraction(bits: Tensor, min_bits: float, max_bits: float, param: str) -> Tensor:
+    """The t = sigmoid(logit) that gives ``bits``."""
     if param == "bits":
-        t = (bits - min_bits) / (max_bits - min_bits)
-    else:
-        log_smallest, log_largest = _log_steps(min_bits, max_bits)
-        t = (-torch.log(2**bits - 1) - log_largest) / (log_smallest - log_largest)
-    return torch.log(t / (1 - t))
+        return (bits - min_bits) / (max_bits - min_bits)
+    log_smallest, log_largest = _log_steps(min_bits, max_bits)
+    return (-torch.log(2**bits - 1) - log_largest) / (log_smallest - log_largest)
+
+
+def _logit(fraction: Tensor) -> Tensor:
+    return torch.log(fraction / (1 - fraction))
 
 
 def step_from_bits(bits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, legacy_entries
-from ..bits import PARAMS, bits_from_logits, logits_from_bits, whole_bits
+from ..bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
 from ..philox import NOISE_KINDS
 from ..reference import group_count
 from .base import BaseQuantizer, remembers_arguments
@@ -115,11 +115,7 @@ class DiffQuantizer(BaseQuantizer):
     def _register_logits(self) -> None:
         self._firsts = [entry for entry in self._qparams if entry.other is None]
         self._streams = {entry: index for index, entry in enumerate(self._firsts)}
-        start = float(
-            logits_from_bits(
-                torch.tensor(self.init_bits, dtype=torch.float64), self.min_bits, self.max_bits, self.param
-            )
-        )
+        start = float(initial_logit(self.init_bits, self.min_bits, self.max_bits, self.param))
         for entry in self._firsts:
             entry.learned_name = entry.name + self.suffix
             groups = group_count(entry.param.numel(), self.group_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import pickle
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import legacy_state
+from ..legacy_pickler import pickled_size
 from .selection import QuantizedParameter, Slot
 
 BITS_PER_MB = 8 * 2**20
@@ -104,7 +104,7 @@ class Export:
 
     def packed_model_size(self) -> float:
         """MB of the pickled packed state."""
-        return len(pickle.dumps(self.get_quantized_state(packed=True))) / 2**20
+        return pickled_size(self.get_quantized_state(packed=True)) / 2**20
 
     def compressed_model_size(self, compress_level: int = -1, num_workers: int = 8) -> float:
         """MB of the unpacked state, saved by torch and compressed by zlib in chunks of 1 MB.
