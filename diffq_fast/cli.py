@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import __version__
+from .packed_header import printable
 from .packed_report import inspect
 
 
@@ -34,7 +35,12 @@ class ProgressLine:
         percent = 100 * done // max(total, 1)
         if self.shown and percent != self.percent:
             self.percent = percent
-            print(f"\r{self.verb} {percent:3d} %  {name[:60]:<60}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{self.verb} {percent:3d} %  {printable(name)[:60]:<60}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __enter__(self) -> ProgressLine:
         return self

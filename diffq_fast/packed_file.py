@@ -129,7 +129,7 @@ def _logits(name: str, weight: str, contents: PackedContents, rule: LogitRule) -
     if changed:
         warnings.warn(
             f"load: {contents.path}: {name}: {changed} of {len(widths)} groups have widths that bits "
-            f"strictly between {rule.min_bits} and {rule.max_bits} cannot give; their logits give the nearest",
+            f"strictly between {rule.min_bits} and {rule.max_bits} cannot give; their logits come near",
             stacklevel=4,
         )
     return logits

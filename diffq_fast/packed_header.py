@@ -39,7 +39,12 @@ class PackedFileError(ValueError):
 
 def file_error(path: str | os.PathLike[str], where: str, problem: str) -> PackedFileError:
     """The error for one place (a tensor's name, or "header") of one file."""
-    return PackedFileError(f"reading {os.fspath(path)}: {where}: {problem}")
+    return PackedFileError(f"reading {os.fspath(path)}: {printable(where)}: {problem}")
+
+
+def printable(name: str) -> str:
+    """A name from a file as it may go to a terminal: no control characters, no endless text."""
+    return (name if name.isprintable() else ascii(name))[:200]
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {key!r} occurs twice")
+            raise ValueError(f"the key {key[:200]!r} occurs twice")
         for text in (key, value):
             if isinstance(text, str):
                 text.encode("utf-8")  # a lone surrogate raises UnicodeEncodeError, a ValueError
@@ -138,9 +143,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def whole(value: Any, least: int = 0) -> bool:
-    """Is this JSON value an integer from `least` to 2**63 - 1? (True is no integer.)"""
-    return type(value) is int and least <= value < 2**63
+def whole(value: Any) -> bool:
+    """Is this JSON value an integer from 0 to 2**63 - 1? (True is no integer.)"""
+    return type(value) is int and 0 <= value < 2**63
 
 
 def valid_shape(shape: Any) -> bool:

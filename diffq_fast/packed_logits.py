@@ -41,7 +41,7 @@ class LogitRule:
         margin = (high - low) / 4
         inside = torch.minimum(torch.maximum(nearest, low + margin), high - margin)
         edge = (self.max_bits - self.min_bits) / 1000
-        bits = torch.where(margin > 0, inside, nearest).clamp(self.min_bits + edge, self.max_bits - edge)
+        bits = torch.where(margin > 0, inside, nearest.clamp(self.min_bits + edge, self.max_bits - edge))
         return logits_from_bits(bits, self.min_bits, self.max_bits, self.param).to(torch.float32)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .packed_header import ITEM_BYTES, open_file
+from .packed_header import ITEM_BYTES, open_file, printable
 from .packed_layout import PackedLayout, read_layout
 from .packed_widths import stream_levels
 
@@ -84,7 +84,7 @@ class PackedReport:
             shape = "x".join(map(str, weight.shape)) or "scalar"
             group = "all" if weight.group_size == 0 else str(weight.group_size)
             numbers = (f"{weight.bits_per_weight:.2f}", _span(weight.histogram), f"{weight.bytes:,}")
-            rows.append((weight.name, shape, group, *numbers))
+            rows.append((printable(weight.name), shape, group, *numbers))
         spaces = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(_align(row, spaces)).rstrip() for row in rows] + [""]
         lines += [
@@ -93,7 +93,7 @@ class PackedReport:
         ratio = f", {self.float_bytes / self.file_bytes:.2f} times smaller than unpacked"
         lines += [f"{'in all':<17}{self.file_bytes:>14,} bytes{ratio}", ""]
         lines += [f"{self.bits_per_weight:.2f} bits per weight; by width: {_histogram_text(self.histogram)}"]
-        lines += [f"tied: {alias} = {name}" for alias, name in self.ties.items()]
+        lines += [f"tied: {printable(alias)} = {printable(name)}" for alias, name in self.ties.items()]
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str]) -> None:

@@ -55,9 +55,14 @@ def test_follows_a_link(tmp_path):
 def test_an_exception_leaves_the_old_file_and_no_litter(error, tmp_path):
     path = tmp_path / "old"
     path.write_bytes(b"old")
-    with pytest.raises(error), atomic_file(path) as file:
-        file.write(b"half")
-        raise error
+
+    def fail():
+        with atomic_file(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["old"]
 

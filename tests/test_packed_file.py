@@ -3,57 +3,16 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 import pytest
 import torch
+from packed_models import Net, trained
 from torch import nn
 
 from diffq_fast.packed_container import read_packed, write_packed
 from diffq_fast.packed_file import load, save
 from diffq_fast.packed_header import PackedFileError
-from diffq_fast.packed_report import inspect
-from diffq_fast.packed_tensor import pack_weight
 from diffq_fast.quantizers.diffq import DiffQuantizer
-
-
-class Net(nn.Module):
-    """Convolution, batch norm, tied linear layers with tied biases, and buffers of several kinds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(3, 10, 3)
-        self.norm = nn.BatchNorm1d(10)
-        self.first = nn.Linear(10, 10)
-        self.second = nn.Linear(10, 10)
-        self.second.weight, self.second.bias = self.first.weight, self.first.bias
-        self.gain = nn.Parameter(torch.tensor(1.5))
-        self.register_buffer("steps", torch.tensor(7))
-        self.register_buffer("mask", torch.tensor([True, False]))
-        self.register_buffer("scratch", torch.zeros(3), persistent=False)
-
-    def forward(self, x):
-        x = self.norm(self.conv(x)).mean(2)
-        return self.second(torch.relu(self.first(x))) * self.gain
-
-
-def trained(spread: float = 1.5, dtype: torch.dtype = torch.float32, **arguments) -> tuple[Net, DiffQuantizer]:
-    """A model whose batch norm has seen data and whose logits are spread."""
-    torch.manual_seed(3)
-    model = Net().to(dtype)
-    options = {"group_size": 8, "min_size": 80 * 4 / 2**20} | arguments
-    quantizer = DiffQuantizer(model, **options)
-    quantizer.no_optimizer()
-    model(torch.randn(4, 3, 9, dtype=dtype))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("_diffq"):
-                parameter.add_(spread * torch.randn_like(parameter))
-    return model, quantizer
-
-
-def widths_of(quantizer) -> dict[str, list[int]]:
-    return {record.name: record.widths.tolist() for record in quantizer.export_weights()}
 
 
 def snapshot(model) -> dict[str, torch.Tensor]:
@@ -65,9 +24,6 @@ def assert_same(one: dict, other: dict) -> None:
     for name in one:
         assert one[name].dtype == other[name].dtype
         assert torch.equal(one[name], other[name]), name
-
-
-# -- round trips -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -139,7 +95,13 @@ def test_half_parameters_come_back_in_their_own_dtype(tmp_path):
 def test_all_unquantised_parameters_and_no_buffers_are_half(tmp_path):
     _, quantizer = trained(float16=True)
     save(quantizer, tmp_path / "a")
-    assert set(read_packed(tmp_path / "a").half) == {"conv.bias", "norm.weight", "norm.bias", "first.bias", "gain"}
+    assert set(read_packed(tmp_path / "a").half) == {
+        "conv.bias",
+        "norm.weight",
+        "norm.bias",
+        "first.bias",
+        "gain",
+    }
 
 
 def test_load_without_a_model_gives_a_state_dict(tmp_path):
@@ -173,91 +135,6 @@ def test_rnn_weights_are_in_force_after_loading(tmp_path):
     loaded = load(tmp_path / "a", nn.Sequential(nn.LSTM(8, 8, num_layers=2)))
     x = torch.randn(5, 1, 8)
     assert torch.equal(loaded.eval()(x)[0], model.eval()(x)[0])
-
-
-# -- logits ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"param": "noise"},
-        {"extra_bits": 1.5},
-        {"extra_bits": -2},
-        {"min_bits": 2.4, "max_bits": 8.6, "init_bits": 4},
-        {"min_bits": 4, "max_bits": 4.4, "init_bits": 4.2},
-        {"group_size": 0},
-        {"suffix": "_bits"},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("spread", [0.5, 3, 30])
-def test_without_stored_logits_the_same_widths_come_out_again(arguments, spread, tmp_path):
-    _, quantizer = trained(spread, **arguments)
-    save(quantizer, tmp_path / "a")
-    other, again = trained(0, **arguments)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load(tmp_path / "a", other)
-    assert widths_of(again) == widths_of(quantizer)
-    low, high = again.min_bits, again.max_bits
-    for record in again._qparams:
-        bits = again._get_bits(record.logit)
-        assert bool(((bits > low) & (bits < high)).all())
-    save(again, tmp_path / "b")
-    assert read_packed(tmp_path / "b").packed["conv.weight"].widths.tolist() == widths_of(quantizer)["conv.weight"]
-
-
-def test_stored_logits_are_restored_exactly(tmp_path):
-    model, quantizer = trained()
-    save(quantizer, tmp_path / "a", logits=True)
-    other, _ = trained(0)
-    load(tmp_path / "a", other)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("_diffq"):
-            assert torch.equal(other.state_dict()[name], tensor)
-    assert inspect(tmp_path / "a").bytes_by_purpose["logits"] == 4 * (12 + 13)
-
-
-def test_a_plain_model_passes_over_stored_logits(tmp_path):
-    model, quantizer = trained()
-    save(quantizer, tmp_path / "a", logits=True)
-    loaded = load(tmp_path / "a", Net().eval())
-    assert torch.equal(loaded(torch.ones(1, 3, 9)), model.eval()(torch.ones(1, 3, 9)))
-    assert "conv.weight_diffq" in load(tmp_path / "a")
-
-
-def test_widths_out_of_the_rules_reach_are_told(tmp_path):
-    packed = {"weight": pack_weight(torch.randn(4, 8), torch.tensor([3, 16, 5, 4], dtype=torch.uint8))}
-    write_packed(tmp_path / "a", packed, {}, quantizer_info={"class": "none", "arguments": {"min_bits": 4}})
-    model = nn.Linear(8, 4, bias=False)
-    quantizer = DiffQuantizer(model, min_size=0, group_size=8, min_bits=4)
-    with pytest.warns(UserWarning, match="weight_diffq: 2 of 4 groups have widths that bits strictly between 4 and"):
-        load(tmp_path / "a", model)
-    assert widths_of(quantizer)["weight"] == [4, 15, 5, 4]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"min_bits": "2"}, "must be numbers"),
-        ({"max_bits": True}, "must be numbers"),
-        ({"extra_bits": 1e9}, "must be numbers"),
-        ({"min_bits": 15}, "expected 0 < min_bits < max_bits"),
-        ({"min_bits": 0}, "expected 0 < min_bits < max_bits"),
-        ({"param": "steps"}, "param must be one of"),
-        ({"suffix": ""}, "param must be one of .* and suffix a text"),
-        ({"suffix": []}, "param must be one of .* and suffix a text"),
-    ],
-)
-def test_impossible_quantizer_arguments_are_refused(arguments, words, tmp_path):
-    write_packed(tmp_path / "a", {}, {}, quantizer_info={"class": "DiffQuantizer", "arguments": arguments})
-    with pytest.raises(PackedFileError, match=f"a: quantizer: .*{words}"):
-        load(tmp_path / "a", nn.Linear(1, 1))
-
-
-# -- models that do not fit ------------------------------------------------------------------------------------------
 
 
 def refusal(path, model, **options) -> str:
@@ -309,7 +186,10 @@ def test_another_group_size_is_named(tmp_path):
     save(quantizer, tmp_path / "a")
     model, _ = trained(group_size=4)
     message = refusal(tmp_path / "a", model)
-    assert "conv.weight_diffq: the model has [23] logits, the file 12 groups of 8; use the same group_size" in message
+    assert (
+        "conv.weight_diffq: the model has [23] logits, the file 12 groups of 8; use the same group_size"
+        in message
+    )
 
 
 def test_a_model_without_data_is_refused(tmp_path):
@@ -344,9 +224,6 @@ def test_a_damaged_file_leaves_the_model_alone(tmp_path):
     with pytest.raises(PackedFileError, match="checksum"):
         load(tmp_path / "a", model)
     assert_same(before, snapshot(model))
-
-
-# -- saving that must not happen -------------------------------------------------------------------------------------
 
 
 def test_save_refuses_a_broken_weight_and_names_it(tmp_path):

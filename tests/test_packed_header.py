@@ -99,12 +99,22 @@ HOSTILE = {
     "offset beyond int64": (compact({"a": entry(offsets=(2**63, 2**63 + 4))}), 4, "a: data_offsets", True),
     "reversed offsets": (compact({"a": entry(offsets=(4, 0))}), 4, "a: expected 4 bytes", True),
     "wrong size": (compact({"a": entry(offsets=(0, 8))}), 8, "a: expected 4 bytes for F32", True),
-    "overlap": (compact({"a": entry(), "b": entry(offsets=(2, 6))}), 6, "b: overlaps the tensor before", True),
+    "overlap": (
+        compact({"a": entry(), "b": entry(offsets=(2, 6))}),
+        6,
+        "b: overlaps the tensor before",
+        True,
+    ),
     "same place": (compact({"a": entry(), "b": entry()}), 4, "b: overlaps the tensor before", True),
     "gap": (compact({"a": entry(), "b": entry(offsets=(5, 9))}), 9, "b: leaves a gap before it", True),
     "gap at first": (compact({"a": entry(offsets=(1, 5))}), 5, "a: leaves a gap before it", True),
     "data missing": (compact({"a": entry()}), 3, "a: the tensors need 4 bytes of data, the file has 3", True),
-    "data left over": (compact({"a": entry()}), 5, "header: the tensors need 4 bytes of data, the file", True),
+    "data left over": (
+        compact({"a": entry()}),
+        5,
+        "header: the tensors need 4 bytes of data, the file",
+        True,
+    ),
     "metadata list": ('{"__metadata__":[]}', 0, "__metadata__: expected an object", True),
     "metadata number": ('{"__metadata__":{"a":1}}', 0, "__metadata__: expected an object", True),
 }
@@ -128,7 +138,9 @@ def test_read_header_refuses(name, tmp_path):
 def test_read_header_refuses_impossible_lengths(blob, tmp_path):
     path = tmp_path / "short.safetensors"
     path.write_bytes(blob)
-    with pytest.raises(PackedFileError, match=r"short.safetensors: header: (expected at least 8|its length says)"):
+    with pytest.raises(
+        PackedFileError, match=r"short.safetensors: header: (expected at least 8|its length says)"
+    ):
         read(path)
 
 

@@ -1,4 +1,4 @@
-"""packed_layout: a sealed file (all checksums right) whose contents contradict each other is refused by name."""
+"""packed_layout: a file with right checksums whose contents contradict each other is refused by name."""
 
 from __future__ import annotations
 
@@ -118,8 +118,14 @@ HOSTILE = {
     "tie to nowhere": (layout(ties={"v": "x"}), "v: is tied to 'x', which the file does not have"),
     "tie to itself": (layout(ties={"v": "v"}), "v: is tied to 'v', which the file does not have"),
     "tie to a part": (layout(ties={"v": "w.words"}), "v: is tied to 'w.words', which the file does not have"),
-    "tie of a plain tensor": (layout(ties={"b": "w"}), "layout: the name 'b' is both a plain tensor and a tied"),
-    "tie of a weight": (layout(ties={"w": "b"}), "layout: the name 'w' is both a quantised weight and a tied"),
+    "tie of a plain tensor": (
+        layout(ties={"b": "w"}),
+        "layout: the name 'b' is both a plain tensor and a tied",
+    ),
+    "tie of a weight": (
+        layout(ties={"w": "b"}),
+        "layout: the name 'w' is both a quantised weight and a tied",
+    ),
     "tie of a part": (layout(ties={"w.words": "b"}), "the name 'w.words' is both a part of"),
     "ties is a list": (layout(ties=[]), "ties: expected an object"),
     "tie to a number": (layout(ties={"v": 1}), "ties: expected an object"),

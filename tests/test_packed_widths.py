@@ -1,4 +1,4 @@
-"""packed_widths: three codings of the groups' widths, exact sizes, and no way for hostile bytes through them."""
+"""packed_widths: three codings of the groups' widths, of exact size, and none lets hostile bytes through."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def uint8(values) -> np.ndarray:
         ([5] * 7, ["one", 5], ""),
         ([16], ["one", 16], ""),
         ([2, 3], ["runs"], "01 02"),
-        ([16] * 8 + [1] * 9, ["runs"], "7f 80 01"),  # 7 * 16 + 15 = 127 fits one byte, 8 * 16 + 0 = 128 does not
+        (
+            [16] * 8 + [1] * 9,
+            ["runs"],
+            "7f 80 01",
+        ),  # 7 * 16 + 15 = 127 fits one byte, 8 * 16 + 0 = 128 does not
         ([4] * 1025 + [4, 9], ["runs"], "93 80 01 08"),  # 1025 * 16 + 3 = 16403 = 1 << 14 | 0 << 7 | 19
         ([3, 4] * 3, ["fixed", 3, 1], "2a 00 00 00"),  # 6 values of 1 bit: one lane, rows 0 … 5
     ],
@@ -83,7 +87,8 @@ def test_word_count_is_the_closed_formula(count, group_size, data):
 @pytest.mark.parametrize(
     "coding",
     [None, {}, [], ["one"], ["one", 0], ["one", 17], ["one", True], ["one", 2.0], ["one", 2, 3], ["two", 2],
-     ["fixed", 1], ["fixed", 0, 1], ["fixed", 17, 1], ["fixed", 1, 0], ["fixed", 1, 5], ["runs", 1], ["runs", []]],
+     ["fixed", 1], ["fixed", 0, 1], ["fixed", 17, 1], ["fixed", 1, 0], ["fixed", 1, 5],
+     ["runs", 1], ["runs", []]],
 )  # fmt: skip
 def test_check_coding_refuses(coding):
     with pytest.raises(WidthError, match="none of"):
@@ -104,7 +109,12 @@ def test_check_coding_refuses(coding):
         (["runs"], b"\x00\x81", 1, "the last run is cut off"),
         (["runs"], b"\x81\x00", 1, "more bytes than it needs"),
         (["runs"], b"\xff" * 8 + b"\x7f", 9, "the runs cover 576,460,752,303,423,488 groups, expected 9"),
-        (["runs"], (b"\xff" * 8 + b"\x7f") * 32, 2**63 - 1, "the runs cover 18,446,744,073,709,551,616 groups"),
+        (
+            ["runs"],
+            (b"\xff" * 8 + b"\x7f") * 32,
+            2**63 - 1,
+            "the runs cover 18,446,744,073,709,551,616 groups",
+        ),
         (["runs"], b"\xff" * 9 + b"\x01", 2, "a run takes 10 bytes, at most 9 are allowed"),
         (["runs"], b"\xff" * 100 + b"\x01", 2, "a run takes 101 bytes"),
         (["runs"], b"\x00" * 5, 4, "the runs cover 5 groups, expected 4"),
