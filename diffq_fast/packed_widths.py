@@ -50,8 +50,9 @@ def encode_widths(widths: np.ndarray) -> tuple[list[Any], bytes]:
     if lowest == highest:
         return ["one", lowest], b""
     bits = (highest - lowest).bit_length()
-    runs = _encode_runs(widths)
-    if len(runs) < fixed_bytes(len(widths), bits):
+    starts = np.flatnonzero(np.diff(widths, prepend=np.uint8(0)))  # no width is 0: the first one starts a run
+    fixed = fixed_bytes(len(widths), bits)
+    if len(starts) < fixed and len(runs := _encode_runs(widths, starts)) < fixed:  # a run takes a byte or more
         return ["runs"], runs
     return ["fixed", lowest, bits], _pack_stream((widths - lowest).astype(np.uint8), bits)
 
@@ -97,8 +98,7 @@ def decode_widths(coding: list[Any], data: bytes | bytearray, groups: int) -> np
     return widths
 
 
-def _encode_runs(widths: np.ndarray) -> bytes:
-    starts = np.flatnonzero(np.diff(widths, prepend=np.uint8(0)))  # no width is 0: the first one starts a run
+def _encode_runs(widths: np.ndarray, starts: np.ndarray) -> bytes:
     lengths = np.diff(starts, append=len(widths)).astype(np.uint64)
     values = (lengths - 1) * 16 + (widths[starts] - 1).astype(np.uint64)
     shifts = np.arange(MAX_VARINT_BYTES, dtype=np.uint64) * 7
