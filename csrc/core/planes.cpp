@@ -39,50 +39,90 @@ inline RowPlace place_of(const PlaneShape& shape, int64_t block, int row, int64_
     return {first, std::clamp<int64_t>(shape.count - first, 0, wanted)};
 }
 
-template <typename Value, typename Word>
-void pack_tile(const PlaneShape& shape, const Value* values, Word* words, int64_t block, int64_t column,
-               int64_t columns) {
-    Word* out = words + block * shape.nbits * shape.columns + column;
-    for (int bit = 0; bit < shape.nbits; ++bit) {
-        Word plane[kTile] = {};
-        // Bits above the value's own are its sign, as a shift of the signed value would give.
-        const int shift = std::min(bit, static_cast<int>(sizeof(Value)) * 8 - 1);
-        for (int row = 0; row < shape.rows; ++row) {
-            const RowPlace place = place_of(shape, block, row, column, columns);
-            const Value* source = values + place.first;
-            for (int64_t c = 0; c < place.size; ++c) {
-                plane[c] = static_cast<Word>(
-                    plane[c] | static_cast<Word>(static_cast<Word>((source[c] >> shift) & 1) << row));
-            }
+// 16 rows of a tile, 16 bits of each value.
+using Slab = uint16_t[16][kTile];
+
+// Exchanges, between rows k and k + kStep of every column, the bits that a transposition moves across kStep:
+//   row k         ...bits with kStep set | others      the left part of row k changes places
+//   row k + kStep ...bits with kStep set | others      with the right part of row k + kStep
+template <int kStep, uint16_t kMask>
+void exchange(Slab& slab) {
+    for (int row = 0; row < 16; ++row) {
+        if (row & kStep) continue;
+        for (int64_t c = 0; c < kTile; ++c) {
+            const uint16_t low = slab[row][c], high = slab[row + kStep][c];
+            const auto moved = static_cast<uint16_t>(((low >> kStep) ^ high) & kMask);
+            slab[row][c] = static_cast<uint16_t>(low ^ (moved << kStep));
+            slab[row + kStep][c] = static_cast<uint16_t>(high ^ moved);
         }
-        std::memcpy(out + bit * shape.columns, plane, static_cast<size_t>(columns) * sizeof(Word));
     }
 }
 
+// Bit b of row r becomes bit r of row b, in every column: values become planes, and planes values again.
+void transpose(Slab& slab) {
+    exchange<8, 0x00FF>(slab);
+    exchange<4, 0x0F0F>(slab);
+    exchange<2, 0x3333>(slab);
+    exchange<1, 0x5555>(slab);
+}
+
+// Planes first_bit ... first_bit + 15 of a tile, 16 rows at a time: each gives 16 bits of every word.
+template <typename Value, typename Word>
+void pack_tile(const PlaneShape& shape, const Value* values, Word* words, int64_t block, int64_t column,
+               int64_t columns, int first_bit) {
+    const int nbits = std::min(16, shape.nbits - first_bit);
+    // Bits above the value's own are its sign, as a shift of the signed value would give.
+    const int shift = std::min(first_bit, static_cast<int>(sizeof(Value)) * 8 - 1);
+    Word planes[16][kTile] = {};
+    for (int first_row = 0; first_row < shape.rows; first_row += 16) {
+        Slab slab = {};
+        for (int row = 0; row < std::min(16, shape.rows); ++row) {
+            const RowPlace place = place_of(shape, block, first_row + row, column, columns);
+            for (int64_t c = 0; c < place.size; ++c) {
+                slab[row][c] = static_cast<uint16_t>(values[place.first + c] >> shift);
+            }
+        }
+        transpose(slab);
+        for (int bit = 0; bit < nbits; ++bit) {
+            for (int64_t c = 0; c < kTile; ++c) {
+                planes[bit][c] =
+                    static_cast<Word>(planes[bit][c] | static_cast<Word>(slab[bit][c]) << first_row);
+            }
+        }
+    }
+    Word* out = words + (block * shape.nbits + first_bit) * shape.columns + column;
+    for (int bit = 0; bit < nbits; ++bit) {
+        std::memcpy(out + bit * shape.columns, planes[bit], static_cast<size_t>(columns) * sizeof(Word));
+    }
+}
+
+// An int16 has 16 bits: further planes are not read.
 template <typename Word>
 void unpack_tile(const PlaneShape& shape, const Word* words, int16_t* values, int64_t block, int64_t column,
                  int64_t columns) {
     const Word* planes = words + block * shape.nbits * shape.columns + column;
-    const int nbits = std::min(shape.nbits, 16);  // bits that an int16 has
-    for (int row = 0; row < shape.rows; ++row) {
-        const RowPlace place = place_of(shape, block, row, column, columns);
-        uint16_t found[kTile] = {};
-        for (int bit = 0; bit < nbits; ++bit) {
+    for (int first_row = 0; first_row < shape.rows; first_row += 16) {
+        Slab slab = {};
+        for (int bit = 0; bit < std::min(shape.nbits, 16); ++bit) {
             const Word* plane = planes + bit * shape.columns;
-            for (int64_t c = 0; c < place.size; ++c) {
-                found[c] =
-                    static_cast<uint16_t>(found[c] | (static_cast<uint16_t>((plane[c] >> row) & 1) << bit));
-            }
+            for (int64_t c = 0; c < columns; ++c) slab[bit][c] = static_cast<uint16_t>(plane[c] >> first_row);
         }
-        std::memcpy(values + place.first, found, static_cast<size_t>(place.size) * sizeof(int16_t));
+        transpose(slab);
+        for (int row = 0; row < std::min(16, shape.rows); ++row) {
+            const RowPlace place = place_of(shape, block, first_row + row, column, columns);
+            if (place.size == 0) break;
+            std::memcpy(values + place.first, slab[row], static_cast<size_t>(place.size) * sizeof(int16_t));
+        }
     }
 }
 
 template <typename Value, typename Word>
 void pack_typed(const PlaneShape& shape, const void* values, void* words, int threads) {
     for_each_tile(shape, threads, [&](int64_t block, int64_t column, int64_t columns) {
-        pack_tile(shape, static_cast<const Value*>(values), static_cast<Word*>(words), block, column,
-                  columns);
+        for (int first_bit = 0; first_bit < shape.nbits; first_bit += 16) {
+            pack_tile(shape, static_cast<const Value*>(values), static_cast<Word*>(words), block, column,
+                      columns, first_bit);
+        }
     });
 }
 
