@@ -1,13 +1,13 @@
-"""Builds diffq_fast with its compiled core where that can be compiled, and as a pure-Python package elsewhere.
+"""Builds diffq_fast with its compiled core where that can be compiled, and as pure Python elsewhere.
 
-The front is setuptools' own backend with the small CMake ``build_ext`` below, and not scikit-build-core's: that one
-way then serves `pip install .`, `pip install -e .`, wheels, and offline builds with `--no-build-isolation` whose
-environment has only setuptools, and it lets one source tree give a platform wheel or a ``py3-none-any`` wheel,
-which scikit-build-core decides before it looks for a compiler. Neither torch nor numpy is needed to build.
+The front is setuptools' own backend with the small CMake ``build_ext`` below, and not scikit-build-core's.
+One way then serves `pip install .`, `pip install -e .`, wheels, and offline builds with
+`--no-build-isolation` where scikit-build-core is not installed; and one source tree gives a platform wheel
+or a ``py3-none-any`` wheel, by what is found on the machine. Neither torch nor numpy is needed to build.
 
-What cannot be compiled for want of tools (CMake, a C++ compiler, Python's headers, pybind11) is left out with one
-printed line; code that fails to compile with these tools present is an error. ``DIFFQ_FAST_SKIP_NATIVE=1`` leaves
-the core out on purpose.
+What cannot be compiled for want of tools (CMake, a C++ compiler, Python's headers, pybind11) is left out
+with one printed line; code that fails to compile with these tools present is an error.
+``DIFFQ_FAST_SKIP_NATIVE=1`` leaves the core out on purpose.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def cmake_arguments() -> list[str]:
 
     arguments = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
     arguments += ["-DPYBIND11_FINDPYTHON=ON", "-DCMAKE_BUILD_TYPE=Release"]
-    if shutil.which("ninja") and sys.platform != "win32":  # on Windows only Visual Studio's generator finds cl.exe
+    if shutil.which("ninja") and sys.platform != "win32":  # there only Visual Studio's generator finds cl.exe
         arguments.append("-GNinja")
     architectures = re.findall(r"-arch (\S+)", os.environ.get("ARCHFLAGS", ""))
     if architectures:
@@ -48,7 +48,7 @@ def cmake_arguments() -> list[str]:
 
 
 def missing_for_core() -> str | None:
-    """Why the compiled core cannot be built here, or None: CMake itself looks for the compiler and the headers."""
+    """Why the compiled core cannot be built here, or None: CMake itself looks for compiler and headers."""
     if os.environ.get("DIFFQ_FAST_SKIP_NATIVE", "0") not in ("", "0"):
         return "DIFFQ_FAST_SKIP_NATIVE is set"
     if not shutil.which("cmake"):

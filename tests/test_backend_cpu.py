@@ -1,7 +1,8 @@
 """The compiled core against the oracle: bit for bit where integers, levels, words and uniforms are concerned.
 
-Tolerances: a step comes from float32 exponentials within 3e-7 and gaussian noise is within 2e-6 of the real value,
-so a float32 noisy weight may differ by 1e-5 of the range; a half-precision one by one unit in the last place.
+Tolerances: a step comes from float32 exponentials within 3e-7 and gaussian noise is within 2e-6 of the real
+value, so a float32 noisy weight may differ by 1e-5 of the range; a half-precision one by one unit in the last
+place.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-# -- noise and training --------------------------------------------------------------------------------------------
+# Noise and training.
 
 
 @pytest.mark.parametrize("first", [0, 1, 13, 2**35 - 100])
@@ -97,7 +98,11 @@ def test_range_of_ties_constants_and_nan_equals_the_oracle():
     assert torch.equal(extremes, places)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(
-        ops.weight_range(weights, 2, True)[0], default.weight_range(weights, 2, True)[0], rtol=0, atol=0, equal_nan=True
+        ops.weight_range(weights, 2, True)[0],
+        default.weight_range(weights, 2, True)[0],
+        rtol=0,
+        atol=0,
+        equal_nan=True,
     )
 
 
@@ -109,7 +114,14 @@ def test_range_of_ties_constants_and_nan_equals_the_oracle():
 def test_noisy_weights_equal_the_oracle(dtype, group_size, kind, param, per_group):
     weights = make_weights((*COUNTS, 40000), dtype)
     logits = make_logits(weights, group_size)
-    arguments = weights, logits, KEY, list(range(len(weights))), None, *options(group_size, per_group, param, kind)
+    arguments = (
+        weights,
+        logits,
+        KEY,
+        list(range(len(weights))),
+        None,
+        *options(group_size, per_group, param, kind),
+    )
     noisy, found, extremes = ops.add_noise(*arguments)
     expected, expected_range, expected_extremes = default.add_noise(*arguments)
     assert torch.equal(found, expected_range)
@@ -177,7 +189,9 @@ def test_nonfinite_logit_gradients_become_zero_and_are_counted():
     grads[1][3], grads[1][40] = float("nan"), float("inf")
     logits = make_logits(weights, 8)
     bounds = ops.weight_range(weights, 8, False)
-    _, grad_logits, nonfinite = ops.add_noise_backward(grads, weights, logits, *bounds, KEY, [0, 1], *options(8))
+    _, grad_logits, nonfinite = ops.add_noise_backward(
+        grads, weights, logits, *bounds, KEY, [0, 1], *options(8)
+    )
     assert nonfinite.tolist() == [0.0, 2.0]
     assert grad_logits[1][0] == 0
     assert grad_logits[1][5] == 0
@@ -190,7 +204,9 @@ def test_many_small_weights_equal_one_call_each():
     streams = [7 * index for index in range(300)]
     noisy, found, _ = ops.add_noise(weights, logits, KEY, streams, None, *options(8))
     for index, stream in enumerate(streams):
-        alone = ops.add_noise(weights[index : index + 1], logits[index : index + 1], KEY, [stream], None, *options(8))
+        alone = ops.add_noise(
+            weights[index : index + 1], logits[index : index + 1], KEY, [stream], None, *options(8)
+        )
         assert torch.equal(noisy[index], alone[0][0])
         assert torch.equal(found[index], alone[1][0])
 
@@ -218,7 +234,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads, group_size, per
     assert_all_equal(everything(5), one)
 
 
-# -- export --------------------------------------------------------------------------------------------------------
+# Export.
 
 
 @pytest.mark.parametrize("per_group", [False, True])
@@ -248,7 +264,13 @@ def test_levels_and_words_equal_the_oracle(dtype, group_size, per_group):
 def test_any_float_quantizes_like_the_oracle():
     weight = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 0.0, -0.0, 1e-45])
     widths = torch.tensor([3], dtype=torch.uint8)
-    for lo, hi in ((-1.0, 1.0), (0.0, 0.0), (float("nan"), float("nan")), (-3e38, 3e38), (-float("inf"), 1.0)):
+    for lo, hi in (
+        (-1.0, 1.0),
+        (0.0, 0.0),
+        (float("nan"), float("nan")),
+        (-3e38, 3e38),
+        (-float("inf"), 1.0),
+    ):
         found = torch.tensor([[lo, hi]])
         got = ops.quantize([weight], [widths], found, 0, False)
         assert_all_equal(got, default.quantize([weight], [widths], found, 0, False))
@@ -270,7 +292,7 @@ def test_bit_planes_equal_the_oracle(rows, dtype):
                 assert_all_equal([ops.unpack_planes(planes, length)], [default.unpack_planes(planes, length)])
 
 
-# -- inputs as they come -------------------------------------------------------------------------------------------
+# Inputs as they come.
 
 
 def test_weights_in_other_memory_formats_follow_the_logical_order():
@@ -307,7 +329,9 @@ def test_float64_is_computed_in_float64():
 def test_half_precision_logits_are_computed_in_float32():
     weights, logits = make_weights((40,), torch.bfloat16), [torch.linspace(-1, 1, 5).to(torch.bfloat16)]
     noisy = ops.add_noise(weights, logits, KEY, [0], None, *options(8))[0]
-    assert torch.equal(noisy[0], ops.add_noise(weights, [logits[0].float()], KEY, [0], None, *options(8))[0][0])
+    assert torch.equal(
+        noisy[0], ops.add_noise(weights, [logits[0].float()], KEY, [0], None, *options(8))[0][0]
+    )
 
 
 def test_operators_refuse_sizes_that_the_core_would_overrun():
@@ -318,14 +342,20 @@ def test_operators_refuse_sizes_that_the_core_would_overrun():
         ops.add_noise(weights, [torch.zeros(7)], KEY, [0], None, *options(8))
     with pytest.raises(ValueError, match=r"quantize: widths\[0\]: expected 8 values, .* got 7"):
         ops.quantize(weights, [widths[:7]], found, 8, False)
-    with pytest.raises(ValueError, match=r"dequantize: range: expected float32 \[8, 2\], got torch.float32 \[1, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"dequantize: range: expected float32 \[8, 2\], got torch.float32 \[1, 2\]"
+    ):
         ops.dequantize([levels], [widths], found, 8, True, torch.float32)
-    with pytest.raises(ValueError, match="pack: widths must be between 1 and 16 and need exactly word_count words"):
+    with pytest.raises(
+        ValueError, match="pack: widths must be between 1 and 16 and need exactly word_count words"
+    ):
         ops.pack(levels, widths, 8, 7)
-    with pytest.raises(ValueError, match="unpack: widths must be .* got word_count=9"):
+    with pytest.raises(ValueError, match=r"unpack: widths must be .* got word_count=9"):
         ops.unpack(torch.zeros(9, dtype=torch.int32), widths, 8, 64)
     with pytest.raises(ValueError, match="unpack_dequantize: widths must be"):
-        ops.unpack_dequantize(torch.zeros(8, dtype=torch.int32), widths + 13, found, 8, False, [64], torch.float32)
+        ops.unpack_dequantize(
+            torch.zeros(8, dtype=torch.int32), widths + 13, found, 8, False, [64], torch.float32
+        )
 
 
 @pytest.mark.parametrize("name", ["add_noise", "weight_range", "noise"])
@@ -339,7 +369,7 @@ def test_opcheck_passes(name):
     torch.library.opcheck(getattr(ops, name), arguments)
 
 
-# -- with and without the core -------------------------------------------------------------------------------------
+# With and without the core.
 
 
 def run_python(code, **environment):
@@ -357,7 +387,9 @@ STATUS = "from diffq_fast.backends import cpu; print(cpu.status())"
 
 def test_disabled_core_answers_through_the_reference():
     assert run_python(STATUS, DIFFQ_FAST_DISABLE_CORE="1") == "(False, 'DIFFQ_FAST_DISABLE_CORE is set')"
-    code = "import torch, diffq_fast.functional as f; print(f.weight_range([torch.tensor([1., 3.])]).tolist())"
+    code = (
+        "import torch, diffq_fast.functional as f; print(f.weight_range([torch.tensor([1., 3.])]).tolist())"
+    )
     assert run_python(code, DIFFQ_FAST_DISABLE_CORE="1") == "[[1.0, 3.0]]"
 
 

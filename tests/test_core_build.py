@@ -1,4 +1,4 @@
-"""Building wheels: with the core, without it on purpose or for want of tools, and never past a compile error."""
+"""Building wheels: with the core, without it on purpose or for want of tools, never past a compile error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ pytestmark = [
     pytest.mark.slow,
 ]
 needs_compiler = pytest.mark.skipif(
-    not shutil.which("cmake") or not (shutil.which("c++") or shutil.which("cl")), reason="no CMake or C++ compiler"
+    not shutil.which("cmake") or not (shutil.which("c++") or shutil.which("cl")),
+    reason="no CMake or C++ compiler",
 )
 
 
@@ -41,7 +42,7 @@ def tree(tmp_path):
 
 
 def build_wheel(tree: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], Path | None]:
-    """Runs the build backend as `pip install --no-build-isolation` does; the process and the wheel, if any."""
+    """Runs the build backend as `pip install --no-build-isolation` does; the process and the wheel."""
     done = subprocess.run(
         [sys.executable, "-c", BUILD, str(tree / "out")],
         cwd=tree,

@@ -1,7 +1,7 @@
-"""Kernels for the CPU: they check what the core relies on, allocate, and hand addresses to ``diffq_fast._core``.
+"""Kernels for the CPU: they check what the core relies on, allocate, and pass addresses to ``diffq_fast._core``.
 
-Where the core is missing, nothing is registered and the default kernels answer. They also answer for what the core
-does not compute: float64, and dtypes other than float32, bfloat16 and float16.
+Where the core is missing, nothing is registered and the default kernels answer. They also answer for what the
+core does not compute: dtypes other than float32, bfloat16 and float16.
 """
 
 from __future__ import annotations

@@ -55,14 +55,16 @@ def _empty_range(weights: Sequence[Tensor], group_size: int, per_group: bool) ->
     return torch.empty((rows, 2)), torch.empty((0 if per_group else rows, 4), dtype=torch.int64)
 
 
-def _check_groups(who: str, argument: str, values: Sequence[Tensor], counts: Sequence[int], group_size: int) -> None:
+def _check_groups(
+    who: str, argument: str, values: Sequence[Tensor], counts: Sequence[int], group_size: int
+) -> None:
     """Guards the core's reads: one value per group."""
     for index, (value, count) in enumerate(zip(values, counts, strict=True)):
         groups = group_count(count, group_size)
         if value.numel() != groups:
             raise ValueError(
-                f"{who}: {argument}[{index}]: expected {groups} values, one per group of the weight's {count} "
-                f"elements, got {value.numel()}"
+                f"{who}: {argument}[{index}]: expected {groups} values, one per group of the weight's "
+                f"{count} elements, got {value.numel()}"
             )
 
 
@@ -122,7 +124,19 @@ def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bi
 
 @_kernel
 def add_noise_backward(
-    grads, weights, logits, range, extremes, key, streams, group_size, min_bits, max_bits, param, kind, per_group
+    grads,
+    weights,
+    logits,
+    range,
+    extremes,
+    key,
+    streams,
+    group_size,
+    min_bits,
+    max_bits,
+    param,
+    kind,
+    per_group,
 ):
     same_dtype = all(grad.dtype == weight.dtype for grad, weight in zip(grads, weights, strict=True))
     if not _supported(weights) or not _supported(logits) or not same_dtype:
@@ -205,7 +219,8 @@ def _packing(who: str, widths: Tensor, count: int, group_size: int, words: int) 
 def _require(done: bool, who: str, word_count: int) -> None:
     if not done:
         raise ValueError(
-            f"{who}: widths must be between 1 and 16 and need exactly word_count words, got word_count={word_count}"
+            f"{who}: widths must be between 1 and 16 and need exactly word_count words, "
+            f"got word_count={word_count}"
         )
 
 
@@ -214,7 +229,9 @@ def pack(levels: Tensor, widths: Tensor, group_size: int, word_count: int) -> Te
     levels, widths = levels.to(torch.int32).contiguous(), widths.to(torch.uint8).contiguous()
     packing = _packing("pack", widths, levels.numel(), group_size, word_count)
     words = torch.empty(word_count, dtype=torch.int32)
-    _require(core.pack(packing, levels.data_ptr(), words.data_ptr(), torch.get_num_threads()), "pack", word_count)
+    _require(
+        core.pack(packing, levels.data_ptr(), words.data_ptr(), torch.get_num_threads()), "pack", word_count
+    )
     return words
 
 
