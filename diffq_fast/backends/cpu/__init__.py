@@ -1,4 +1,4 @@
-"""Kernels for the CPU: they check what the core relies on, allocate, and pass addresses to ``diffq_fast._core``.
+"""Kernels for the CPU: they check what the core relies on, allocate, and pass addresses to the compiled core.
 
 Where the core is missing, nothing is registered and the default kernels answer. They also answer for what the
 core does not compute: dtypes other than float32, bfloat16 and float16.
