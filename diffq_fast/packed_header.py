@@ -77,8 +77,8 @@ class Header:
         return 8 + len(self.raw)
 
 
-def read_header(file: BinaryIO, path: str | os.PathLike[str]) -> Header:
-    """Read the header of any safetensors file.
+def read_header(file: BinaryIO, path: str | os.PathLike[str], packed: bool = False) -> Header:
+    """Read the header of any safetensors file; with `packed`, only of a packed one of a known version.
 
     Raises PackedFileError naming the file and the tensor if the header is not JSON of the safetensors form,
     or if its sizes do not fit each other and the length of the file.
@@ -104,6 +104,8 @@ def read_header(file: BinaryIO, path: str | os.PathLike[str]) -> Header:
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise file_error(path, "__metadata__", "expected an object whose values are all strings")
+    if packed:
+        _check_packed(raw, metadata, path)
     entries = [_read_entry(name, entry, path) for name, entry in fields.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     _check_cover(entries, file_bytes - 8 - length, path)
@@ -201,9 +203,8 @@ def header_checksum(raw: bytes) -> str:
     return f"{zlib.crc32(zeroed, zlib.crc32(len(raw).to_bytes(8, 'little'))):08x}"
 
 
-def check_packed_header(header: Header) -> None:
+def _check_packed(raw: bytes, metadata: dict[str, str], path: str) -> None:
     """Format, version, the header's own checksum, in this order: another version may sum differently."""
-    metadata, path = header.metadata, header.path
     if metadata.get("format") != FORMAT:
         found = f"its format is {metadata.get('format', 'not stated')!r:.40}, expected {FORMAT!r}"
         raise file_error(
@@ -217,11 +218,11 @@ def check_packed_header(header: Header) -> None:
     for key in ("quantizer", "layout", "crc32", "header_crc32"):
         if key not in metadata:
             raise file_error(path, "header", f"the metadata lack {key!r}; damaged")
-    if header.raw.count(CHECKSUM_KEY) != 1:
+    if raw.count(CHECKSUM_KEY) != 1:
         raise file_error(
             path, "header", "header_crc32 is not written in the one form that can be checked; damaged"
         )
-    expected = header_checksum(header.raw)
+    expected = header_checksum(raw)
     if metadata["header_crc32"] != expected:
         problem = (
             f"checksum {metadata['header_crc32']!r:.20} stored, {expected!r} found; the header is damaged"

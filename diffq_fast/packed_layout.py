@@ -16,7 +16,6 @@ import numpy as np
 
 from .packed_header import (
     Header,
-    check_packed_header,
     file_error,
     read_bytes,
     read_checksums,
@@ -105,8 +104,7 @@ def read_layout(file: BinaryIO, path: str) -> PackedLayout:
 
     Raises PackedFileError naming the file and the tensor.
     """
-    header = read_header(file, path)
-    check_packed_header(header)
+    header = read_header(file, path, packed=True)
     checksums = read_checksums(header)
     quantizer = _read_quantizer(header)
     layout = read_json(header.metadata["layout"], path, "layout")

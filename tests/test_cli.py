@@ -213,6 +213,12 @@ def test_progress_is_shown_when_asked_for(tmp_path, capsys):
         assert "%" not in out.replace("100.0%", "")
 
 
+def test_progress_is_shown_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("verify", KINDS) == 0
+    assert "verifying 100 %" in capsys.readouterr().err
+
+
 def test_doctor_says_what_is_active_and_why(capsys, monkeypatch):
     backends = {
         "cpu": {"active": True, "reason": "loaded", "isa": "avx2"},

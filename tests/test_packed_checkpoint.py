@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from packed_examples import DATA, kinds
+from packed_models import Net, trained
 from safetensors.torch import load_file, save_file
 
 from diffq_fast.packed_checkpoint import (
@@ -17,6 +18,7 @@ from diffq_fast.packed_checkpoint import (
     unpack_file,
 )
 from diffq_fast.packed_container import read_packed
+from diffq_fast.packed_file import save
 from diffq_fast.packed_header import PackedFileError
 from diffq_fast.packed_logits import LogitRule
 
@@ -57,6 +59,16 @@ def test_unpack_writes_every_name_in_its_own_dtype(tmp_path):
     for name, tensor in expected.items():
         assert state[name].dtype == tensor.dtype
         assert torch.equal(state[name], tensor)
+
+
+def test_an_unpacked_file_loads_into_the_plain_model(tmp_path):
+    model, quantizer = trained()
+    save(quantizer, tmp_path / "packed")
+    unpack_file(tmp_path / "packed", tmp_path / "plain.safetensors")
+    plain = Net().eval()
+    plain.load_state_dict(load_file(tmp_path / "plain.safetensors"))
+    x = torch.randn(2, 3, 9)
+    assert torch.equal(plain(x), model.eval()(x))
 
 
 @pytest.mark.parametrize(

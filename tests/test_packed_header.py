@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from diffq_fast.packed_header import (
     PackedFileError,
     TensorEntry,
-    check_packed_header,
     header_checksum,
     open_file,
     read_checksums,
@@ -26,9 +25,9 @@ from diffq_fast.packed_header import (
 GOLDEN = DATA / "packed_v1_documented.safetensors"
 
 
-def read(path: Path):
+def read(path: Path, packed: bool = False):
     with open_file(path) as file:
-        return read_header(file, path)
+        return read_header(file, path, packed)
 
 
 def test_import_needs_no_torch():
@@ -40,13 +39,12 @@ def test_import_needs_no_torch():
 
 
 def test_read_header_gives_tensors_in_file_order():
-    header = read(GOLDEN)
+    header = read(GOLDEN, packed=True)
     assert list(header.tensors) == ["w.range", "w.words", "b", "w.widths"]
     assert header.tensors["w.words"] == TensorEntry("w.words", "U32", (5,), 8, 28)
     assert header.data_start == 8 + 0x280
     assert header.file_bytes == 680
     assert read_checksums(header)["w.range"] == 0xE387D1FC
-    check_packed_header(header)
     assert header_checksum(header.raw) == "01b8b20b"
 
 
@@ -57,7 +55,7 @@ def test_read_header_reads_ordinary_files_which_are_not_packed(tmp_path):
     header = read(tmp_path / "plain.safetensors")
     assert header.tensors["a"].shape == (3,)
     with pytest.raises(PackedFileError, match="not a diffq_fast packed file: its format is 'not stated'"):
-        check_packed_header(header)
+        read(tmp_path / "plain.safetensors", packed=True)
 
 
 def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
@@ -165,7 +163,7 @@ def test_read_header_refuses_a_header_beyond_the_limit(tmp_path):
         ("header_crc32", None, "the metadata lack 'header_crc32'"),
     ],
 )
-def test_check_packed_header_names_what_is_wrong(key, value, words, tmp_path):
+def test_packed_header_names_what_is_wrong(key, value, words, tmp_path):
     def change(text):
         fields = json.loads(text)
         fields["__metadata__"][key] = value
@@ -175,23 +173,24 @@ def test_check_packed_header_names_what_is_wrong(key, value, words, tmp_path):
 
     path = Forgery(GOLDEN).write(tmp_path / "changed.safetensors", change)
     with pytest.raises(PackedFileError) as caught:
-        check_packed_header(read(path))
+        read(path, packed=True)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
 
 
-def test_check_packed_header_tells_the_version_before_the_checksum(tmp_path):
+def test_packed_header_tells_the_version_before_anything_else(tmp_path):
     path = tmp_path / "new.safetensors"
-    path.write_bytes(GOLDEN.read_bytes().replace(b'"version":"1"', b'"version":"7"'))
+    changed = GOLDEN.read_bytes().replace(b'"version":"1"', b'"version":"7"')  # the checksum is wrong now
+    path.write_bytes(changed.replace(b'"dtype":"U32"', b'"dtype":"U37"'))
     with pytest.raises(PackedFileError, match="version '7'"):
-        check_packed_header(read(path))
+        read(path, packed=True)
 
 
-def test_check_packed_header_refuses_another_spelling_of_the_checksum(tmp_path):
+def test_packed_header_refuses_another_spelling_of_the_checksum(tmp_path):
     path = tmp_path / "spaced.safetensors"
     Forgery(GOLDEN).write(path, lambda text: text.replace('"header_crc32":"', '"header_crc32": "'))
     with pytest.raises(PackedFileError, match="one form that can be checked"):
-        check_packed_header(read(path))
+        read(path, packed=True)
 
 
 @pytest.mark.parametrize(

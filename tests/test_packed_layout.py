@@ -176,6 +176,12 @@ def test_bool_bytes_other_than_0_and_1_are_refused(tmp_path):
         read_packed(forgery.write(tmp_path / "bool.safetensors"))
 
 
+def test_metadata_of_others_are_ignored(tmp_path):
+    forgery = Forgery(GOLDEN)
+    forgery.metadata["note"] = "trained on a Tuesday"
+    assert read(forgery.write(tmp_path / "a")).weights == read(GOLDEN).weights
+
+
 def test_a_weight_may_be_empty_and_coded_in_any_way(tmp_path):
     for coding in (["one", 3], ["fixed", 2, 2], ["runs"]):
         forgery = Forgery(documented().write(tmp_path / "a"))

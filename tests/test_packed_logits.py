@@ -12,6 +12,7 @@ from torch import nn
 from diffq_fast.packed_container import read_packed, write_packed
 from diffq_fast.packed_file import load, save
 from diffq_fast.packed_header import PackedFileError
+from diffq_fast.packed_logits import LogitRule
 from diffq_fast.packed_report import inspect
 from diffq_fast.packed_tensor import pack_weight
 from diffq_fast.quantizers.diffq import DiffQuantizer
@@ -80,6 +81,18 @@ def test_widths_out_of_the_rules_reach_are_told(tmp_path):
     ):
         load(tmp_path / "a", model)
     assert widths_of(quantizer)["weight"] == [4, 15, 5, 4]
+
+
+@pytest.mark.parametrize("param", ["bits", "noise"])
+@pytest.mark.parametrize(("low", "high"), [(2, 15), (2, 8.503), (1.499, 15), (7.4, 7.6)])
+@pytest.mark.parametrize("extra", [0, 0.5, -3, 4])
+def test_every_width_that_a_rule_can_give_has_a_logit(param, low, high, extra):
+    rule = LogitRule(low, high, extra, param)
+    reachable = rule.widths(torch.linspace(-12, 12, 20001)).unique()
+    assert torch.equal(rule.widths(rule.logits(reachable)), reachable)
+    bits = torch.arange(1, 17, dtype=torch.uint8)
+    assert bool(torch.isfinite(rule.logits(bits)).all())
+    assert set(rule.widths(rule.logits(bits)).tolist()) == set(reachable.tolist())
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,20 @@ def test_inspect_verifies_header_and_widths_but_reads_no_levels(tmp_path):
     (tmp_path / "widths").write_bytes(widths)
     with pytest.raises(PackedFileError, match=r"widths: .*checksum"):
         inspect(tmp_path / "widths")
+
+
+def test_names_from_a_file_cannot_control_the_terminal(tmp_path):
+    name = "\x1b[2Jgone\n"
+    path = Example({name: example_weight((8,), 3, 8), "größe": example_weight((8,), 3, 8)}).write(
+        tmp_path / "a"
+    )
+    table = inspect(path).table()
+    assert "\x1b" not in table
+    assert "'\\x1b[2Jgone\\n'" in table
+    assert "größe" in table
+    blob = bytearray(path.read_bytes())
+    blob[blob.index(read_packed(path).packed[name].words.numpy().tobytes())] ^= 1
+    path.write_bytes(blob)
+    with pytest.raises(PackedFileError) as caught:
+        read_packed(path)
+    assert "\x1b" not in str(caught.value)
