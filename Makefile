@@ -1,0 +1,46 @@
+# Each target makes its own virtual environment with pinned versions; nothing has to be set up before.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+PACKAGE := diffq_fast examples benchmarks tests setup.py
+NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+.PHONY: setup demo test check bench wheel clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml setup.py constraints.txt CMakeLists.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT= $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: setup
+	cmake -S . -B build/tests -GNinja -DDIFFQ_FAST_PYTHON=OFF -DDIFFQ_FAST_TESTS=ON > /dev/null
+	cmake --build build/tests
+	ctest --test-dir build/tests --output-on-failure
+	$(BIN)/python -m pytest
+
+check: setup
+	ruff check $(PACKAGE)
+	ruff format --check $(PACKAGE)
+	clang-format --dry-run --Werror $(NATIVE)
+	typos
+	mypy
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+
+wheel: setup
+	rm -rf build/wheel
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	auditwheel repair --plat auto --wheel-dir dist build/wheel/diffq_fast-*-linux_*.whl
+	DIFFQ_FAST_SKIP_NATIVE=1 $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	ls -l dist
+
+clean:
+	rm -rf build dist wheelhouse *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis diffq_fast/_core*.so
+	rm -rf $(VENV)

@@ -1,0 +1,89 @@
+"""DistributedDataParallel on two processes: ranks draw their own noise and agree on weights and logits."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from diffq_fast import DiffQuantizer
+from diffq_fast.quantizers import diffq
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return x + torch.relu(self.inner(x))
+
+
+class Net(nn.Module):
+    def __init__(self, checkpointed: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.checkpointed = checkpointed
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
+        return x
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def train(rank: int, port: int, case: str, path: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    diffq.BUCKET_BYTES = 1024  # several buckets, as a large model has
+    torch.manual_seed(0)
+    model = Net(checkpointed=case == "checkpointed")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    quantizer = DiffQuantizer(model, min_size=0, group_size=8, init_bits=5)
+    quantizer.setup_optimizer(optimizer, lr=0.1)
+    if case == "compiled":
+        model.compile(backend="aot_eager")
+    # Dynamo wants no bucket below the first, which is 1 MB.
+    parallel = DistributedDataParallel(model, bucket_cap_mb=25 if case == "compiled" else 0.001)
+    ready: list[str] = []
+    for name, param in model.named_parameters():
+        param.register_post_accumulate_grad_hook(lambda _, name=name: ready.append(name))
+    torch.manual_seed(rank + 1)
+    for step in range(4):
+        x = torch.randn(4, 16)
+        if case == "no_sync" and step % 2 == 0:
+            with parallel.no_sync():
+                (parallel(x).square().mean() + quantizer.model_size()).backward()
+            continue
+        (parallel(x).square().mean() + quantizer.model_size()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    key = diffq.functional.draw_key(torch.zeros(1))
+    torch.save(({n: p.detach() for n, p in model.named_parameters()}, ready, key), f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", ["plain", "checkpointed", "no_sync", "compiled"])
+def test_ranks_agree_after_training(case, tmp_path):
+    mp.spawn(train, (free_port(), case, str(tmp_path)), nprocs=2)
+    (first, ready, key0), (second, _, key1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    torch.manual_seed(0)
+    start = dict(Net(False).named_parameters())
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    for name, value in start.items():
+        assert not torch.equal(value, first[name]), name
+    assert first["blocks.0.inner.weight_diffq"].std() > 0
+    assert key0 != key1
+    if case in ("plain", "checkpointed"):
+        # The last block's gradients are ready before the first block's: DDP can overlap.
+        assert ready.index("blocks.2.inner.weight") < ready.index("blocks.0.inner.weight")
