@@ -26,7 +26,8 @@ def draw_key(like: Tensor) -> Tensor:
 
 @_kernel
 def noise(key: Tensor, stream: int, first: int, count: int, kind: str) -> Tensor:
-    return philox.noise(key, stream, first, count, kind)
+    z = philox.noise(key, stream, first, count, kind)
+    return z.clone() if z.storage_offset() else z  # an operator returns no view into something larger
 
 
 @_kernel
