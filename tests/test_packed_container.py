@@ -68,9 +68,12 @@ def test_golden_file_gives_back_what_was_written():
 
 def test_documented_example_is_what_the_page_shows():
     page = (REPOSITORY / "docs" / "packed_format.md").read_text(encoding="utf-8")
-    dump = page.split("```")[-2].strip().splitlines()
-    shown = bytes.fromhex("".join(line[6:53] for line in dump))
+    header, data = (block.strip("\n").splitlines() for block in page.split("```")[-4::2])
+    raw = "".join(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    shown = len(raw).to_bytes(8, "little") + raw + bytes.fromhex("".join(line[:60] for line in data))
     assert shown == golden("packed_v1_documented").read_bytes()
+    assert f"`{shown[:8].hex(' ')}`" in page
     levels = decode_file(golden("packed_v1_documented"))[0]["w"].levels
     assert levels == [0, 1, 2, 3, 1, 7]
     expected = torch.tensor([[0, 1, 2], [3, 0.42857146, 3]])
