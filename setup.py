@@ -94,4 +94,4 @@ def extensions() -> list[Extension]:
     return []
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild})
+setup(license="MIT", ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild})
