@@ -36,14 +36,13 @@ def remembers_arguments(init: Callable) -> Callable:
         self._init_kwargs = {name: value for name, value in given.items() if name not in ("self", "model")}
         init(self, *args, **kwargs)
 
-    wrapped.__signature__ = signature
     return wrapped
 
 
 def _never_compiled_by_itself(hook: Callable) -> Callable:
     """Mark a hook that runs outside any graph as not to be compiled as a frame of its own: there it must do its work in
     Python, with what it remembers. Where Dynamo inlines it into a graph, the mark has no effect."""
-    eval_frame = torch._C._dynamo.eval_frame
+    eval_frame: Any = torch._C._dynamo.eval_frame
     if hasattr(eval_frame, "set_code_exec_strategy"):
         skip = eval_frame._FrameAction.SKIP
         eval_frame.set_code_exec_strategy(hook.__code__, eval_frame._FrameExecStrategy(skip, skip))
@@ -77,10 +76,13 @@ class BaseQuantizer(Export):
         self._replayed: list[tuple[Forward, int, list[int]] | None] = []
         self._eval_cache: dict[Slot, tuple[tuple, Tensor]] = {}
 
-    # -- for subclasses ------------------------------------------------------------------------------------------------
+    # -- for subclasses ----------------------------------------------------------------------------------------------
 
-    def _training_maker(self) -> Maker:
-        """Draw what is random in one training forward; return how to make the weights of given indices from it."""
+    def _training_maker(self) -> Maker | None:
+        """Draw what is random in one training forward; return how to make the weights of given indices from it.
+
+        None: a training forward sees the weights as they are.
+        """
         raise TypeError(f"{type(self).__name__} cannot be used by itself")
 
     def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
@@ -90,7 +92,7 @@ class BaseQuantizer(Export):
     def _before_training_forward(self) -> None:
         """Checks of a subclass before a training forward."""
 
-    # -- attach and detach ---------------------------------------------------------------------------------------------
+    # -- attach and detach -------------------------------------------------------------------------------------------
 
     def _attach(self) -> None:
         """Register the hooks; the last step of a subclass's constructor."""
@@ -118,7 +120,7 @@ class BaseQuantizer(Export):
             if entry.other is None and entry.learned_name is not None:
                 entry.module._parameters.pop(entry.learned_name, None)
 
-    # -- the forward of the whole model --------------------------------------------------------------------------------
+    # -- the forward of the whole model ------------------------------------------------------------------------------
 
     @_never_compiled_by_itself
     def _before_forward(self, module: nn.Module, args: tuple) -> None:
@@ -157,7 +159,10 @@ class BaseQuantizer(Export):
         self._eval_cache.clear()
         forward = self._forwards.current() if inside_backward() else None
         if forward is None:
-            forward = Forward(self._training_maker())
+            maker = self._training_maker()
+            if maker is None:
+                return
+            forward = Forward(maker)
         self._show(forward, range(len(self._qparams)))
 
     def _enter_eval(self) -> None:
@@ -180,13 +185,15 @@ class BaseQuantizer(Export):
         """The same inside a compiled graph: nothing is remembered in Python."""
         if module.training:
             self._before_training_forward()
-            shadows.put(zip(self._qparams, self._training_maker()(range(len(self._qparams))), strict=True))
+            maker = self._training_maker()
+            if maker is not None:
+                shadows.put(zip(self._qparams, maker(range(len(self._qparams))), strict=True))
         elif self._saved is None:
             slots = [*self._qparams, *(self._rest if self.float16 else ())]
             with torch.no_grad():
                 shadows.put(zip(slots, self._rounded(slots), strict=True))
 
-    # -- inner modules: only inside a backward ---------------------------------------------------------------------------
+    # -- inner modules: only inside a backward -----------------------------------------------------------------------
 
     @_never_compiled_by_itself
     def _before_inner(self, module: nn.Module, args: tuple) -> None:
@@ -215,17 +222,17 @@ class BaseQuantizer(Export):
             shadows.take(self._qparams[index] for index in indices)
             forward.spans.append((start, next_sequence_number()))
 
-    # -- eval ------------------------------------------------------------------------------------------------------------
+    # -- eval --------------------------------------------------------------------------------------------------------
 
     def _eval_weights(self) -> tuple[list[Slot], list[Tensor]]:
-        """The quantised weights and the rounded ``float16`` parameters; made once per version of what they come from."""
+        """The quantised weights and the rounded ``float16`` parameters, made once per version of their sources."""
         slots = [*self._qparams, *(self._rest if self.float16 else ())]
         stamps = {slot: self._stamp(slot) for slot in slots}
         stale = [slot for slot in slots if self._eval_cache.get(slot, (None,))[0] != stamps[slot]]
         if stale:
             self._tell_faults()
             with torch.inference_mode(False), torch.no_grad():
-                fresh = self._rounded([slot for slot in stale])
+                fresh = self._rounded(stale)
             self._eval_cache.update({slot: (stamps[slot], tensor) for slot, tensor in zip(stale, fresh, strict=True)})
         return slots, [self._eval_cache[slot][1] for slot in slots]
 
@@ -249,10 +256,12 @@ class BaseQuantizer(Export):
             for tensor in tensors
         )
 
-    # -- quantise in place -----------------------------------------------------------------------------------------------
+    # -- quantise in place -------------------------------------------------------------------------------------------
 
     def quantize(self) -> bool:
-        """Replace the weights by their quantised values, in place, until :meth:`unquantize` or the next training forward.
+        """Replace the weights by their quantised values, in place.
+
+        It holds until :meth:`unquantize` or the next training forward.
 
         Returns:
             True, or False when they are replaced already.
@@ -300,7 +309,7 @@ class BaseQuantizer(Export):
         value = slot.param if self._saved is None else self._saved[getattr(slot, "first", slot)]
         return value.detach()
 
-    # -- others ----------------------------------------------------------------------------------------------------------
+    # -- others ------------------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         parameters = inspect.signature(type(self)).parameters

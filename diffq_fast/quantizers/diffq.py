@@ -14,8 +14,9 @@ from .. import functional, legacy_entries
 from ..bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
 from ..philox import NOISE_KINDS
 from ..reference import group_count
-from .base import BaseQuantizer, remembers_arguments
+from .base import remembers_arguments
 from .export import ExportedWeight
+from .learned import LearnedQuantizer
 from .replay import Maker
 from .selection import QuantizedParameter
 from .torch_noise import TorchNoise
@@ -24,7 +25,7 @@ BUCKET_BYTES = 64 * 2**20
 RNGS = ("philox", "torch")
 
 
-class DiffQuantizer(BaseQuantizer):
+class DiffQuantizer(LearnedQuantizer):
     """Trains a model with learned numbers of bits: each weight gets noise as large as one quantisation step.
 
     Three lines in a training loop::
@@ -75,7 +76,7 @@ class DiffQuantizer(BaseQuantizer):
         init_bits: float = 8,
         extra_bits: float = 0,
         suffix: str = "_diffq",
-        exclude: Sequence[str] = [],  # noqa: B006  (diffq's signature; never written to)
+        exclude: Sequence[str] = [],  # as in diffq; never written to
         detect_bound: bool = True,
         *,
         rng: str = "philox",
@@ -97,32 +98,18 @@ class DiffQuantizer(BaseQuantizer):
         self.group_size = group_size
         self.min_bits, self.max_bits, self.param = min_bits, max_bits, param
         self.noise, self.init_bits, self.extra_bits = noise, init_bits, extra_bits
-        self.suffix, self.rng, self.range_scope = suffix, rng, range_scope
-        self._optimizer_setup = False
+        self.rng, self.range_scope = rng, range_scope
         self._tallies: dict[tuple[int, ...], Tensor] = {}
-        self._register_logits()
+        self._register_learned(suffix, self._initial_logits)
+        self._streams = {entry: index for index, entry in enumerate(self._firsts)}
         self._attach()
 
-    @staticmethod
-    def _refuse_second(model: nn.Module, suffix: str) -> None:
-        for name, _ in model.named_parameters():
-            if name.endswith(suffix):
-                raise RuntimeError(
-                    f"DiffQuantizer: the model already has a parameter {name}, which ends in {suffix!r}; detach the "
-                    "quantizer that is on this model, or choose another suffix"
-                )
-
-    def _register_logits(self) -> None:
-        self._firsts = [entry for entry in self._qparams if entry.other is None]
-        self._streams = {entry: index for index, entry in enumerate(self._firsts)}
+    def _initial_logits(self, entry: QuantizedParameter) -> Tensor:
         start = float(initial_logit(self.init_bits, self.min_bits, self.max_bits, self.param))
-        for entry in self._firsts:
-            entry.learned_name = entry.name + self.suffix
-            groups = group_count(entry.param.numel(), self.group_size)
-            logit = torch.full((groups,), start, dtype=torch.float32, device=entry.param.device)
-            entry.module.register_parameter(entry.learned_name, nn.Parameter(logit))
+        groups = group_count(entry.param.numel(), self.group_size)
+        return torch.full((groups,), start, dtype=torch.float32, device=entry.param.device)
 
-    # -- optimizer -----------------------------------------------------------------------------------------------------
+    # -- optimizer ---------------------------------------------------------------------------------------------------
 
     def setup_optimizer(self, optimizer: torch.optim.Optimizer, lr: float = 1e-3, **kwargs: Any) -> None:
         """Add the logits to ``optimizer``, as one group with ``weight_decay`` 0.
@@ -135,57 +122,9 @@ class DiffQuantizer(BaseQuantizer):
         Raises:
             RuntimeError: the optimizer holds the logits already, or another one was set up.
         """
-        if self._optimizer_setup:
-            raise RuntimeError(
-                "DiffQuantizer.setup_optimizer: an optimizer was set up already (or no_optimizer() was called); call "
-                "clear_optimizer(optimizer) first"
-            )
-        logits = self._logits()
-        held = {id(param) for group in optimizer.param_groups for param in group["params"]}
-        if any(id(logit) in held for logit in logits):
-            raise RuntimeError(
-                "DiffQuantizer.setup_optimizer: the optimizer already holds the logits; create the optimizer before "
-                "the quantizer"
-            )
-        if logits:
-            optimizer.add_param_group({"params": logits, "lr": lr, "weight_decay": 0, **kwargs})
-        self._begin()
+        self._add_to_optimizer(optimizer, **{"lr": lr, "weight_decay": 0, **kwargs})
 
-    def no_optimizer(self) -> None:
-        """Say that no optimizer will train the logits, or one that is set up by hand: training forwards may begin."""
-        self._begin()
-
-    def clear_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Remove the logits, and what the optimizer remembers of them, from all groups of ``optimizer``."""
-        logits = {id(logit) for logit in self._logits()}
-        for group in optimizer.param_groups:
-            for param in group["params"]:
-                if id(param) in logits:
-                    optimizer.state.pop(param, None)
-            group["params"] = [param for param in group["params"] if id(param) not in logits]
-        self._optimizer_setup = False
-
-    def check_unused(self) -> None:
-        """Zero the gradient of logits whose weight took no part in the loss (its gradient is None or all zero)."""
-        for entry in self._firsts:
-            logit, grad = entry.logit, entry.param.grad
-            if logit.grad is None:
-                continue
-            if grad is None:
-                logit.grad.zero_()
-            else:
-                logit.grad.mul_((grad != 0).any())
-
-    def _before_training_forward(self) -> None:
-        if not self._optimizer_setup:
-            raise RuntimeError(
-                "DiffQuantizer: call setup_optimizer(optimizer), or no_optimizer(), before the first training forward"
-            )
-
-    # -- bits ----------------------------------------------------------------------------------------------------------
-
-    def _logits(self) -> list[nn.Parameter]:
-        return [entry.logit for entry in self._firsts]
+    # -- bits --------------------------------------------------------------------------------------------------------
 
     def _get_bits(self, logit: Tensor) -> Tensor:
         return bits_from_logits(logit, self.min_bits, self.max_bits, self.param)
@@ -213,7 +152,7 @@ class DiffQuantizer(BaseQuantizer):
         missing = len(per_group) * size - count
         return total - missing * per_group[-1] if missing else total
 
-    # -- training weights ----------------------------------------------------------------------------------------------
+    # -- training weights --------------------------------------------------------------------------------------------
 
     def _training_maker(self) -> Maker:
         if self.rng == "torch":
@@ -260,7 +199,7 @@ class DiffQuantizer(BaseQuantizer):
 
     def _begin(self) -> None:
         """Training may start: make what a compiled forward cannot make."""
-        self._optimizer_setup = True
+        super()._begin()
         for bucket in _buckets(self._firsts):
             self._tally([self._streams[entry] for entry in bucket], [entry.logit for entry in bucket])
 
@@ -274,12 +213,12 @@ class DiffQuantizer(BaseQuantizer):
         broken = [f"{self._firsts[stream].full_name} ({count})" for stream, count in counts.items() if count]
         if broken:
             warnings.warn(
-                "DiffQuantizer: non-finite gradients reached the logits of " + ", ".join(broken) + "; they were put to "
-                "zero, so the bits stayed finite. Under autocast, let the GradScaler skip such steps for every optimizer",
+                "DiffQuantizer: non-finite gradients reached the logits of " + ", ".join(broken) + "; they were "
+                "put to zero, so the bits stayed finite. Under autocast, let the GradScaler step every optimizer",
                 stacklevel=4,
             )
 
-    # -- eval weights --------------------------------------------------------------------------------------------------
+    # -- eval weights ------------------------------------------------------------------------------------------------
 
     def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
         return [self._quantized_weight(entry) for entry in entries]
@@ -299,12 +238,13 @@ class DiffQuantizer(BaseQuantizer):
         """A weight's levels (int32, its shape), widths (uint8 ``[groups]``) and range (float32)."""
         weight = self._float_value(entry)
         weight = weight.float() if weight.dtype == torch.float64 else weight
-        options = {"group_size": self.group_size, "range_scope": self.range_scope}
         widths = self._widths(entry)
-        found = functional.weight_range([weight], **options)
-        return functional.quantize([weight], [widths], found, **options)[0], widths, found
+        size, scope = self.group_size, self.range_scope
+        found = functional.weight_range([weight], group_size=size, range_scope=scope)
+        levels = functional.quantize([weight], [widths], found, group_size=size, range_scope=scope)[0]
+        return levels, widths, found
 
-    # -- size ----------------------------------------------------------------------------------------------------------
+    # -- size --------------------------------------------------------------------------------------------------------
 
     def _quantized_bits(self, exact: bool) -> Tensor | float:
         """Bits that the quantised weights take: levels, ranges, width tables."""
@@ -326,7 +266,7 @@ class DiffQuantizer(BaseQuantizer):
             lowest = used.min().round().clamp(max=self.min_bits)
         return torch.ceil(torch.log2((1 + used.max().round() - lowest).clamp(min=1)))
 
-    # -- export --------------------------------------------------------------------------------------------------------
+    # -- export ------------------------------------------------------------------------------------------------------
 
     def export_weights(self) -> list[ExportedWeight]:
         """The weights, their whole numbers of bits and their other names, for :func:`diffq_fast.save`.
@@ -357,9 +297,9 @@ class DiffQuantizer(BaseQuantizer):
             )
         if self.group_size and entry.param.numel() % self.group_size:
             raise ValueError(
-                f"DiffQuantizer.get_quantized_state: {entry.full_name} has {entry.param.numel()} elements, which groups "
-                f"of {self.group_size} do not divide, and diffq's states have no shorter last group; save a packed file "
-                "with diffq_fast.save"
+                f"DiffQuantizer.get_quantized_state: {entry.full_name} has {entry.param.numel()} elements, which "
+                f"groups of {self.group_size} do not divide, and diffq's states have no shorter last group; save a "
+                "packed file with diffq_fast.save"
             )
         levels, widths, found = self._levels(entry)
         lo, hi = found[0].tolist()
@@ -367,16 +307,14 @@ class DiffQuantizer(BaseQuantizer):
             levels, widths, lo, hi, min_bits=self.min_bits, packed=packed, torch_pack=torch_pack, name=entry.full_name
         )
 
-    def _decode(
-        self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
+    def _decode(self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
         param = entry.param
         min_bits = arguments.get("min_bits", self.min_bits)
         levels, widths, found = legacy_entries.decode_diffq_entry(
             stored, param.shape, group_size=self.group_size, min_bits=min_bits, name=entry.full_name
         )
-        options = {"group_size": self.group_size, "dtype": param.dtype}
-        weight = functional.dequantize([levels], [widths], torch.tensor([found], dtype=torch.float32), **options)[0]
+        bounds = torch.tensor([found], dtype=torch.float32)
+        weight = functional.dequantize([levels], [widths], bounds, group_size=self.group_size, dtype=param.dtype)[0]
         return weight, widths
 
     def _set_learned(self, entry: QuantizedParameter, learned: Tensor) -> None:
@@ -410,6 +348,5 @@ def _backward_right_behind_last_use(noisy: Tensor) -> None:
     """Autograd runs ready nodes by descending number. Made first, a bucket's node would run after the backward of the
     whole model; with the highest number it runs as soon as its last gradient is there, and DDP can overlap."""
     if not torch.compiler.is_compiling() and noisy.grad_fn is not None:
-        noisy.grad_fn._set_sequence_nr(2**62)
-
-
+        node: Any = noisy.grad_fn
+        node._set_sequence_nr(2**62)

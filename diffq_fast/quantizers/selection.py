@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from typing import cast
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ class Slot:
     @property
     def param(self) -> nn.Parameter:
         """The parameter as it is now."""
-        return self.module._parameters[self.name]
+        return cast(nn.Parameter, self.module._parameters[self.name])
 
     @property
     def is_shadowed(self) -> bool:
@@ -50,7 +51,12 @@ class QuantizedParameter(Slot):
     def logit(self) -> nn.Parameter:
         """The learned scalar of each group (for LSQ: the scale), a parameter of the owning module."""
         first = self.first
-        return first.module._parameters[first.learned_name]
+        return cast(nn.Parameter, first.module._parameters[cast(str, first.learned_name)])
+
+    @property
+    def scale(self) -> nn.Parameter:
+        """What LSQ learns, under the name that diffq gives it."""
+        return self.logit
 
 
 @dataclass
