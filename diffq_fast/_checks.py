@@ -12,7 +12,6 @@ from .reference import MAX_WIDTH, group_count, per_element, stream_words
 RANGE_SCOPES = ("tensor", "group")
 
 
-
 def check_choice(who: str, argument: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{who}: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}")

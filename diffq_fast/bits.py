@@ -72,9 +72,7 @@ def step_from_bits(bits: Tensor) -> Tensor:
     return 1 / (2**bits - 1)
 
 
-def step_and_derivative(
-    logits: Tensor, min_bits: float, max_bits: float, param: str = "bits"
-) -> tuple[Tensor, Tensor]:
+def step_and_derivative(logits: Tensor, min_bits: float, max_bits: float, param: str = "bits") -> tuple[Tensor, Tensor]:
     """:func:`step_from_bits` of the logits' bits, and its derivative with respect to the logits."""
     logits = _float(logits)
     t = torch.sigmoid(logits)

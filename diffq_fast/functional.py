@@ -36,7 +36,7 @@ from .bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
 from .philox import NOISE_KINDS
 from .reference import MAX_WIDTH, PLANE_DTYPES
 
-__all__ = [
+__all__ = [  # noqa: RUF022  (the order of the data flow)
     "bits_from_logits",
     "logits_from_bits",
     "step_from_bits",

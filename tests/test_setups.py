@@ -184,7 +184,8 @@ def test_gru_with_one_direction_follows_an_optimizer_step_in_eval():
     optimizer.step()
     after = model.eval()(x)[0].detach()
     assert not torch.equal(before, after)
-    assert all(a is b for a, b in zip(model._flat_weights, (getattr(model, n) for n in model._flat_weights_names)))
+    for name, flat in zip(model._flat_weights_names, model._flat_weights, strict=True):
+        assert flat is getattr(model, name)
 
 
 def test_a_copy_made_inside_a_forward_holds_no_noise():

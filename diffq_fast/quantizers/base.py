@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,6 +70,7 @@ class BaseQuantizer(Export):
         self._qparams: list[QuantizedParameter] = selection.quantized
         self._rest: list[Slot] = selection.rest
         self._saved: dict[Slot, Tensor] | None = None
+        self._shown: dict[Slot, None] = {}
         self._nesting = shadows.Nesting()
         self._forwards = Forwards()
         self._open: tuple[Forward, int] | None = None
@@ -115,7 +116,7 @@ class BaseQuantizer(Export):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        shadows.take([*self._qparams, *self._rest])
+        self._take()
         for entry in self._qparams:
             if entry.other is None and entry.learned_name is not None:
                 entry.module._parameters.pop(entry.learned_name, None)
@@ -130,7 +131,7 @@ class BaseQuantizer(Export):
         with self._nesting.lock:
             if not self._nesting.enter(module):
                 return
-            shadows.take([*self._qparams, *self._rest])
+            self._take()
             self._replayed.clear()
             self._open = None
             if module.training:
@@ -141,12 +142,12 @@ class BaseQuantizer(Export):
     @_never_compiled_by_itself
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         if torch.compiler.is_compiling():
-            shadows.take([*self._qparams, *self._rest])
+            shadows.take([*self._qparams, *(self._rest if self.float16 else ())])
             return
         with self._nesting.lock:
             if not self._nesting.leave():
                 return
-            shadows.take([*self._qparams, *self._rest])
+            self._take()
             if self._open is not None:
                 forward, start = self._open
                 forward.spans.append((start, next_sequence_number()))
@@ -169,17 +170,30 @@ class BaseQuantizer(Export):
         slots, tensors = self._eval_weights()
         weights = tensors[: len(self._qparams)]
         self._show(Forward(lambda indices: [weights[index] for index in indices]), range(len(weights)))
-        shadows.put(zip(slots[len(weights) :], tensors[len(weights) :], strict=True))
+        self._put(zip(slots[len(weights) :], tensors[len(weights) :], strict=True))
 
     def _show(self, forward: Forward, indices: Sequence[int]) -> None:
         """Put the tensors of ``forward`` in the place of the whole model's weights, and note where it starts."""
         start = next_sequence_number()
         with unseen_by_checkpoints():
             tensors = forward.make(indices)
-        shadows.put(zip((self._qparams[index] for index in indices), tensors, strict=True))
+        self._put(zip((self._qparams[index] for index in indices), tensors, strict=True))
         if not torch.is_grad_enabled():
             forward.before = start - 1
         self._open = (forward, start)
+
+    def _put(self, pairs: Iterable[tuple[Slot, Tensor]]) -> None:
+        """Shadow parameters, remembering which: another quantizer on the same model has shadows of its own."""
+        pairs = list(pairs)
+        self._shown.update((slot, None) for slot, _ in pairs)
+        shadows.put(pairs)
+
+    def _take(self, slots: Iterable[Slot] | None = None) -> None:
+        """Take away the shadows of ``slots``, or all that this quantizer has put."""
+        slots = list(self._shown if slots is None else slots)
+        shadows.take(slots)
+        for slot in slots:
+            self._shown.pop(slot, None)
 
     def _trace_forward(self, module: nn.Module) -> None:
         """The same inside a compiled graph: nothing is remembered in Python."""
@@ -209,7 +223,7 @@ class BaseQuantizer(Export):
         start = next_sequence_number() - (not torch.is_grad_enabled())
         with unseen_by_checkpoints():
             tensors = forward.make(missing)
-        shadows.put(zip((self._qparams[index] for index in missing), tensors, strict=True))
+        self._put(zip((self._qparams[index] for index in missing), tensors, strict=True))
         self._replayed.append((forward, start, missing))
 
     @_never_compiled_by_itself
@@ -219,7 +233,7 @@ class BaseQuantizer(Export):
         replayed = self._replayed.pop()
         if replayed is not None:
             forward, start, indices = replayed
-            shadows.take(self._qparams[index] for index in indices)
+            self._take(self._qparams[index] for index in indices)
             forward.spans.append((start, next_sequence_number()))
 
     # -- eval --------------------------------------------------------------------------------------------------------
@@ -318,4 +332,4 @@ class BaseQuantizer(Export):
         return f"{type(self).__name__}({','.join([f'model={self.model!r}', *changed])})"
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_eval_cache": {}, "_open": None, "_replayed": []}
+        return {**self.__dict__, "_eval_cache": {}, "_shown": {}, "_open": None, "_replayed": []}

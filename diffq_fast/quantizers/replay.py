@@ -89,7 +89,8 @@ class Forwards:
         return {"limit": self._kept.maxlen}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["limit"])
+        self._kept = deque(maxlen=state["limit"])
+        self._forgotten_below = 0
 
 
 @contextmanager

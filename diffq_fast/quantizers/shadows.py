@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable
+from types import FrameType
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -19,16 +21,20 @@ def put(pairs: Iterable[tuple[Slot, Tensor]]) -> None:
     """Shadow each slot's parameter with a tensor."""
     for slot, tensor in pairs:
         slot.module.__dict__[slot.name] = tensor
-        if slot.rnn_index is not None:
-            slot.module._flat_weights[slot.rnn_index] = tensor
+        _set_flat_weight(slot, tensor)
 
 
 def take(slots: Iterable[Slot]) -> None:
     """Take the shadows away again; slots without one are left alone."""
     for slot in slots:
         slot.module.__dict__.pop(slot.name, None)
-        if slot.rnn_index is not None:
-            slot.module._flat_weights[slot.rnn_index] = slot.param
+        _set_flat_weight(slot, slot.param)
+
+
+def _set_flat_weight(slot: Slot, tensor: Tensor) -> None:
+    """RNN modules read a list of their own."""
+    if slot.rnn_index is not None:
+        cast(nn.RNNBase, slot.module)._flat_weights[slot.rnn_index] = tensor
 
 
 class Nesting:
@@ -72,13 +78,14 @@ class Nesting:
         return {}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__()
+        self._depths = {}
+        self.lock = threading.RLock()
 
 
 def _live_calls(module: nn.Module) -> int:
     """Calls of ``module`` on this thread's stack, the one being entered included."""
     calls = 0
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         calls += frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module
         frame = frame.f_back
