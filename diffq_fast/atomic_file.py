@@ -24,9 +24,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):
-        raise ValueError(
-            f"save: {os.fspath(path)} is not a regular file; give the path of a new or ordinary file"
-        )
+        raise ValueError(f"save: {os.fspath(path)} is not a regular file; give the path of a new or ordinary file")
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb+") as file:

@@ -60,9 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.parser.error(str(error))
         return 2
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has had enough
         return 1
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"diffq-fast {arguments.command}: {error}", file=sys.stderr)
@@ -84,9 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="print the result as JSON")
         return added
 
-    added = command(
-        "inspect", run_inspect, "Show what a packed file holds and what it costs; levels are not read."
-    )
+    added = command("inspect", run_inspect, "Show what a packed file holds and what it costs; levels are not read.")
     added.add_argument("file")
     added.add_argument("--plot", metavar="PNG", help="draw the widths to an image (needs matplotlib)")
     added = command("verify", run_verify, "Check every checksum and decode every weight.")
@@ -104,9 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_progress(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--progress", action="store_true", help="show progress even where stderr is no terminal"
-    )
+    parser.add_argument("--progress", action="store_true", help="show progress even where stderr is no terminal")
 
 
 def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,12 +117,8 @@ def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
     trained.add_argument("--extra-bits", type=float, help="(default 0)")
     plain = parser.add_argument_group("post-training packing of any checkpoint")
     plain.add_argument("--bits", type=int, metavar="B", help="one width for all weights, 1 to 16")
-    plain.add_argument(
-        "--range-scope", choices=("tensor", "group"), help="one range per tensor (default) or group"
-    )
-    plain.add_argument(
-        "--min-size", type=float, metavar="MB", help="keep smaller tensors as they are (default 0.01)"
-    )
+    plain.add_argument("--range-scope", choices=("tensor", "group"), help="one range per tensor (default) or group")
+    plain.add_argument("--min-size", type=float, metavar="MB", help="keep smaller tensors as they are (default 0.01)")
     help_exclude = "keep tensors whose name, or its last part, matches; may be repeated"
     plain.add_argument("--exclude", action="append", metavar="PATTERN", help=help_exclude)
 
@@ -171,9 +161,7 @@ def run_pack(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pack_at_bits(
-    arguments: argparse.Namespace, trained: Mapping[str, Any], plain: Mapping[str, Any]
-) -> None:
+def _pack_at_bits(arguments: argparse.Namespace, trained: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
     if trained:
         raise UsageError(f"{_options(trained)} describe logits and do not go with --bits")
     if not 1 <= arguments.bits <= 16:
@@ -201,15 +189,11 @@ def _pack_with_logits(
 
     rule = LogitRule(**trained)
     if not 0 < rule.min_bits < rule.max_bits <= 15:
-        raise UsageError(
-            f"expected 0 < --min-bits < --max-bits <= 15, got {rule.min_bits:g} and {rule.max_bits:g}"
-        )
+        raise UsageError(f"expected 0 < --min-bits < --max-bits <= 15, got {rule.min_bits:g} and {rule.max_bits:g}")
     if not rule.suffix:
         raise UsageError("--suffix must not be empty")
     if not has_logits(arguments.file, rule.suffix):
-        raise UsageError(
-            f"{arguments.file} has no logits NAME{rule.suffix}; give --suffix, or --bits to pack at"
-        )
+        raise UsageError(f"{arguments.file} has no logits NAME{rule.suffix}; give --suffix, or --bits to pack at")
     with ProgressLine("packing", arguments.progress) as progress:
         pack_with_logits(arguments.file, arguments.output, rule, **size, progress=progress)
 

@@ -35,9 +35,7 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         entry = self.header.tensors[name]
         try:
-            return tensor_from_bytes(
-                read_bytes(self.file, self.header, entry), DTYPES[entry.dtype], entry.shape
-            )
+            return tensor_from_bytes(read_bytes(self.file, self.header, entry), DTYPES[entry.dtype], entry.shape)
         except ValueError as error:
             raise file_error(self.path, name, str(error)) from None
 
@@ -55,9 +53,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
     with open_file(path) as file:
         header = read_header(file, path)
         if header.metadata.get("format") == FORMAT:
-            raise file_error(
-                path, "header", "this file is packed already; `diffq-fast unpack` makes it ordinary"
-            )
+            raise file_error(path, "header", "this file is packed already; `diffq-fast unpack` makes it ordinary")
         yield Checkpoint(path, header, file)
 
 
@@ -94,9 +90,7 @@ def pack_with_logits(
         for name in names:
             logits = checkpoint.tensor(name + rule.suffix).reshape(-1)
             if not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
-                raise ValueError(
-                    f"pack: {name + rule.suffix}: expected finite logits, found {logits.dtype} or NaN"
-                )
+                raise ValueError(f"pack: {name + rule.suffix}: expected finite logits, found {logits.dtype} or NaN")
             widths[name] = rule.widths(logits)
         arguments = {name: value for name, value in vars(rule).items() if value != getattr(LogitRule(), name)}
         info = {"class": "DiffQuantizer", "arguments": {"group_size": group_size} | arguments}
@@ -127,14 +121,8 @@ def pack_at_bits(
     with open_checkpoint(source) as checkpoint:
         widths = {}
         for name in checkpoint.header.tensors:
-            excluded = any(
-                fnmatchcase(part, each) for part in (name, name.split(".")[-1]) for each in exclude
-            )
-            if (
-                checkpoint.packable(name)
-                and checkpoint.count(name) > min_size * MEGABYTE / 4
-                and not excluded
-            ):
+            excluded = any(fnmatchcase(part, each) for part in (name, name.split(".")[-1]) for each in exclude)
+            if checkpoint.packable(name) and checkpoint.count(name) > min_size * MEGABYTE / 4 and not excluded:
                 groups = group_count(checkpoint.count(name), group_size)
                 widths[name] = torch.full((groups,), bits, dtype=torch.uint8)
         info = {"class": "none", "arguments": {"bits": bits}}
@@ -170,16 +158,12 @@ def find_group_size(counts: Mapping[str, tuple[int, int]], group_size: int | Non
     for name, (count, groups) in counts.items():
         if groups != 1 or count == 0:
             if not 0 < groups <= count:
-                raise ValueError(
-                    f"pack: {name}: {groups:,} logits cannot be one per group of {count:,} elements"
-                )
+                raise ValueError(f"pack: {name}: {groups:,} logits cannot be one per group of {count:,} elements")
             high = min(high or count, -(-count // (groups - 1)) - 1)
         low = max(low, -(-count // groups))
         if high is not None and low > high:
             seen = f"{name}: {groups:,} logits for {count:,} elements"
-            raise ValueError(
-                f"pack: {seen} need another group size than {last}; one size must fit all weights"
-            )
+            raise ValueError(f"pack: {seen} need another group size than {last}; one size must fit all weights")
         last = name
     if high is None:
         return 0

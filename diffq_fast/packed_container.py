@@ -95,9 +95,7 @@ def write_packed(
     problem = name_conflict(packed, plain, ties)
     lost = [name for name in ties.values() if name not in packed and name not in plain]
     if problem or lost:
-        raise ValueError(
-            f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one"
-        )
+        raise ValueError(f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one")
     layouts, sources = [], []
     for name, weight in packed.items():
         layout, parts = _weight_sources(name, weight)
@@ -192,9 +190,7 @@ def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]
     weight, found = layout.weights[name], stored[name + ".range"]
     span = found[..., 1] - found[..., 0]
     if not bool((torch.isfinite(span) & (span >= 0)).all()):
-        problem = (
-            "expected ranges lo <= hi, finite and no further apart than float32 can hold; damaged or hostile"
-        )
+        problem = "expected ranges lo <= hi, finite and no further apart than float32 can hold; damaged or hostile"
         raise file_error(layout.header.path, name + ".range", problem)
     return PackedTensor(
         stored[name + ".words"].view(torch.int32),

@@ -114,9 +114,7 @@ def _weight_of_logit(name: str, contents: PackedContents, rule: LogitRule) -> st
     """The packed weight whose logit this is, unless the file has an entry of this very name."""
     weight = name.removesuffix(rule.suffix)
     weight = contents.ties.get(weight, weight)
-    return (
-        weight if name not in contents and name.endswith(rule.suffix) and weight in contents.packed else None
-    )
+    return weight if name not in contents and name.endswith(rule.suffix) and weight in contents.packed else None
 
 
 def _logits(name: str, weight: str, contents: PackedContents, rule: LogitRule) -> Tensor:
@@ -155,17 +153,13 @@ def _check_fit(
             groups = len(contents.packed[logits[name]].widths)
             if tuple(target.shape) != (groups,):
                 found = f"the model has {list(target.shape)} logits, the file {groups} groups of "
-                problems.append(
-                    f"{name}: {found}{contents.packed[logits[name]].group_size}; use the same group_size"
-                )
+                problems.append(f"{name}: {found}{contents.packed[logits[name]].group_size}; use the same group_size")
         elif name in contents:
             problem = _misfit(target, contents, name)
             problems += [f"{name}: {problem}"] if problem else []
     problems += _tie_conflicts(targets, contents)
     if problems:
-        hint = (
-            "; strict=False skips missing and additional names" if strict and (missing or unexpected) else ""
-        )
+        hint = "; strict=False skips missing and additional names" if strict and (missing or unexpected) else ""
         raise ValueError(f"load: {contents.path} does not fit the model: {'; '.join(problems)}{hint}")
 
 
@@ -189,7 +183,5 @@ def _tie_conflicts(targets: Mapping[str, Any], contents: PackedContents) -> list
         one, other = (contents.ties.get(each, each) for each in (alias, name))
         same_shape = contents.shape(one) == contents.shape(other)
         if one != other and not (same_shape and torch.equal(contents.tensor(one), contents.tensor(other))):
-            problems.append(
-                f"{alias}: is tied to {name} in the model, but the file has different values for them"
-            )
+            problems.append(f"{alias}: is tied to {name} in the model, but the file has different values for them")
     return problems

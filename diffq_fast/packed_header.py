@@ -20,9 +20,7 @@ FORMAT = "diffq_fast"
 VERSION = "1"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMENSIONS = 32
-CHECKSUM_KEY = (
-    b'"header_crc32":"'  # raw quotes: cannot occur inside a JSON string, so it marks one place only
-)
+CHECKSUM_KEY = b'"header_crc32":"'  # raw quotes: cannot occur inside a JSON string, so it marks one place only
 NO_CHECKSUM = b"00000000"
 
 ITEM_BYTES = {
@@ -88,15 +86,11 @@ def read_header(file: BinaryIO, path: str | os.PathLike[str], packed: bool = Fal
     file.seek(0)
     prefix = file.read(8)
     if len(prefix) < 8:
-        raise file_error(
-            path, "header", f"expected at least 8 bytes, found {file_bytes:,}; not a safetensors file"
-        )
+        raise file_error(path, "header", f"expected at least 8 bytes, found {file_bytes:,}; not a safetensors file")
     length = int.from_bytes(prefix, "little")
     if length > min(MAX_HEADER_BYTES, file_bytes - 8):
         problem = f"its length says {length:,} bytes, but the file has {file_bytes:,} and the limit is "
-        raise file_error(
-            path, "header", problem + f"{MAX_HEADER_BYTES:,}; damaged, truncated or no safetensors file"
-        )
+        raise file_error(path, "header", problem + f"{MAX_HEADER_BYTES:,}; damaged, truncated or no safetensors file")
     raw = file.read(length)
     if len(raw) != length or not raw.startswith(b"{"):
         raise file_error(path, "header", "does not begin with '{'; damaged, or not a safetensors file")
@@ -127,9 +121,7 @@ def read_json(text: str | bytes, path: str, where: str, kind: type = dict, float
     except ValueError as error:
         raise file_error(path, where, f"not the JSON that was expected ({error}); damaged") from None
     if not isinstance(value, kind):
-        raise file_error(
-            path, where, f"expected a JSON {kind.__name__}, found {type(value).__name__}; damaged"
-        )
+        raise file_error(path, where, f"expected a JSON {kind.__name__}, found {type(value).__name__}; damaged")
     return value
 
 
@@ -162,13 +154,9 @@ def _read_entry(name: str, entry: Any, path: str) -> TensorEntry:
         raise file_error(path, name, "expected dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise file_error(
-            path, name, f"unknown dtype {str(dtype)[:20]!r}; expected one of {', '.join(ITEM_BYTES)}"
-        )
+        raise file_error(path, name, f"unknown dtype {str(dtype)[:20]!r}; expected one of {', '.join(ITEM_BYTES)}")
     if not valid_shape(shape):
-        raise file_error(
-            path, name, f"the shape {str(shape)[:80]} is no list of sizes that a tensor can have"
-        )
+        raise file_error(path, name, f"the shape {str(shape)[:80]} is no list of sizes that a tensor can have")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(offset) for offset in offsets):
         raise file_error(path, name, f"data_offsets {str(offsets)[:80]} are not two byte positions")
     begin, end = offsets
@@ -184,15 +172,11 @@ def _check_cover(entries: list[TensorEntry], data_bytes: int, path: str) -> None
     for entry in entries:
         if entry.begin != position:
             kind = "overlaps the tensor before it" if entry.begin < position else "leaves a gap before it"
-            raise file_error(
-                path, entry.name, f"{kind}: begins at byte {entry.begin:,}, expected {position:,}"
-            )
+            raise file_error(path, entry.name, f"{kind}: begins at byte {entry.begin:,}, expected {position:,}")
         position = entry.end
     if position != data_bytes:
         where = entries[-1].name if entries and position > data_bytes else "header"
-        problem = (
-            f"the tensors need {position:,} bytes of data, the file has {data_bytes:,}; truncated or damaged"
-        )
+        problem = f"the tensors need {position:,} bytes of data, the file has {data_bytes:,}; truncated or damaged"
         raise file_error(path, where, problem)
 
 
@@ -207,26 +191,18 @@ def _check_packed(raw: bytes, metadata: dict[str, str], path: str) -> None:
     """Format, version, the header's own checksum, in this order: another version may sum differently."""
     if metadata.get("format") != FORMAT:
         found = f"its format is {metadata.get('format', 'not stated')!r:.40}, expected {FORMAT!r}"
-        raise file_error(
-            path, "header", f"not a diffq_fast packed file: {found}; `diffq-fast pack` makes one"
-        )
+        raise file_error(path, "header", f"not a diffq_fast packed file: {found}; `diffq-fast pack` makes one")
     if metadata.get("version") != VERSION:
-        found = (
-            f"version {metadata.get('version', 'not stated')!r:.40}, this reader knows version {VERSION!r}"
-        )
+        found = f"version {metadata.get('version', 'not stated')!r:.40}, this reader knows version {VERSION!r}"
         raise file_error(path, "header", f"{found}; a newer diffq_fast may read it")
     for key in ("quantizer", "layout", "crc32", "header_crc32"):
         if key not in metadata:
             raise file_error(path, "header", f"the metadata lack {key!r}; damaged")
     if raw.count(CHECKSUM_KEY) != 1:
-        raise file_error(
-            path, "header", "header_crc32 is not written in the one form that can be checked; damaged"
-        )
+        raise file_error(path, "header", "header_crc32 is not written in the one form that can be checked; damaged")
     expected = header_checksum(raw)
     if metadata["header_crc32"] != expected:
-        problem = (
-            f"checksum {metadata['header_crc32']!r:.20} stored, {expected!r} found; the header is damaged"
-        )
+        problem = f"checksum {metadata['header_crc32']!r:.20} stored, {expected!r} found; the header is damaged"
         raise file_error(path, "header", problem)
 
 
@@ -234,9 +210,7 @@ def read_checksums(header: Header) -> dict[str, int]:
     """The stored CRC-32 of every tensor."""
     sums = read_json(header.metadata["crc32"], header.path, "crc32", list)
     if not all(isinstance(text, str) and re.fullmatch("[0-9a-f]{8}", text) for text in sums):
-        raise file_error(
-            header.path, "crc32", "expected a list of strings of 8 lower-case hexadecimal digits"
-        )
+        raise file_error(header.path, "crc32", "expected a list of strings of 8 lower-case hexadecimal digits")
     if len(sums) != len(header.tensors):
         raise file_error(header.path, "crc32", f"expected {len(header.tensors)} checksums, found {len(sums)}")
     return {name: int(text, 16) for name, text in zip(header.tensors, sums, strict=True)}
@@ -248,9 +222,7 @@ def read_chunks(file: BinaryIO, header: Header, entry: TensorEntry, view: memory
     for start in range(0, entry.byte_count, 1 << 24):
         part = view[start : start + (1 << 24)]
         if file.readinto(part) != len(part):  # type: ignore[attr-defined]
-            raise file_error(
-                header.path, entry.name, "the file ended while it was read; it changed or is truncated"
-            )
+            raise file_error(header.path, entry.name, "the file ended while it was read; it changed or is truncated")
         yield part
 
 

@@ -110,9 +110,7 @@ def read_layout(file: BinaryIO, path: str) -> PackedLayout:
     layout = read_json(header.metadata["layout"], path, "layout")
     unknown = set(layout) - {"weights", "ties", "half", "buffers"}
     if unknown or not isinstance(layout.get("weights"), dict):
-        raise file_error(
-            path, "layout", f"expected weights, ties, half, buffers; found {str(sorted(layout))[:80]}"
-        )
+        raise file_error(path, "layout", f"expected weights, ties, half, buffers; found {str(sorted(layout))[:80]}")
     weights = {name: _read_weight(name, fields, header) for name, fields in layout["weights"].items()}
     parts = {name + part for name in weights for part in PARTS}
     plain = tuple(name for name in header.tensors if name not in parts)
@@ -144,9 +142,7 @@ def _read_weight(name: str, fields: Any, header: Header) -> WeightLayout:
         fields["dtype"] in WEIGHT_DTYPES,
         f"dtype must be one of {WEIGHT_DTYPES}, got {str(fields['dtype'])[:20]}",
     )
-    require(
-        whole(fields["group_size"]), f"group_size must be 0 or positive, got {str(fields['group_size'])[:40]}"
-    )
+    require(whole(fields["group_size"]), f"group_size must be 0 or positive, got {str(fields['group_size'])[:40]}")
     require(
         fields["range"] in RANGE_SCOPES,
         f"range must be one of {RANGE_SCOPES}, got {str(fields['range'])[:20]}",
@@ -182,22 +178,14 @@ def _check_width_table(weight: WeightLayout, header: Header) -> None:
             raise file_error(header.path, name, "all groups have one width, so there must be no such tensor")
         return
     if entry is None or entry.dtype != "U8" or len(entry.shape) != 1:
-        raise file_error(
-            header.path, weight.name, f"the file has no U8 tensor {name!r} of one dimension{DAMAGED}"
-        )
-    expected = (
-        fixed_bytes(weight.groups, weight.coding[2]) if weight.coding[0] == "fixed" else entry.byte_count
-    )
+        raise file_error(header.path, weight.name, f"the file has no U8 tensor {name!r} of one dimension{DAMAGED}")
+    expected = fixed_bytes(weight.groups, weight.coding[2]) if weight.coding[0] == "fixed" else entry.byte_count
     if entry.byte_count != expected:
-        problem = (
-            f"expected {expected:,} bytes for {weight.groups:,} widths, found {entry.byte_count:,}{DAMAGED}"
-        )
+        problem = f"expected {expected:,} bytes for {weight.groups:,} widths, found {entry.byte_count:,}{DAMAGED}"
         raise file_error(header.path, name, problem)
 
 
-def _read_widths(
-    file: BinaryIO, header: Header, weight: WeightLayout, checksums: Mapping[str, int]
-) -> np.ndarray:
+def _read_widths(file: BinaryIO, header: Header, weight: WeightLayout, checksums: Mapping[str, int]) -> np.ndarray:
     name = weight.name + ".widths"
     entry = header.tensors.get(name)
     data = read_bytes(file, header, entry, checksums[name]) if entry else b""
@@ -208,9 +196,7 @@ def _read_widths(
     words = header.tensors[weight.name + ".words"]
     expected = 4 * word_count(widths, weight.count, weight.group_size)
     if words.byte_count != expected:
-        problem = (
-            f"expected {expected:,} packed bytes for {weight.count:,} levels, found {words.byte_count:,}"
-        )
+        problem = f"expected {expected:,} packed bytes for {weight.count:,} levels, found {words.byte_count:,}"
         raise file_error(header.path, words.name, problem + DAMAGED)
     return widths
 
@@ -256,9 +242,7 @@ def _check_names(
     for name, dtype in half.items():
         if dtype not in HALF_DTYPES or header.tensors[name].dtype != "F16":
             found = f"{header.tensors[name].dtype} to {dtype[:20]}"
-            raise file_error(
-                header.path, name, f"expected F16 restored to one of {HALF_DTYPES}, found {found}"
-            )
+            raise file_error(header.path, name, f"expected F16 restored to one of {HALF_DTYPES}, found {found}")
 
 
 def name_conflict(weights: Iterable[str], plain: Iterable[str], ties: Iterable[str]) -> str | None:

@@ -87,9 +87,7 @@ class PackedReport:
             rows.append((printable(weight.name), shape, group, *numbers))
         spaces = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(_align(row, spaces)).rstrip() for row in rows] + [""]
-        lines += [
-            f"{purpose:<17}{size:>14,} bytes" for purpose, size in self.bytes_by_purpose.items() if size
-        ]
+        lines += [f"{purpose:<17}{size:>14,} bytes" for purpose, size in self.bytes_by_purpose.items() if size]
         ratio = f", {self.float_bytes / self.file_bytes:.2f} times smaller than unpacked"
         lines += [f"{'in all':<17}{self.file_bytes:>14,} bytes{ratio}", ""]
         lines += [f"{self.bits_per_weight:.2f} bits per weight; by width: {_histogram_text(self.histogram)}"]
@@ -105,9 +103,7 @@ class PackedReport:
         columns = range(min(self.histogram, default=1), max(self.histogram, default=1) + 1)
         shares = [[w.histogram.get(width, 0) / max(w.count, 1) for width in columns] for w in self.weights]
         figure = Figure(figsize=(8, 3.5 + min(0.2 * len(self.weights), 30)), layout="constrained")
-        top, bottom = figure.subplots(
-            2, 1, height_ratios=[1, max(1, min(0.08 * len(self.weights), 12))], sharex=True
-        )
+        top, bottom = figure.subplots(2, 1, height_ratios=[1, max(1, min(0.08 * len(self.weights), 12))], sharex=True)
         top.bar(list(columns), [self.histogram.get(width, 0) for width in columns])
         top.set(ylabel="elements", title=f"{self.bits_per_weight:.2f} bits per weight")
         extent = (columns[0] - 0.5, columns[-1] + 0.5, len(self.weights) - 0.5, -0.5)
@@ -134,9 +130,7 @@ def inspect(path: str | os.PathLike[str]) -> PackedReport:
     for name in layout.plain:
         entry = layout.header.tensors[name]
         float_bytes += math.prod(entry.shape) * ITEM_BYTES[layout.half.get(name, entry.dtype)]
-    return PackedReport(
-        path, layout.header.file_bytes, float_bytes, layout.quantizer, weights, sizes, layout.ties
-    )
+    return PackedReport(path, layout.header.file_bytes, float_bytes, layout.quantizer, weights, sizes, layout.ties)
 
 
 def _weight_report(layout: PackedLayout, name: str) -> WeightReport:

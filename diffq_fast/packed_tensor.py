@@ -89,16 +89,12 @@ def pack_weight(
     """
     if weight.dtype not in PACKABLE:
         expected = "float32, float16 or bfloat16"
-        raise TypeError(
-            f"pack_weight: {name}: expected {expected}, got {weight.dtype}; convert the model first"
-        )
+        raise TypeError(f"pack_weight: {name}: expected {expected}, got {weight.dtype}; convert the model first")
     with torch.no_grad():
         weight = weight.detach()
         found = functional.weight_range([weight], group_size=group_size, range_scope=range_scope)
         _check_range(found, name)
-        words = functional.quantize_pack(
-            weight, widths, found, group_size=group_size, range_scope=range_scope
-        )
+        words = functional.quantize_pack(weight, widths, found, group_size=group_size, range_scope=range_scope)
     ranges = found.reshape(-1) if range_scope == "tensor" else found
     return PackedTensor(words, widths, ranges, tuple(weight.shape), weight.dtype, group_size, range_scope)
 
@@ -111,6 +107,4 @@ def _check_range(found: Tensor, name: str) -> None:
         )
     if not bool(torch.isfinite(found[:, 1] - found[:, 0]).all()):
         span = f"from {found[:, 0].min().item():g} to {found[:, 1].max().item():g}"
-        raise ValueError(
-            f"pack_weight: {name}: its elements reach {span}, further apart than float32 can hold"
-        )
+        raise ValueError(f"pack_weight: {name}: its elements reach {span}, further apart than float32 can hold")

@@ -67,13 +67,7 @@ def check_coding(coding: Any) -> None:
     known = isinstance(coding, list) and all(type(part) is int for part in coding[1:])
     if known and coding[:1] == ["one"] and len(coding) == 2 and 1 <= coding[1] <= MAX_WIDTH:
         return
-    if (
-        known
-        and coding[:1] == ["fixed"]
-        and len(coding) == 3
-        and 1 <= coding[1] <= MAX_WIDTH
-        and 1 <= coding[2] <= 4
-    ):
+    if known and coding[:1] == ["fixed"] and len(coding) == 3 and 1 <= coding[1] <= MAX_WIDTH and 1 <= coding[2] <= 4:
         return
     if known and coding == ["runs"]:
         return
@@ -147,9 +141,7 @@ def _pack_stream(values: np.ndarray, bits: int) -> bytes:
         rows = np.zeros((blocks, 32, lanes), dtype=np.uint8)
         piece = values[first : first + rows.size]
         rows.reshape(-1)[: len(piece)] = piece
-        strings = (
-            rows.transpose(0, 2, 1)[..., None] >> np.arange(bits, dtype=np.uint8)
-        ) & 1  # [block, lane, row, bit]
+        strings = (rows.transpose(0, 2, 1)[..., None] >> np.arange(bits, dtype=np.uint8)) & 1  # [block, lane, row, bit]
         words = np.packbits(strings.reshape(blocks, lanes, bits, 32), axis=3, bitorder="little")
         packed.append(words.transpose(0, 2, 1, 3).tobytes())  # [block, word, lane, 4 bytes]
     return b"".join(packed)

@@ -82,14 +82,10 @@ def _header(entries: Iterable[TensorEntry], metadata: dict[str, str]) -> bytes:
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _write_data(
-    file: BinaryIO, source: TensorSource, entry: TensorEntry, total: int, progress: Progress | None
-) -> int:
+def _write_data(file: BinaryIO, source: TensorSource, entry: TensorEntry, total: int, progress: Progress | None) -> int:
     """Write one tensor's bytes; returns their CRC-32."""
     data = source.data()
-    assert data.nbytes == entry.byte_count, (
-        f"write_safetensors: {source.name}: {data.nbytes} bytes for {entry}"
-    )
+    assert data.nbytes == entry.byte_count, f"write_safetensors: {source.name}: {data.nbytes} bytes for {entry}"
     view, checksum = data.data.cast("B"), 0
     for start in range(0, len(view), CHUNK_BYTES):
         part = view[start : start + CHUNK_BYTES]

@@ -22,17 +22,9 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 def dtype_name(tensor: Any, who: str, name: str) -> str:
     """The file's name of a tensor's dtype; raises TypeError for what no safetensors file can hold."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"{who}: {name}: expected a tensor, got {type(tensor).__name__}; only tensors can be stored"
-        )
+        raise TypeError(f"{who}: {name}: expected a tensor, got {type(tensor).__name__}; only tensors can be stored")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = (
-            "meta"
-            if tensor.is_meta
-            else str(tensor.layout)
-            if tensor.layout != torch.strided
-            else "quantized"
-        )
+        kind = "meta" if tensor.is_meta else str(tensor.layout) if tensor.layout != torch.strided else "quantized"
         raise TypeError(f"{who}: {name}: expected an ordinary dense tensor with data, got a {kind} one")
     if tensor.dtype not in DTYPE_NAMES:
         raise TypeError(f"{who}: {name}: a tensor of {tensor.dtype} cannot be stored; convert it first")
@@ -62,6 +54,4 @@ def tensor_from_bytes(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...
 
 def _refuse_big_endian() -> None:
     if sys.byteorder != "little":
-        raise RuntimeError(
-            "diffq_fast: files are little-endian and this machine is not; convert on another one"
-        )
+        raise RuntimeError("diffq_fast: files are little-endian and this machine is not; convert on another one")

@@ -77,9 +77,7 @@ def decode_stream(words: list[int], width: int, total: int) -> list[int]:
         lanes = -(-count // 32)
         block = words[at : at + width * lanes]
         at += width * lanes
-        strings = [
-            sum(block[row * lanes + lane] << (32 * row) for row in range(width)) for lane in range(lanes)
-        ]
+        strings = [sum(block[row * lanes + lane] << (32 * row) for row in range(width)) for lane in range(lanes)]
         for place in range(count):
             row, lane = divmod(place, lanes)
             levels.append(strings[lane] >> (row * width) & (2**width - 1))

@@ -26,9 +26,7 @@ class Example:
     buffers: set[str] = field(default_factory=set)
 
     def write(self, path: str | Path) -> Path:
-        write_packed(
-            path, self.packed, self.plain, self.ties, self.half, self.quantizer_info, buffers=self.buffers
-        )
+        write_packed(path, self.packed, self.plain, self.ties, self.half, self.quantizer_info, buffers=self.buffers)
         return Path(path)
 
 
@@ -75,9 +73,7 @@ def kinds() -> Example:
         "per_group": example_weight((7, 9), [4, 8], 8, range_scope="group", seed=6),
         "half.weight": example_weight((40,), [5, 12], 8, dtype=torch.float16, seed=7),
         "brain.weight": example_weight((41,), [5, 16], 8, dtype=torch.bfloat16, seed=8),
-        "constant": pack_weight(
-            torch.full((3, 5), -0.75), torch.tensor([3], dtype=torch.uint8), group_size=0
-        ),
+        "constant": pack_weight(torch.full((3, 5), -0.75), torch.tensor([3], dtype=torch.uint8), group_size=0),
         "empty": example_weight((0, 4), 5, 8),
         "scalar": example_weight((), 5, 8, seed=9),
     }

@@ -28,9 +28,7 @@ class Net(nn.Module):
         return self.second(torch.relu(self.first(x))) * self.gain
 
 
-def trained(
-    spread: float = 1.5, dtype: torch.dtype = torch.float32, **arguments
-) -> tuple[Net, DiffQuantizer]:
+def trained(spread: float = 1.5, dtype: torch.dtype = torch.float32, **arguments) -> tuple[Net, DiffQuantizer]:
     """A model whose batch norm has seen data and whose logits are spread."""
     torch.manual_seed(3)
     model = Net().to(dtype)

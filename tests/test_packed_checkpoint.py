@@ -38,9 +38,7 @@ def test_packing_and_unpacking_gives_what_diffq_restores(name, tmp_path):
     arguments = CASES[name]["kwargs"]
     rule = LogitRule(**{key: arguments[key] for key in RULE_ARGUMENTS if key in arguments})
     pack_with_logits(GOLDEN / f"{name}.float.safetensors", tmp_path / "packed", rule)
-    assert read_packed(tmp_path / "packed").quantizer["arguments"]["group_size"] == arguments.get(
-        "group_size", 1
-    )
+    assert read_packed(tmp_path / "packed").quantizer["arguments"]["group_size"] == arguments.get("group_size", 1)
     unpack_file(tmp_path / "packed", tmp_path / "plain.safetensors")
     ours, theirs = (
         load_file(tmp_path / "plain.safetensors"),
@@ -132,11 +130,7 @@ def test_pack_at_bits_packs_large_floats_and_keeps_the_rest(tmp_path):
         assert loaded[name].dtype == tensor.dtype
         step = (tensor.double().max() - tensor.double().min()) / 255
         error = (loaded[name].double() - tensor.double()).abs().max()
-        assert (
-            error <= 0.51 * step + tensor.double().abs().max() / 256
-            if name in contents.packed
-            else error == 0
-        )
+        assert error <= 0.51 * step + tensor.double().abs().max() / 256 if name in contents.packed else error == 0
 
 
 def test_pack_at_bits_with_a_range_per_group_is_closer(tmp_path):

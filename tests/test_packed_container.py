@@ -97,15 +97,11 @@ def packed_weights(draw):
     widths = draw(st.lists(st.integers(1, 16), min_size=1, max_size=12))
     scope = draw(st.sampled_from(["tensor", "group"]))
     dtype = draw(st.sampled_from(DTYPES))
-    return example_weight(
-        shape, widths, group_size, dtype=dtype, range_scope=scope, seed=draw(st.integers(0, 99))
-    )
+    return example_weight(shape, widths, group_size, dtype=dtype, range_scope=scope, seed=draw(st.integers(0, 99)))
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.dictionaries(st.text(max_size=6).filter(lambda name: "." not in name), packed_weights(), max_size=3)
-)
+@given(st.dictionaries(st.text(max_size=6).filter(lambda name: "." not in name), packed_weights(), max_size=3))
 def test_packed_weights_round_trip_in_both_readers(tmp_path_factory, packed):
     path = tmp_path_factory.mktemp("round") / "trip.safetensors"
     packed = {name: weight for name, weight in packed.items() if name != "__metadata__" and _encodable(name)}

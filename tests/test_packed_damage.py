@@ -53,9 +53,7 @@ def test_damaged_levels_are_named(tmp_path):
     blob = bytearray(golden("packed_v1_documented").read_bytes())
     blob[0x290] ^= 1
     (tmp_path / "damaged").write_bytes(blob)
-    with pytest.raises(
-        PackedFileError, match=r"damaged: w.words: checksum \w{8} stored, \w{8} found in 20 bytes"
-    ):
+    with pytest.raises(PackedFileError, match=r"damaged: w.words: checksum \w{8} stored, \w{8} found in 20 bytes"):
         read_packed(tmp_path / "damaged")
 
 

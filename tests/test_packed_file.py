@@ -186,10 +186,7 @@ def test_another_group_size_is_named(tmp_path):
     save(quantizer, tmp_path / "a")
     model, _ = trained(group_size=4)
     message = refusal(tmp_path / "a", model)
-    assert (
-        "conv.weight_diffq: the model has [23] logits, the file 12 groups of 8; use the same group_size"
-        in message
-    )
+    assert "conv.weight_diffq: the model has [23] logits, the file 12 groups of 8; use the same group_size" in message
 
 
 def test_a_model_without_data_is_refused(tmp_path):

@@ -136,9 +136,7 @@ def test_read_header_refuses(name, tmp_path):
 def test_read_header_refuses_impossible_lengths(blob, tmp_path):
     path = tmp_path / "short.safetensors"
     path.write_bytes(blob)
-    with pytest.raises(
-        PackedFileError, match=r"short.safetensors: header: (expected at least 8|its length says)"
-    ):
+    with pytest.raises(PackedFileError, match=r"short.safetensors: header: (expected at least 8|its length says)"):
         read(path)
 
 

@@ -46,10 +46,7 @@ def test_without_stored_logits_the_same_widths_come_out_again(arguments, spread,
         bits = again._get_bits(record.logit)
         assert bool(((bits > low) & (bits < high)).all())
     save(again, tmp_path / "b")
-    assert (
-        read_packed(tmp_path / "b").packed["conv.weight"].widths.tolist()
-        == widths_of(quantizer)["conv.weight"]
-    )
+    assert read_packed(tmp_path / "b").packed["conv.weight"].widths.tolist() == widths_of(quantizer)["conv.weight"]
 
 
 def test_stored_logits_are_restored_exactly(tmp_path):
@@ -76,9 +73,7 @@ def test_widths_out_of_the_rules_reach_are_told(tmp_path):
     write_packed(tmp_path / "a", packed, {}, quantizer_info={"class": "none", "arguments": {"min_bits": 4}})
     model = nn.Linear(8, 4, bias=False)
     quantizer = DiffQuantizer(model, min_size=0, group_size=8, min_bits=4)
-    with pytest.warns(
-        UserWarning, match="weight_diffq: 2 of 4 groups have widths that bits strictly between 4 and"
-    ):
+    with pytest.warns(UserWarning, match="weight_diffq: 2 of 4 groups have widths that bits strictly between 4 and"):
         load(tmp_path / "a", model)
     assert widths_of(quantizer)["weight"] == [4, 15, 5, 4]
 

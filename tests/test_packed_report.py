@@ -101,9 +101,7 @@ def test_inspect_verifies_header_and_widths_but_reads_no_levels(tmp_path):
 
 def test_names_from_a_file_cannot_control_the_terminal(tmp_path):
     name = "\x1b[2Jgone\n"
-    path = Example({name: example_weight((8,), 3, 8), "größe": example_weight((8,), 3, 8)}).write(
-        tmp_path / "a"
-    )
+    path = Example({name: example_weight((8,), 3, 8), "größe": example_weight((8,), 3, 8)}).write(tmp_path / "a")
     table = inspect(path).table()
     assert "\x1b" not in table
     assert "'\\x1b[2Jgone\\n'" in table

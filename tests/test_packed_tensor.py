@@ -28,9 +28,7 @@ def weights(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     weight = torch.randn(shape, generator=generator).to(dtype)
     groups = -(-weight.numel() // (group_size or max(weight.numel(), 1)))
-    widths = torch.tensor(
-        draw(st.lists(st.integers(1, 16), min_size=groups, max_size=groups)), dtype=torch.uint8
-    )
+    widths = torch.tensor(draw(st.lists(st.integers(1, 16), min_size=groups, max_size=groups)), dtype=torch.uint8)
     return weight, widths, group_size, scope
 
 
