@@ -561,3 +561,27 @@ def test_attributes_may_be_set_on_a_quantizer():
     quantizer = attach(nn.Linear(2, 2))
     quantizer.penalty = 5
     assert copy.deepcopy(quantizer).penalty == 5
+
+
+def test_weights_written_while_quantised_are_kept():
+    model = nn.Linear(8, 8)
+    quantizer = attach(model, init_bits=3)
+    bias = model.bias.detach().clone()
+    quantizer.quantize()
+    with torch.no_grad():
+        model.weight.fill_(2)
+    assert quantizer.export_weights()[0].weight.eq(2).all()
+    quantizer.unquantize()
+    assert model.weight.eq(2).all()
+    assert torch.equal(model.bias, bias)
+
+
+def test_tied_parameters_in_half_precision_are_rounded_at_every_place():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    model[1].bias = model[0].bias
+    quantizer = attach(model, min_size=0.001, float16=True)
+    x = torch.randn(2, 64)
+    found = model.eval()(x)
+    assert model[1].bias is model[0].bias
+    with quantizer.enter_quantize():
+        assert torch.equal(model(x), found)

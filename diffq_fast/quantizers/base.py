@@ -69,7 +69,9 @@ class BaseQuantizer(Export):
         selection = select(model, min_size, exclude, detect_bound, type(self).__name__)
         self._qparams: list[QuantizedParameter] = selection.quantized
         self._rest: list[Slot] = selection.rest
+        self._rest_ties = selection.rest_ties
         self._saved: dict[Slot, Tensor] | None = None
+        self._saved_versions: dict[Slot, int] = {}
         self._shown: dict[Slot, None] = {}
         self._nesting = shadows.Nesting()
         self._forwards = Forwards()
@@ -142,7 +144,8 @@ class BaseQuantizer(Export):
     @_never_compiled_by_itself
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         if torch.compiler.is_compiling():
-            shadows.take([*self._qparams, *(self._rest if self.float16 else ())])
+            rest = [*self._rest, *(slot for slot, _ in self._rest_ties)] if self.float16 else []
+            shadows.take([*self._qparams, *rest])
             return
         with self._nesting.lock:
             if not self._nesting.leave():
@@ -170,7 +173,8 @@ class BaseQuantizer(Export):
         slots, tensors = self._eval_weights()
         weights = tensors[: len(self._qparams)]
         self._show(Forward(lambda indices: [weights[index] for index in indices]), range(len(weights)))
-        self._put(zip(slots[len(weights) :], tensors[len(weights) :], strict=True))
+        rest = dict(zip(slots[len(weights) :], tensors[len(weights) :], strict=True))
+        self._put([*rest.items(), *((slot, rest[first]) for slot, first in self._rest_ties if first in rest)])
 
     def _show(self, forward: Forward, indices: Sequence[int]) -> None:
         """Put the tensors of ``forward`` in the place of the whole model's weights, and note where it starts."""
@@ -205,7 +209,9 @@ class BaseQuantizer(Export):
         elif self._saved is None:
             slots = [*self._qparams, *(self._rest if self.float16 else ())]
             with torch.no_grad():
-                shadows.put(zip(slots, self._rounded(slots), strict=True))
+                made = dict(zip(slots, self._rounded(slots), strict=True))
+            shadows.put(made.items())
+            shadows.put((slot, made[first]) for slot, first in self._rest_ties if first in made)
 
     # -- inner modules: only inside a backward -----------------------------------------------------------------------
 
@@ -287,15 +293,20 @@ class BaseQuantizer(Export):
             self._saved = {slot: slot.param.detach().clone() for slot in slots if not self._is_tied(slot)}
             for slot, tensor in zip(slots, tensors, strict=True):
                 slot.param.copy_(tensor)
+            self._saved_versions = {slot: slot.param._version for slot in self._saved}
         return True
 
     def unquantize(self) -> None:
-        """Put the float weights back after :meth:`quantize`; harmless when there is nothing to put back."""
+        """Put the float weights back after :meth:`quantize`; harmless when there is nothing to put back.
+
+        A weight that was written in the meantime, by ``load_state_dict`` for one, keeps what was written.
+        """
         if self._saved is None:
             return
         with torch.no_grad():
             for slot, tensor in self._saved.items():
-                slot.param.copy_(tensor)
+                if not self._is_rewritten(slot):
+                    slot.param.copy_(tensor)
         self._saved = None
 
     @contextmanager
@@ -320,8 +331,15 @@ class BaseQuantizer(Export):
 
     def _float_value(self, slot: Slot) -> Tensor:
         """The slot's training value, whether or not :meth:`quantize` is in force."""
-        value = slot.param if self._saved is None else self._saved[getattr(slot, "first", slot)]
-        return value.detach()
+        slot = getattr(slot, "first", slot)
+        if self._saved is None or self._is_rewritten(slot):
+            return slot.param.detach()
+        return self._saved[slot]
+
+    def _is_rewritten(self, slot: Slot) -> bool:
+        """Whether somebody wrote to the slot's parameter since :meth:`quantize`. (A copy of a quantizer starts with
+        fresh version counters, and with none to compare them with.)"""
+        return slot.param._version != self._saved_versions.get(slot, slot.param._version)
 
     # -- others ------------------------------------------------------------------------------------------------------
 
@@ -332,4 +350,5 @@ class BaseQuantizer(Export):
         return f"{type(self).__name__}({','.join([f'model={self.model!r}', *changed])})"
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_eval_cache": {}, "_shown": {}, "_open": None, "_replayed": []}
+        transient = {"_eval_cache": {}, "_shown": {}, "_open": None, "_replayed": [], "_saved_versions": {}}
+        return {**self.__dict__, **transient}

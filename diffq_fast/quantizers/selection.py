@@ -61,10 +61,14 @@ class QuantizedParameter(Slot):
 
 @dataclass
 class Selection:
-    """What :func:`select` found, in the order of ``named_modules()`` and then of each module's own parameters."""
+    """What :func:`select` found, in the order of ``named_modules()`` and then of each module's own parameters.
+
+    ``rest`` names each unquantised tensor once; ``rest_ties`` are the other places of one, each with the first.
+    """
 
     quantized: list[QuantizedParameter]
     rest: list[Slot]
+    rest_ties: list[tuple[Slot, Slot]]
 
 
 def select(
@@ -84,7 +88,8 @@ def select(
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
     quantized: list[QuantizedParameter] = []
     rest: list[Slot] = []
-    seen: dict[int, QuantizedParameter | None] = {}
+    rest_ties: list[tuple[Slot, Slot]] = []
+    seen: dict[int, Slot] = {}
     for slot, pattern_name in _walk(model):
         param = slot.param
         if isinstance(param, UninitializedParameter):
@@ -92,15 +97,18 @@ def select(
                 f"{who}: parameter {slot.full_name} is lazy and has no shape yet; run one forward, then attach"
             )
         if _is_excluded(slot, pattern_name, exclude) or not _is_large(param, min_size):
-            if id(param) not in seen:
-                seen[id(param)] = None
+            met = seen.setdefault(id(param), slot)
+            if met is slot:
                 rest.append(slot)
+            elif not isinstance(met, QuantizedParameter):
+                rest_ties.append((slot, met))
             continue
-        first = seen.get(id(param)) if detect_bound else None
+        met = seen.get(id(param), slot)
+        first = met if detect_bound and isinstance(met, QuantizedParameter) else None
         entry = QuantizedParameter(slot.module, slot.name, slot.full_name, slot.rnn_index, other=first)
         quantized.append(entry)
         seen[id(param)] = first or entry
-    return Selection(quantized, rest)
+    return Selection(quantized, rest, rest_ties)
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[Slot, str]]:
