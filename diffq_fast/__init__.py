@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DiffQuantizer": "quantizers.diffq",
+    "UniformQuantizer": "quantizers.uniform",
+    "LSQ": "quantizers.lsq",
     "restore_quantized_state": "quantizers.restore",
     "save": "packed_file",
     "load": "packed_file",

@@ -32,4 +32,9 @@ GOLDEN_MODELS = {
     "diffq_tied": Tied,
     "diffq_unpacked": lambda: nn.Linear(64, 48),
     "diffq_torch_pack": lambda: nn.Linear(64, 48),
+    "uniform_8": lambda: nn.Linear(64, 48),
+    "uniform_3": lambda: nn.Linear(64, 48),
+    "uniform_15_f16": lambda: nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4)),
+    "lsq_4": lambda: nn.Linear(64, 48),
+    "lsq_8_torch_pack": lambda: nn.Linear(64, 48),
 }

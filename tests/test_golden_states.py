@@ -8,7 +8,8 @@ import torch
 from models import GOLDEN_MODELS
 from safetensors.torch import load_file
 
-from diffq_fast import DiffQuantizer, restore_quantized_state
+import diffq_fast
+from diffq_fast import restore_quantized_state
 from diffq_fast.legacy_state import load_legacy
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -16,10 +17,14 @@ CASES = json.loads((GOLDEN / "cases.json").read_text())
 NAMES = sorted(GOLDEN_MODELS)
 
 
+def attach(model, name):
+    return getattr(diffq_fast, CASES[name]["quantizer"])(model, **CASES[name]["kwargs"])
+
+
 def quantized_model(name):
-    """The golden float model with its logits, and its quantizer."""
+    """The golden float model with its logits (or scales), and its quantizer."""
     model = GOLDEN_MODELS[name]()
-    quantizer = DiffQuantizer(model, **CASES[name]["kwargs"])
+    quantizer = attach(model, name)
     missing, unexpected = model.load_state_dict(load_file(GOLDEN / f"{name}.float.safetensors"), strict=False)
     assert not unexpected
     assert set(missing) <= {"b.weight"}
@@ -81,17 +86,20 @@ def test_sizes_are_what_diffq_says(name):
     _, quantizer = quantized_model(name)
     assert float(quantizer.model_size()) == pytest.approx(CASES[name]["model_size"], rel=1e-6)
     assert quantizer.true_model_size() == pytest.approx(CASES[name]["true_model_size"], rel=1e-7)
-    assert quantizer.model_size().requires_grad
+    assert quantizer.model_size().requires_grad == (CASES[name]["quantizer"] == "DiffQuantizer")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_restore_on_a_live_quantizer_restores_the_widths_too(name):
+def test_restore_on_a_live_quantizer_restores_widths_and_scales_too(name):
     _, source = quantized_model(name)
     model = GOLDEN_MODELS[name]()
-    quantizer = DiffQuantizer(model, **CASES[name]["kwargs"])
+    quantizer = attach(model, name)
     quantizer.restore_quantized_state(source.get_quantized_state(**CASES[name]["state_kwargs"]))
     for entry, other in zip(quantizer._qparams, source._qparams, strict=True):
-        assert torch.equal(quantizer._widths(entry), source._widths(other))
+        if CASES[name]["quantizer"] == "DiffQuantizer":
+            assert torch.equal(quantizer._widths(entry), source._widths(other))
+        elif CASES[name]["quantizer"] == "LSQ":
+            assert torch.equal(entry.scale, other.scale)
     assert_restored(model, name)
 
 

@@ -268,26 +268,9 @@ class DiffQuantizer(LearnedQuantizer):
 
     # -- export ------------------------------------------------------------------------------------------------------
 
-    def export_weights(self) -> list[ExportedWeight]:
-        """The weights, their whole numbers of bits and their other names, for :func:`diffq_fast.save`.
-
-        Raises:
-            ValueError: a weight has NaN or infinite elements.
-        """
-        self._tell_faults()
-        self._refuse_broken(self._firsts)
-        names = self._aliases()
-        return [
-            ExportedWeight(
-                entry.full_name,
-                self._float_value(entry),
-                self._widths(entry),
-                self.group_size,
-                self.range_scope,
-                [name for name in names.get(id(entry.param), []) if name != entry.full_name],
-            )
-            for entry in self._firsts
-        ]
+    def _exported(self, entry: QuantizedParameter, aliases: list[str]) -> ExportedWeight:
+        weight, widths = self._float_value(entry), self._widths(entry)
+        return ExportedWeight(entry.full_name, weight, widths, self.group_size, self.range_scope, aliases)
 
     def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
         if self.range_scope == "group":

@@ -21,7 +21,11 @@ COMPRESSION_CHUNK = 2**20
 
 
 class ExportedWeight(NamedTuple):
-    """A quantised weight on its way to a packed file; ``aliases`` are the other names of the same tensor."""
+    """A quantised weight on its way to a packed file; ``aliases`` are the other names of the same tensor.
+
+    Where the levels are not those of ``functional.quantize`` they are given, with their range, see
+    :func:`diffq_fast.packed_tensor.pack_levels`.
+    """
 
     name: str
     weight: Tensor
@@ -29,6 +33,9 @@ class ExportedWeight(NamedTuple):
     group_size: int
     range_scope: str
     aliases: list[str]
+    levels: Tensor | None = None
+    range: Tensor | None = None
+    level_count: int | None = None
 
 
 class Export:
@@ -48,6 +55,10 @@ class Export:
 
     def _quantized_bits(self, exact: bool) -> Tensor | float:
         """Bits that the quantised weights take."""
+        raise TypeError(f"{type(self).__name__} cannot be used by itself")
+
+    def _exported(self, entry: QuantizedParameter, aliases: list[str]) -> ExportedWeight:
+        """One weight of a packed file."""
         raise TypeError(f"{type(self).__name__} cannot be used by itself")
 
     def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
@@ -164,6 +175,9 @@ class Export:
             ValueError: the state does not fit the model; nothing is changed then.
         """
         parsed = legacy_state.parse_state(state if quantized is None else quantized)
+        names = [base.__name__ for base in type(self).__mro__]
+        if parsed.quantizer is not None and parsed.quantizer not in names:
+            raise ValueError(f"restore_quantized_state: the state is of a {parsed.quantizer}, this is a {names[0]}")
         entries = [entry for entry in self._qparams if entry.other is None]
         rest = parsed.float16 if self.float16 else parsed.others
         _check_count("quantised parameters", entries, parsed.quantized)
@@ -173,7 +187,7 @@ class Export:
             for slot, value in zip(self._rest, rest, strict=True):
                 _check_shape(slot, value)
         with torch.no_grad():
-            arguments = parsed.init_kwargs
+            arguments = self._defaults() | parsed.init_kwargs if parsed.meta else {}
             pairs = zip(entries, parsed.quantized, strict=True)
             decoded = [self._decode(entry, stored, arguments) for entry, stored in pairs]
             self._saved = None
@@ -184,6 +198,11 @@ class Export:
                 for slot, value in zip(self._rest, rest, strict=True):
                     slot.param.copy_(value)
 
+    def _defaults(self) -> dict[str, Any]:
+        """The arguments that may be left out, and what they are then."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        return {each.name: each.default for each in parameters if each.default is not each.empty}
+
     def _refuse_broken(self, entries: Sequence[QuantizedParameter]) -> None:
         for entry in entries:
             weight = self._float_value(entry)
@@ -193,6 +212,22 @@ class Export:
                 )
 
     # -- the packed file -----------------------------------------------------------------------------------------------
+
+    def export_weights(self) -> list[ExportedWeight]:
+        """The weights, how they are quantised, and their other names, for :func:`diffq_fast.save`.
+
+        Raises:
+            ValueError: a weight has NaN or infinite elements.
+        """
+        self._tell_faults()
+        entries = [entry for entry in self._qparams if entry.other is None]
+        with torch.no_grad():
+            self._refuse_broken(entries)
+            names = self._aliases()
+            return [
+                self._exported(entry, [name for name in names.get(id(entry.param), []) if name != entry.full_name])
+                for entry in entries
+            ]
 
     def plain_state(self, logits: bool = False) -> dict[str, Tensor]:
         """Every entry of the model's ``state_dict`` that is not a quantised weight, with its training value.
@@ -241,4 +276,13 @@ def _check_shape(slot: Slot, value: Tensor) -> None:
         raise ValueError(
             f"restore_quantized_state: {slot.full_name} has shape {list(slot.param.shape)}, "
             f"the state has {list(value.shape)} at its place"
+        )
+
+
+def refuse_other_bits(quantizer: Export, bits: float, stored: float) -> None:
+    """A state made at other bits would be quantised once more by the next eval."""
+    if bits != stored:
+        raise ValueError(
+            f"restore_quantized_state: the state was made with bits={stored}, this {type(quantizer).__name__} has "
+            f"bits={bits}; make it with bits={stored}"
         )

@@ -10,8 +10,14 @@ from torch import nn
 from .. import legacy_state
 from .base import BaseQuantizer
 from .diffq import DiffQuantizer
+from .lsq import LSQ
+from .uniform import UniformQuantizer
 
-QUANTIZERS: dict[str, type[BaseQuantizer]] = {"DiffQuantizer": DiffQuantizer}
+QUANTIZERS: dict[str, type[BaseQuantizer]] = {
+    "DiffQuantizer": DiffQuantizer,
+    "UniformQuantizer": UniformQuantizer,
+    "LSQ": LSQ,
+}
 
 
 def restore_quantized_state(model: nn.Module, state: Any) -> None:
@@ -34,8 +40,6 @@ def restore_quantized_state(model: nn.Module, state: Any) -> None:
             "restore_quantized_state: the state has no 'meta', so it does not say how it was quantised; attach a "
             "quantizer with the arguments that it was made with, and call its restore_quantized_state"
         )
-    if parsed.quantizer not in QUANTIZERS:
-        raise ValueError(f"restore_quantized_state: states of {parsed.quantizer} are not supported")
     quantizer = QUANTIZERS[parsed.quantizer](model, **parsed.init_kwargs)
     try:
         quantizer.restore_quantized_state(parsed)

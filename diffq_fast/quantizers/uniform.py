@@ -1,0 +1,136 @@
+"""Uniform quantisation at one number of bits: after training, or in training with a straight-through gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional, legacy_entries
+from ..even_levels import dequantize_evenly, level_count, quantize_evenly
+from .base import BaseQuantizer, remembers_arguments
+from .export import ExportedWeight, refuse_other_bits
+from .replay import Maker
+from .selection import QuantizedParameter
+
+
+class UniformQuantizer(BaseQuantizer):
+    """Quantises every weight to floor(2**bits) levels between its minimum and its maximum.
+
+    In eval mode the model sees the quantised weights. In train mode it sees the float weights, or with ``qat`` the
+    quantised ones, with the gradient passed on to the float weights unchanged (straight through). Nothing is learned,
+    so nothing has to be set up; several of these may be on one model, with ``exclude`` dividing the weights.
+
+    Args:
+        model: any module; it is not replaced.
+        bits: 1 … 15, may be fractional.
+        min_size: parameters of up to this many MB (as float32) are not quantised.
+        float16: keep the parameters that are not quantised in half precision, in eval and export.
+        qat: quantise in training too.
+        exclude: fnmatch patterns of parameters to leave alone, against ``name`` and ``"<module name>.<name>"``.
+        detect_bound: a tensor used at several places is stored once.
+
+    Raises:
+        ValueError: ``bits`` outside 1 … 15.
+    """
+
+    @remembers_arguments
+    def __init__(
+        self,
+        model: nn.Module,
+        bits: float = 8.0,
+        min_size: float = 0.01,
+        float16: bool = False,
+        qat: bool = False,
+        exclude: Sequence[str] = [],
+        detect_bound: bool = True,
+    ) -> None:
+        if not 1 <= bits <= 15:
+            raise ValueError(f"UniformQuantizer: bits must be between 1 and 15, got {bits}")
+        super().__init__(model, min_size, float16, exclude, detect_bound)
+        self.bits, self.qat = bits, qat
+        self._attach()
+
+    # -- optimizer: nothing is learned ---------------------------------------------------------------------------------
+
+    def setup_optimizer(self, optimizer: torch.optim.Optimizer | None = None, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: there is nothing to learn. For code that treats all quantizers alike."""
+
+    def no_optimizer(self) -> None:
+        """Do nothing, see :meth:`setup_optimizer`."""
+
+    def clear_optimizer(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Do nothing, see :meth:`setup_optimizer`."""
+
+    def check_unused(self) -> None:
+        """Do nothing, see :meth:`setup_optimizer`."""
+
+    # -- weights -------------------------------------------------------------------------------------------------------
+
+    def _training_maker(self) -> Maker | None:
+        return self._training_weights if self.qat else None
+
+    def _training_weights(self, indices: Sequence[int]) -> list[Tensor]:
+        firsts = [self._qparams[index].first for index in indices]
+        made = {entry: self._straight_through(entry) for entry in dict.fromkeys(firsts)}
+        return [made[entry] for entry in firsts]
+
+    def _straight_through(self, entry: QuantizedParameter) -> Tensor:
+        """The quantised weight, with the gradient of the weight: w - w is 0 where w is finite."""
+        with torch.no_grad():
+            quantised = self._quantized_weights([entry])[0]
+        return quantised + (entry.param - entry.param.detach())
+
+    def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        return [self._dequantize(*self._levels(entry), entry.param.dtype) for entry in entries]
+
+    def _levels(self, entry: QuantizedParameter) -> tuple[Tensor, Tensor]:
+        """A weight's levels (int32, its shape) and range (float32 ``[1, 2]``)."""
+        weight = self._float_value(entry)
+        weight = weight.float() if weight.dtype == torch.float64 else weight
+        found = functional.weight_range([weight])
+        if self._is_whole:
+            return functional.quantize([weight], [self._width(weight.device)], found, group_size=0)[0], found
+        return quantize_evenly(weight, level_count(self.bits).to(weight.device), *found[0]), found
+
+    def _dequantize(self, levels: Tensor, found: Tensor, dtype: torch.dtype) -> Tensor:
+        if self._is_whole:
+            return functional.dequantize([levels], [self._width(levels.device)], found, group_size=0, dtype=dtype)[0]
+        return dequantize_evenly(levels, level_count(self.bits).to(levels.device), *found[0], dtype)
+
+    @property
+    def _is_whole(self) -> bool:
+        return float(self.bits).is_integer()
+
+    def _width(self, device: torch.device) -> Tensor:
+        """The bits that a level takes, as the widths of a weight that is one group: uint8 ``[1]``."""
+        return torch.full((1,), -int(-self.bits // 1), dtype=torch.uint8, device=device)
+
+    # -- size and export -----------------------------------------------------------------------------------------------
+
+    def _quantized_bits(self, exact: bool) -> Tensor | float:
+        return sum(self.bits * entry.param.numel() + 64 for entry in self._qparams if entry.other is None)
+
+    def _exported(self, entry: QuantizedParameter, aliases: list[str]) -> ExportedWeight:
+        weight = self._float_value(entry)
+        exported = ExportedWeight(entry.full_name, weight, self._width(weight.device), 0, "tensor", aliases)
+        if self._is_whole:
+            return exported
+        levels, found = self._levels(entry)
+        return exported._replace(levels=levels, range=found[0], level_count=int(level_count(self.bits)))
+
+    def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
+        levels, found = self._levels(entry)
+        lo, hi = found[0].tolist()
+        return legacy_entries.encode_uniform_entry(
+            levels, lo, hi, bits=self.bits, packed=packed, torch_pack=torch_pack, name=entry.full_name
+        )
+
+    def _decode(self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]) -> tuple[Tensor, None]:
+        refuse_other_bits(self, self.bits, arguments.get("bits", self.bits))
+        levels, found = legacy_entries.decode_uniform_entry(
+            stored, entry.param.shape, bits=self.bits, name=entry.full_name
+        )
+        return self._dequantize(levels, torch.tensor([found], dtype=torch.float32), entry.param.dtype), None
