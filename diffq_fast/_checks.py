@@ -61,6 +61,8 @@ def check_per_group_lists(
 
 def check_widths(who: str, widths: Tensor, count: int, group_size: int) -> None:
     check_group_size(who, group_size)
+    if count < 0:
+        raise ValueError(f"{who}: count must not be negative, got {count}")
     if widths.dtype != torch.uint8:
         raise TypeError(f"{who}: widths must be uint8, got {widths.dtype}")
     groups = group_count(count, group_size)

@@ -99,7 +99,7 @@ def weight_range(weights: Sequence[Tensor], *, group_size: int = 0, range_scope:
     per_group = is_per_group("weight_range", range_scope)
     check_group_size("weight_range", group_size)
     with torch.no_grad():
-        return _ops.weight_range.default(list(weights), group_size, per_group)[0]
+        return _ops.weight_range.default(list(weights), group_size, per_group)[0].to(torch.float32)
 
 
 def noise(key: Tensor, stream: int, count: int, *, first: int = 0, noise: str = "gaussian") -> Tensor:
@@ -116,7 +116,7 @@ def noise(key: Tensor, stream: int, count: int, *, first: int = 0, noise: str = 
         float32 ``[count]`` on the key's device.
 
     >>> noise(torch.tensor(0), 0, 2, noise="uniform")
-    tensor([0.3466, 0.4054])
+    tensor([ 0.4095, -0.1010])
     """
     check_key("noise", key)
     check_choice("noise", "noise", noise, NOISE_KINDS)
@@ -233,13 +233,14 @@ def pack(levels: Tensor, widths: Tensor, *, group_size: int = 8) -> Tensor:
     Returns:
         int32 ``[packed_word_count(...)]``; read the bits as uint32.
 
-    >>> pack(torch.arange(8, dtype=torch.int32), torch.tensor([3], dtype=torch.uint8)).tolist()[:1]
-    [0]
+    >>> pack(torch.arange(8, dtype=torch.int32), torch.tensor([3], dtype=torch.uint8)).tolist()
+    [16434824, 0, 0]
     """
     if levels.dtype != torch.int32:
         raise TypeError(f"pack: levels must be int32, got {levels.dtype}")
-    words = packed_word_count(widths, levels.numel(), group_size)
+    check_widths("pack", widths, levels.numel(), group_size)
     check_levels("pack", levels, widths, group_size)
+    words = word_count(widths, levels.numel(), group_size)
     return _ops.pack.default(levels, widths, group_size, words)
 
 
