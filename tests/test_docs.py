@@ -1,0 +1,57 @@
+"""The README's Python examples run, in order, in one folder."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_python_examples_run(folder):
+    examples = blocks("python")
+    assert len(examples) == 2
+    for example in examples:
+        script = folder / "example.py"
+        script.write_text(example)
+        done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    assert "0.weight" in done.stdout
+
+
+def test_command_lines_run(folder):
+    (commands,) = (block for block in blocks("sh") if "diffq-fast inspect" in block)
+    lines = [line.split("#")[0].split() for line in commands.splitlines()]
+    assert [line[1] for line in lines] == ["inspect", "verify", "unpack", "pack", "doctor"]
+    for line in lines:
+        command = [sys.executable, "-m", "diffq_fast", *line[1:]]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, (line, done.stderr)
+    assert (folder / "widths.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_links_lead_somewhere():
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_every_test_that_a_page_names_exists():
+    defined = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        defined |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "migrating_from_diffq.md").read_text()))
+    assert len(named) > 15
+    assert named <= defined
