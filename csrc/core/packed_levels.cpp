@@ -52,9 +52,13 @@ void for_each_run(const Streams& streams, const Block& block, Body&& body) {
 // The same for groups of kSize elements of which the block holds whole ones: copies of a size that is known.
 template <int64_t kSize, typename Body>
 void for_each_group(const Streams& streams, const Block& block, Body&& body) {
-    const int64_t index = block.stream.first_group + block.first / kSize;
-    for (int64_t g = 0; g < block.count / kSize; ++g)
-        body(streams.group(index + g) * kSize, g * kSize, kSize);
+    const int64_t groups = block.count / kSize, index = block.stream.first_group + block.first / kSize;
+    if (const uint32_t* narrow = streams.narrow()) {
+        narrow += index;
+        for (int64_t g = 0; g < groups; ++g) body(int64_t{narrow[g]} * kSize, g * kSize, kSize);
+    } else {
+        for (int64_t g = 0; g < groups; ++g) body(streams.group(index + g) * kSize, g * kSize, kSize);
+    }
 }
 
 template <typename Body>

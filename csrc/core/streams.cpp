@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "core/memory.h"
 #include "core/quantize.h"
 #include "core/thread_pool.h"
 
@@ -32,13 +33,15 @@ Counts count_widths(const uint8_t* widths, int64_t groups) {
 
 template <typename Index>
 void sort_groups(const uint8_t* widths, int64_t groups, const std::vector<Counts>& places, int threads,
-                 std::vector<Index>& sorted) {
-    sorted.resize(static_cast<size_t>(groups));
+                 std::unique_ptr<Index[]>& sorted) {
+    sorted.reset(new Index[static_cast<size_t>(groups)]);  // not filled with zeros first, unlike a vector
+    expect_writes(sorted.get(), groups * static_cast<int64_t>(sizeof(Index)));
+    Index* const out = sorted.get();
     parallel_for(static_cast<int64_t>(places.size()), threads, [&](int64_t slice) {
         Counts next = places[static_cast<size_t>(slice)];
         const int64_t end = std::min(groups, (slice + 1) * kSlice);
         for (int64_t g = slice * kSlice; g < end; ++g) {
-            sorted[static_cast<size_t>(next[widths[g]]++)] = static_cast<Index>(g);
+            out[next[widths[g]]++] = static_cast<Index>(g);
         }
     });
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/bitpack.h"
@@ -30,18 +31,20 @@ class Streams {
 
     // The group that position `index` of the streams' groups, one stream after the other, holds.
     int64_t group(int64_t index) const {
-        if (narrow_.empty() && wide_.empty()) return index;  // one width: groups in their own order
-        return narrow_.empty() ? wide_[static_cast<size_t>(index)]
-                               : int64_t{narrow_[static_cast<size_t>(index)]};
+        if (in_order()) return index;
+        return narrow_ ? int64_t{narrow_[static_cast<size_t>(index)]} : wide_[static_cast<size_t>(index)];
     }
-    bool in_order() const { return narrow_.empty() && wide_.empty(); }
+    // One width only: groups in their own order.
+    bool in_order() const { return !narrow_ && !wide_; }
+    // Where 32 bits are enough for a group's number, the groups as they lie in memory; else null.
+    const uint32_t* narrow() const { return narrow_.get(); }
 
   private:
     bool valid_ = true;
     int64_t group_size_, words_ = 0;
     std::vector<Stream> streams_;
-    std::vector<uint32_t> narrow_;  // groups sorted by width, 4 bytes each where that is enough
-    std::vector<int64_t> wide_;
+    std::unique_ptr<uint32_t[]> narrow_;  // groups sorted by width, 4 bytes each where that is enough
+    std::unique_ptr<int64_t[]> wide_;
 };
 
 }  // namespace diffq_fast
