@@ -74,6 +74,8 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
+        # A cache of an earlier isolated build names tools in a folder that is gone by now.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), *cmake_arguments()]
         compile_ = ["cmake", "--build", str(build), "--config", "Release", "--target", "_core", "--parallel"]
         install = ["cmake", "--install", str(build), "--config", "Release", "--component", "python"]
