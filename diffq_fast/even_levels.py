@@ -1,6 +1,6 @@
 """Levels at even distances between a weight's minimum and maximum, in any number: fractional bits, one formula.
 
-``bits`` may be fractional: 9.6 bits are floor(2**9.6) = 775 levels, 0 … 774. Plain torch operations, float32. Whole
+``bits`` may be fractional: 9.6 bits are floor(2**9.6) = 776 levels, 0 … 775. Plain torch operations, float32. Whole
 numbers of bits give what the operators of :mod:`diffq_fast.functional` give, bit for bit.
 """
 

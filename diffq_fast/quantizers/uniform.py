@@ -78,10 +78,14 @@ class UniformQuantizer(BaseQuantizer):
         return [made[entry] for entry in firsts]
 
     def _straight_through(self, entry: QuantizedParameter) -> Tensor:
-        """The quantised weight, with the gradient of the weight: w - w is 0 where w is finite."""
+        """The quantised weight, with the gradient of the weight.
+
+        ``w + (quantised - w)`` in float32, which may differ from the quantised weight in the last bit: diffq's values.
+        """
         with torch.no_grad():
-            quantised = self._quantized_weights([entry])[0]
-        return quantised + (entry.param - entry.param.detach())
+            quantised = self._quantized_weights([entry])[0].to(torch.float32)
+        weight = entry.param.to(torch.float32)
+        return (weight + (quantised - weight).detach()).to(entry.param.dtype)
 
     def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
         return [self._dequantize(*self._levels(entry), entry.param.dtype) for entry in entries]
