@@ -35,7 +35,7 @@ bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
 
 wheel: setup
-	rm -rf build/wheel
+	rm -rf build/wheel build/lib* build/bdist* build/temp*
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	auditwheel repair --plat auto --wheel-dir dist build/wheel/diffq_fast-*-linux_*.whl
 	DIFFQ_FAST_SKIP_NATIVE=1 $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -209,9 +210,11 @@ def run_unpack(arguments: argparse.Namespace) -> int:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    from . import backend_info
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a warning would say is part of the answer
+        from . import backend_info
 
-    info = backend_info()
+        info = backend_info()
     _print(arguments, info, "\n".join(_describe(info)))
     return 0
 
