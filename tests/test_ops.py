@@ -85,9 +85,7 @@ def test_opcheck_add_noise(per_group, dtype, requires_grad):
         weights, logits, tally = leaves(weights), leaves(logits), tally.requires_grad_()
     streams = list(range(len(weights)))
     check(ops.add_noise.default, weights, logits, KEY, streams, tally, *options_of(4, per_group=per_group))
-    check(
-        ops.add_noise.default, weights[:1], [logits[0]], KEY, [3], None, *options_of(4, per_group=per_group)
-    )
+    check(ops.add_noise.default, weights[:1], [logits[0]], KEY, [3], None, *options_of(4, per_group=per_group))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -160,9 +158,7 @@ def test_weight_range_equals_the_oracle(dtype, group_size, per_group):
         assert torch.equal(extremes, torch.cat(rows))
 
 
-@pytest.mark.parametrize(
-    "values", [[1.0, 1.0, 0.0, 0.0, 1.0], [0.0, -0.0], [NAN, 1.0], [1.0, NAN], [INF, 0.0]]
-)
+@pytest.mark.parametrize("values", [[1.0, 1.0, 0.0, 0.0, 1.0], [0.0, -0.0], [NAN, 1.0], [1.0, NAN], [INF, 0.0]])
 def test_weight_range_of_ties_and_nonfinite_values_equals_the_oracle(values):
     weight = torch.tensor(values)
     found, extremes = ops.weight_range([weight], 2, False)
@@ -211,9 +207,7 @@ def test_gradients_equal_the_oracle(group_size, per_group, param, kind):
         bounds = reference.weight_range(weight, group_size, per_group)
         z = philox.noise(KEY, index, 0, weight.numel(), kind)
         bits = options[:4]
-        grad_weight, grad_logit, _ = reference.noisy_weight_backward(
-            grad, weight, logit, bounds, z, *bits, per_group
-        )
+        grad_weight, grad_logit, _ = reference.noisy_weight_backward(grad, weight, logit, bounds, z, *bits, per_group)
         torch.testing.assert_close(found[index], grad_weight, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found[len(weights) + index], grad_logit, rtol=1e-4, atol=1e-5)
 
@@ -237,9 +231,23 @@ def test_export_and_load_equal_the_oracle(dtype, group_size, per_group):
         one = bounds, group_size, per_group
         assert torch.equal(ops.quantize_pack(weight, width, *one, words.numel()), words)
         assert torch.equal(ops.unpack(words, width, group_size, weight.numel()), expected.reshape(-1))
-        assert torch.equal(
-            ops.unpack_dequantize(words, width, *one, list(weight.shape), dtype), restored[index]
-        )
+        assert torch.equal(ops.unpack_dequantize(words, width, *one, list(weight.shape), dtype), restored[index])
+
+
+@pytest.mark.parametrize("width", [3, 5, 8, 11, 15])
+def test_quantize_equals_the_oracle_next_to_half_levels(width):
+    """Where another order of float32 operations would round to another level."""
+    highest = 2**width - 1
+    halves = (torch.arange(min(highest, 4000)) + 0.5) / highest
+    around = [halves, torch.nextafter(halves, torch.zeros(())), torch.nextafter(halves, torch.ones(()))]
+    weight = torch.cat([*around, torch.tensor([0.0, 1.0])])
+    widths, bounds = torch.tensor([width], dtype=torch.uint8), torch.tensor([[0.0, 1.0]])
+    (levels,) = ops.quantize([weight], [widths], bounds, 0, False)
+    assert torch.equal(levels, reference.quantize(weight, widths, bounds, 0))
+    (restored,) = ops.dequantize([levels], [widths], bounds, 0, False, torch.float32)
+    assert torch.equal(restored, reference.dequantize(levels, widths, bounds, 0, torch.float32))
+    words = ops.quantize_pack(weight, widths, bounds, 0, False, reference.stream_words(len(weight), width))
+    assert torch.equal(words, reference.pack(levels, widths, 0))
 
 
 @pytest.mark.parametrize("rows", sorted(reference.PLANE_DTYPES))
@@ -391,9 +399,7 @@ def test_no_noise_is_kept_for_the_backward():
     )
     inputs = {tensor.untyped_storage().data_ptr() for tensor in (*weights, *logits, KEY)}
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
-    ):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         noisy = add_noise(weights, logits, *options_of(8))
     others = [tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in inputs]
     assert len(kept) >= 5

@@ -22,7 +22,7 @@ if core is not None:
 else:
     # Measured on one Xeon thread at 2**22 weights with widths 2-8: packing 26, unpacking 33, noise 33 times.
     warnings.warn(
-        f"diffq_fast runs without its compiled core (reason: {status()[1]}); packing and noise use plain PyTorch, about "
-        "30 times slower. diffq-fast doctor says how to get it.",
+        f"diffq_fast runs without its compiled core (reason: {status()[1]}); packing and noise use plain PyTorch, "
+        "about 30 times slower. diffq-fast doctor says how to get it.",
         stacklevel=2,
     )
