@@ -24,6 +24,13 @@ assert model.weight_diffq.grad.abs().sum() > 0
 print(backend_info()["backends"]["cpu"])
 """
 
+DOCTOR = """
+import sys
+sys.modules["diffq_fast._core"] = None
+from diffq_fast.cli import main
+sys.exit(main(["doctor"]))
+"""
+
 
 def run(*arguments, script=None):
     command = [sys.executable, *(["-c", script] if script else arguments)]
@@ -40,8 +47,7 @@ def test_a_missing_core_is_told_once_with_the_reason():
 
 
 def test_doctor_says_how_to_get_the_core():
-    script = 'import sys; sys.modules["diffq_fast._core"] = None; from diffq_fast.cli import main; sys.exit(main(["doctor"]))'
-    done = run(script=script)
+    done = run(script=DOCTOR)
     assert done.returncode == 0, done.stderr
     assert "C++ compiler" in done.stdout
     assert "pip install" in done.stdout
