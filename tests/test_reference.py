@@ -314,7 +314,7 @@ def test_quantize_divides_by_the_step_where_a_product_would_round_elsewhere(widt
 
 def test_an_empty_range_has_level_0_everywhere():
     levels = reference.quantize(
-        torch.tensor([1.0, 2.0, -3.0]), torch.tensor([4], dtype=torch.uint8), torch.tensor([[2.0, 2.0]]), 0
+        torch.tensor([2.0, 5.0, -3.0]), torch.tensor([4], dtype=torch.uint8), torch.tensor([[2.0, 2.0]]), 0
     )
     assert levels.tolist() == [0, 0, 0]
 
