@@ -250,6 +250,16 @@ def test_quantize_equals_the_oracle_next_to_half_levels(width):
     assert torch.equal(words, reference.pack(levels, widths, 0))
 
 
+@pytest.mark.parametrize("bounds", [[2.0, 2.0], [-1.0, 1.0], [NAN, NAN], [-INF, INF], [0.0, INF]])
+def test_quantize_of_odd_values_and_ranges_equals_the_oracle(bounds):
+    weight = torch.tensor([2.0, 5.0, -3.0, NAN, INF, -INF, 0.0, -0.0, 1e-45, 3e38])
+    widths, found = torch.tensor([5], dtype=torch.uint8), torch.tensor([bounds])
+    expected = reference.quantize(weight, widths, found, 0)
+    (levels,) = ops.quantize([weight], [widths], found, 0, False)
+    assert torch.equal(levels, expected)
+    assert torch.equal(ops.quantize_pack(weight, widths, found, 0, False, 5), reference.pack(expected, widths, 0))
+
+
 @pytest.mark.parametrize("rows", sorted(reference.PLANE_DTYPES))
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_planes_equal_the_oracle(dtype, rows):
@@ -295,6 +305,25 @@ def test_ties_share_the_gradient_equally(dtype):
     slope = -torch.log(torch.tensor(2.0)) * 2**8.5 / (2**8.5 - 1) ** 2 * 13 / 4
     expected = 4 * total.item() * (2**8.5 - 1) * slope.item()
     assert logit.grad.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("group_size", [0, 1024, 1000])
+def test_sums_over_large_groups_keep_their_precision(group_size):
+    """A float32 running sum over a million terms would lose three digits and more."""
+    weight, grad = torch.randn(1_000_003), torch.rand(1_000_003) + 1000
+    (leaf,) = leaves([weight])
+    (logit,) = leaves([torch.zeros(reference.group_count(1_000_003, group_size))])
+    add_noise([leaf], [logit], *options_of(group_size, kind="uniform"))[0].backward(grad)
+    z = philox.uniform(KEY, 0, 0, 1_000_003)
+    bounds = reference.weight_range(weight, 0, False)
+    exact = reference.noisy_weight_backward(
+        grad.double(), weight.double(), logit.detach().double(), bounds.double(), z, *options_of(group_size)[:4], False
+    )
+    largest = exact[1].abs().max()
+    torch.testing.assert_close(logit.grad.double(), exact[1], rtol=1e-5, atol=1e-6 * largest)
+    for end in (weight.argmin(), weight.argmax()):
+        total = exact[0][end] - grad[end]
+        assert leaf.grad[end].item() - grad[end].item() == pytest.approx(total.item(), rel=1e-4)
 
 
 def test_frozen_weight_and_frozen_logit_get_no_gradient():
