@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
-PACKAGE := diffq_fast examples benchmarks tests setup.py
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
 .PHONY: setup demo test check bench wheel clean
@@ -25,8 +24,8 @@ test: setup
 	$(BIN)/python -m pytest
 
 check: setup
-	ruff check $(PACKAGE)
-	ruff format --check $(PACKAGE)
+	ruff check .
+	ruff format --check .
 	clang-format --dry-run --Werror $(NATIVE)
 	typos
 	mypy
