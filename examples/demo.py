@@ -86,10 +86,11 @@ def times_smaller(sizes: list[float]) -> str:
 
 def main() -> None:
     started = time.perf_counter()
+    mnist.use_one_thread()
     OUTPUT.mkdir(exist_ok=True)
     digits, held_out = mnist.split(mnist.load_digits())
     counts = f"{len(digits.labels):,} training and {len(held_out.labels):,} held-out digits"
-    print(f"diffq_fast demo: {counts}, {torch.get_num_threads()} threads, a few minutes at most")
+    print(f"diffq_fast demo: {counts}; takes one to three minutes")
     plain, _ = train("float32", digits)
     network, quantizer = train("DiffQ", digits)
     assert quantizer is not None
