@@ -58,6 +58,8 @@ def install_as_diffq() -> None:
 class _Alias(ModuleType):
     """The module ``diffq``: diffq's names, and behind them all of this package's."""
 
+    restore_quantized_state: Any
+
     def __init__(self, name: str, doc: str) -> None:
         super().__init__(name, doc)
         self.__version__ = f"{STANDS_FOR}+diffq_fast.{__version__}"

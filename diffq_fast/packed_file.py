@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .packed_container import PackedContents, read_packed, write_packed
 from .packed_logits import LogitRule, read_rule
 from .packed_report import inspect
-from .packed_tensor import PackedTensor, pack_weight
+from .packed_tensor import PackedTensor, pack_levels, pack_weight
 from .safetensors_writer import Progress
 
 __all__ = ["inspect", "load", "read_packed", "save", "write_packed"]
@@ -39,14 +39,7 @@ def save(
     packed: dict[str, PackedTensor] = {}
     ties: dict[str, str] = {}
     for record in quantizer.export_weights():
-        widths = record.widths.to(record.weight.device)
-        packed[record.name] = pack_weight(
-            record.weight,
-            widths,
-            group_size=record.group_size,
-            range_scope=record.range_scope,
-            name=record.name,
-        )
+        packed[record.name] = _packed(record)
         ties |= dict.fromkeys(record.aliases, record.name)
     plain, plain_ties = _stored_once(quantizer.plain_state(logits))
     half = {plain_ties.get(name, name) for name in quantizer.half_names}
@@ -95,6 +88,16 @@ def load(
     return model
 
 
+def _packed(record: Any) -> PackedTensor:
+    """The packed form of one of a quantizer's ``export_weights``."""
+    options = {"range_scope": record.range_scope, "name": record.name}
+    if record.levels is None:
+        widths = record.widths.to(record.weight.device)
+        return pack_weight(record.weight, widths, group_size=record.group_size, **options)
+    width, dtype = int(record.widths[0]), record.weight.dtype
+    return pack_levels(record.levels, width, record.range, dtype=dtype, level_count=record.level_count, **options)
+
+
 def _stored_once(plain: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Entries that are one tensor under several names: the first name keeps it, the others become ties."""
     kept: dict[str, Any] = {}
@@ -121,6 +124,8 @@ def _logits(name: str, weight: str, contents: PackedContents, rule: LogitRule) -
     """The stored logits of the weight (this name may be a tied one), or those that give its widths."""
     if weight + rule.suffix in contents:
         return contents.tensor(weight + rule.suffix)
+    if contents.packed[weight].range_scope == "scale":
+        return contents.packed[weight].range.reshape(())
     widths = contents.packed[weight].widths
     logits = rule.logits(widths)
     changed = int((rule.widths(logits) != widths).sum())
@@ -150,10 +155,13 @@ def _check_fit(
         problems += [f"not in the model: {', '.join(unexpected)}"] if unexpected else []
     for name, target in targets.items():
         if name in logits:
-            groups = len(contents.packed[logits[name]].widths)
-            if tuple(target.shape) != (groups,):
+            packed = contents.packed[logits[name]]
+            groups = len(packed.widths)
+            if packed.range_scope == "scale":
+                problems += [f"{name}: expected one scale, the model has {list(target.shape)}"] if target.dim() else []
+            elif tuple(target.shape) != (groups,):
                 found = f"the model has {list(target.shape)} logits, the file {groups} groups of "
-                problems.append(f"{name}: {found}{contents.packed[logits[name]].group_size}; use the same group_size")
+                problems.append(f"{name}: {found}{packed.group_size}; use the same group_size")
         elif name in contents:
             problem = _misfit(target, contents, name)
             problems += [f"{name}: {problem}"] if problem else []

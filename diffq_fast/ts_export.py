@@ -151,7 +151,7 @@ def _unpack_weight(
 def _fill(place: Optional[Tensor], weight: Tensor) -> None:  # noqa: UP045
     """Give the tensor at ``place`` (TorchScript calls a bias optional) the values, and the memory, of ``weight``."""
     if place is not None:
-        place.set_(weight.to(place.device))
+        place.set_(weight.to(place.device))  # type: ignore[call-overload]
 
 
 def _script(

@@ -145,8 +145,14 @@ class LSQ(LearnedQuantizer):
 
     def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
         scale = entry.logit.detach().to(torch.float32)
-        options = {"bits": int(self.bits), "packed": packed, "torch_pack": torch_pack, "name": entry.full_name}
-        return legacy_entries.encode_lsq_entry(self._indices(entry), scale, **options)
+        return legacy_entries.encode_lsq_entry(
+            self._indices(entry),
+            scale,
+            bits=int(self.bits),
+            packed=packed,
+            torch_pack=torch_pack,
+            name=entry.full_name,
+        )
 
     def _decode(self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
         refuse_other_bits(self, self.bits, arguments.get("bits", self.bits))
