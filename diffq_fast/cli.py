@@ -1,4 +1,4 @@
-"""The command line: `diffq-fast inspect | verify | pack | unpack | doctor`.
+"""The command line: `diffq-fast inspect | verify | pack | unpack | convert | doctor`.
 
 Exit codes: 0 all is well, 1 a damaged file or a failure, 2 wrong usage. Results go to stdout, errors and
 progress to stderr; with --json the result, or {"error": …}, is a JSON object on stdout. Torch is imported by
@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import __version__
+from .cli_convert import add_arguments as add_convert_arguments
+from .cli_convert import convert_file
 from .packed_header import printable
 from .packed_report import inspect
 
@@ -96,6 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument("file")
     added.add_argument("output")
     _add_progress(added)
+    text = "Convert a file of diffq or Demucs to a packed file, without running what it names."
+    add_convert_arguments(command("convert", run_convert, text))
     command("doctor", run_doctor, "Say which backends are active, and why or why not.")
     return parser
 
@@ -206,6 +210,13 @@ def run_unpack(arguments: argparse.Namespace) -> int:
         unpack_file(arguments.file, arguments.output, progress)
     size = os.path.getsize(arguments.output)
     _print(arguments, {"output": arguments.output, "bytes": size}, f"{arguments.output}: {size:,} bytes")
+    return 0
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    result, text = convert_file(arguments)
+    lines = [line if line.isprintable() else ascii(line) for line in text.splitlines()]
+    _print(arguments, result, "\n".join(lines))
     return 0
 
 

@@ -33,7 +33,7 @@ LAYERS = [
         ],
     ),
     ("quantizers", ["quantizers", "quantizers.*"]),
-    ("diffq's names", ["base", "diffq", "lsq", "uniform", "ts_export", "diffq_alias"]),
+    ("diffq's names", ["base", "diffq", "lsq", "uniform", "ts_export", "diffq_alias", "conversion"]),
     ("users", ["cli", "cli_*", "__main__", "integrations", "integrations.*"]),
 ]
 ORACLE = ("bits", "philox", "reference", "even_levels")
