@@ -184,7 +184,7 @@ def main(seeds: int = SEEDS) -> None:
         summary = summarise(pairs) if pairs else None
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(now | {"summary": summary, "runs": runs}, indent=1) + "\n")
-    print("\n" + table(runs, summarise(runs)) + f"\nWrote {RESULTS}")
+    print("\n" + table(runs, summarise(runs)) + f"\nAll trainings: {RESULTS}")
 
 
 if __name__ == "__main__":
