@@ -19,8 +19,16 @@ from torch.utils.hooks import RemovableHandle
 
 from . import shadows
 from .export import Export
-from .replay import Forward, Forwards, Maker, inside_backward, next_sequence_number, unseen_by_checkpoints
-from .selection import QuantizedParameter, Slot, select
+from .replay import (
+    Forward,
+    Forwards,
+    Maker,
+    inside_backward,
+    never_compiled_by_itself,
+    next_sequence_number,
+    unseen_by_checkpoints,
+)
+from .selection import QuantizedParameter, Slot, select, untied
 
 
 def remembers_arguments(init: Callable) -> Callable:
@@ -37,18 +45,6 @@ def remembers_arguments(init: Callable) -> Callable:
         init(self, *args, **kwargs)
 
     return wrapped
-
-
-def _never_compiled_by_itself(hook: Callable) -> Callable:
-    """Mark a hook that runs outside any graph as not to be compiled as a frame of its own: there it must do its work in
-    Python, with what it remembers. Where Dynamo inlines it into a graph, the mark has no effect."""
-    eval_frame: Any = torch._C._dynamo.eval_frame
-    if hasattr(eval_frame, "set_code_exec_strategy"):
-        skip = eval_frame._FrameAction.SKIP
-        eval_frame.set_code_exec_strategy(hook.__code__, eval_frame._FrameExecStrategy(skip, skip))
-    else:
-        eval_frame.skip_code(hook.__code__)
-    return hook
 
 
 class BaseQuantizer(Export):
@@ -125,7 +121,7 @@ class BaseQuantizer(Export):
 
     # -- the forward of the whole model ------------------------------------------------------------------------------
 
-    @_never_compiled_by_itself
+    @never_compiled_by_itself
     def _before_forward(self, module: nn.Module, args: tuple) -> None:
         if torch.compiler.is_compiling():
             self._trace_forward(module)
@@ -141,7 +137,7 @@ class BaseQuantizer(Export):
             elif self._saved is None:
                 self._enter_eval()
 
-    @_never_compiled_by_itself
+    @never_compiled_by_itself
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         if torch.compiler.is_compiling():
             rest = [*self._rest, *(slot for slot, _ in self._rest_ties)] if self.float16 else []
@@ -215,7 +211,7 @@ class BaseQuantizer(Export):
 
     # -- inner modules: only inside a backward -----------------------------------------------------------------------
 
-    @_never_compiled_by_itself
+    @never_compiled_by_itself
     def _before_inner(self, module: nn.Module, args: tuple) -> None:
         if torch.compiler.is_compiling() or not inside_backward():
             return
@@ -232,7 +228,7 @@ class BaseQuantizer(Export):
         self._put(zip((self._qparams[index] for index in missing), tensors, strict=True))
         self._replayed.append((forward, start, missing))
 
-    @_never_compiled_by_itself
+    @never_compiled_by_itself
     def _after_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
         if torch.compiler.is_compiling() or not inside_backward() or not self._replayed:
             return
@@ -259,7 +255,7 @@ class BaseQuantizer(Export):
     def _rounded(self, slots: Sequence[Slot]) -> list[Tensor]:
         """Each slot's value as an export keeps it; tied weights are made once."""
         entries = [slot for slot in slots if isinstance(slot, QuantizedParameter)]
-        firsts = list(dict.fromkeys(entry.first for entry in entries))
+        firsts = untied(entries)
         made = dict(zip(firsts, self._quantized_weights(firsts) if firsts else [], strict=True))
         return [
             made[slot.first] if isinstance(slot, QuantizedParameter) else slot.param.half().to(slot.param.dtype)

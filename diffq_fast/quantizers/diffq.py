@@ -18,7 +18,7 @@ from .base import remembers_arguments
 from .export import ExportedWeight
 from .learned import LearnedQuantizer
 from .replay import Maker
-from .selection import QuantizedParameter
+from .selection import QuantizedParameter, untied
 from .torch_noise import TorchNoise
 
 BUCKET_BYTES = 64 * 2**20
@@ -164,7 +164,7 @@ class DiffQuantizer(LearnedQuantizer):
         return {entry.param.device: entry.param for entry in reversed(self._firsts)}
 
     def _noisy_weights(self, keys: dict[torch.device, Tensor], indices: Sequence[int]) -> list[Tensor]:
-        firsts = list(dict.fromkeys(self._qparams[index].first for index in indices))
+        firsts = untied(self._qparams[index] for index in indices)
         made: dict[QuantizedParameter, Tensor] = {}
         for bucket in _buckets(firsts):
             streams = [self._streams[entry] for entry in bucket]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,18 @@ def inside_backward() -> bool:
 def next_sequence_number() -> int:
     """The number that autograd gives to the next node of this thread."""
     return torch.autograd._get_sequence_nr()
+
+
+def never_compiled_by_itself(function: Callable) -> Callable:
+    """Mark a function as not to be compiled as a frame of its own: outside a graph it must do its work in Python, with
+    what it remembers. Where Dynamo inlines it into a graph, the mark has no effect."""
+    eval_frame: Any = torch._C._dynamo.eval_frame
+    if hasattr(eval_frame, "set_code_exec_strategy"):
+        skip = eval_frame._FrameAction.SKIP
+        eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, skip))
+    else:
+        eval_frame.skip_code(function.__code__)
+    return function
 
 
 @dataclass(eq=False)
@@ -63,6 +76,7 @@ class Forwards:
             self._forgotten_below = max(stop for _, stop in self._kept[0].spans)
         self._kept.append(forward)
 
+    @never_compiled_by_itself
     def current(self) -> Forward | None:
         """Inside a backward: the forward whose node is being evaluated. None for a graph that no forward of the model
         made, such as a submodule called directly.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import cast
@@ -57,6 +57,11 @@ class QuantizedParameter(Slot):
     def scale(self) -> nn.Parameter:
         """What LSQ learns, under the name that diffq gives it."""
         return self.logit
+
+
+def untied(entries: Iterable[QuantizedParameter]) -> list[QuantizedParameter]:
+    """The entries that own the widths of ``entries``, each once, in order."""
+    return list({entry.first: None for entry in entries})
 
 
 @dataclass

@@ -13,7 +13,7 @@ from ..even_levels import dequantize_evenly, level_count, quantize_evenly
 from .base import BaseQuantizer, remembers_arguments
 from .export import ExportedWeight, refuse_other_bits
 from .replay import Maker
-from .selection import QuantizedParameter
+from .selection import QuantizedParameter, untied
 
 
 class UniformQuantizer(BaseQuantizer):
@@ -74,9 +74,9 @@ class UniformQuantizer(BaseQuantizer):
         return self._training_weights if self.qat else None
 
     def _training_weights(self, indices: Sequence[int]) -> list[Tensor]:
-        firsts = [self._qparams[index].first for index in indices]
-        made = {entry: self._straight_through(entry) for entry in dict.fromkeys(firsts)}
-        return [made[entry] for entry in firsts]
+        entries = [self._qparams[index] for index in indices]
+        made = {entry: self._straight_through(entry) for entry in untied(entries)}
+        return [made[entry.first] for entry in entries]
 
     def _straight_through(self, entry: QuantizedParameter) -> Tensor:
         """The quantised weight, with the gradient of the weight.
