@@ -37,9 +37,7 @@ def read_safetensors(file: BinaryIO, name: str) -> dict[str, Any]:
                 "args": _from_plain(values["args"]), "kwargs": _from_plain(values["kwargs"])}  # fmt: skip
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{name}: not a readable safetensors package of Demucs 4.1 ({problem:.300})"
-        ) from error
+        raise ValueError(f"{name}: not a readable safetensors package of Demucs 4.1 ({problem:.300})") from error
 
 
 def _from_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -346,5 +346,11 @@ class BaseQuantizer(Export):
         return f"{type(self).__name__}({','.join([f'model={self.model!r}', *changed])})"
 
     def __getstate__(self) -> dict:
-        transient = {"_eval_cache": {}, "_shown": {}, "_open": None, "_replayed": [], "_saved_versions": {}}
+        transient: dict[str, Any] = {
+            "_eval_cache": {},
+            "_shown": {},
+            "_open": None,
+            "_replayed": [],
+            "_saved_versions": {},
+        }
         return {**self.__dict__, **transient}
