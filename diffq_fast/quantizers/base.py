@@ -110,14 +110,17 @@ class BaseQuantizer(Export):
             self._handles.append(module.register_forward_hook(self._after_inner, always_call=True))
 
     def detach(self) -> None:
-        """Remove the hooks and the learned parameters from the model; the weights stay as they are."""
+        """Remove the hooks and the learned parameters from the model; the weights stay as they are.
+
+        Sizes and exports still work afterwards, from what was learned.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self._take()
         for entry in self._qparams:
             if entry.other is None and entry.learned_name is not None:
-                entry.module._parameters.pop(entry.learned_name, None)
+                entry.detached = entry.module._parameters.pop(entry.learned_name, entry.detached)
 
     # -- the forward of the whole model ------------------------------------------------------------------------------
 
@@ -166,10 +169,9 @@ class BaseQuantizer(Export):
         self._show(forward, range(len(self._qparams)))
 
     def _enter_eval(self) -> None:
+        self._show(Forward(self._eval_weights_of), range(len(self._qparams)))
         slots, tensors = self._eval_weights()
-        weights = tensors[: len(self._qparams)]
-        self._show(Forward(lambda indices: [weights[index] for index in indices]), range(len(weights)))
-        rest = dict(zip(slots[len(weights) :], tensors[len(weights) :], strict=True))
+        rest = dict(zip(slots[len(self._qparams) :], tensors[len(self._qparams) :], strict=True))
         self._put([*rest.items(), *((slot, rest[first]) for slot, first in self._rest_ties if first in rest)])
 
     def _show(self, forward: Forward, indices: Sequence[int]) -> None:
@@ -251,6 +253,11 @@ class BaseQuantizer(Export):
                 fresh = self._rounded(stale)
             self._eval_cache.update({slot: (stamps[slot], tensor) for slot, tensor in zip(stale, fresh, strict=True)})
         return slots, [self._eval_cache[slot][1] for slot in slots]
+
+    def _eval_weights_of(self, indices: Sequence[int]) -> list[Tensor]:
+        """A :data:`Maker` that holds no tensor, so that remembered forwards keep no old weights alive."""
+        tensors = self._eval_weights()[1]
+        return [tensors[index] for index in indices]
 
     def _rounded(self, slots: Sequence[Slot]) -> list[Tensor]:
         """Each slot's value as an export keeps it; tied weights are made once."""

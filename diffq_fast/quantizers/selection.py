@@ -41,6 +41,7 @@ class QuantizedParameter(Slot):
 
     other: QuantizedParameter | None = None
     learned_name: str | None = None
+    detached: nn.Parameter | None = None
 
     @property
     def first(self) -> QuantizedParameter:
@@ -51,7 +52,7 @@ class QuantizedParameter(Slot):
     def logit(self) -> nn.Parameter:
         """The learned scalar of each group (for LSQ: the scale), a parameter of the owning module."""
         first = self.first
-        return cast(nn.Parameter, first.module._parameters[cast(str, first.learned_name)])
+        return cast(nn.Parameter, first.module._parameters.get(cast(str, first.learned_name), first.detached))
 
     @property
     def scale(self) -> nn.Parameter:
