@@ -262,7 +262,7 @@ def test_exports_while_quantised_use_the_float_weights():
     before = quantizer.get_quantized_state()["quantized"][0][1]
     with quantizer.enter_quantize(), torch.no_grad():
         assert quantizer.get_quantized_state()["quantized"][0][1] == before
-        assert torch.equal(quantizer.export_weights()[0].weight, quantizer._saved[quantizer._qparams[0]])
+        assert torch.equal(quantizer.export_weights()[0].weight, quantizer._saved[quantizer._qparams[0]][0])
 
 
 def test_bake_leaves_a_plain_quantised_model():
@@ -604,7 +604,8 @@ def test_remembered_forwards_keep_no_weights_alive():
     quantizer = attach(model, init_bits=3)
     references = []
     for training in (True, False, True, False):
-        model.train(training)(torch.randn(2, 8))
+        with torch.set_grad_enabled(training):
+            model.train(training)(torch.randn(2, 8))
         references.append(weakref.ref(model.__dict__.pop("seen")))
     assert references[-1]() is not None
     quantizer._eval_cache.clear()
