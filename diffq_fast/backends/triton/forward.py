@@ -152,7 +152,8 @@ def add_noise_as(
         else:
             kernel = add_noise_kernel
             plan = launch_plan(weights, indices, group_size, TILE, streams)
-            constants |= {"PER_GROUP": in_groups, **tile_constants(group_size)}
+            narrow = (noisy_dtype or dtype).itemsize < 4
+            constants |= {"PER_GROUP": in_groups, **tile_constants(group_size, narrow)}
         buffer, outputs = outputs_of(plan, noisy_dtype or dtype)
         if plan.owners.numel():
             tables = addresses_of(take(weights, indices), take(logits, indices)), plan.rows, plan.owners

@@ -63,10 +63,12 @@ def divides_step(group_size: int) -> bool:
     return group_size == 0 or STEP % group_size == 0
 
 
-def tile_constants(group_size: int) -> dict[str, int]:
-    """Sizes for the kernels of tiles."""
+def tile_constants(group_size: int, narrow: bool = False) -> dict[str, int]:
+    """Sizes for the kernels of tiles. Groups of one or two need many registers for their steps, and so does a
+    ``narrow`` result, of which a thread stores eight at a time: they go in half rounds."""
+    step = STEP // 2 if group_size in (1, 2) or narrow else STEP
     part_step = max(PART_STEP, group_size) if divides_step(group_size) else PART_STEP
-    return {"TILE": TILE, "WHOLE_STEP": STEP, "PART_STEP": part_step}
+    return {"TILE": TILE, "WHOLE_STEP": max(step, part_step), "PART_STEP": part_step}
 
 
 def ragged_shape(group_size: int) -> tuple[int, int]:
