@@ -80,7 +80,7 @@ def _pack(width: int, ordered: bool) -> list[Case]:
     one = " of one width" if ordered else ""
     return [
         Case(f"quantise + pack, {width} bits{one}", export_kernels.pack_kernel, signature,
-             constants | {"QUANTIZE": True}, weights=32, fusion=False),
+             constants | {"QUANTIZE": True, "FUSED": True}, weights=32, fusion=False),
         Case(f"unpack + dequantise, {width} bits{one}", export_kernels.unpack_kernel, back,
              constants | {"DEQUANTIZE": True}, weights=32, fusion=False),
     ]  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import diffq_fast.functional
-from diffq_fast import DiffQuantizer, backend_info
+from diffq_fast import backend_info
 from diffq_fast.backends import default
 from diffq_fast.reference import group_count, per_element, stream_words
 
@@ -178,6 +178,8 @@ def test_operators_pass_opcheck():
 
 
 def train(device, steps=100):
+    from diffq_fast import DiffQuantizer
+
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 32)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...reference import MAX_WIDTH, PLANE_DTYPES, group_count, stream_words
 from .. import default
+from .arithmetic import INTERPRETED
 from .export_kernels import pack_kernel, requantize_kernel, unpack_kernel
 from .launching import TYPES, WARPS
 from .plane_kernels import pack_planes_kernel, unpack_planes_kernel
@@ -132,7 +133,7 @@ def _pack(
         pack_kernel[(-(-stream.count // (32 * LANES)),)](
             source, found, stream.order, words[stream.first_word :], stream.count,
             WIDTH=stream.width, GROUP=size, PER_GROUP=per_group, ORDERED=stream.order is None,
-            QUANTIZE=found is not None, LANES=LANES, **EXACT,
+            QUANTIZE=found is not None, FUSED=not INTERPRETED, LANES=LANES, **EXACT,
         )  # fmt: skip
     return words
 

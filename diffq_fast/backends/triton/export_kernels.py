@@ -19,10 +19,25 @@ def step_of_width(width):
 
 
 @triton.jit
-def quantized(value, lo, length, width):
-    """int32 levels. Clamped before rounding, which is then half to even by adding and subtracting 1.5 *
-    2**23."""
-    level = tl.div_rn(tl.div_rn(value - lo, length), step_of_width(width))
+def divide(dividend, divisor, FUSED: tl.constexpr):
+    """Correctly rounded ``dividend / divisor``. FUSED: by the correctly rounded reciprocal, which many
+    dividends share, and two corrections of the quotient (P. Markstein, IBM J. Res. Dev. 34, 1990): five
+    operations, for divisors between 2**-60 and 2**60. Needs a fused multiply-add, which the interpreter
+    lacks."""
+    if not FUSED:
+        return tl.div_rn(dividend, divisor)
+    inverse = tl.div_rn(tl.full(divisor.shape, 1.0, tl.float32), divisor)
+    negative = -divisor
+    quotient = dividend * inverse
+    quotient = tl.fma(tl.fma(quotient, negative, dividend), inverse, quotient)
+    return tl.fma(tl.fma(quotient, negative, dividend), inverse, quotient)
+
+
+@triton.jit
+def quantized(value, lo, length, width, FUSED: tl.constexpr):
+    """int32 levels. Clamped before rounding, which is then half to even by adding and subtracting
+    1.5 * 2**23."""
+    level = divide(divide(value - lo, length, FUSED), step_of_width(width), FUSED)
     highest = ((1 << width) - 1).to(tl.float32)
     level = tl.where((level > 0) & (length != 0), level, 0.0)
     level = tl.where(level < highest, level, highest)
@@ -69,7 +84,7 @@ def requantize_kernel(
     if INVERSE:
         made = dequantized(value, lo, length, width)
     else:
-        made = quantized(value.to(tl.float32), lo, length, width)
+        made = quantized(value.to(tl.float32), lo, length, width, False)
     tl.store(result + element, made.to(result.dtype.element_ty), inside)
 
 
@@ -97,16 +112,11 @@ def _element_and_group(position, inside, order, GROUP: tl.constexpr, ORDERED: tl
 
 
 @triton.jit
-def pack_kernel(
-    source, found, order, words, count, WIDTH: tl.constexpr, GROUP: tl.constexpr, PER_GROUP: tl.constexpr,
-    ORDERED: tl.constexpr, QUANTIZE: tl.constexpr, LANES: tl.constexpr,
+def _pack_lanes(
+    source, found, order, words, count, lo, length, WIDTH: tl.constexpr, GROUP: tl.constexpr, PER_GROUP:
+    tl.constexpr, ORDERED: tl.constexpr, QUANTIZE: tl.constexpr, FUSED: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Words of one stream of ``count`` levels. One program handles LANES lanes, each with up to 32 levels.
-
-    ``source`` levels int32, or (QUANTIZE) the weight, read; ``found`` float32 [1 or groups, 2], read if
-    QUANTIZE; ``order`` int64, groups of this width, read unless ORDERED; ``words`` int32 of this stream,
-    written.
-    """
+    """The words of this program's lanes; ``lo`` and ``length`` [LANES] of the weight unless PER_GROUP."""
     start, stride, place, exists = _lanes_of(count, WIDTH, LANES)
     word = tl.zeros((LANES,), tl.uint32)
     width = tl.full((LANES,), WIDTH, tl.int32)
@@ -116,13 +126,83 @@ def pack_kernel(
         element, group = _element_and_group(position, inside, order, GROUP, ORDERED)
         level = tl.load(source + element, inside, 0)
         if QUANTIZE:
-            lo, length = _offset_and_length(found, group, inside, PER_GROUP)
-            level = tl.where(inside, quantized(level.to(tl.float32), lo, length, width), 0)
+            if PER_GROUP:
+                lo, length = _offset_and_length(found, group, inside, True)
+            level = tl.where(inside, quantized(level.to(tl.float32), lo, length, width, FUSED), 0)
         level = level.to(tl.uint32) & ((1 << WIDTH) - 1)
         word |= level << (row * WIDTH % 32)
         if row * WIDTH % 32 + WIDTH >= 32:
             tl.store(words + place + (row * WIDTH // 32) * stride, word.to(tl.int32, bitcast=True), exists)
             word = level >> (32 - row * WIDTH % 32) if row * WIDTH % 32 + WIDTH > 32 else level * 0
+
+
+@triton.jit
+def pack_kernel(
+    source, found, order, words, count, WIDTH: tl.constexpr, GROUP: tl.constexpr, PER_GROUP: tl.constexpr,
+    ORDERED: tl.constexpr, QUANTIZE: tl.constexpr, FUSED: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Words of one stream of ``count`` levels. One program handles LANES lanes, each with up to 32 levels.
+
+    ``source`` levels int32, or (QUANTIZE) the weight, read; ``found`` float32 [1 or groups, 2], read if
+    QUANTIZE; ``order`` int64, groups of this width, read unless ORDERED; ``words`` int32 of this stream,
+    written.
+    """
+    lo = tl.zeros((LANES,), tl.float32)
+    length = lo
+    if QUANTIZE and not PER_GROUP:
+        lo, length = _offset_and_length(found, tl.zeros((LANES,), tl.int32), lo == lo, False)
+        scale = tl.load(found + 1) - tl.load(found)
+        if FUSED and ((scale > 8.673617379884035e-19) & (scale < 1.152921504606847e18)):
+            _pack_lanes(
+                source,
+                found,
+                order,
+                words,
+                count,
+                lo,
+                length,
+                WIDTH,
+                GROUP,
+                PER_GROUP,
+                ORDERED,
+                QUANTIZE,
+                True,
+                LANES,
+            )
+        else:
+            _pack_lanes(
+                source,
+                found,
+                order,
+                words,
+                count,
+                lo,
+                length,
+                WIDTH,
+                GROUP,
+                PER_GROUP,
+                ORDERED,
+                QUANTIZE,
+                False,
+                LANES,
+            )
+    else:
+        _pack_lanes(
+            source,
+            found,
+            order,
+            words,
+            count,
+            lo,
+            length,
+            WIDTH,
+            GROUP,
+            PER_GROUP,
+            ORDERED,
+            QUANTIZE,
+            False,
+            LANES,
+        )
 
 
 @triton.jit
@@ -137,6 +217,8 @@ def unpack_kernel(
     """
     start, stride, place, exists = _lanes_of(count, WIDTH, LANES)
     width = tl.full((LANES,), WIDTH, tl.int32)
+    if DEQUANTIZE and not PER_GROUP:
+        lo, length = _offset_and_length(found, tl.zeros((LANES,), tl.int32), width == WIDTH, False)
     word = tl.load(words + place, exists, 0).to(tl.uint32, bitcast=True)
     for row in tl.static_range(32):
         position = start + row * stride
@@ -151,7 +233,8 @@ def unpack_kernel(
         level = (level & ((1 << WIDTH) - 1)).to(tl.int32)
         element, group = _element_and_group(position, inside, order, GROUP, ORDERED)
         if DEQUANTIZE:
-            lo, length = _offset_and_length(found, group, inside, PER_GROUP)
+            if PER_GROUP:
+                lo, length = _offset_and_length(found, group, inside, True)
             made = dequantized(level, lo, length, width)
             tl.store(result + element, made.to(result.dtype.element_ty), inside)
         else:
