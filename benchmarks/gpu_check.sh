@@ -28,7 +28,7 @@ echo "== tests"
 # Alone, without the suite's conftest: that one needs packages which a bare GPU machine may lack.
 mkdir "$built/gpu_tests"
 cp tests/test_gpu.py "$built/gpu_tests/"
-(cd "$built/gpu_tests" && timeout 240 "$PYTHON" -P -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning \
+(cd "$built/gpu_tests" && timeout 180 "$PYTHON" -P -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning \
     test_gpu.py) >"$OUT/gpu_tests.txt" 2>&1 || status=1
 tail -15 "$OUT/gpu_tests.txt"
 
@@ -40,7 +40,7 @@ run() { # name, seconds: a benchmark may not take the others' time
         tail -5 "$OUT/$1.log"
     }
 }
-run bench_gpu_operators 150
-run bench_gpu_export 40
-run bench_gpu_transformer 90
+run bench_gpu_export 30
+run bench_gpu_transformer 70
+run bench_gpu_operators 170
 exit $status

@@ -107,6 +107,8 @@ def _others() -> list[Case]:
     types = {"GRAD": tl.float32, "WEIGHT": tl.float32}
     planes = {"values": "*i16", "planes": "*i64", "count": "i64", "cells": "i64", "columns": "i64"}
     unplanes = {"planes": "*i64", "values": "*i16", "length": "i64", "columns": "i64", "nbits": "i32"}
+    levels_alone = {"found": None, "order": None, "WIDTH": 5, "GROUP": 8, "PER_GROUP": False, "ORDERED": True}
+    levels_alone |= {"LANES": 128}
     levels = {"source": "*fp32", "widths": "*u8", "found": "*fp32", "result": "*i32", "count": "i64"}
     return [
         Case("range", range_kernel.weight_range_kernel, _TABLES | found,
@@ -122,6 +124,10 @@ def _others() -> list[Case]:
              ragged | types | {"PER_GROUP": True}),
         Case("quantise", export_kernels.requantize_kernel, levels,
              {"GROUP": 8, "PER_GROUP": False, "INVERSE": False, "TILE": 2048}, fusion=False),
+        Case("pack", export_kernels.pack_kernel, {"source": "*i32", "words": "*i32", "count": "i32"},
+             levels_alone | {"QUANTIZE": False, "FUSED": True}, fusion=False),
+        Case("unpack", export_kernels.unpack_kernel, {"words": "*i32", "result": "*i32", "count": "i32"},
+             levels_alone | {"DEQUANTIZE": False}, fusion=False),
         Case("pack planes", plane_kernels.pack_planes_kernel, planes,
              {"NBITS": 8, "PLANES": 8, "ROWS": 64, "LANES": 32}),
         Case("unpack planes", plane_kernels.unpack_planes_kernel, unplanes, {"ROWS": 64, "TILE": 2048}),
@@ -134,6 +140,9 @@ CASES = [
     _forward("uniform", noisy="bf16"),
     _forward("uniform", group_size=1),
     _forward("uniform", per_group=True),
+    _forward("gaussian", group_size=0),
+    _forward("gaussian", group_size=7),
+    _forward("gaussian", group_size=4096, noisy="fp16"),
     _backward("uniform"),
     _backward("gaussian"),
     _backward("uniform", grad="bf16"),

@@ -105,10 +105,12 @@ def _element_and_group(position, inside, order, GROUP: tl.constexpr, ORDERED: tl
     only."""
     group = position // GROUP
     if ORDERED:
-        return position, group
-    place = position - group * GROUP
-    group = tl.load(order + group, inside, 0)
-    return group * GROUP + place, group
+        element = position
+    else:
+        place = position - group * GROUP
+        group = tl.load(order + group, inside, 0)
+        element = group * GROUP + place
+    return element, group
 
 
 @triton.jit

@@ -17,15 +17,17 @@ def load_logits(address, first, count, GROUP: tl.constexpr, TILE: tl.constexpr, 
     tile; a scalar for one group (0)."""
     pointer = address.to(tl.pointer_type(tl.float32))
     if GROUP == 0:
-        return tl.load(pointer)
-    if TILE % GROUP != 0:
+        logit = tl.load(pointer)
+    elif TILE % GROUP != 0:
         element = first + tl.arange(0, TILE)
-        return tl.load(pointer + element // GROUP, element < count, 0.0)
-    start = first // GROUP
-    group = start + tl.arange(0, TILE // GROUP)
-    if WHOLE:
-        return tl.load(tl.multiple_of(pointer, 16) + group)
-    return tl.load(pointer + group, group * GROUP < count, 0.0)
+        logit = tl.load(pointer + element // GROUP, element < count, 0.0)
+    else:
+        group = first // GROUP + tl.arange(0, TILE // GROUP)
+        if WHOLE:
+            logit = tl.load(tl.multiple_of(pointer, 16) + group)
+        else:
+            logit = tl.load(pointer + group, group * GROUP < count, 0.0)
+    return logit
 
 
 @triton.jit
