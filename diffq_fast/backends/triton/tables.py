@@ -1,10 +1,10 @@
 """What a launch over many weights reads from: tables on the device, built once and kept while nothing
 changes.
 
-A *plan* holds what does not depend on addresses. It is copied to the device once per list of sizes; a plan
-that a CUDA graph may replay is kept for good. Addresses change when tensors move, so their table is made by
-kernels that carry the numbers as arguments: no copy from the host, nothing waits, and a graph records it.
-Both live on one stream.
+A *plan* holds what does not depend on addresses. It is copied to the device, which waits, once per list of sizes,
+and kept for good: a CUDA graph may replay it. Addresses change when tensors move, so their table is made by kernels
+that carry the numbers as arguments: no copy from the host, nothing waits, and a graph records it. Such a table is
+used only on the stream that it was made on.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _device_plan(
     owner = torch.arange(len(counts), dtype=torch.int32)
     part_owner = owner.repeat_interleave(torch.tensor(parts))
     part = torch.cat([torch.arange(number, dtype=torch.int32) for number in parts])
-    templates, places = [], []
+    templates: list[Tensor] = []
+    places: list[int] = []
     scalar = torch.empty((), device=device)
     for shape, count, size in zip(shapes, counts, padded, strict=True):
         places.append(len(templates))
@@ -157,4 +158,4 @@ def pieces_of(buffer: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
 def _split(buffer: Tensor, templates: Sequence[Tensor]) -> list[Tensor]:
     """No views for autograd: each piece may be changed in place without a word about the others."""
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        return list(torch._C._nn.unflatten_dense_tensors(buffer, templates))
+        return list(torch._C._nn.unflatten_dense_tensors(buffer, list(templates)))
