@@ -104,9 +104,7 @@ def passes(bucket: Bucket) -> list[dict[str, Any]]:
 
 
 def against_eager(name: str, bucket: Bucket, ship: float) -> dict[str, Any]:
-    times = interleaved(
-        {"ours": bucket.step, "eager": lambda: bucket.peer_step(gpu_peers.add_noise, 1)}, rounds=7
-    )
+    times = interleaved({"ours": bucket.step, "eager": lambda: bucket.peer_step(gpu_peers.add_noise, 1)}, rounds=7)
     ratio = times["eager"] / times["ours"]
     what = f"forward + backward against eager, {len(bucket.weights)} x {bucket.weights[0].numel()}"
     return row(name, what, ratio, f">= {ship}", ratio >= ship, milliseconds=times)

@@ -66,9 +66,7 @@ def measure() -> list[dict[str, Any]]:
     megabytes = {"plain": peak_bytes(plain) / 2**20, "DiffQ": peak_bytes(noisy) / 2**20}
     what = f"step of {count / 1e6:.0f} M parameters, {BATCH * LENGTH} tokens, over plain, %"
     rows = [row("G8", what, extra, "<= 2", extra <= 2, milliseconds=times)]
-    rows.append(
-        row("", "peak MB of the step beyond its state: DiffQ", megabytes["DiffQ"], "", None, **megabytes)
-    )
+    rows.append(row("", "peak MB of the step beyond its state: DiffQ", megabytes["DiffQ"], "", None, **megabytes))
     return rows
 
 

@@ -18,9 +18,7 @@ def noisy_weight(weight: Tensor, logit: Tensor, noise: Tensor, group_size: int) 
     return groups.view(weight.shape)
 
 
-def add_noise(
-    weights: Sequence[Tensor], logits: Sequence[Tensor], group_size: int, kind: str
-) -> list[Tensor]:
+def add_noise(weights: Sequence[Tensor], logits: Sequence[Tensor], group_size: int, kind: str) -> list[Tensor]:
     """Noisy weights with PyTorch's own random numbers."""
     noisy = []
     for weight, logit in zip(weights, logits, strict=True):

@@ -74,9 +74,7 @@ def machine() -> dict[str, Any]:
     """What a stored figure belongs to."""
     import triton
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -92,9 +90,7 @@ def store(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
-def row(
-    figure: str, what: str, value: float, ship: str, passed: bool | None, **details: Any
-) -> dict[str, Any]:
+def row(figure: str, what: str, value: float, ship: str, passed: bool | None, **details: Any) -> dict[str, Any]:
     """One line of a table: ``figure`` is the target's name, ``ship`` its column in words."""
     return {"figure": figure, "what": what, "value": value, "ship": ship, "passed": passed, **details}
 

@@ -37,9 +37,7 @@ def narrow_accesses(case: Case, code: Code) -> int:
     """Accesses to weights and gradients, which are the kernel's many, narrower than 128 bits. Logits and
     their gradients, one in ``GROUP``, may be read and written as they come."""
     groups = case.weights // max(case.constants["GROUP"], 1)
-    return max(code.accesses("LDG", narrow=True) - groups, 0) + max(
-        code.accesses("STG", narrow=True) - groups, 0
-    )
+    return max(code.accesses("LDG", narrow=True) - groups, 0) + max(code.accesses("STG", narrow=True) - groups, 0)
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -75,22 +73,14 @@ def broken_budgets(rows: list[dict[str, Any]]) -> list[str]:
         if cost > ship:
             found.append(f"{budget}: {name}: at most {ship} instructions per weight, found {cost}")
         if by_name[name]["narrow"]:
-            found.append(
-                f"S4: {name}: every access to weights 128 bits wide, found {by_name[name]['narrow']} narrower"
-            )
-    found += [
-        f"S5: {row['kernel']}: no spills, found {row['stack_bytes']} bytes"
-        for row in rows
-        if row["stack_bytes"]
-    ]
+            found.append(f"S4: {name}: every access to weights 128 bits wide, found {by_name[name]['narrow']} narrower")
+    found += [f"S5: {row['kernel']}: no spills, found {row['stack_bytes']} bytes" for row in rows if row["stack_bytes"]]
     return found
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     print(f"triton {triton.__version__}, sm_90")
-    print(
-        f"{'kernel':<44}{'instr/w':>8}{'MUFU/w':>8}{'128b':>8}{'narrow':>7}{'regs':>6}{'stack':>6}{'shared':>7}"
-    )
+    print(f"{'kernel':<44}{'instr/w':>8}{'MUFU/w':>8}{'128b':>8}{'narrow':>7}{'regs':>6}{'stack':>6}{'shared':>7}")
     for row in rows:
         wide = f"{row['loads_128']}+{row['stores_128']}"
         cells = [row["instructions_per_weight"], row["transcendental_per_weight"], wide, row["narrow"]]

@@ -22,9 +22,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-_LINE = re.compile(
-    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[T0-9]+)\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.MULTILINE
-)
+_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[T0-9]+)\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.MULTILINE)
 _GLOBAL = re.compile(r"^(LDG|STG)\b")
 
 
@@ -72,9 +70,7 @@ def _cuobjdump(*arguments: str) -> str:
     bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     tool = str(bundled) if bundled.exists() else shutil.which("cuobjdump")
     if tool is None:
-        raise FileNotFoundError(
-            "static_code: cuobjdump: expected in Triton's package or on the PATH, found neither"
-        )
+        raise FileNotFoundError("static_code: cuobjdump: expected in Triton's package or on the PATH, found neither")
     return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 

@@ -108,9 +108,7 @@ def both(weights, grads, *arguments):
         w, g, lg, (key,) = place(weights), place(grads), place(logits), place([KEY])
         with torch.no_grad():
             noisy, found, extremes = noise_of(w, lg, key, streams, None, *arguments)
-            results.append(
-                (noisy, found, extremes, *gradient_of(g, w, lg, found, extremes, key, streams, *arguments))
-            )
+            results.append((noisy, found, extremes, *gradient_of(g, w, lg, found, extremes, key, streams, *arguments)))
     return results
 
 

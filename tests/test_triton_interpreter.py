@@ -286,9 +286,7 @@ def test_levels_and_words_equal_the_oracle(count, group_size, per_group):
 @interpreted
 @pytest.mark.parametrize("width", range(1, 17))
 def test_each_width_alone_round_trips(width):
-    levels = torch.randint(0, 1 << width, (3000,), generator=torch.Generator().manual_seed(width)).to(
-        torch.int32
-    )
+    levels = torch.randint(0, 1 << width, (3000,), generator=torch.Generator().manual_seed(width)).to(torch.int32)
     widths = torch.full((3000 // 8,), width, dtype=torch.uint8)
     words = default.pack(levels, widths, 8, stream_words(3000, width))
     assert_same([export.pack(levels, widths, 8, stream_words(3000, width))], [words])

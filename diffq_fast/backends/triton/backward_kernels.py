@@ -230,7 +230,5 @@ def finish_backward_kernel(
             tl.store(grad_logits + tl.load(plan + 3), tl.where(is_finite(grad_logit), grad_logit, 0.0))
             broken = tl.where(is_finite(grad_logit), 0.0, 1.0)
             gradient = (range_sum * step).to(tl.float32)
-        _add_range_gradient(
-            addresses, plan, lo, hi, gradient, extremes, grad_weight, part, GRAD, WEIGHT, CHUNK
-        )
+        _add_range_gradient(addresses, plan, lo, hi, gradient, extremes, grad_weight, part, GRAD, WEIGHT, CHUNK)
     tl.store(nonfinite + index, broken.to(tl.float32))

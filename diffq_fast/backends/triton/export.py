@@ -99,9 +99,7 @@ def _find_streams(widths: Tensor, group_size: int, count: int) -> list[Stream]:
     numbers = torch.bincount(widths.to(torch.int32), minlength=MAX_WIDTH + 1)
     *groups, last = torch.cat([numbers, widths[-1:].to(torch.int64)]).tolist()
     if groups[0] or len(groups) > MAX_WIDTH + 1:
-        raise ValueError(
-            f"pack: widths must be between 1 and {MAX_WIDTH}, got {widths.min()} to {widths.max()}"
-        )
+        raise ValueError(f"pack: widths must be between 1 and {MAX_WIDTH}, got {widths.min()} to {widths.max()}")
     order = torch.argsort(widths, stable=True) if max(groups) < widths.numel() else None
     missing = widths.numel() * size - count
     found, first_group, first_word = [], 0, 0

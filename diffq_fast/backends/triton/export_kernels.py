@@ -227,9 +227,7 @@ def unpack_kernel(
         inside = exists & (position < count)
         level = word >> (row * WIDTH % 32)
         if row * WIDTH % 32 + WIDTH >= 32 and row < 31:
-            word = tl.load(words + place + (row * WIDTH // 32 + 1) * stride, exists, 0).to(
-                tl.uint32, bitcast=True
-            )
+            word = tl.load(words + place + (row * WIDTH // 32 + 1) * stride, exists, 0).to(tl.uint32, bitcast=True)
             if row * WIDTH % 32 + WIDTH > 32:
                 level |= word << (32 - row * WIDTH % 32)
         level = (level & ((1 << WIDTH) - 1)).to(tl.int32)

@@ -114,9 +114,7 @@ def add_noise_kernel(
 
 
 @triton.jit(do_not_specialize=["stream", "start", "first", "stop"])
-def noise_kernel(
-    key, stream, start, first, stop, noise, KIND: tl.constexpr, TILE: tl.constexpr, PTX: tl.constexpr
-):
+def noise_kernel(key, stream, start, first, stop, noise, KIND: tl.constexpr, TILE: tl.constexpr, PTX: tl.constexpr):
     """Noise of elements ``first ... stop - 1``. One program handles one tile, the first one begins at
     ``start``.
 

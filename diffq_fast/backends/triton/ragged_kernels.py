@@ -163,6 +163,4 @@ def ragged_backward_kernel(
     if PER_GROUP:
         share_lo = sums * step / tl.maximum(ties_lo, 1.0)
         share_hi = sums * step / tl.maximum(ties_hi, 1.0)
-        _add_to_group_extremes(
-            grad, weight, grad_weight, group, count, lo, hi, share_lo, share_hi, GROUP, COLUMNS
-        )
+        _add_to_group_extremes(grad, weight, grad_weight, group, count, lo, hi, share_lo, share_hi, GROUP, COLUMNS)

@@ -72,9 +72,7 @@ def _bounds(partial, programs, first, number, CHUNK: tl.constexpr):
         at = start + tl.arange(0, CHUNK)
         known = at < number
         lo = tl.load(partial + first + at, known, 0, cache_modifier=".cg").to(tl.float32, bitcast=True)
-        hi = tl.load(partial + programs + first + at, known, 0, cache_modifier=".cg").to(
-            tl.float32, bitcast=True
-        )
+        hi = tl.load(partial + programs + first + at, known, 0, cache_modifier=".cg").to(tl.float32, bitcast=True)
         lows = tl.minimum(lows, tl.where(known, lo, float("inf")), tl.PropagateNan.ALL)
         highs = tl.maximum(highs, tl.where(known, hi, float("-inf")), tl.PropagateNan.ALL)
         start += CHUNK
@@ -82,9 +80,7 @@ def _bounds(partial, programs, first, number, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _places(
-    partial, programs, first, number, bound, WHICH: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr
-):
+def _places(partial, programs, first, number, bound, WHICH: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr):
     """First index of ``bound`` (0: lo, 1: hi) in the weight, and how many elements equal it."""
     index = tl.full((CHUNK,), 0x7FFFFFFFFFFFFFFF, tl.int64)
     ties = tl.zeros((CHUNK,), tl.int64)
@@ -95,9 +91,7 @@ def _places(
         here = partial + first + at
         bits = tl.load(here + programs * WHICH, known, 0, cache_modifier=".cg")
         equal = known & (bits.to(tl.float32, bitcast=True) == bound)
-        place = (
-            tl.load(here + programs * (2 + WHICH), equal, 0, cache_modifier=".cg") + at.to(tl.int64) * TILE
-        )
+        place = tl.load(here + programs * (2 + WHICH), equal, 0, cache_modifier=".cg") + at.to(tl.int64) * TILE
         index = tl.where(equal, tl.minimum(index, place), index)
         ties += tl.load(here + programs * (4 + WHICH), equal, 0, cache_modifier=".cg")
         start += CHUNK
