@@ -15,6 +15,7 @@ from .packed_logits import LogitRule, read_rule
 from .packed_report import inspect
 from .packed_tensor import PackedTensor, pack_levels, pack_weight
 from .safetensors_writer import Progress
+from .tensor_bytes import memory_key
 
 __all__ = ["inspect", "load", "read_packed", "save", "write_packed"]
 
@@ -42,7 +43,8 @@ def save(
         packed[record.name] = _packed(record)
         ties |= dict.fromkeys(record.aliases, record.name)
     plain, plain_ties = _stored_once(quantizer.plain_state(logits))
-    half = {plain_ties.get(name, name) for name in quantizer.half_names}
+    stored = quantizer.stored_names()
+    half = {plain_ties.get(name, name) for each in quantizer.half_names for name in (stored.get(each, each),)}
     buffers = {name for name, _ in quantizer.model.named_buffers() if name in plain}
     info = quantizer.describe()
     write_packed(path, packed, plain, ties | plain_ties, half, info, buffers=buffers, progress=progress)
@@ -93,7 +95,7 @@ def _packed(record: Any) -> PackedTensor:
     options = {"range_scope": record.range_scope, "name": record.name}
     if record.levels is None:
         widths = record.widths.to(record.weight.device)
-        return pack_weight(record.weight, widths, group_size=record.group_size, **options)
+        return pack_weight(record.weight, widths, group_size=int(record.group_size), **options)
     width, dtype = int(record.widths[0]), record.weight.dtype
     return pack_levels(record.levels, width, record.range, dtype=dtype, level_count=record.level_count, **options)
 
@@ -104,8 +106,7 @@ def _stored_once(plain: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
     ties: dict[str, str] = {}
     first: dict[Any, str] = {}
     for name, tensor in plain.items():
-        shared = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.numel() > 0
-        identity = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if shared else name
+        identity = memory_key(tensor) if isinstance(tensor, Tensor) else name
         if first.setdefault(identity, name) == name:
             kept[name] = tensor
         else:

@@ -233,9 +233,9 @@ class Export:
             names = self._aliases()
             own = {entry: self._stored_name(entry, names) for entry in entries}
             return [
-                self._exported(
-                    entry, [name for name in names[id(entry.param)] if name not in own.values()]
-                )._replace(name=own[entry])
+                self._exported(entry, [name for name in names[id(entry.param)] if name not in own.values()])._replace(
+                    name=own[entry]
+                )
                 for entry in entries
             ]
 
