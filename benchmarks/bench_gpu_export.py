@@ -41,7 +41,7 @@ def of_width(width: int) -> list[dict[str, Any]]:
     for name in ("quantise + pack", "unpack + dequantise"):
         fraction = (4 + width / 8) / times[name] / (8 / times["copy"])
         what = f"{name}, {width} bits, over copy"
-        rows.append(row("G11", what, fraction, ">= 0.75", fraction >= 0.75, milliseconds=times))
+        rows.append(row("G11", what, fraction, ">= 0.75", fraction >= 0.75, milliseconds=times, weights=COUNT))
     return rows
 
 

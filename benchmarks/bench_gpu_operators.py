@@ -14,6 +14,7 @@ from torch import Tensor
 
 import diffq_fast.functional  # noqa: F401  (registers the operators)
 from diffq_fast.backends import default
+from diffq_fast.backends.triton import ticketed
 from diffq_fast.backends.triton.backward import add_noise_backward
 from diffq_fast.backends.triton.forward import add_noise_as
 
@@ -21,6 +22,8 @@ DEVICE = "cuda"
 GROUP_SIZE = 8
 LARGE = (104, 2**20)
 SMALL = (300, 2**14)
+# Weights for the one launch: this many megabytes each, 256 MB in all. ``plot_gpu.py`` shows the first.
+MEGABYTES = (16, 1, 4, 64)
 
 
 def options(kind: str) -> tuple:
@@ -43,6 +46,11 @@ class Bucket:
     @torch.no_grad()
     def forward(self, kind: str = "uniform", dtype: torch.dtype | None = None) -> Any:
         return add_noise_as(dtype, self.weights, self.logits, self.key, self.streams, *options(kind))
+
+    @torch.no_grad()
+    def one_launch(self, kind: str = "uniform", dtype: torch.dtype | None = None) -> Any:
+        """:meth:`forward` in its other form: tickets instead of a second launch."""
+        return ticketed.add_noise_as(dtype, self.weights, self.logits, self.key, self.streams, *options(kind)[:-1])
 
     @torch.no_grad()
     def backward(self, forward: Any, grads: list[Tensor], kind: str = "uniform") -> Any:
@@ -96,11 +104,39 @@ def passes(bucket: Bucket) -> list[dict[str, Any]]:
         ("G4", "backward float32, 8 B/w over copy", 8 * rate["backward"], 0.75),
         ("G4", "backward from bf16 gradients, 6 B/w over copy", 6 * rate["backward bf16"], 0.75),
     ]
-    rows = [row("", "copy of float32, TB/s", terabytes, "", None, milliseconds=times)]
+    rows = [row("", "copy of float32, TB/s", terabytes, "", None, milliseconds=times, weights=bucket.total)]
     rows += [row(name, what, value, f">= {ship}", value >= ship) for name, what, value, ship in table]
     gaussian = times["gaussian"] / times["uniform"]
     rows.append(row("G3", "gaussian over uniform, forward", gaussian, "<= 1.25", gaussian <= 1.25))
     return rows
+
+
+def one_launch(megabytes: int) -> list[dict[str, Any]]:
+    """The two forms of the forward on weights of one size, equal in every bit; whether the one launch pays."""
+    bucket = Bucket(256 // megabytes, megabytes * 2**18)
+    for one, two in zip(bucket.one_launch()[0], bucket.forward()[0], strict=True):
+        assert torch.equal(one, two), "the one launch gives other weights"
+    source, target = torch.empty(bucket.total, device=DEVICE), torch.empty(bucket.total, device=DEVICE)
+    times = interleaved(
+        {
+            "copy": lambda: target.copy_(source),
+            "two launches": bucket.forward,
+            "one launch": bucket.one_launch,
+            "two launches, bf16": lambda: bucket.forward(dtype=torch.bfloat16),
+            "one launch, bf16": lambda: bucket.one_launch(dtype=torch.bfloat16),
+        }
+    )
+    ratio = times["one launch"] / times["two launches"]
+    half = times["one launch, bf16"] / times["two launches, bf16"]
+    of_copy = times["copy"] / times["one launch"]
+    name = f"{len(bucket.weights)} x {megabytes} MB"
+    return [
+        row(
+            "", f"one launch over two, time, {name}", ratio, "< 1", ratio < 1, milliseconds=times, weights=bucket.total
+        ),
+        row("", f"the same to bf16, {name}", half, "< 1", half < 1),
+        row("G1", f"one launch, 8 B/w over copy, {name}", of_copy, "moon 0.85", of_copy >= 0.85),
+    ]
 
 
 def against_eager(name: str, bucket: Bucket, ship: float) -> dict[str, Any]:
@@ -143,6 +179,7 @@ def launching(bucket: Bucket) -> list[dict[str, Any]]:
     replay = interleaved({"graph": graph.replay, "eager": bucket.step})
     return [
         row("G9", "launches forward", there, "<= 2", there <= 2),
+        row("G9", "launches forward, one-launch form", launches(bucket.one_launch), "<= 1", None),
         row("G9", "launches backward", back, "<= 2", back <= 2),
         row("G9", "host ms, forward + backward of 300 tensors", host, "<= 3", host <= 3),
         row("G9", "graph replay over eager step, time", replay["graph"] / replay["eager"], "works", True),
@@ -163,6 +200,12 @@ def main() -> None:
     rows = [*passes(large), against_eager("G5", large, 6), against_eager("G6", small, 20)]
     rows += [*launching(small), *memory(large)]
     print_rows(rows)
+    store(rows, path)
+    del small
+    for megabytes in MEGABYTES:  # stored apart from what stands already
+        forms = one_launch(megabytes)
+        print_rows(forms)
+        rows += forms
     store(rows, path)
     compiled = against_compiled(large)  # last, and stored apart: compiling may take longer than there is time
     print_rows(compiled)

@@ -28,9 +28,14 @@ echo "== tests"
 # Alone, without the suite's conftest: that one needs packages which a bare GPU machine may lack.
 mkdir "$built/gpu_tests"
 cp tests/test_gpu.py "$built/gpu_tests/"
-(cd "$built/gpu_tests" && timeout 180 "$PYTHON" -P -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning \
+(cd "$built/gpu_tests" && timeout 150 "$PYTHON" -P -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning \
     test_gpu.py) >"$OUT/gpu_tests.txt" 2>&1 || status=1
 tail -15 "$OUT/gpu_tests.txt"
+# Apart, and last of the tests: a program that waits for ever would take the other results with it.
+cp tests/test_gpu_ticketed.py "$built/gpu_tests/"
+(cd "$built/gpu_tests" && timeout 45 "$PYTHON" -P -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning \
+    test_gpu_ticketed.py) >"$OUT/gpu_tests_ticketed.txt" 2>&1 || status=1
+tail -5 "$OUT/gpu_tests_ticketed.txt"
 
 run() { # name, seconds: a benchmark may not take the others' time
     echo "== $1"

@@ -49,7 +49,7 @@ class Traffic:
     figure: str
 
 
-# Logits and their gradients: 4 bytes each per 8 weights.
+# Logits and their gradients: 4 bytes each per 8 weights. One launch: for weights that L2 holds until their noise.
 TRAFFIC = [
     Traffic("range", 4, ""),
     Traffic("forward uniform g=8 to fp32", 8.5, "G1"),
@@ -57,6 +57,8 @@ TRAFFIC = [
     Traffic("forward uniform g=8 to bf16", 6.5, "G2"),
     Traffic("forward uniform g=8 to fp32, range per group", 9.5, ""),
     Traffic("forward uniform g=1 to fp32", 12, ""),
+    Traffic("one launch: forward uniform g=8 to fp32", 8.5, "G1"),
+    Traffic("one launch: forward uniform g=8 to bf16", 6.5, "G2"),
     Traffic("backward uniform g=8 from fp32", 9, "G4"),
     Traffic("backward gaussian g=8 from fp32", 9, ""),
     Traffic("backward uniform g=8 from bf16", 7, "G4"),
@@ -75,6 +77,8 @@ def predict(traffic: Traffic, costs: dict[str, Any], chip: Chip) -> dict[str, An
     """Picoseconds per weight by each ceiling, the prediction, and the fraction of a copy's bandwidth it
     means."""
     instructions = costs["instructions_per_weight"] or RANGE_INSTRUCTIONS
+    if traffic.kernel.startswith("one launch"):
+        instructions += RANGE_INSTRUCTIONS
     times = {
         "memory": traffic.bytes / chip.copy,
         "issue": 1e3 * instructions / (chip.rate(ISSUED) * ISSUE_EFFICIENCY),
@@ -86,6 +90,7 @@ def predict(traffic: Traffic, costs: dict[str, Any], chip: Chip) -> dict[str, An
         "kernel": traffic.kernel,
         "figure": traffic.figure,
         "bytes_per_weight": traffic.bytes,
+        "instructions_per_weight": instructions,
         "picoseconds": {name: round(value, 3) for name, value in times.items()},
         "bound": bound,
         "predicted_picoseconds": round(times[bound], 3),
@@ -103,6 +108,8 @@ def targets(rows: list[dict[str, Any]], chip: Chip) -> dict[str, float]:
     figures = {
         "G1": 12 / chip.copy / forward,
         "G2": 10 / chip.copy / half,
+        "G1 one launch": 8 / chip.copy / time["one launch: forward uniform g=8 to fp32"],
+        "G2 one launch": 6 / chip.copy / time["one launch: forward uniform g=8 to bf16"],
         "G3": gaussian / forward,
         "G4": 8 / chip.copy / time["backward uniform g=8 from fp32"],
         "G4 bf16": 6 / chip.copy / time["backward uniform g=8 from bf16"],

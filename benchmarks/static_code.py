@@ -106,6 +106,11 @@ def _wide_accesses(block: list[Instruction]) -> int:
     return sum(bool(_GLOBAL.match(i.opcode)) and ".128" in i.opcode for i in block)
 
 
+def _importance(body: list[Instruction]) -> tuple[bool, int, int]:
+    writes = any(i.opcode.startswith("STG") and ".128" in i.opcode for i in body)
+    return writes, _wide_accesses(body), -len(body)
+
+
 def _common_path(blocks: list[list[Instruction]], followers: list[list[int]]) -> list[Instruction]:
     """The forward way through the code that has most global accesses and, among those, fewest
     instructions: slow paths of divisions and of unusual arguments are left out."""
@@ -119,12 +124,18 @@ def _common_path(blocks: list[list[Instruction]], followers: list[list[int]]) ->
 
 
 def main_loop(instructions: list[Instruction]) -> list[Instruction]:
-    """The body of the innermost loop that has most 128-bit accesses: all blocks between its head and its jump
-    back. Where a kernel has no such loop: the common way through all its code."""
+    """The body of the innermost loop that has most 128-bit accesses, loops with stores first: all blocks between
+    its head and its jump back. Where a kernel has no such loop: the common way through all its code."""
     blocks, followers = _blocks(instructions)
     loops = [(head, tail) for tail, after in enumerate(followers) for head in after if head <= tail]
-    bodies = [[i for block in blocks[head : tail + 1] for i in block] for head, tail in loops]
-    body = max(bodies, key=lambda body: (_wide_accesses(body), -len(body)), default=instructions)
+    bodies = {loop: [i for block in blocks[loop[0] : loop[1] + 1] for i in block] for loop in loops}
+    wide = {loop: body for loop, body in bodies.items() if _wide_accesses(body)}
+    innermost = [
+        body
+        for (head, tail), body in wide.items()
+        if not any(head <= start and stop <= tail and (head, tail) != (start, stop) for start, stop in wide)
+    ]
+    body = max(innermost, key=_importance, default=instructions)
     if not _wide_accesses(body):
         body = _common_path(blocks, followers)
     return [instruction for instruction in body if instruction.opcode != "NOP"]

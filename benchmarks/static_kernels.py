@@ -16,6 +16,8 @@ from diffq_fast.backends.triton import (
     plane_kernels,
     ragged_kernels,
     range_kernel,
+    ticketed,
+    ticketed_kernel,
 )
 from diffq_fast.backends.triton.forward import RANGE_TILE, RANGE_WARPS
 
@@ -51,6 +53,20 @@ def _forward(kind: str, group_size: int = 8, noisy: str = "fp32", per_group: boo
     weights = constants["WHOLE_STEP"] // (32 * launching.WARPS)
     name = f"forward {kind} g={group_size} to {noisy}{scope}"
     return Case(name, noise_kernels.add_noise_kernel, signature, constants, weights=weights)
+
+
+def _ticketed(kind: str, group_size: int = 8, noisy: str = "fp32") -> Case:
+    """The forward in one launch; counted is its noise loop, which the range's tiles precede."""
+    forward = _forward(kind, group_size, noisy)
+    signature = {"addresses": "*i64", "plan": "*i64", "tickets": "*i64", "tiles": "i32", "weights": "i32"}
+    signature |= {"state": "*i32", "key": "*i64", "partial": "*i32", "found": "*fp32", "extremes": "*i64"}
+    signature |= {"noisy": f"*{noisy}"} | _CURVE
+    constants = {name: value for name, value in forward.constants.items() if name != "PER_GROUP"}
+    constants |= ticketed.rounds(group_size, narrow=noisy != "fp32")
+    constants |= {"RANGE_STEP": ticketed.RANGE_STEP, "CHUNK": launching.CHUNK, "COUNTERS": ticketed.COUNTERS}
+    weights = constants["WHOLE_STEP"] // (32 * launching.WARPS)
+    name = f"one launch: {forward.name}"
+    return Case(name, ticketed_kernel.ticketed_noise_kernel, signature, constants, weights=weights)
 
 
 def _backward(kind: str, group_size: int = 8, grad: str = "fp32", per_group: bool = False) -> Case:
@@ -143,6 +159,11 @@ CASES = [
     _forward("gaussian", group_size=0),
     _forward("gaussian", group_size=7),
     _forward("gaussian", group_size=4096, noisy="fp16"),
+    _ticketed("uniform"),
+    _ticketed("gaussian"),
+    _ticketed("uniform", noisy="bf16"),
+    _ticketed("uniform", group_size=1),
+    _ticketed("gaussian", group_size=0),
     _backward("uniform"),
     _backward("gaussian"),
     _backward("uniform", grad="bf16"),

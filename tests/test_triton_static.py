@@ -41,9 +41,12 @@ def test_broken_budgets_are_named(monkeypatch):
     from static_budgets import BUDGETS, broken_budgets
 
     rows = [
-        {"kernel": name, "instructions_per_weight": ship, "narrow": 0, "stack_bytes": 0}
+        {"kernel": name, "instructions_per_weight": ship, "narrow": 0, "stack_bytes": 0, "registers": 128}
         for name, ship, _ in BUDGETS.values()
     ]
     assert broken_budgets(rows) == []
     rows[0] |= {"instructions_per_weight": 20.5, "narrow": 3, "stack_bytes": 8}
     assert [problem[:2] for problem in broken_budgets(rows)] == ["S1", "S4", "S5"]
+    rows[0] |= {"instructions_per_weight": 20.0, "narrow": 0, "stack_bytes": 0}
+    rows[-1]["registers"] = 129
+    assert broken_budgets(rows) == [f"registers: {rows[-1]['kernel']}: at most 128, found 129"]

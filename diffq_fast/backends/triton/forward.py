@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import default
+from . import loading, ticketed
 from .launching import (
     CHUNK,
     PTX,
@@ -121,6 +122,8 @@ def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bi
     options = group_size, min_bits, max_bits, param, kind, per_group
     if not supported(weights, logits):
         return default.add_noise(weights, logits, key, streams, tally, *options)
+    if loading.ticketed and ticketed.takes(group_size, per_group):
+        return ticketed.add_noise_as(None, weights, logits, key, streams, *options[:-1])
     return add_noise_as(None, weights, logits, key, streams, *options)
 
 

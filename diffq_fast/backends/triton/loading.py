@@ -8,8 +8,12 @@ import os
 import torch
 
 
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
 def _find() -> tuple[bool, str]:
-    if os.environ.get("DIFFQ_FAST_DISABLE_TRITON", "0") not in ("", "0"):
+    if _is_set("DIFFQ_FAST_DISABLE_TRITON"):
         return False, "DIFFQ_FAST_DISABLE_TRITON is set"
     if importlib.util.find_spec("triton") is None:
         return False, "triton is not installed"
@@ -23,6 +27,9 @@ def _find() -> tuple[bool, str]:
 
 
 active, _reason = _find()
+ticketed = _is_set("DIFFQ_FAST_TICKETED")
+if ticketed:
+    _reason += "; DIFFQ_FAST_TICKETED is set: range and noise share one launch"
 
 
 def status() -> tuple[bool, str]:

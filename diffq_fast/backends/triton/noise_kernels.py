@@ -48,12 +48,12 @@ def store_group_bounds(found, first_group, first, count, lo, hi, GROUP: tl.const
 
 
 @triton.jit
-def _noise_tile(
+def _noise_step(
     weight, logits, first, count, stream, key, length, found, first_group, noisy, low, high, GROUP:
     tl.constexpr, PER_GROUP: tl.constexpr, PARAM: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr, TILE:
     tl.constexpr, PTX: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the weight and logits at these addresses. Loads come first: making the noise hides their
+    """TILE elements of the weight and logits at these addresses. Loads come first: making the noise hides their
     time."""
     value = load_tile(weight, first, count, 0.0, DTYPE, TILE, WHOLE)
     logit = load_logits(logits, first, count, GROUP, TILE, WHOLE)
@@ -71,15 +71,36 @@ def _noise_tile(
 
 
 @triton.jit
+def noise_tile(
+    weight, logits, first, count, stream, key, length, found, first_group, noisy, low, high, GROUP:
+    tl.constexpr, PER_GROUP: tl.constexpr, PARAM: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr, TILE:
+    tl.constexpr, WHOLE_STEP: tl.constexpr, PART_STEP: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """One tile in steps of WHOLE_STEP elements, as many as the registers hold well, or of PART_STEP where it
+    masks."""
+    if is_whole(weight | logits, first, count, TILE):
+        for start in range(0, TILE, WHOLE_STEP):
+            _noise_step(
+                weight, logits, first + start, count, stream, key, length, found, first_group, noisy, low,
+                high, GROUP, PER_GROUP, PARAM, KIND, DTYPE, WHOLE_STEP, PTX, True,
+            )  # fmt: skip
+    else:
+        stop = tl.minimum(first + TILE, count)
+        while first < stop:
+            _noise_step(
+                weight, logits, first, count, stream, key, length, found, first_group, noisy, low, high,
+                GROUP, PER_GROUP, PARAM, KIND, DTYPE, PART_STEP, PTX, False,
+            )  # fmt: skip
+            first += PART_STEP
+
+
+@triton.jit
 def add_noise_kernel(
     addresses, plan, owners, key, found, noisy, low, high, GROUP: tl.constexpr, PER_GROUP: tl.constexpr,
     PARAM: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr, WHOLE_STEP:
     tl.constexpr, PART_STEP: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Adds noise to one tile of one weight; groups divide a tile, or (no PER_GROUP) have any size.
-
-    It goes in steps of WHOLE_STEP elements, as many as the registers hold well, or of PART_STEP where it
-    masks.
 
     ``addresses`` int64 [weights, 2]: weight [count] DTYPE and logits [groups] float32, read; ``key`` int64,
     read; ``found`` float32 [weights or groups, 2], read, or written when PER_GROUP; ``noisy``: the common
@@ -97,20 +118,10 @@ def add_noise_kernel(
     if not PER_GROUP:
         bounds = found + tl.load(plan + 5) * 2
         length = tl.load(bounds + 1) - tl.load(bounds)
-    if is_whole(weight | logits, first, count, TILE):
-        for start in range(0, TILE, WHOLE_STEP):
-            _noise_tile(
-                weight, logits, first + start, count, stream, key, length, found, first_group, noisy, low,
-                high, GROUP, PER_GROUP, PARAM, KIND, DTYPE, WHOLE_STEP, PTX, True,
-            )  # fmt: skip
-    else:
-        stop = tl.minimum(first + TILE, count)
-        while first < stop:
-            _noise_tile(
-                weight, logits, first, count, stream, key, length, found, first_group, noisy, low, high,
-                GROUP, PER_GROUP, PARAM, KIND, DTYPE, PART_STEP, PTX, False,
-            )  # fmt: skip
-            first += PART_STEP
+    noise_tile(
+        weight, logits, first, count, stream, key, length, found, first_group, noisy, low, high, GROUP, PER_GROUP,
+        PARAM, KIND, DTYPE, TILE, WHOLE_STEP, PART_STEP, PTX,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["stream", "start", "first", "stop"])

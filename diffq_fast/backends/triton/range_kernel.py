@@ -99,9 +99,9 @@ def _places(partial, programs, first, number, bound, WHICH: tl.constexpr, TILE: 
 
 
 @triton.jit
-def _write_range(partial, programs, plan, number, found, extremes, TILE: tl.constexpr, CHUNK: tl.constexpr):
-    """From all of a weight's partials to its rows of ``found`` and ``extremes``."""
-    start = tl.load(plan + 1)
+def write_range(partial, programs, start, number, plan, found, extremes, TILE: tl.constexpr, CHUNK: tl.constexpr):
+    """From all of a weight's partials, ``start ... start + number - 1``, to its rows of ``found`` and
+    ``extremes``."""
     lo, hi = _bounds(partial, programs, start, number, CHUNK)
     first_lo, ties_lo = _places(partial, programs, start, number, lo, 0, TILE, CHUNK)
     first_hi, ties_hi = _places(partial, programs, start, number, hi, 1, TILE, CHUNK)
@@ -114,6 +114,24 @@ def _write_range(partial, programs, plan, number, found, extremes, TILE: tl.cons
     tl.store(extremes + 1, tl.where(known, first_hi, 0))
     tl.store(extremes + 2, tl.where(known, ties_lo, 0))
     tl.store(extremes + 3, tl.where(known, ties_hi, 0))
+
+
+@triton.jit
+def reduce_tile(
+    address, tile, first, count, programs, partial, DTYPE: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Writes the partials of one tile, for all of the program's threads to be seen by who adds to a counter next."""
+    if is_whole(address, first, count, TILE):
+        lo, hi, first_lo, first_hi, ties_lo, ties_hi = _whole_tile(address, first, count, DTYPE, TILE)
+    else:
+        lo, hi, first_lo, first_hi, ties_lo, ties_hi = _part_tile(address, first, count, DTYPE, TILE, CHUNK)
+    tl.store(partial + tile, lo.to(tl.int32, bitcast=True))
+    tl.store(partial + programs + tile, hi.to(tl.int32, bitcast=True))
+    tl.store(partial + programs * 2 + tile, first_lo)
+    tl.store(partial + programs * 3 + tile, first_hi)
+    tl.store(partial + programs * 4 + tile, ties_lo)
+    tl.store(partial + programs * 5 + tile, ties_hi)
+    tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -140,18 +158,9 @@ def weight_range_kernel(
     """
     tile, row, count, first = tile_of(plan, owners, TILE)
     address = tl.load(addresses + row * FIELDS)
-    if is_whole(address, first, count, TILE):
-        lo, hi, first_lo, first_hi, ties_lo, ties_hi = _whole_tile(address, first, count, DTYPE, TILE)
-    else:
-        lo, hi, first_lo, first_hi, ties_lo, ties_hi = _part_tile(address, first, count, DTYPE, TILE, CHUNK)
-    tl.store(partial + tile, lo.to(tl.int32, bitcast=True))
-    tl.store(partial + programs + tile, hi.to(tl.int32, bitcast=True))
-    tl.store(partial + programs * 2 + tile, first_lo)
-    tl.store(partial + programs * 3 + tile, first_hi)
-    tl.store(partial + programs * 4 + tile, ties_lo)
-    tl.store(partial + programs * 5 + tile, ties_hi)
-    tl.debug_barrier()
-    number = tl.load(plan + row * 8 + 6).to(tl.int32)
+    reduce_tile(address, tile, first, count, programs, partial, DTYPE, TILE, CHUNK)
+    plan += row * 8
+    number = tl.load(plan + 6).to(tl.int32)
     if tl.atomic_add(finished + row, 1, sem="acq_rel", scope="gpu") == number - 1:
-        _write_range(partial, programs, plan + row * 8, number, found, extremes, TILE, CHUNK)
+        write_range(partial, programs, tl.load(plan + 1), number, plan, found, extremes, TILE, CHUNK)
         tl.store(finished + row, 0)
