@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "core/add_noise.h"
+#include "core/dispatch.h"
 #include "core/packed_levels.h"
 #include "core/planes.h"
 #include "core/quantize.h"
@@ -78,6 +79,13 @@ Packing packing_of(const PackingTuple& packing, int threads) {
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     module.doc() = "diffq_fast's compiled core; diffq_fast.backends.cpu is its only user";
+    module.def("instruction_sets", [] {  // what this machine runs, the best one last
+        std::vector<std::string> names;
+        for (const Kernels* each : supported_kernels()) names.emplace_back(each->name);
+        return names;
+    });
+    module.def("instruction_set", [] { return kernels().name; });
+    module.def("use_instruction_set", [](const std::string& name) { return use_kernels(name); });
     module.def(
         "noise",
         [](Address key, uint32_t stream, int64_t first, int64_t count, int kind, Address out, int threads) {

@@ -1,4 +1,4 @@
-// Hints about large results that are about to be written for the first time.
+// Hints about memory that is about to be read or written.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,28 @@ inline void expect_writes(void* data, int64_t bytes) {
     (void)data;
     (void)bytes;
 #endif
+}
+
+// Asks for the cache line at `place`, which is read or written soon; any address will do.
+inline void expect_read(const void* place) {
+#ifdef __GNUC__
+    __builtin_prefetch(place, 0);
+#else
+    (void)place;
+#endif
+}
+
+inline void expect_write(const void* place) {
+#ifdef __GNUC__
+    __builtin_prefetch(place, 1);
+#else
+    (void)place;
+#endif
+}
+
+// Whether so many weights leave no result in the cache for whoever reads it next.
+inline bool goes_past_cache(int64_t elements) {
+    return elements >= int64_t{1} << 22;
 }
 
 }  // namespace diffq_fast

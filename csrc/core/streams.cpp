@@ -34,9 +34,11 @@ Counts count_widths(const uint8_t* widths, int64_t groups) {
 template <typename Index>
 void sort_groups(const uint8_t* widths, int64_t groups, const std::vector<Counts>& places, int threads,
                  std::unique_ptr<Index[]>& sorted) {
-    sorted.reset(new Index[static_cast<size_t>(groups)]);  // not filled with zeros first, unlike a vector
+    sorted.reset(new Index[static_cast<size_t>(
+        groups + kGroupsAhead)]);  // not filled with zeros first, unlike a vector
     expect_writes(sorted.get(), groups * static_cast<int64_t>(sizeof(Index)));
     Index* const out = sorted.get();
+    std::fill(out + groups, out + groups + kGroupsAhead, Index{0});
     parallel_for(static_cast<int64_t>(places.size()), threads, [&](int64_t slice) {
         Counts next = places[static_cast<size_t>(slice)];
         const int64_t end = std::min(groups, (slice + 1) * kSlice);

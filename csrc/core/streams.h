@@ -11,6 +11,9 @@
 
 namespace diffq_fast {
 
+// So many places behind the last group's hold the number of some group, for whoever looks ahead.
+constexpr int64_t kGroupsAhead = 32;
+
 struct Stream {
     int width;
     int64_t levels;       // how many
