@@ -162,6 +162,15 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         },
         Release());
     module.def(
+        "quantize_planes",
+        [](const PackingTuple& packing, Address weight, int dtype, Address range,
+           const std::vector<int64_t>& level_counts, const Addresses& planes, int threads) {
+            const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
+            return quantize_planes(packing_of(packing, threads), floats, at<const float>(range), level_counts,
+                                   at_all<void>(planes));
+        },
+        Release());
+    module.def(
         "unpack_dequantize",
         [](const PackingTuple& packing, Address words, Address range, bool per_group, Address weight,
            int dtype, int threads) {

@@ -108,12 +108,18 @@ def check_levels(who: str, levels: Tensor, widths: Tensor, group_size: int) -> N
         raise ValueError(f"{who}: level {int(flat[at])} of element {at} does not fit its group's {width} bits")
 
 
-def word_count(widths: Tensor, count: int, group_size: int) -> int:
-    """32-bit words of a packed weight: the sum over widths b of ``stream_words(levels of width b, b)``."""
-    groups = torch.bincount(widths.to(torch.int64), minlength=MAX_WIDTH + 1).tolist()
+def level_counts(widths: Tensor, count: int, group_size: int) -> list[int]:
+    """How many of ``count`` levels have 0, 1 … 16 bits."""
+    groups = torch.bincount(widths, minlength=MAX_WIDTH + 1).tolist()
     levels = [number * (group_size or count) for number in groups]
     if count:
         levels[int(widths[-1])] -= len(widths) * (group_size or count) - count
+    return levels
+
+
+def word_count(widths: Tensor, count: int, group_size: int) -> int:
+    """32-bit words of a packed weight: the sum over widths b of ``stream_words(levels of width b, b)``."""
+    levels = level_counts(widths, count, group_size)
     return sum(stream_words(number, width) for width, number in enumerate(levels))
 
 

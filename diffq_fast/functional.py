@@ -30,6 +30,7 @@ from ._checks import (
     check_widths,
     check_words,
     is_per_group,
+    level_counts,
     word_count,
 )
 from .bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
@@ -53,6 +54,7 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "dequantize",
     "unpack_dequantize",
     "pack_planes",
+    "quantize_planes",
     "unpack_planes",
 ]
 
@@ -338,6 +340,27 @@ def pack_planes(values: Tensor, nbits: int, *, rows: int = 64, columns: int = 32
             found = f"found {lowest if lowest < 0 else highest}"
             raise ValueError(f"pack_planes: values must be between 0 and {2**nbits - 1} for {nbits} bits, {found}")
     return _ops.pack_planes.default(values, nbits, rows, columns)
+
+
+def quantize_planes(weight: Tensor, widths: Tensor, found: Tensor, *, group_size: int = 8) -> list[Tensor]:
+    """Bit planes of a weight's levels, those of each width by themselves, in one pass: what a state of diffq holds.
+
+    Entry ``width - 1`` is ``pack_planes(levels of all groups of that width, width)``, for widths 1 … 16: int64
+    ``[blocks, width, 32]``, without blocks where no group has the width.
+
+    Args:
+        weight: floating tensor of any shape.
+        widths: uint8 ``[groups]``, each 1 … 16.
+        found: its range, float32 ``[1, 2]``, see :func:`weight_range`.
+
+    >>> planes = quantize_planes(torch.tensor([0.0, 3.0]), torch.tensor([2], dtype=torch.uint8), torch.tensor([[0.0, 3]]))
+    >>> [tuple(each.shape) for each in planes[:3]]
+    [(0, 1, 32), (1, 2, 32), (0, 3, 32)]
+    """
+    check_weights("quantize_planes", [weight])
+    check_export("quantize_planes", [weight], [widths], found, group_size, "tensor")
+    counts = level_counts(widths, weight.numel(), group_size)[1:]
+    return _ops.quantize_planes.default(weight, widths, found, group_size, counts)
 
 
 def unpack_planes(planes: Tensor, length: int) -> Tensor:

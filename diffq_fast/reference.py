@@ -255,6 +255,13 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
     return words.to(PLANE_DTYPES[rows])
 
 
+def pack_planes_by_width(levels: Tensor, widths: Tensor, group_size: int) -> list[Tensor]:
+    """:func:`pack_planes` (64 rows of 32 columns) of the levels of each width 1 … 16, in group order."""
+    flat = levels.reshape(-1)
+    width_of = per_element(widths, flat.numel(), group_size)
+    return [pack_planes(flat[width_of == width], width, 64, 32) for width in range(1, MAX_WIDTH + 1)]
+
+
 def unpack_planes(planes: Tensor, length: int) -> Tensor:
     """int16 ``[length]``: inverse of :func:`pack_planes`."""
     blocks, nbits, columns = planes.shape

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
 
 # Digests of everything that has to be the same bits, and some gaussian noise, which has to be near.
 SCRIPT = """
-import hashlib, json, sys, torch
+import hashlib, json, torch
+import diffq_fast.functional
 ops = torch.ops.diffq_fast
 KEY = torch.tensor(-0x123456789ABCDEF)
 digests = {}

@@ -42,6 +42,13 @@ inline void expect_write(const void* place) {
 #endif
 }
 
+// Asks for the beginning of the block behind this one. Processors look ahead by themselves, but only within a
+// page, which is what a block of 1024 floats is.
+inline void expect_next_block(const void* place) {
+    for (int64_t offset = 0; offset < 16 * 64; offset += 64)
+        expect_read(static_cast<const char*>(place) + offset);
+}
+
 // Whether so many weights leave no result in the cache for whoever reads it next.
 inline bool goes_past_cache(int64_t elements) {
     return elements >= int64_t{1} << 22;

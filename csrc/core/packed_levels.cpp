@@ -9,6 +9,10 @@
 namespace diffq_fast {
 namespace {
 
+// The block of diffq's bit planes: 64 rows of 32 columns.
+constexpr int kPlaneRows = 64;
+constexpr int64_t kPlaneColumns = 32, kPlaneBlock = kPlaneRows * kPlaneColumns;
+
 // Consecutive blocks of a stream.
 struct Unit {
     size_t stream;
@@ -44,30 +48,35 @@ std::vector<Unit> units_in_order(const Streams& streams, int64_t unit_size) {
     return ordered;
 }
 
-// Calls body(block) for every block of every stream, in parallel.
-template <typename Body>
+// Calls body(block) for every block of kSize levels of every stream, in parallel.
+template <int64_t kSize = kPackBlock, typename Body>
 void for_each_block(const Streams& streams, int64_t count, int threads, Body&& body) {
-    const int64_t unit_size = (streams.in_order() ? 16 : 2) * kPackBlock;
+    const int64_t unit_size = (streams.in_order() ? 16384 : 2048) / kSize * kSize;
     const std::vector<Unit> units = units_in_order(streams, unit_size);
     parallel_for(static_cast<int64_t>(units.size()), threads_for(count, threads), [&](int64_t task) {
         const Unit& unit = units[static_cast<size_t>(task)];
         const Stream& stream = streams.streams()[unit.stream];
         const int64_t end = std::min(stream.levels, unit.first + unit_size);
-        for (int64_t first = unit.first; first < end; first += kPackBlock) {
-            body(Block{stream, first, std::min(kPackBlock, end - first)});
+        for (int64_t first = unit.first; first < end; first += kSize) {
+            body(Block{stream, first, std::min(kSize, end - first)});
         }
     });
 }
 
-// The block's weights as float32, in stream order.
-void gather_floats(const Streams& streams, const Block& block, const Floats& weight, float* values) {
-    if (weight.dtype == DType::float32) {
-        gather(streams, block, static_cast<const float*>(weight.data), values);
-        return;
+// The block's weights as float32, in stream order: in `buffer`, or where they lie.
+const float* gather_floats(const Streams& streams, const Block& block, const Floats& weight, float* buffer) {
+    if (streams.in_order()) {
+        const float* values = load_floats(weight.data, weight.dtype, block.first, block.count, buffer);
+        expect_next_block(values + kPackBlock);
+        return values;
     }
-    uint16_t halves[kPackBlock];
+    if (weight.dtype == DType::float32) {
+        gather(streams, block, static_cast<const float*>(weight.data), buffer);
+        return buffer;
+    }
+    uint16_t halves[kPlaneBlock];
     gather(streams, block, static_cast<const uint16_t*>(weight.data), halves);
-    load_floats(halves, weight.dtype, 0, block.count, values);
+    return load_floats(halves, weight.dtype, 0, block.count, buffer);
 }
 
 void scatter_floats(const Streams& streams, const Block& block, const float* values, const Floats& weight) {
@@ -123,6 +132,11 @@ bool pack(const Packing& packing, const uint32_t* levels, uint32_t* words) {
     if (!fits(streams, packing)) return false;
     expect_writes(words, packing.word_count * 4);
     for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
+        if (streams.in_order() && block.count == kPackBlock) {
+            expect_next_block(levels + block.first + kPackBlock);
+            kernels().pack(block.stream.width, levels + block.first, block.lanes(), words + block.word());
+            return;
+        }
         uint32_t gathered[kPackBlock];
         gather(streams, block, levels, gathered);
         pack_padded(block, gathered, words);
@@ -135,6 +149,10 @@ bool unpack(const Packing& packing, const uint32_t* words, uint32_t* levels) {
     if (!fits(streams, packing)) return false;
     expect_writes(levels, packing.count * 4);
     for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
+        if (streams.in_order() && block.count == kPackBlock) {
+            kernels().unpack(block.stream.width, words + block.word(), block.lanes(), levels + block.first);
+            return;
+        }
         uint32_t unpacked[kPackBlock];
         kernels().unpack(block.stream.width, words + block.word(), block.lanes(), unpacked);
         scatter(streams, block, unpacked, levels);
@@ -148,12 +166,30 @@ bool quantize_pack(const Packing& packing, const Floats& weight, const float* ra
     if (!fits(streams, packing)) return false;
     expect_writes(words, packing.word_count * 4);
     for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
-        float values[kPackBlock];
+        float buffer[kPackBlock];
         uint32_t levels[kPackBlock];
-        gather_floats(streams, block, weight, values);
+        const float* values = gather_floats(streams, block, weight, buffer);
         Ranges ranges;
         kernels().quantize(values, block.count, ranges.fill(streams, block, range, per_group), levels);
         pack_padded(block, levels, words);
+    });
+    return true;
+}
+
+bool quantize_planes(const Packing& packing, const Floats& weight, const float* range,
+                     const std::vector<int64_t>& level_counts, const std::vector<void*>& planes) {
+    const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
+    if (!streams.valid() || streams.level_counts() != level_counts) return false;
+    for_each_block<kPlaneBlock>(streams, packing.count, packing.threads, [&](const Block& block) {
+        float buffer[kPlaneBlock];
+        uint32_t levels[kPlaneBlock];
+        const float* values = gather_floats(streams, block, weight, buffer);
+        const int width = block.stream.width;
+        kernels().quantize(values, block.count, level_rule(range, static_cast<uint8_t>(width)), levels);
+        const PlaneTile tile{block.count, width, kPlaneRows, kPlaneColumns, 0, 0, kPlaneColumns};
+        uint64_t* words = static_cast<uint64_t*>(planes[static_cast<size_t>(width) - 1]);
+        words += block.first / kPlaneBlock * width * kPlaneColumns;
+        kernels().pack_planes(tile, levels, sizeof levels[0], words);
     });
     return true;
 }
@@ -165,11 +201,13 @@ bool unpack_dequantize(const Packing& packing, const uint32_t* words, const floa
     expect_writes(weight.data, weight.count * item_size(weight.dtype));
     for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
         uint32_t levels[kPackBlock];
-        float values[kPackBlock];
+        float buffer[kPackBlock];
         kernels().unpack(block.stream.width, words + block.word(), block.lanes(), levels);
         Ranges ranges;
+        const bool direct = streams.in_order() && weight.dtype == DType::float32;
+        float* values = direct ? static_cast<float*>(weight.data) + block.first : buffer;
         kernels().dequantize(levels, block.count, ranges.fill(streams, block, range, per_group), values);
-        scatter_floats(streams, block, values, weight);
+        if (!direct) scatter_floats(streams, block, values, weight);
     });
     return true;
 }

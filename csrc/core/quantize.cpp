@@ -28,7 +28,11 @@ class Elements {
     LevelRule fill(int64_t first, int64_t count, const uint8_t* widths, const float* range,
                    int64_t group_size, bool per_group) {
         const int64_t group = group_of(first, group_size), groups = groups_touched(first, count, group_size);
-        if (groups == 1) return level_rule(range + (per_group ? 2 * group : 0), widths[group]);
+        const bool one_width = std::all_of(widths + group, widths + group + groups,
+                                           [&](uint8_t width) { return width == widths[group]; });
+        if (one_width && (groups == 1 || !per_group)) {
+            return level_rule(range + (per_group ? 2 * group : 0), widths[group]);
+        }
         LevelRule rule = level_rule(range, widths[group]);
         const auto spread_all = [&](auto&& value_of, float* elements) {
             float values[kBlock];

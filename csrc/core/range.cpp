@@ -4,12 +4,13 @@
 #include <limits>
 
 #include "core/float_blocks.h"
+#include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace diffq_fast {
 namespace {
 
-constexpr int64_t kBlock = 1024;
+constexpr int64_t kBlock = 4096;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr Bounds kNothing{kInfinity, -kInfinity, false};
 
@@ -59,6 +60,7 @@ void find_blocks(const Floats& weight, const Chunk& chunk, Search& search) {
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
         const int64_t size = std::min(kBlock, chunk.end - begin);
         const float* values = load_floats(weight.data, weight.dtype, begin, size, buffer);
+        expect_next_block(values + kBlock);
         search.blocks[static_cast<size_t>(begin / kBlock)] = kernels().find_bounds(values, size);
     }
 }

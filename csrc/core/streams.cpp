@@ -63,6 +63,7 @@ Streams::Streams(const uint8_t* widths, int64_t count, int64_t group_size, int t
     for (size_t width = 0; width <= kMaxWidth; ++width) {
         const int64_t first_group = place;
         for (Counts& slice : counts) place += std::exchange(slice[width], place);
+        if (width > 0) level_counts_.push_back(0);
         if (place == first_group) continue;
         if (width == 0) {
             valid_ = false;
@@ -70,6 +71,7 @@ Streams::Streams(const uint8_t* widths, int64_t count, int64_t group_size, int t
         }
         int64_t levels = (place - first_group) * group_size_;
         if (widths[groups - 1] == width) levels -= missing;
+        level_counts_.back() = levels;
         streams_.push_back({static_cast<int>(width), levels, words_, first_group});
         words_ += stream_words(levels, static_cast<int>(width));
     }

@@ -31,6 +31,8 @@ class Streams {
     int64_t words() const { return words_; }
     int64_t group_size() const { return group_size_; }
     const std::vector<Stream>& streams() const { return streams_; }
+    // How many levels have 1, 2 ... 16 bits.
+    const std::vector<int64_t>& level_counts() const { return level_counts_; }
 
     // The group that position `index` of the streams' groups, one stream after the other, holds.
     int64_t group(int64_t index) const {
@@ -45,6 +47,7 @@ class Streams {
   private:
     bool valid_ = true;
     int64_t group_size_, words_ = 0;
+    std::vector<int64_t> level_counts_;
     std::vector<Stream> streams_;
     std::unique_ptr<uint32_t[]> narrow_;  // groups sorted by width, 4 bytes each where that is enough
     std::unique_ptr<int64_t[]> wide_;

@@ -5,6 +5,12 @@ struct BoundsLanes {
     Float lo, hi;
     Word magnitude;
 
+    DIFFQ_MEMBER void include(const BoundsLanes& other) {
+        lo = lesser(other.lo, lo);
+        hi = greater(other.hi, hi);
+        magnitude = larger(magnitude, other.magnitude);
+    }
+
     DIFFQ_MEMBER void include(Float values) {
         lo = lesser(values, lo);
         hi = greater(values, hi);
@@ -24,12 +30,11 @@ static Bounds find_bounds(const float* values, int64_t count) {
     }
     for (; i + kLanes <= count; i += kLanes) sets[0].include(load(values + i));
     Bounds found{kInfinity, -kInfinity, false};
-    for (const BoundsLanes& set : sets) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-            found.lo = set.lo[lane] < found.lo ? set.lo[lane] : found.lo;
-            found.hi = set.hi[lane] > found.hi ? set.hi[lane] : found.hi;
-            found.nan |= set.magnitude[lane] > 0x7F800000u;
-        }
+    for (int set = 1; set < kSets; ++set) sets[0].include(sets[set]);
+    for (int lane = 0; lane < kLanes; ++lane) {
+        found.lo = sets[0].lo[lane] < found.lo ? sets[0].lo[lane] : found.lo;
+        found.hi = sets[0].hi[lane] > found.hi ? sets[0].hi[lane] : found.hi;
+        found.nan |= sets[0].magnitude[lane] > 0x7F800000u;
     }
     for (; i < count; ++i) {
         found.lo = values[i] < found.lo ? values[i] : found.lo;

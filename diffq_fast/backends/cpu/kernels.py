@@ -267,6 +267,30 @@ def quantize_pack(weight, widths, range, group_size, per_group, word_count):
 
 
 @_kernel
+def quantize_planes(weight, widths, range, group_size, level_counts):
+    if not _supported([weight]):
+        return default.quantize_planes(weight, widths, range, group_size, level_counts)
+    _check_rows("quantize_planes", range, [weight.numel()], group_size, False)
+    weight, widths, range = weight.contiguous(), widths.to(torch.uint8).contiguous(), range.contiguous()
+    shapes = [(-(-max(count, 0) // 2048), width, 32) for width, count in enumerate(level_counts, 1)]
+    planes = [torch.empty(shape, dtype=torch.int64) for shape in shapes]
+    done = len(planes) == 16 and core.quantize_planes(
+        _packing("quantize_planes", widths, weight.numel(), group_size, 0),
+        weight.data_ptr(),
+        _DTYPES[weight.dtype],
+        range.data_ptr(),
+        level_counts,
+        _addresses(planes),
+        torch.get_num_threads(),
+    )
+    if not done:
+        raise ValueError(
+            f"quantize_planes: expected level_counts, how many levels have 1, 2 … 16 bits, got {list(level_counts)}"
+        )
+    return planes
+
+
+@_kernel
 def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype):
     if dtype not in _DTYPES:
         return default.unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype)

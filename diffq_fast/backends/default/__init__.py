@@ -122,6 +122,12 @@ def quantize_pack(weight, widths, range, group_size, per_group, word_count):
 
 
 @_kernel
+def quantize_planes(weight, widths, range, group_size, level_counts):
+    levels = reference.quantize(weight, widths, range, group_size)
+    return reference.pack_planes_by_width(levels, widths, group_size)
+
+
+@_kernel
 def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype):
     count = torch.Size(shape).numel()
     levels = reference.unpack(words, widths, group_size, count).view(shape)
