@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import legacy_state
+from .. import functional, legacy_state
 from ..legacy_pickler import pickled_size
 from .selection import QuantizedParameter, Slot
 
@@ -204,9 +204,10 @@ class Export:
         return {each.name: each.default for each in parameters if each.default is not each.empty}
 
     def _refuse_broken(self, entries: Sequence[QuantizedParameter]) -> None:
+        """A NaN or an infinity shows in a weight's range, which is cheaper to make than a mask of its elements."""
         for entry in entries:
-            weight = self._float_value(entry)
-            if not bool(weight.isfinite().all()):
+            found = functional.weight_range([self._float_value(entry)], group_size=0)
+            if not bool(found.isfinite().all()):
                 raise ValueError(
                     f"{type(self).__name__}: {entry.full_name} has NaN or infinite elements and cannot be exported"
                 )

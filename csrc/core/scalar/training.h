@@ -19,7 +19,7 @@ static void multiply_noise(const NoiseRun& run, const float* gradients, bool /*p
                            float* products) {
     float z[kNoiseBlock];
     make_noise(run, z);
-    std::memcpy(copies, gradients, static_cast<size_t>(run.count) * sizeof(float));
+    std::copy(gradients, gradients + run.count, copies);
     for (int64_t i = 0; i < run.count; ++i) products[i] = gradients[i] * z[i];
 }
 
