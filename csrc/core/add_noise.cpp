@@ -45,7 +45,6 @@ void add_noise_to_chunk(const NoiseArguments& arguments, size_t index, const flo
                         groups_touched(begin, size, arguments.group_size), amplitudes);
         const NoiseRun run{arguments.key, arguments.streams[index], begin, size, arguments.kind};
         const float* values = load_floats(weight.data, weight.dtype, begin, size, buffer);
-        expect_next_block(values + kNoiseBlock);
         const bool direct = weight.dtype == DType::float32;
         float* out = direct ? static_cast<float*>(noisy) + begin : result;
         add_scaled_noise(run, values, amplitudes, arguments.group_size, direct && past_cache, out);

@@ -65,7 +65,6 @@ void multiply_block(const Weight& weight, int64_t begin, int64_t size, float* pr
     const NoiseRun run{weight.arguments.key, weight.stream, begin, size, weight.arguments.kind};
     const DType dtype = weight.weight.dtype;
     if (dtype == DType::float32) {
-        expect_next_block(static_cast<const float*>(weight.grad) + begin + kNoiseBlock);
         kernels().multiply_noise(run, static_cast<const float*>(weight.grad) + begin, weight.past_cache,
                                  static_cast<float*>(weight.grad_weight) + begin, products);
         return;

@@ -1,5 +1,6 @@
 // AVX2 with FMA: what differs from the other instruction sets.
 #include "core/kernels.h"
+#include "core/memory.h"
 
 // Vector words are the compiler's own vectors: GCC from 12 on, or clang.
 #if defined(__x86_64__) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12))

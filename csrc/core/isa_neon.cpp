@@ -1,5 +1,6 @@
 // NEON, which every 64-bit Arm processor has: what differs from the other instruction sets.
 #include "core/kernels.h"
+#include "core/memory.h"
 
 #if defined(__aarch64__) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12))
 #include <arm_neon.h>

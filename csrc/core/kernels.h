@@ -83,7 +83,8 @@ struct Kernels {
 
     // See quantize.h.
     void (*quantize)(const float* weights, int64_t count, const LevelRule& rule, uint32_t* levels);
-    void (*dequantize)(const uint32_t* levels, int64_t count, const LevelRule& rule, float* weights);
+    void (*dequantize)(const uint32_t* levels, int64_t count, const LevelRule& rule, bool past_cache,
+                       float* weights);
 
     // See bitpack.h.
     void (*pack)(int width, const uint32_t* levels, int64_t lanes, uint32_t* words);

@@ -60,6 +60,7 @@ void for_each_block(const Streams& streams, int64_t count, int threads, Body&& b
         for (int64_t first = unit.first; first < end; first += kSize) {
             body(Block{stream, first, std::min(kSize, end - first)});
         }
+        kernels().finish_writes();
     });
 }
 
@@ -67,7 +68,6 @@ void for_each_block(const Streams& streams, int64_t count, int threads, Body&& b
 const float* gather_floats(const Streams& streams, const Block& block, const Floats& weight, float* buffer) {
     if (streams.in_order()) {
         const float* values = load_floats(weight.data, weight.dtype, block.first, block.count, buffer);
-        expect_next_block(values + kPackBlock);
         return values;
     }
     if (weight.dtype == DType::float32) {
@@ -199,6 +199,7 @@ bool unpack_dequantize(const Packing& packing, const uint32_t* words, const floa
     const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
     if (!fits(streams, packing)) return false;
     expect_writes(weight.data, weight.count * item_size(weight.dtype));
+    const bool past_cache = goes_past_cache(packing.count);
     for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
         uint32_t levels[kPackBlock];
         float buffer[kPackBlock];
@@ -206,7 +207,8 @@ bool unpack_dequantize(const Packing& packing, const uint32_t* words, const floa
         Ranges ranges;
         const bool direct = streams.in_order() && weight.dtype == DType::float32;
         float* values = direct ? static_cast<float*>(weight.data) + block.first : buffer;
-        kernels().dequantize(levels, block.count, ranges.fill(streams, block, range, per_group), values);
+        kernels().dequantize(levels, block.count, ranges.fill(streams, block, range, per_group),
+                             direct && past_cache, values);
         if (!direct) scatter_floats(streams, block, values, weight);
     });
     return true;

@@ -102,7 +102,7 @@ void dequantize(const std::vector<const uint32_t*>& levels, const std::vector<co
                        const LevelRule rule =
                            elements.fill(first, count, widths[i], bounds, group_size, per_group);
                        float result[kBlock];
-                       kernels().dequantize(levels[i] + first, count, rule, result);
+                       kernels().dequantize(levels[i] + first, count, rule, false, result);
                        store_floats(result, weights[i].data, weights[i].dtype, first, count);
                    });
 }

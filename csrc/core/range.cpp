@@ -60,7 +60,6 @@ void find_blocks(const Floats& weight, const Chunk& chunk, Search& search) {
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
         const int64_t size = std::min(kBlock, chunk.end - begin);
         const float* values = load_floats(weight.data, weight.dtype, begin, size, buffer);
-        expect_next_block(values + kBlock);
         search.blocks[static_cast<size_t>(begin / kBlock)] = kernels().find_bounds(values, size);
     }
 }

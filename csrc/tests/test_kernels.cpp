@@ -199,7 +199,7 @@ void levels_are_the_same() {
                         kernels.quantize(weights.data(), count, rule, result);
                     });
                     check_same<float>(count, [&](const Kernels& kernels, float* result) {
-                        kernels.dequantize(levels.data(), count, rule, result);
+                        kernels.dequantize(levels.data(), count, rule, form % 2 == 0, result);
                     });
                 }
             }

@@ -18,7 +18,8 @@ static void quantize(const float* weights, int64_t count, const LevelRule& rule,
     }
 }
 
-static void dequantize(const uint32_t* levels, int64_t count, const LevelRule& rule, float* weights) {
+static void dequantize(const uint32_t* levels, int64_t count, const LevelRule& rule, bool /*past_cache*/,
+                       float* weights) {
     for (int64_t i = 0; i < count; ++i) {
         const float lo = pick(rule.los, i, rule.lo), length = pick(rule.lengths, i, rule.length);
         const float level = static_cast<float>(static_cast<int32_t>(levels[i]));

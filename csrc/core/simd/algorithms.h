@@ -1,6 +1,7 @@
 // All algorithms over vector words, in the order of their use of one another. Included inside the namespace
 // and target region of an instruction set, after its words.
 // clang-format off
+#include "core/simd/past_cache.h"
 #include "core/simd/elementary.h"
 #include "core/simd/steps.h"
 #include "core/simd/noise.h"

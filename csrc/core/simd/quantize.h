@@ -57,6 +57,7 @@ static void quantize_multiplied(const float* weights, int64_t count, const Level
     const Float inverse_length = splat(1.0f / rule.length);
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
+        expect_read(weights + i + kAhead);
         const Float offset = lesser(greater(load(weights + i) - lo, splat(0.0f)), beyond);
         const Float share = divide_by_known(offset, length, inverse_length);
         store(round_level(divide_by_known(share, step.at(i), inverse.at(i)), top.at(i)), levels + i);
@@ -87,13 +88,13 @@ static void quantize(const float* weights, int64_t count, const LevelRule& rule,
     }
 }
 
-template <typename Range, typename Width>
+template <bool kPastCache, typename Range, typename Width>
 static void dequantize_with(const uint32_t* levels, int64_t count, Range lo, Range length, Width step,
                             float* weights) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
         const Float level = float_from_int((Int)load(levels + i));
-        store(((level * step.at(i)) * length.at(i)) + lo.at(i), weights + i);
+        put<kPastCache>(((level * step.at(i)) * length.at(i)) + lo.at(i), weights + i);
     }
     for (; i < count; ++i) {
         const float level = static_cast<float>(static_cast<int32_t>(levels[i]));
@@ -101,16 +102,26 @@ static void dequantize_with(const uint32_t* levels, int64_t count, Range lo, Ran
     }
 }
 
-static void dequantize(const uint32_t* levels, int64_t count, const LevelRule& rule, float* weights) {
+template <bool kPastCache>
+static void dequantize_by(const uint32_t* levels, int64_t count, const LevelRule& rule, float* weights) {
     const Same lo{rule.lo}, length{rule.length}, step{rule.step};
     const Each los{rule.los}, lengths{rule.lengths}, steps{rule.steps};
     if (rule.lengths != nullptr && rule.steps != nullptr) {
-        dequantize_with(levels, count, los, lengths, steps, weights);
+        dequantize_with<kPastCache>(levels, count, los, lengths, steps, weights);
     } else if (rule.lengths != nullptr) {
-        dequantize_with(levels, count, los, lengths, step, weights);
+        dequantize_with<kPastCache>(levels, count, los, lengths, step, weights);
     } else if (rule.steps != nullptr) {
-        dequantize_with(levels, count, lo, length, steps, weights);
+        dequantize_with<kPastCache>(levels, count, lo, length, steps, weights);
     } else {
-        dequantize_with(levels, count, lo, length, step, weights);
+        dequantize_with<kPastCache>(levels, count, lo, length, step, weights);
+    }
+}
+
+static void dequantize(const uint32_t* levels, int64_t count, const LevelRule& rule, bool past_cache,
+                       float* weights) {
+    if (past_cache && is_aligned(weights)) {
+        dequantize_by<true>(levels, count, rule, weights);
+    } else {
+        dequantize_by<false>(levels, count, rule, weights);
     }
 }

@@ -26,7 +26,10 @@ static Bounds find_bounds(const float* values, int64_t count) {
     int64_t i = 0;
     for (; i + kSets * kLanes <= count; i += kSets * kLanes) {
 #pragma GCC unroll 4
-        for (int set = 0; set < kSets; ++set) sets[set].include(load(values + i + set * kLanes));
+        for (int set = 0; set < kSets; ++set) {
+            expect_read(values + i + set * kLanes + kAhead);
+            sets[set].include(load(values + i + set * kLanes));
+        }
     }
     for (; i + kLanes <= count; i += kLanes) sets[0].include(load(values + i));
     Bounds found{kInfinity, -kInfinity, false};

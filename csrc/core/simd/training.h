@@ -19,15 +19,6 @@ DIFFQ_WORD Float amplitude_lanes(const float* amplitudes) {
     }
 }
 
-template <bool kPastCache>
-DIFFQ_WORD void put(Float value, float* to) {
-    if constexpr (kPastCache) {
-        store_past_cache(value, to);
-    } else {
-        store(value, to);
-    }
-}
-
 template <int kSize, bool kPastCache>
 struct AddToGroups {
     const float *values, *amplitudes;
@@ -36,6 +27,7 @@ struct AddToGroups {
     DIFFQ_MEMBER void lanes(int64_t i, const NoiseLanes& lanes) const {
 #pragma GCC unroll 4
         for (int part = 0; part < 4; ++part, i += kLanes) {
+            expect_read(values + i + kAhead);
             put<kPastCache>(load(values + i) + amplitude_lanes<kSize>(amplitudes + i / kSize) * lanes.z[part],
                             out + i);
         }
@@ -51,15 +43,12 @@ struct AddToSame {
     DIFFQ_MEMBER void lanes(int64_t i, const NoiseLanes& lanes) const {
 #pragma GCC unroll 4
         for (int part = 0; part < 4; ++part, i += kLanes) {
+            expect_read(values + i + kAhead);
             put<kPastCache>(load(values + i) + *amplitude * lanes.z[part], out + i);
         }
     }
     DIFFQ_MEMBER void one(int64_t i, float z) const { out[i] = values[i] + *amplitude * z; }
 };
-
-DIFFQ_WORD bool is_aligned(const float* data) {
-    return reinterpret_cast<uintptr_t>(data) % sizeof(Float) == 0;
-}
 
 template <template <bool> class Use>
 DIFFQ_WORD void hand_out_to(const NoiseRun& run, const float* values, const float* amplitudes,
@@ -117,6 +106,7 @@ struct Multiply {
     DIFFQ_MEMBER void lanes(int64_t i, const NoiseLanes& lanes) const {
 #pragma GCC unroll 4
         for (int part = 0; part < 4; ++part, i += kLanes) {
+            expect_read(gradients + i + kAhead);
             const Float gradient = load(gradients + i);
             put<kPastCache>(gradient, copies + i);
             store(gradient * lanes.z[part], products + i);

