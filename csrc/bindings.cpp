@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "core/add_noise.h"
+#include "core/block_pool.h"
 #include "core/dispatch.h"
 #include "core/packed_levels.h"
 #include "core/planes.h"
@@ -79,6 +80,12 @@ Packing packing_of(const PackingTuple& packing, int threads) {
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     module.doc() = "diffq_fast's compiled core; diffq_fast.backends.cpu is its only user";
+    py::class_<PooledBlock>(module, "Block", py::buffer_protocol())
+        .def(py::init<int64_t>())
+        .def_buffer([](PooledBlock& block) {
+            return py::buffer_info(static_cast<uint8_t*>(block.data()), block.bytes());
+        });
+    module.def("kept_bytes", kept_bytes);
     module.def("instruction_sets", [] {  // what this machine runs, the best one last
         std::vector<std::string> names;
         for (const Kernels* each : supported_kernels()) names.emplace_back(each->name);

@@ -33,11 +33,9 @@ Counts count_widths(const uint8_t* widths, int64_t groups) {
 
 template <typename Index>
 void sort_groups(const uint8_t* widths, int64_t groups, const std::vector<Counts>& places, int threads,
-                 std::unique_ptr<Index[]>& sorted) {
-    sorted.reset(new Index[static_cast<size_t>(
-        groups + kGroupsAhead)]);  // not filled with zeros first, unlike a vector
-    expect_writes(sorted.get(), groups * static_cast<int64_t>(sizeof(Index)));
-    Index* const out = sorted.get();
+                 std::unique_ptr<PooledBlock>& sorted) {
+    sorted = std::make_unique<PooledBlock>((groups + kGroupsAhead) * static_cast<int64_t>(sizeof(Index)));
+    Index* const out = static_cast<Index*>(sorted->data());
     std::fill(out + groups, out + groups + kGroupsAhead, Index{0});
     parallel_for(static_cast<int64_t>(places.size()), threads, [&](int64_t slice) {
         Counts next = places[static_cast<size_t>(slice)];
@@ -77,9 +75,9 @@ Streams::Streams(const uint8_t* widths, int64_t count, int64_t group_size, int t
     }
     if (streams_.size() < 2) return;
     if (groups <= int64_t{std::numeric_limits<uint32_t>::max()}) {
-        sort_groups(widths, groups, counts, threads, narrow_);
+        sort_groups<uint32_t>(widths, groups, counts, threads, narrow_);
     } else {
-        sort_groups(widths, groups, counts, threads, wide_);
+        sort_groups<int64_t>(widths, groups, counts, threads, wide_);
     }
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/bitpack.h"
+#include "core/block_pool.h"
 #include "core/groups.h"
 
 namespace diffq_fast {
@@ -37,20 +38,22 @@ class Streams {
     // The group that position `index` of the streams' groups, one stream after the other, holds.
     int64_t group(int64_t index) const {
         if (in_order()) return index;
-        return narrow_ ? int64_t{narrow_[static_cast<size_t>(index)]} : wide_[static_cast<size_t>(index)];
+        return narrow_ ? int64_t{narrow()[index]} : static_cast<const int64_t*>(wide_->data())[index];
     }
     // One width only: groups in their own order.
     bool in_order() const { return !narrow_ && !wide_; }
     // Where 32 bits are enough for a group's number, the groups as they lie in memory; else null.
-    const uint32_t* narrow() const { return narrow_.get(); }
+    const uint32_t* narrow() const {
+        return narrow_ ? static_cast<const uint32_t*>(narrow_->data()) : nullptr;
+    }
 
   private:
     bool valid_ = true;
     int64_t group_size_, words_ = 0;
     std::vector<int64_t> level_counts_;
     std::vector<Stream> streams_;
-    std::unique_ptr<uint32_t[]> narrow_;  // groups sorted by width, 4 bytes each where that is enough
-    std::unique_ptr<int64_t[]> wide_;
+    std::unique_ptr<PooledBlock> narrow_;  // groups sorted by width, uint32 each where that is enough
+    std::unique_ptr<PooledBlock> wide_;    // or int64
 };
 
 }  // namespace diffq_fast
