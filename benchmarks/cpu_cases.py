@@ -232,4 +232,3 @@ def evaluate(size: int = 4096, batch: int = 1) -> list[Variant]:
         return run
 
     return [Variant("plain", of(plain)), Variant("diffq_fast", of(layer))]
-

@@ -1,6 +1,6 @@
 """Measures every CPU row against its peers and writes ``results/cpu_<machine>.json``; run it on a quiet machine.
 
-    python benchmarks/measure_cpu.py [--quick] [--rows forward,state] [--output results/other.json]
+python benchmarks/measure_cpu.py [--quick] [--rows forward,state] [--output results/other.json]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A table of the CPU targets (Markdown) and a roofline plot (PNG) from a stored JSON file.
 
-    python benchmarks/report_cpu.py results/cpu_<machine>.json
+python benchmarks/report_cpu.py results/cpu_<machine>.json
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def plot(stored: dict[str, Any], path: Path) -> None:
                 if not found["bytes"]:
                     continue
                 label = f"{row.split(' g=8')[0]}: {name}"
-                axes.loglog(found["bytes"] / count, speed, "o" if "fast" in name or "pack" in name else "x", label=label)
+                axes.loglog(
+                    found["bytes"] / count, speed, "o" if "fast" in name or "pack" in name else "x", label=label
+                )
     span = [4.0, 24.0]
     axes.loglog(span, [roof / each / 1e6 for each in span], "k--", label="copy's bandwidth")
     axes.set_xlabel("bytes of memory traffic per weight")

@@ -10,6 +10,7 @@
 #include "core/planes.h"
 #include "core/quantize.h"
 #include "core/range.h"
+#include "core/streams.h"
 
 namespace {
 
@@ -145,6 +146,12 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
            bool per_group, const WeightLists& weights, int threads) {
             dequantize(at_all<const uint32_t>(levels), at_all<const uint8_t>(widths), at<const float>(range),
                        group_size, per_group, floats_of(weights), threads);
+        },
+        Release());
+    module.def(
+        "count_widths",
+        [](Address widths, int64_t groups, Address counts, int threads) {
+            count_widths(at<const uint8_t>(widths), groups, at<int64_t>(counts), threads);
         },
         Release());
     module.def(

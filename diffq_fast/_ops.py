@@ -29,6 +29,7 @@ add_noise_backward(Tensor[] grads, Tensor[] weights, Tensor[] logits, Tensor ran
 quantize(Tensor[] weights, Tensor[] widths, Tensor range, int group_size, bool per_group) -> Tensor[]
 dequantize(Tensor[] levels, Tensor[] widths, Tensor range, int group_size, bool per_group, ScalarType dtype)
     -> Tensor[]
+count_widths(Tensor widths) -> Tensor
 pack(Tensor levels, Tensor widths, int group_size, int word_count) -> Tensor
 unpack(Tensor words, Tensor widths, int group_size, int count) -> Tensor
 quantize_pack(Tensor weight, Tensor widths, Tensor range, int group_size, bool per_group, int word_count) -> Tensor
@@ -98,6 +99,11 @@ def quantize(weights, widths, range, group_size, per_group):
 @_fake
 def dequantize(levels, widths, range, group_size, per_group, dtype):
     return [level.new_empty(level.shape, dtype=dtype) for level in levels]
+
+
+@_fake
+def count_widths(widths: Tensor) -> Tensor:
+    return widths.new_empty((17,), dtype=torch.int64)
 
 
 @_fake

@@ -222,7 +222,7 @@ def packed_word_count(widths: Tensor, count: int, group_size: int) -> int:
     8
     """
     check_widths("packed_word_count", widths, count, group_size)
-    return word_count(widths, count, group_size)
+    return word_count(widths, count, group_size, _ops.count_widths.default)
 
 
 def pack(levels: Tensor, widths: Tensor, *, group_size: int = 8) -> Tensor:
@@ -242,7 +242,7 @@ def pack(levels: Tensor, widths: Tensor, *, group_size: int = 8) -> Tensor:
         raise TypeError(f"pack: levels must be int32, got {levels.dtype}")
     check_widths("pack", widths, levels.numel(), group_size)
     check_levels("pack", levels, widths, group_size)
-    words = word_count(widths, levels.numel(), group_size)
+    words = word_count(widths, levels.numel(), group_size, _ops.count_widths.default)
     return _ops.pack.default(levels, widths, group_size, words)
 
 
@@ -265,7 +265,7 @@ def unpack(words: Tensor, widths: Tensor, count: int, *, group_size: int = 8) ->
     Raises:
         ValueError: when ``words`` is not exactly as long as the widths ask for.
     """
-    check_words("unpack", words, widths, count, group_size)
+    check_words("unpack", words, widths, count, group_size, _ops.count_widths.default)
     return _ops.unpack.default(words, widths, group_size, count)
 
 
@@ -304,7 +304,7 @@ def unpack_dequantize(
 ) -> Tensor:
     """``dequantize(unpack(words))`` in one pass: the weight of ``shape`` and ``dtype``. Arguments as there."""
     count = torch.Size(shape).numel()
-    check_words("unpack_dequantize", words, widths, count, group_size)
+    check_words("unpack_dequantize", words, widths, count, group_size, _ops.count_widths.default)
     check_ranges("unpack_dequantize", found, [count], group_size, range_scope)
     check_output_dtype("unpack_dequantize", dtype)
     per_group = range_scope == "group"
@@ -359,7 +359,7 @@ def quantize_planes(weight: Tensor, widths: Tensor, found: Tensor, *, group_size
     """
     check_weights("quantize_planes", [weight])
     check_export("quantize_planes", [weight], [widths], found, group_size, "tensor")
-    counts = level_counts(widths, weight.numel(), group_size)[1:]
+    counts = level_counts(widths, weight.numel(), group_size, _ops.count_widths.default)[1:]
     return _ops.quantize_planes.default(weight, widths, found, group_size, counts)
 
 

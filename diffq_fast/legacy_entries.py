@@ -198,16 +198,12 @@ def _pack_width(rows: Tensor, widths: Tensor, width: int, rectangle: bool) -> Te
 def _unpack_all(name: str, planes: Any, widths: Tensor, size: int) -> Tensor:
     """Levels int16 ``[groups, size]`` from the list of planes per width."""
     if not isinstance(planes, list | tuple) or not len(planes) <= MAX_WIDTH:
-        raise ValueError(
-            f"legacy state: {name}: expected a list of at most {MAX_WIDTH} packed tensors or None"
-        )
+        raise ValueError(f"legacy state: {name}: expected a list of at most {MAX_WIDTH} packed tensors or None")
     levels = torch.zeros((len(widths), size), dtype=torch.int16)
     for width in widths.unique().tolist():
         if not 1 <= width <= len(planes) or planes[width - 1] is None:
             lost = "; diffq 0.2.4 does not save groups of 15 bits" if width == MAX_WIDTH else ""
-            raise ValueError(
-                f"legacy state: {name}: has groups of {width} bits, but no levels for them{lost}"
-            )
+            raise ValueError(f"legacy state: {name}: has groups of {width} bits, but no levels for them{lost}")
         chosen = widths == width
         number = int(chosen.sum()) * size
         levels[chosen] = unpack_field(name, planes[width - 1], number).view(-1, size)

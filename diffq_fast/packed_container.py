@@ -151,7 +151,9 @@ def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) 
 
 def _pack_stream(values: np.ndarray, bits: int) -> bytes:
     """A table of widths is one stream of levels, so the operator that packs levels packs it."""
-    words = functional.pack(torch.from_numpy(values).to(torch.int32), torch.tensor([bits], dtype=torch.uint8), group_size=0)
+    words = functional.pack(
+        torch.from_numpy(values).to(torch.int32), torch.tensor([bits], dtype=torch.uint8), group_size=0
+    )
     return tensor_bytes(words).tobytes()
 
 

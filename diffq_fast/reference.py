@@ -215,6 +215,12 @@ def _unpack_blocks(words: Tensor, width: int) -> Tensor:
     return torch.stack(rows, dim=1).to(torch.int32)
 
 
+def count_widths(widths: Tensor) -> Tensor:
+    """int64 ``[17]``: how many groups have 1, 2 … 16 bits; entry 0 counts the widths out of range."""
+    flat = widths.reshape(-1).to(torch.int64)
+    return torch.bincount(torch.where(flat <= MAX_WIDTH, flat, 0), minlength=MAX_WIDTH + 1)
+
+
 def pack(levels: Tensor, widths: Tensor, group_size: int) -> Tensor:
     """int32 words of a weight: its streams, one per width that occurs, in ascending order of width."""
     flat = levels.reshape(-1)

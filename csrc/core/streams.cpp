@@ -16,7 +16,7 @@ using Counts = std::array<int64_t, kMaxWidth + 1>;
 
 // How many groups of each width a slice has; entry 0 counts widths out of range. Four sets of counters,
 // because a counter that was just written is slow to read.
-Counts count_widths(const uint8_t* widths, int64_t groups) {
+Counts count_slice(const uint8_t* widths, int64_t groups) {
     std::array<std::array<int64_t, 256>, 4> counters{};
     int64_t g = 0;
     for (; g + 4 <= groups; g += 4) {
@@ -28,6 +28,15 @@ Counts count_widths(const uint8_t* widths, int64_t groups) {
         const size_t width = value <= kMaxWidth ? value : 0;
         for (const auto& set : counters) counts[width] += set[value];
     }
+    return counts;
+}
+
+std::vector<Counts> count_slices(const uint8_t* widths, int64_t groups, int threads) {
+    std::vector<Counts> counts(static_cast<size_t>((groups + kSlice - 1) / kSlice));
+    parallel_for(static_cast<int64_t>(counts.size()), threads, [&](int64_t slice) {
+        const int64_t first = slice * kSlice;
+        counts[static_cast<size_t>(slice)] = count_slice(widths + first, std::min(kSlice, groups - first));
+    });
     return counts;
 }
 
@@ -48,14 +57,17 @@ void sort_groups(const uint8_t* widths, int64_t groups, const std::vector<Counts
 
 }  // namespace
 
+void count_widths(const uint8_t* widths, int64_t groups, int64_t* counts, int threads) {
+    std::fill(counts, counts + kMaxWidth + 1, 0);
+    for (const Counts& slice : count_slices(widths, groups, threads)) {
+        for (size_t width = 0; width <= kMaxWidth; ++width) counts[width] += slice[width];
+    }
+}
+
 Streams::Streams(const uint8_t* widths, int64_t count, int64_t group_size, int threads)
     : group_size_(group_size == 0 ? std::max<int64_t>(count, 1) : group_size) {
     const int64_t groups = group_count(count, group_size);
-    std::vector<Counts> counts(static_cast<size_t>((groups + kSlice - 1) / kSlice));
-    parallel_for(static_cast<int64_t>(counts.size()), threads, [&](int64_t slice) {
-        const int64_t first = slice * kSlice;
-        counts[static_cast<size_t>(slice)] = count_widths(widths + first, std::min(kSlice, groups - first));
-    });
+    std::vector<Counts> counts = count_slices(widths, groups, threads);
     const int64_t missing = groups * group_size_ - count;  // levels that the ragged last group lacks
     int64_t place = 0;
     for (size_t width = 0; width <= kMaxWidth; ++width) {

@@ -22,6 +22,9 @@ struct Stream {
     int64_t first_group;  // where its groups begin in Streams::groups()
 };
 
+// counts[width] = how many of the groups have that width, 0 ... 16; counts[0] counts all others too.
+void count_widths(const uint8_t* widths, int64_t groups, int64_t* counts, int threads);
+
 class Streams {
   public:
     // widths: uint8 [groups of a weight with `count` elements].

@@ -183,7 +183,7 @@ void levels_are_the_same() {
         }
         for (int width = 1; width <= kMaxWidth; ++width) {
             for (const float scale : {1.0f, 0.37f, 1e-3f, 1e10f, 1e-20f, 1e-42f, 3e38f, 0.0f, -1.0f, NAN}) {
-                const float bounds[2] = {-1.7f * scale, 2.1f * scale};
+                const float bounds[2] = {scale < 0 ? -0.0f : -1.7f * scale, 2.1f * scale};  // a lo of -0, too
                 auto weights = random_floats(count, static_cast<uint32_t>(width));
                 for (float& weight : weights) weight *= scale;
                 const auto odd = odd_floats(count);

@@ -38,8 +38,11 @@ DIFFQ_WORD void store(Vector value, Item* to) {
     __builtin_memcpy(to, &value, sizeof value);
 }
 
+// value + 0 would lose the sign of -0.
 DIFFQ_WORD Float splat(float value) {
-    return Float{} + value;
+    return value - Float{};
+}
+return Float{} + value;
 }
 DIFFQ_WORD Word splat_word(uint32_t value) {
     return Word{} + value;

@@ -69,9 +69,7 @@ def _empty_range(weights: Sequence[Tensor], group_size: int, per_group: bool) ->
     return torch.empty((rows, 2)), torch.empty((0 if per_group else rows, 4), dtype=torch.int64)
 
 
-def _check_groups(
-    who: str, argument: str, values: Sequence[Tensor], counts: Sequence[int], group_size: int
-) -> None:
+def _check_groups(who: str, argument: str, values: Sequence[Tensor], counts: Sequence[int], group_size: int) -> None:
     """Guards the core's reads: one value per group."""
     for index, (value, count) in enumerate(zip(values, counts, strict=True)):
         groups = group_count(count, group_size)
@@ -233,9 +231,17 @@ def _packing(who: str, widths: Tensor, count: int, group_size: int, words: int) 
 def _require(done: bool, who: str, word_count: int) -> None:
     if not done:
         raise ValueError(
-            f"{who}: widths must be between 1 and 16 and need exactly word_count words, "
-            f"got word_count={word_count}"
+            f"{who}: widths must be between 1 and 16 and need exactly word_count words, got word_count={word_count}"
         )
+
+
+@_kernel
+def count_widths(widths: Tensor) -> Tensor:
+    if widths.dtype != torch.uint8:
+        return default.count_widths(widths)
+    widths, counts = widths.contiguous(), torch.empty(17, dtype=torch.int64)
+    core.count_widths(widths.data_ptr(), widths.numel(), counts.data_ptr(), torch.get_num_threads())
+    return counts
 
 
 @_kernel
@@ -243,9 +249,7 @@ def pack(levels: Tensor, widths: Tensor, group_size: int, word_count: int) -> Te
     levels, widths = levels.to(torch.int32).contiguous(), widths.to(torch.uint8).contiguous()
     packing = _packing("pack", widths, levels.numel(), group_size, word_count)
     words = _empty([word_count], torch.int32)
-    _require(
-        core.pack(packing, levels.data_ptr(), words.data_ptr(), torch.get_num_threads()), "pack", word_count
-    )
+    _require(core.pack(packing, levels.data_ptr(), words.data_ptr(), torch.get_num_threads()), "pack", word_count)
     return words
 
 
@@ -351,7 +355,5 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
     planes = planes.contiguous()
     length = min(length, blocks * rows * columns)
     values = _empty([length], torch.int16)
-    core.unpack_planes(
-        planes.data_ptr(), length, nbits, rows, columns, values.data_ptr(), torch.get_num_threads()
-    )
+    core.unpack_planes(planes.data_ptr(), length, nbits, rows, columns, values.data_ptr(), torch.get_num_threads())
     return values

@@ -107,6 +107,11 @@ def dequantize(levels, widths, range, group_size, per_group, dtype):
 
 
 @_kernel
+def count_widths(widths: Tensor) -> Tensor:
+    return reference.count_widths(widths)
+
+
+@_kernel
 def pack(levels: Tensor, widths: Tensor, group_size: int, word_count: int) -> Tensor:
     return reference.pack(levels, widths, group_size)
 
