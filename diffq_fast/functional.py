@@ -353,7 +353,8 @@ def quantize_planes(weight: Tensor, widths: Tensor, found: Tensor, *, group_size
         widths: uint8 ``[groups]``, each 1 … 16.
         found: its range, float32 ``[1, 2]``, see :func:`weight_range`.
 
-    >>> planes = quantize_planes(torch.tensor([0.0, 3.0]), torch.tensor([2], dtype=torch.uint8), torch.tensor([[0.0, 3]]))
+    >>> width = torch.tensor([2], dtype=torch.uint8)
+    >>> planes = quantize_planes(torch.tensor([0.0, 3.0]), width, torch.tensor([[0.0, 3.0]]))
     >>> [tuple(each.shape) for each in planes[:3]]
     [(0, 1, 32), (1, 2, 32), (0, 3, 32)]
     """

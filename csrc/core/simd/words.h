@@ -42,8 +42,6 @@ DIFFQ_WORD void store(Vector value, Item* to) {
 DIFFQ_WORD Float splat(float value) {
     return value - Float{};
 }
-return Float{} + value;
-}
 DIFFQ_WORD Word splat_word(uint32_t value) {
     return Word{} + value;
 }
