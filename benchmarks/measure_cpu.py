@@ -17,7 +17,7 @@ import cpu_cases
 import torch
 from harness import machine_name, store, time_variants
 
-GROUP_SIZES = (8,)
+GROUP_SIZES = (8, 1, 16, 128, 0)
 PLANES = (2, 4, 8, 12)
 
 

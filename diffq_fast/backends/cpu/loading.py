@@ -27,8 +27,8 @@ def _choose_instruction_set(core: Any) -> None:
     wanted = os.environ.get("DIFFQ_FAST_ISA", "")
     if wanted and not core.use_instruction_set(wanted):
         raise ValueError(
-            f"diffq_fast: DIFFQ_FAST_ISA: expected one of {', '.join(core.instruction_sets())}, which this machine runs, "
-            f"got {wanted!r}; unset it to use the best of them"
+            f"diffq_fast: DIFFQ_FAST_ISA: expected one of {', '.join(core.instruction_sets())}, which this machine "
+            f"runs, got {wanted!r}; unset it to use the best of them"
         )
 
 
