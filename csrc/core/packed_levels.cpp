@@ -76,7 +76,8 @@ const float* gather_floats(const Streams& streams, const Block& block, const Flo
     }
     uint16_t halves[kPlaneBlock];
     gather(streams, block, static_cast<const uint16_t*>(weight.data), halves);
-    return load_floats(halves, weight.dtype, 0, block.count, buffer);
+    kernels().floats_from_halves(halves, weight.dtype, block.count, buffer);
+    return buffer;
 }
 
 void scatter_floats(const Streams& streams, const Block& block, const float* values, const Floats& weight) {
