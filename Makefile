@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
-PACKAGE := diffq_fast examples benchmarks tests setup.py
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
 
 .PHONY: setup demo test check bench wheel clean
@@ -25,8 +24,8 @@ test: setup
 	$(BIN)/python -m pytest
 
 check: setup
-	ruff check $(PACKAGE)
-	ruff format --check $(PACKAGE)
+	ruff check .
+	ruff format --check .
 	clang-format --dry-run --Werror $(NATIVE)
 	typos
 	mypy
@@ -35,7 +34,7 @@ bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
 
 wheel: setup
-	rm -rf build/wheel
+	rm -rf build/wheel build/lib* build/bdist* build/temp*
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	auditwheel repair --plat auto --wheel-dir dist build/wheel/diffq_fast-*-linux_*.whl
 	DIFFQ_FAST_SKIP_NATIVE=1 $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -18,9 +18,11 @@ _HOMES = {
     "save": "packed_file",
     "load": "packed_file",
     "inspect": "packed_report",
+    "save_legacy": "diffq_alias",
+    "install_as_diffq": "diffq_alias",
     "backend_info": "backends",
 }
-_MODULES = ("functional",)
+_MODULES = ("functional", "ts_export")
 __all__ = ["__version__", *_HOMES, *_MODULES]
 
 

@@ -61,6 +61,25 @@ def check_per_group_lists(
             raise ValueError(f"{who}: {argument}[{index}] is on {value.device}, its weight on {weight.device}")
 
 
+def check_streams(who: str, argument: str, streams: Sequence[int]) -> None:
+    for stream in streams:
+        if not 0 <= stream < 2**32:
+            raise ValueError(f"{who}: {argument} must be between 0 and 2**32 - 1, got {stream}")
+
+
+def check_logits(who: str, logits: Sequence[Tensor]) -> None:
+    for index, logit in enumerate(logits):
+        if not logit.is_floating_point():
+            raise TypeError(f"{who}: logits[{index}] must be a floating tensor, got {logit.dtype}")
+
+
+def check_tally(who: str, tally: Tensor | None, weights: int) -> None:
+    if tally is not None and tally.dtype != torch.float32:
+        raise TypeError(f"{who}: tally must be float32, got {tally.dtype}")
+    if tally is not None and tally.shape != (weights,):
+        raise ValueError(f"{who}: tally must have shape [{weights}], one per weight, got {list(tally.shape)}")
+
+
 def check_widths(who: str, widths: Tensor, count: int, group_size: int) -> None:
     check_group_size(who, group_size)
     if count < 0:

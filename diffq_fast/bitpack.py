@@ -27,9 +27,7 @@ def check_levels(who: str, x: Tensor, nbits: int) -> int:
     if x.is_floating_point() or x.is_complex():
         raise TypeError(f"{who}: x must be an integer tensor, got {x.dtype}")
     if not 0 <= nbits <= 16:
-        raise ValueError(
-            f"{who}: nbits must be between 0 and 16, 0 for as few as the values need, got {nbits}"
-        )
+        raise ValueError(f"{who}: nbits must be between 0 and 16, 0 for as few as the values need, got {nbits}")
     if not x.numel():
         return nbits
     lowest, highest = int(x.min()), int(x.max())
@@ -37,9 +35,7 @@ def check_levels(who: str, x: Tensor, nbits: int) -> int:
         found = lowest if lowest < 0 else highest
         raise ValueError(f"{who}: x must hold values from 0 to {MAX_LEVEL}, found {found}")
     if nbits and highest >= 2**nbits:
-        raise ValueError(
-            f"{who}: x must hold values from 0 to {2**nbits - 1} for nbits={nbits}, found {highest}"
-        )
+        raise ValueError(f"{who}: x must hold values from 0 to {2**nbits - 1} for nbits={nbits}, found {highest}")
     return nbits or highest.bit_length()
 
 
@@ -89,8 +85,7 @@ def unpack(packed: Tensor, length: int | None = None) -> Tensor:
     """
     if packed.dtype != torch.int64 or packed.dim() != 3:
         raise TypeError(
-            f"bitpack.unpack: packed must be int64 [blocks, nbits, block_size], got {packed.dtype} "
-            f"{list(packed.shape)}"
+            f"bitpack.unpack: packed must be int64 [blocks, nbits, block_size], got {packed.dtype} {list(packed.shape)}"
         )
     capacity = packed.shape[0] * packed.shape[2] * _ROWS
     return unpack_planes(packed, check_length("bitpack.unpack", length, capacity))

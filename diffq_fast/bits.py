@@ -15,6 +15,11 @@ PARAMS = ("bits", "noise")
 MAX_WHOLE_BITS = 15
 
 
+def _check_param(who: str, param: str) -> None:
+    if param not in PARAMS:
+        raise ValueError(f"{who}: param must be one of {', '.join(map(repr, PARAMS))}, got {param!r}")
+
+
 def _float(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.to(torch.float32)
 
@@ -36,6 +41,7 @@ def bits_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: st
         tensor of the same shape, differentiable in ``logits``.
     """
     t = torch.sigmoid(_float(logits))
+    _check_param("bits_from_logits", param)
     if param == "bits":
         return max_bits * t + (1 - t) * min_bits  # in this order: another one rounds some widths differently
     log_smallest, log_largest = _log_steps(min_bits, max_bits)
@@ -57,6 +63,7 @@ def initial_logit(init_bits: float, min_bits: float, max_bits: float, param: str
 
 def _fraction(bits: Tensor, min_bits: float, max_bits: float, param: str) -> Tensor:
     """The t = sigmoid(logit) that gives ``bits``."""
+    _check_param("logits_from_bits", param)
     if param == "bits":
         return (bits - min_bits) / (max_bits - min_bits)
     log_smallest, log_largest = _log_steps(min_bits, max_bits)

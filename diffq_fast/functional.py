@@ -23,9 +23,12 @@ from ._checks import (
     check_group_size,
     check_key,
     check_levels,
+    check_logits,
     check_output_dtype,
     check_per_group_lists,
     check_ranges,
+    check_streams,
+    check_tally,
     check_weights,
     check_widths,
     check_words,
@@ -122,8 +125,7 @@ def noise(key: Tensor, stream: int, count: int, *, first: int = 0, noise: str = 
     """
     check_key("noise", key)
     check_choice("noise", "noise", noise, NOISE_KINDS)
-    if not 0 <= stream < 2**32:
-        raise ValueError(f"noise: stream must be between 0 and 2**32 - 1, got {stream}")
+    check_streams("noise", "stream", [stream])
     if count < 0 or first < 0:
         raise ValueError(f"noise: count and first must not be negative, got count={count}, first={first}")
     return _ops.noise.default(key, stream, first, count, noise)
@@ -175,10 +177,13 @@ def add_noise(
     if not 0 < min_bits < max_bits:
         raise ValueError(f"add_noise: expected 0 < min_bits < max_bits, got min_bits={min_bits}, max_bits={max_bits}")
     check_per_group_lists("add_noise", "logits", weights, logits, group_size)
+    check_logits("add_noise", logits)
+    check_tally("add_noise", tally, len(weights))
     if streams is None:
         streams = range(len(weights))
     elif len(streams) != len(weights):
         raise ValueError(f"add_noise: expected {len(weights)} streams, one per weight, got {len(streams)}")
+    check_streams("add_noise", "streams", streams)
     per_group = is_per_group("add_noise", range_scope)
     options = (group_size, float(min_bits), float(max_bits), param, noise, per_group)
     noisy, found, _ = _ops.add_noise.default(list(weights), list(logits), key, list(streams), tally, *options)
@@ -303,6 +308,8 @@ def unpack_dequantize(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``dequantize(unpack(words))`` in one pass: the weight of ``shape`` and ``dtype``. Arguments as there."""
+    if any(size < 0 for size in shape):
+        raise ValueError(f"unpack_dequantize: sizes of shape must not be negative, got {list(shape)}")
     count = torch.Size(shape).numel()
     check_words("unpack_dequantize", words, widths, count, group_size, _ops.count_widths.default)
     check_ranges("unpack_dequantize", found, [count], group_size, range_scope)

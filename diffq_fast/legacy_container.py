@@ -37,17 +37,13 @@ def read_zip(file: BinaryIO) -> Any:
         members = {info.filename: info for info in archive.infolist()}
         roots = [name[: -len("data.pkl")] for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(roots) != 1 or roots[0] + "constants.pkl" in members:
-            raise pickle.UnpicklingError(
-                "a zip file that torch.save did not write (a TorchScript archive, perhaps)"
-            )
+            raise pickle.UnpicklingError("a zip file that torch.save did not write (a TorchScript archive, perhaps)")
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
             raise pickle.UnpicklingError("a zip file with compressed members; torch.save stores them")
         if sum(info.file_size for info in members.values()) > file_bytes:
             raise pickle.UnpicklingError("a zip file whose members are longer than the file")
         if roots[0] + "byteorder" in members and archive.read(roots[0] + "byteorder") != b"little":
-            raise pickle.UnpicklingError(
-                "a file from a big-endian machine; save it again on a little-endian one"
-            )
+            raise pickle.UnpicklingError("a file from a big-endian machine; save it again on a little-endian one")
         storages: dict[str, Tensor] = {}
 
         def load_storage(pid: tuple) -> Tensor:
@@ -55,9 +51,7 @@ def read_zip(file: BinaryIO) -> Any:
             if key not in storages:
                 data = bytearray(archive.read(f"{roots[0]}data/{key}"))
                 if len(data) != count * kind.dtype.itemsize:
-                    raise pickle.UnpicklingError(
-                        f"storage {key!r:.20} of {len(data)} bytes, expected {count} elements"
-                    )
+                    raise pickle.UnpicklingError(f"storage {key!r:.20} of {len(data)} bytes, expected {count} elements")
                 storages[key] = _as_tensor(data, kind.dtype)
             return storages[key]
 
@@ -94,9 +88,7 @@ def read_stream(file: BinaryIO) -> Any:
         count = int.from_bytes(file.read(8), "little")
         data = bytearray(file.read(storage.numel() * storage.element_size()))
         if count != storage.numel() or len(data) != storage.numel() * storage.element_size():
-            raise pickle.UnpicklingError(
-                f"storage {key!r:.20}: expected {storage.numel()} elements, found {count}"
-            )
+            raise pickle.UnpicklingError(f"storage {key!r:.20}: expected {storage.numel()} elements, found {count}")
         storage.copy_(_as_tensor(data, storage.dtype))
     if storages:
         raise pickle.UnpicklingError(f"{len(storages)} storages are missing")

@@ -48,7 +48,10 @@ def unpack_field(name: str, planes: Any, count: int) -> Tensor:
         raise legacy_error(name, f"expected a packed tensor, found {describe(planes)}")
     if planes.shape[-2] > _MAX_PLANES or unit == 0 or units != -(-count // unit):
         raise legacy_error(name, f"expected {count} packed values, found planes {describe(planes)}")
-    return unpack(planes.detach().cpu(), count)
+    values = unpack(planes.detach().cpu())
+    if bool(values[count:].any()):
+        raise legacy_error(name, f"expected {count} packed values, found more; is it of a weight of another shape?")
+    return values[:count]
 
 
 def is_packed(name: str, first: Any, shape: Sequence[int], packed: bool | None) -> bool:
@@ -70,9 +73,7 @@ def read_like_weight(name: str, first: Any, shape: Sequence[int], packed: bool |
         return unpack_field(name, first, math.prod(shape)).to(torch.int32).reshape(tuple(shape))
     levels = read_integers(name, first, "levels")
     if tuple(levels.shape) != tuple(shape):
-        raise legacy_error(
-            name, f"expected levels of the weight's shape {list(shape)}, found {describe(first)}"
-        )
+        raise legacy_error(name, f"expected levels of the weight's shape {list(shape)}, found {describe(first)}")
     return levels
 
 

@@ -93,9 +93,7 @@ def quantizer_name(klass: object) -> str:
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def build_meta(
-    init_kwargs: Mapping[str, Any], klass: object, *, packed: bool, torch_pack: bool
-) -> dict[str, Any]:
+def build_meta(init_kwargs: Mapping[str, Any], klass: object, *, packed: bool, torch_pack: bool) -> dict[str, Any]:
     """``state["meta"]``. A fractional ``min_bits`` of a packed state is written as its widths' base.
 
     diffq adds ``min_bits`` to the packed widths, and finds no group of a fractional width. A packed state
@@ -151,9 +149,7 @@ def parse_state(state: Any) -> LegacyState:
     if isinstance(state, list | tuple):
         state = {"quantized": state}
     if not isinstance(state, Mapping) or "quantized" not in state:
-        raise ValueError(
-            f"legacy state: expected a dict with the key 'quantized' or a list, found {_summary(state)}"
-        )
+        raise ValueError(f"legacy state: expected a dict with the key 'quantized' or a list, found {_summary(state)}")
     entries = list(_items(state, "quantized", tuple))
     float16, others = (list(_items(state, key, Tensor)) for key in ("float16", "others"))
     meta = state.get("meta")
@@ -161,9 +157,7 @@ def parse_state(state: Any) -> LegacyState:
         packed, torch_pack = _detect_form(entries)
         return LegacyState(entries, float16, others, packed=packed, torch_pack=torch_pack)
     if not isinstance(meta, Mapping) or not {"init_kwargs", "klass"} <= meta.keys():
-        raise ValueError(
-            f"legacy state: meta: expected a dict with init_kwargs and klass, found {_summary(meta)}"
-        )
+        raise ValueError(f"legacy state: meta: expected a dict with init_kwargs and klass, found {_summary(meta)}")
     packed, torch_pack = bool(meta.get("packed", False)), bool(meta.get("torch_pack", False))
     if not isinstance(meta["init_kwargs"], Mapping):
         raise ValueError(
@@ -186,9 +180,7 @@ def _items(state: Mapping, key: str, kind: type) -> Sequence[Any]:
         raise ValueError(f"legacy state: {key}: expected a list, found {describe(items)}")
     for index, item in enumerate(items):
         if not isinstance(item, kind) and not (kind is tuple and isinstance(item, list)):
-            raise ValueError(
-                f"legacy state: {key}[{index}]: expected a {kind.__name__}, found {describe(item)}"
-            )
+            raise ValueError(f"legacy state: {key}[{index}]: expected a {kind.__name__}, found {describe(item)}")
     return items
 
 
@@ -248,9 +240,7 @@ def _parse_in_file(state: Any, name: str) -> LegacyState:
 def _parse_package(fields: Mapping[str, Any], name: str) -> LegacyPackage:
     state = fields["state"]
     if not isinstance(state, Mapping) or not isinstance(fields.get("kwargs", {}), Mapping):
-        raise ValueError(
-            f"{name}: expected a package with a dict as state and as kwargs, found {_summary(state)}"
-        )
+        raise ValueError(f"{name}: expected a package with a dict as state and as kwargs, found {_summary(state)}")
     quantised = isinstance(state.get("quantized"), list | tuple)
     return LegacyPackage(
         klass=legacy_name(fields["klass"]),

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, BinaryIO
 
-import safetensors.torch
 from torch import Tensor
 
 from .legacy_unpickler import inert_class
@@ -27,6 +26,8 @@ def is_safetensors(file: BinaryIO) -> bool:
 
 def read_safetensors(file: BinaryIO, name: str) -> dict[str, Any]:
     """The fields of a package: tensors back in their places in the tree ``structure``."""
+    import safetensors.torch  # here, so that training needs nothing but torch
+
     data = file.read()
     try:
         tensors = safetensors.torch.load(data)
@@ -37,9 +38,7 @@ def read_safetensors(file: BinaryIO, name: str) -> dict[str, Any]:
                 "args": _from_plain(values["args"]), "kwargs": _from_plain(values["kwargs"])}  # fmt: skip
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{name}: not a readable safetensors package of Demucs 4.1 ({problem:.300})"
-        ) from error
+        raise ValueError(f"{name}: not a readable safetensors package of Demucs 4.1 ({problem:.300})") from error
 
 
 def _from_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:

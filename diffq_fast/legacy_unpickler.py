@@ -86,9 +86,7 @@ def legacy_name(klass: object) -> str:
 
 def rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     """A view of the flat ``storage``; refused when it reaches outside or repeats elements."""
-    sizes_fit = len(size) == len(stride) and all(
-        isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)
-    )
+    sizes_fit = len(size) == len(stride) and all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride))
     if not sizes_fit or not isinstance(storage, Tensor):
         raise pickle.UnpicklingError("a tensor whose storage, offset, size or stride is of the wrong kind")
     count, last = 1, offset
@@ -98,9 +96,7 @@ def rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: 
     if count == 0 and max(size) < 2**31:
         return storage.new_empty(tuple(size))
     if last >= storage.numel() or count > storage.numel():
-        raise pickle.UnpicklingError(
-            f"a tensor of size {tuple(size)} in a storage of {storage.numel()} elements"
-        )
+        raise pickle.UnpicklingError(f"a tensor of size {tuple(size)} in a storage of {storage.numel()} elements")
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
@@ -180,12 +176,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         if self._load_storage is None or not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise pickle.UnpicklingError("a persistent id that is no storage")
         _, kind, key, _, count = pid[:5]
-        if (
-            not isinstance(kind, _StorageType)
-            or not isinstance(key, str)
-            or type(count) is not int
-            or count < 0
-        ):
+        if not isinstance(kind, _StorageType) or not isinstance(key, str) or type(count) is not int or count < 0:
             raise pickle.UnpicklingError("a storage whose type, key or size is of the wrong kind")
         return self._load_storage(pid)
 

@@ -160,7 +160,8 @@ def _pack_stream(values: np.ndarray, bits: int) -> bytes:
 def _weight_sources(name: str, weight: PackedTensor) -> tuple[WeightLayout, list[TensorSource]]:
     coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
     dtype = DTYPE_NAMES[weight.dtype]
-    layout = WeightLayout(name, tuple(weight.shape), dtype, weight.group_size, weight.range_scope, coding)
+    shape, scope = tuple(weight.shape), weight.range_scope
+    layout = WeightLayout(name, shape, dtype, weight.group_size, scope, coding, weight.level_count)
     words, ranges = partial(tensor_bytes, weight.words), partial(tensor_bytes, weight.range)
     sources = [
         TensorSource(name + ".range", "F32", layout.range_shape, ranges),
@@ -197,10 +198,14 @@ def _read_tensor(file: BinaryIO, layout: PackedLayout, name: str) -> Tensor:
 
 def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]) -> PackedTensor:
     weight, found = layout.weights[name], stored[name + ".range"]
-    span = found[..., 1] - found[..., 0]
-    if not bool((torch.isfinite(span) & (span >= 0)).all()):
-        problem = "expected ranges lo <= hi, finite and no further apart than float32 can hold; damaged or hostile"
-        raise file_error(layout.header.path, name + ".range", problem)
+    if weight.range_scope == "scale":
+        sound, expected = torch.isfinite(found), "a finite scale"
+    else:
+        span = found[..., 1] - found[..., 0]
+        sound = torch.isfinite(span) & (span >= 0)
+        expected = "ranges lo <= hi, finite and no further apart than float32 can hold"
+    if not bool(sound.all()):
+        raise file_error(layout.header.path, name + ".range", f"expected {expected}; damaged or hostile")
     return PackedTensor(
         stored[name + ".words"].view(torch.int32),
         torch.from_numpy(layout.widths[name]),
@@ -209,4 +214,5 @@ def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]
         DTYPES[weight.dtype],
         weight.group_size,
         weight.range_scope,
+        weight.level_count,
     )

@@ -29,7 +29,7 @@ from .packed_widths import WidthError, check_coding, decode_widths, fixed_bytes,
 PARTS = (".words", ".widths", ".range")
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 HALF_DTYPES = ("F64", "F32", "BF16")
-RANGE_SCOPES = ("tensor", "group")
+RANGE_SCOPES = ("tensor", "group", "scale")
 DAMAGED = "; the file is damaged or truncated"
 
 
@@ -43,6 +43,7 @@ class WeightLayout:
     group_size: int
     range_scope: str
     coding: list[Any]
+    level_count: int | None = None
 
     @property
     def count(self) -> int:
@@ -54,16 +55,17 @@ class WeightLayout:
 
     @property
     def range_shape(self) -> tuple[int, ...]:
-        return (2,) if self.range_scope == "tensor" else (self.groups, 2)
+        return {"tensor": (2,), "group": (self.groups, 2), "scale": (1,)}[self.range_scope]
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        fields = {
             "shape": list(self.shape),
             "dtype": self.dtype,
             "group_size": self.group_size,
             "range": self.range_scope,
             "widths": self.coding,
         }
+        return fields if self.level_count is None else fields | {"levels": self.level_count}
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _read_weight(name: str, fields: Any, header: Header) -> WeightLayout:
 
     expected = {"shape", "dtype", "group_size", "range", "widths"}
     require(
-        isinstance(fields, dict) and set(fields) == expected,
+        isinstance(fields, dict) and set(fields) - {"levels"} == expected,
         f"the layout must state {', '.join(sorted(expected))}",
     )
     require(
@@ -152,8 +154,16 @@ def _read_weight(name: str, fields: Any, header: Header) -> WeightLayout:
     except WidthError as error:
         raise file_error(header.path, name, str(error)) from None
     weight = WeightLayout(
-        name, tuple(fields["shape"]), fields["dtype"], fields["group_size"], fields["range"], fields["widths"]
+        name,
+        tuple(fields["shape"]),
+        fields["dtype"],
+        fields["group_size"],
+        fields["range"],
+        fields["widths"],
+        fields.get("levels"),
     )
+    problem = _scheme_problem(weight)
+    require(problem is None, problem or "")
     for part, dtype in ((".words", "U32"), (".range", "F32")):
         require(name + part in header.tensors, f"the file has no tensor {name + part!r}{DAMAGED}")
         found_dtype = header.tensors[name + part].dtype
@@ -168,6 +178,19 @@ def _read_weight(name: str, fields: Any, header: Header) -> WeightLayout:
     require(8 * words.byte_count >= weight.count, least)  # bounds all memory by the length of the file
     _check_width_table(weight, header)
     return weight
+
+
+def _scheme_problem(weight: WeightLayout) -> str | None:
+    """Why a range "scale" or a count of levels cannot be, or None: both are for one width, and the count needs it."""
+    width = weight.coding[1] if weight.coding[0] == "one" else 0
+    if weight.range_scope == "scale" and (weight.group_size != 0 or (width < 2 and weight.count)):
+        return 'range "scale" needs group_size 0 and the coding ["one", 2 … 16]'
+    if weight.level_count is not None:
+        fits = whole(weight.level_count) and (1 << width) // 2 < weight.level_count < 1 << width
+        if not fits or weight.range_scope != "tensor":
+            found = f"{str(weight.level_count)[:20]} with widths {weight.coding}, range {weight.range_scope!r}"
+            return f'levels needs range "tensor" and the coding ["one", the fewest bits for more than 2], got {found}'
+    return None
 
 
 def _check_width_table(weight: WeightLayout, header: Header) -> None:
@@ -206,6 +229,11 @@ def _read_quantizer(header: Header) -> dict[str, Any]:
     if not isinstance(quantizer.get("class"), str) or not isinstance(quantizer.get("arguments"), dict):
         raise file_error(header.path, "quantizer", "expected a class name and an object of arguments")
     return quantizer
+
+
+def learned_suffix(quantizer: Mapping[str, Any]) -> Any:
+    """What the names of learned parameters end in, as the file says it or as its quantizer has it by default."""
+    return quantizer["arguments"].get("suffix", "_lsq" if quantizer["class"] == "LSQ" else "_diffq")
 
 
 def _as_list(value: Any, header: Header) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .bits import MAX_WHOLE_BITS, PARAMS, bits_from_logits, logits_from_bits, whole_bits
 from .packed_header import file_error
+from .packed_layout import learned_suffix
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class LogitRule:
 def read_rule(path: str, quantizer: Mapping[str, Any]) -> LogitRule:
     """The rule of the file's quantizer, defaults where it states none; PackedFileError if impossible."""
     arguments = quantizer["arguments"]
-    rule = LogitRule(**{name: arguments[name] for name in LogitRule.__dataclass_fields__ if name in arguments})
+    given = {name: arguments[name] for name in LogitRule.__dataclass_fields__ if name in arguments}
+    rule = LogitRule(**given | {"suffix": learned_suffix(quantizer)})
     numbers = (rule.min_bits, rule.max_bits, rule.extra_bits)
     if not all(type(number) in (int, float) and abs(number) <= 1000 for number in numbers):
         raise file_error(path, "quantizer", f"min_bits, max_bits and extra_bits must be numbers, got {numbers}")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .packed_header import ITEM_BYTES, open_file, printable
-from .packed_layout import PackedLayout, read_layout
+from .packed_layout import PackedLayout, learned_suffix, read_layout
 from .packed_widths import stream_levels
 
 PURPOSES = ("levels", "widths", "ranges", "plain parameters", "buffers", "logits", "header")
@@ -155,7 +155,7 @@ def _bytes_by_purpose(layout: PackedLayout) -> dict[str, int]:
     purpose: dict[str, str] = {}
     for part, name in ((".words", "levels"), (".widths", "widths"), (".range", "ranges")):
         purpose |= {weight + part: name for weight in layout.weights}
-    suffix = layout.quantizer["arguments"].get("suffix", "_diffq")
+    suffix = learned_suffix(layout.quantizer)
     purpose |= {f"{weight}{suffix}": "logits" for weight in layout.weights}
     sizes = dict.fromkeys(PURPOSES, 0)
     for name, entry in layout.header.tensors.items():

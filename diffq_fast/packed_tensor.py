@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import functional
+from .even_levels import dequantize_evenly
 
 PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -18,7 +19,7 @@ class PackedTensor:
 
     words: int32 `[words]`, read as uint32; docs/packed_format.md defines their bits.
     widths: uint8 `[groups]`, each 1 … 16.
-    range: float32 (lo, hi), `[2]`, or `[groups, 2]` for range_scope "group".
+    range: float32 (lo, hi), `[2]`, or `[groups, 2]` for range_scope "group", or the scale, `[1]`, for "scale".
     shape, dtype: of the float weight. group_size: elements per group, 0 for one; the last may be shorter.
     """
 
@@ -29,9 +30,18 @@ class PackedTensor:
     dtype: torch.dtype
     group_size: int
     range_scope: str = "tensor"
+    level_count: int | None = None
 
     def unpack(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight `[*shape]`: level * u * (hi - lo) + lo in float32, then cast to `dtype` (or its own)."""
+        """The weight `[*shape]` in float32, then cast to `dtype` (or its own).
+
+        level * u * (hi - lo) + lo, u = 1 / (2**width - 1), or 1 / (level_count - 1) where there is a count; for
+        range_scope "scale" (level - 2**(width - 1)) * scale.
+        """
+        dtype = dtype or self.dtype
+        if self.range_scope == "scale" or self.level_count is not None:
+            levels = functional.unpack(self.words, self.widths, self.count, group_size=self.group_size)
+            return self._weight(levels.reshape(self.shape)).to(dtype)
         return functional.unpack_dequantize(
             self.words,
             self.widths,
@@ -39,8 +49,15 @@ class PackedTensor:
             self.shape,
             group_size=self.group_size,
             range_scope=self.range_scope,
-            dtype=dtype or self.dtype,
+            dtype=dtype,
         )
+
+    def _weight(self, levels: Tensor) -> Tensor:
+        if self.range_scope == "scale":
+            half = 1 << (int(self.widths[0]) - 1) if self.count else 0
+            return (levels - half) * self.range
+        count = self.range.new_tensor(float(self.level_count or 0))
+        return dequantize_evenly(levels, count, self.range[0], self.range[1], torch.float32)
 
     def to(self, device: torch.device | str) -> PackedTensor:
         """The same with words, widths and range on `device`."""
@@ -87,9 +104,7 @@ def pack_weight(
     >>> pack_weight(torch.tensor([0.0, 1.0, 3.0]), widths, group_size=0).unpack()
     tensor([0., 1., 3.])
     """
-    if weight.dtype not in PACKABLE:
-        expected = "float32, float16 or bfloat16"
-        raise TypeError(f"pack_weight: {name}: expected {expected}, got {weight.dtype}; convert the model first")
+    _check_dtype("pack_weight", weight.dtype, name)
     with torch.no_grad():
         weight = weight.detach()
         found = functional.weight_range([weight], group_size=group_size, range_scope=range_scope)
@@ -97,6 +112,51 @@ def pack_weight(
         words = functional.quantize_pack(weight, widths, found, group_size=group_size, range_scope=range_scope)
     ranges = found.reshape(-1) if range_scope == "tensor" else found
     return PackedTensor(words, widths, ranges, tuple(weight.shape), weight.dtype, group_size, range_scope)
+
+
+def pack_levels(
+    levels: Tensor,
+    width: int,
+    found: Tensor,
+    *,
+    dtype: torch.dtype,
+    range_scope: str = "tensor",
+    level_count: int | None = None,
+    name: str = "weight",
+) -> PackedTensor:
+    """Pack levels that were made in another way than :func:`pack_weight` makes them, all of one width.
+
+    Args:
+        levels: int32, the weight's shape, 0 … 2**width - 1, or below `level_count`.
+        width: bits of a level, 1 … 16.
+        found: float32 (lo, hi) for range_scope "tensor", one scale for "scale".
+        dtype: of the float weight.
+        level_count: levels that there are between lo and hi, if not 2**width: at most as many.
+        name: what errors call the weight.
+
+    Raises:
+        ValueError: levels that do not fit, or a range or scale that is not finite. TypeError: see `pack_weight`.
+    """
+    _check_dtype("pack_levels", dtype, name)
+    if range_scope == "tensor":
+        _check_range(found.reshape(-1, 2), name)
+    elif not bool(torch.isfinite(found).all()):
+        raise ValueError(
+            f"pack_levels: {name}: expected a finite scale, found {found.tolist()}; repair the weight first"
+        )
+    if level_count == 1 << width:
+        level_count = None
+    with torch.no_grad():
+        widths = torch.full((min(levels.numel(), 1),), width, dtype=torch.uint8, device=levels.device)
+        words = functional.pack(levels, widths, group_size=0)
+        found = found.detach().to(torch.float32).reshape(-1)
+    return PackedTensor(words, widths, found, tuple(levels.shape), dtype, 0, range_scope, level_count)
+
+
+def _check_dtype(who: str, dtype: torch.dtype, name: str) -> None:
+    if dtype not in PACKABLE:
+        expected = "float32, float16 or bfloat16"
+        raise TypeError(f"{who}: {name}: expected {expected}, got {dtype}; convert the model first")
 
 
 def _check_range(found: Tensor, name: str) -> None:

@@ -128,7 +128,8 @@ def _range_gradient(flat: Tensor, bounds: Tensor, range_grad: Tensor, group_size
     at_max = (rows == bounds[:, 1:]).to(flat.dtype)
     at_min = (rows == bounds[:, :1]).to(flat.dtype)
     shares = at_max / at_max.sum(1, keepdim=True).clamp(min=1) - at_min / at_min.sum(1, keepdim=True).clamp(min=1)
-    return (shares * range_grad[:, None]).reshape(-1)[: flat.numel()]
+    carried = torch.where(shares != 0, shares * range_grad[:, None], 0)  # an infinite gradient reaches these alone
+    return carried.reshape(-1)[: flat.numel()]
 
 
 # -- export -----------------------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8,
@@ -50,6 +52,14 @@ def tensor_from_bytes(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...
     if dtype == torch.bool and int(flat.max()) > 1:
         raise ValueError(f"expected bytes 0 or 1 for bool, found {int(flat.max())}")
     return flat.view(dtype).reshape(shape)
+
+
+def memory_key(tensor: Tensor) -> Hashable:
+    """Equal for tensors that show the same memory in the same way; a tensor without any is equal to itself only."""
+    if tensor.layout != torch.strided or tensor.is_meta or is_lazy(tensor) or tensor.numel() == 0:
+        return id(tensor)
+    place, view = (tensor.device, tensor.data_ptr()), (tensor.shape, tensor.stride())
+    return place, view, tensor.dtype, tensor.is_conj(), tensor.is_neg()
 
 
 def _refuse_big_endian() -> None:

@@ -13,6 +13,7 @@ import diffq_fast
 
 
 def main(path: str) -> None:
+    mnist.use_one_thread()
     network = mnist.build_network()
     diffq_fast.load(path, network)
     _, held_out = mnist.split(mnist.load_digits())

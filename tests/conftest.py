@@ -14,6 +14,7 @@ HAS_PEER = importlib.util.find_spec("diffq") is not None  # asked before any tes
 
 MARKERS = {
     "peer": "compares with diffq 0.2.4, run as a black box; skipped where it is not installed",
+    "programs": "runs real programs that import diffq (Demucs 4.1.0); skipped where they are not installed",
     "gpu": "needs a CUDA device; skipped without one",
     "slow": "takes more than a few seconds; leave out with -m 'not slow'",
 }
@@ -28,6 +29,8 @@ def pytest_collection_modifyitems(items):
     missing = {}
     if not HAS_PEER:
         missing["peer"] = "diffq is not installed (pip install diffq==0.2.4)"
+    if importlib.util.find_spec("demucs") is None or importlib.util.find_spec("omegaconf") is None:
+        missing["programs"] = "Demucs is not installed (pip install demucs==4.1.0 omegaconf)"
     if not torch.cuda.is_available():
         missing["gpu"] = "no CUDA device"
     for item in items:

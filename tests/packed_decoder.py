@@ -63,10 +63,14 @@ def decode_weight(name: str, fields: dict, data: dict[str, bytes]) -> Decoded:
     ranges = struct.unpack(f"<{len(data[name + '.range']) // 4}f", data[name + ".range"])
     levels, values = [], []
     for group, width in enumerate(widths):
-        lo, hi = ranges[2 * group : 2 * group + 2] if fields["range"] == "group" else ranges
+        bounds = ranges[2 * group : 2 * group + 2] if fields["range"] == "group" else ranges
+        top = fields.get("levels", 2**width) - 1
         for _ in range(sizes[group]):
             levels.append(next(streams[width]))
-            values.append(value_of(levels[-1], width, lo, hi))
+            if fields["range"] == "scale":
+                values.append(float32((levels[-1] - 2 ** (width - 1)) * bounds[0]))
+            else:
+                values.append(value_of(levels[-1], top, *bounds))
     return Decoded(fields["shape"], fields["dtype"], widths, levels, to_bytes(values, fields["dtype"]))
 
 
@@ -110,8 +114,8 @@ def float32(value: float) -> float:
     return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
-def value_of(level: int, width: int, lo: float, hi: float) -> float:
-    step = float32(1 / (2**width - 1))
+def value_of(level: int, top: int, lo: float, hi: float) -> float:
+    step = float32(1 / top)
     return float32(float32(float32(level * step) * float32(hi - lo)) + lo)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffq_fast.packed_container import write_packed
-from diffq_fast.packed_tensor import PackedTensor, pack_weight
+from diffq_fast.packed_tensor import PackedTensor, pack_levels, pack_weight
 from diffq_fast.packed_widths import group_count
 
 DATA = Path(__file__).parent / "data"
@@ -93,7 +93,29 @@ def kinds() -> Example:
     return Example(packed, plain, ties, {"bias", "fine", "brain.bias"}, info, buffers)
 
 
-GOLDEN = {"packed_v1_documented": documented, "packed_v1_kinds": kinds}
+def even_and_scaled() -> Example:
+    """Levels in a number that is no power of two, and indices times a scale."""
+    levels = torch.from_numpy((scattered(1100, 1) + 0.5) * 776).to(torch.int32)
+    few = torch.tensor([[0, 1, 2], [2, 1, 0]], dtype=torch.int32)
+    found = torch.tensor([-0.375, 1.1])
+    packed = {
+        "even": pack_levels(levels, 10, found, dtype=torch.float32, level_count=776),
+        "even.few": pack_levels(few, 2, found, dtype=torch.float16, level_count=3),
+        "scaled": pack_levels(
+            levels.remainder(16), 4, torch.tensor([0.0371]), dtype=torch.float32, range_scope="scale"
+        ),
+        "scaled.down": pack_levels(few, 2, torch.tensor([-1.7]), dtype=torch.bfloat16, range_scope="scale"),
+    }
+    return Example(
+        packed, {"bias": torch.from_numpy(scattered(9, 10))}, quantizer_info={"class": "LSQ", "arguments": {}}
+    )
+
+
+GOLDEN = {
+    "packed_v1_documented": documented,
+    "packed_v1_kinds": kinds,
+    "packed_v1_even_and_scaled": even_and_scaled,
+}
 
 if __name__ == "__main__":
     for name, example in GOLDEN.items():

@@ -75,9 +75,7 @@ def test_noise_equals_the_oracle(first):
         uniform = ops.noise(KEY, 5, first, count, "uniform")
         assert torch.equal(uniform, default.noise(KEY, 5, first, count, "uniform"))
         gaussian = ops.noise(KEY, 2**32 - 1, first, count, "gaussian")
-        torch.testing.assert_close(
-            gaussian, default.noise(KEY, 2**32 - 1, first, count, "gaussian"), rtol=0, atol=4e-6
-        )
+        torch.testing.assert_close(gaussian, default.noise(KEY, 2**32 - 1, first, count, "gaussian"), rtol=0, atol=4e-6)
 
 
 @pytest.mark.parametrize("per_group", [False, True])
@@ -189,9 +187,7 @@ def test_nonfinite_logit_gradients_become_zero_and_are_counted():
     grads[1][3], grads[1][40] = float("nan"), float("inf")
     logits = make_logits(weights, 8)
     bounds = ops.weight_range(weights, 8, False)
-    _, grad_logits, nonfinite = ops.add_noise_backward(
-        grads, weights, logits, *bounds, KEY, [0, 1], *options(8)
-    )
+    _, grad_logits, nonfinite = ops.add_noise_backward(grads, weights, logits, *bounds, KEY, [0, 1], *options(8))
     assert nonfinite.tolist() == [0.0, 2.0]
     assert grad_logits[1][0] == 0
     assert grad_logits[1][5] == 0
@@ -204,9 +200,7 @@ def test_many_small_weights_equal_one_call_each():
     streams = [7 * index for index in range(300)]
     noisy, found, _ = ops.add_noise(weights, logits, KEY, streams, None, *options(8))
     for index, stream in enumerate(streams):
-        alone = ops.add_noise(
-            weights[index : index + 1], logits[index : index + 1], KEY, [stream], None, *options(8)
-        )
+        alone = ops.add_noise(weights[index : index + 1], logits[index : index + 1], KEY, [stream], None, *options(8))
         assert torch.equal(noisy[index], alone[0][0])
         assert torch.equal(found[index], alone[1][0])
 
@@ -256,9 +250,7 @@ def test_levels_and_words_equal_the_oracle(dtype, group_size, per_group):
         assert torch.equal(ops.unpack(expected, width, group_size, level.numel()), level)
         assert torch.equal(ops.quantize_pack(weight, width, row, group_size, per_group, size), expected)
         shape = list(level.shape)
-        assert torch.equal(
-            ops.unpack_dequantize(expected, width, row, group_size, per_group, shape, dtype), restored
-        )
+        assert torch.equal(ops.unpack_dequantize(expected, width, row, group_size, per_group, shape, dtype), restored)
 
 
 def test_any_float_quantizes_like_the_oracle():
@@ -329,9 +321,7 @@ def test_float64_is_computed_in_float64():
 def test_half_precision_logits_are_computed_in_float32():
     weights, logits = make_weights((40,), torch.bfloat16), [torch.linspace(-1, 1, 5).to(torch.bfloat16)]
     noisy = ops.add_noise(weights, logits, KEY, [0], None, *options(8))[0]
-    assert torch.equal(
-        noisy[0], ops.add_noise(weights, [logits[0].float()], KEY, [0], None, *options(8))[0][0]
-    )
+    assert torch.equal(noisy[0], ops.add_noise(weights, [logits[0].float()], KEY, [0], None, *options(8))[0][0])
 
 
 def test_operators_refuse_sizes_that_the_core_would_overrun():
@@ -342,20 +332,14 @@ def test_operators_refuse_sizes_that_the_core_would_overrun():
         ops.add_noise(weights, [torch.zeros(7)], KEY, [0], None, *options(8))
     with pytest.raises(ValueError, match=r"quantize: widths\[0\]: expected 8 values, .* got 7"):
         ops.quantize(weights, [widths[:7]], found, 8, False)
-    with pytest.raises(
-        ValueError, match=r"dequantize: range: expected float32 \[8, 2\], got torch.float32 \[1, 2\]"
-    ):
+    with pytest.raises(ValueError, match=r"dequantize: range: expected float32 \[8, 2\], got torch.float32 \[1, 2\]"):
         ops.dequantize([levels], [widths], found, 8, True, torch.float32)
-    with pytest.raises(
-        ValueError, match="pack: widths must be between 1 and 16 and need exactly word_count words"
-    ):
+    with pytest.raises(ValueError, match="pack: widths must be between 1 and 16 and need exactly word_count words"):
         ops.pack(levels, widths, 8, 7)
     with pytest.raises(ValueError, match=r"unpack: widths must be .* got word_count=9"):
         ops.unpack(torch.zeros(9, dtype=torch.int32), widths, 8, 64)
     with pytest.raises(ValueError, match="unpack_dequantize: widths must be"):
-        ops.unpack_dequantize(
-            torch.zeros(8, dtype=torch.int32), widths + 13, found, 8, False, [64], torch.float32
-        )
+        ops.unpack_dequantize(torch.zeros(8, dtype=torch.int32), widths + 13, found, 8, False, [64], torch.float32)
 
 
 @pytest.mark.parametrize("name", ["add_noise", "weight_range", "noise"])
@@ -411,9 +395,7 @@ STATUS = "from diffq_fast.backends import cpu; print(cpu.status())"
 
 def test_disabled_core_answers_through_the_reference():
     assert run_python(STATUS, DIFFQ_FAST_DISABLE_CORE="1") == "(False, 'DIFFQ_FAST_DISABLE_CORE is set')"
-    code = (
-        "import torch, diffq_fast.functional as f; print(f.weight_range([torch.tensor([1., 3.])]).tolist())"
-    )
+    code = "import torch, diffq_fast.functional as f; print(f.weight_range([torch.tensor([1., 3.])]).tolist())"
     assert run_python(code, DIFFQ_FAST_DISABLE_CORE="1") == "[[1.0, 3.0]]"
 
 

@@ -71,9 +71,7 @@ def test_unpack_without_length_gives_the_padding_too():
     assert unpacked[:3].tolist() == [5, 6, 0]
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
-)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 def test_every_integer_dtype_is_taken(dtype):
     assert bitpack.unpack(bitpack.pack(torch.tensor([1, 0, 1]).to(dtype)), 3).tolist() == [1, 0, 1]
 

@@ -135,9 +135,7 @@ def test_step_and_derivative_equals_autograd(min_bits, max_bits, param):
 def test_gradcheck(min_bits, max_bits, param):
     logits = torch.tensor([-4.0, -1.5, 0.0, 0.3, 2.0, 5.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: bits_from_logits(x, min_bits, max_bits, param), logits)
-    assert torch.autograd.gradcheck(
-        lambda x: step_from_bits(bits_from_logits(x, min_bits, max_bits, param)), logits
-    )
+    assert torch.autograd.gradcheck(lambda x: step_from_bits(bits_from_logits(x, min_bits, max_bits, param)), logits)
     margin = (max_bits - min_bits) / 8
     bits = torch.linspace(min_bits + margin, max_bits - margin, 7, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda b: logits_from_bits(b, min_bits, max_bits, param), bits)
@@ -171,9 +169,7 @@ def test_derivative_survives_where_one_minus_sigmoid_rounds_to_zero(param):
 def test_nan_logits_stay_nan(param):
     logits = torch.tensor([float("nan"), 0.0])
     assert bits_from_logits(logits, 2, 15, param).isnan().tolist() == [True, False]
-    assert [part.isnan().tolist() for part in step_and_derivative(logits, 2, 15, param)] == [
-        [True, False]
-    ] * 2
+    assert [part.isnan().tolist() for part in step_and_derivative(logits, 2, 15, param)] == [[True, False]] * 2
 
 
 # -- whole widths ------------------------------------------------------------------------------------------

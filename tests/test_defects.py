@@ -1,7 +1,8 @@
 """What diffq 0.2.4 gets wrong, one test for each defect that concerns DiffQuantizer.
 
-Activation checkpointing has tests/test_checkpointing.py; sizes on disk have tests/test_packed_file.py; reading without
-running code has tests/test_legacy_state.py.
+Activation checkpointing has tests/test_checkpointing.py; sizes on disk have tests/test_packed_cost.py; reading without
+running code has tests/test_legacy_state.py. tests/test_defects_bite.py runs the checks that take a package
+on diffq too.
 """
 
 import warnings
@@ -29,15 +30,15 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def attach(model, **arguments):
-    quantizer = DiffQuantizer(model, **{"min_size": 0, "group_size": 8, **arguments})
+def attach(model, package=diffq_fast, **arguments):
+    quantizer = package.DiffQuantizer(model, **{"min_size": 0, "group_size": 8, **arguments})
     quantizer.no_optimizer()
     return quantizer
 
 
 def set_bits(quantizer, *bits):
     """Give consecutive groups of every weight the numbers of bits ``bits``, over and over."""
-    for entry in quantizer._firsts:
+    for entry in quantizer._qparams:
         count = entry.logit.numel()
         values = torch.tensor(bits, dtype=torch.float64).repeat(-(-count // len(bits)))[:count]
         margin = torch.tensor(1e-3)
@@ -48,26 +49,25 @@ def set_bits(quantizer, *bits):
             )
 
 
-def round_trip(make, **arguments):
-    """The state of a model, read into another one; returns both models' weights as quantised."""
+def round_trip(make, bits=(2, 5, 9, 15), package=diffq_fast, **arguments):
+    """Read the state of a model into another one, which must show the same quantised weights; returns the state."""
     torch.manual_seed(0)
     model, other = make(), make()
-    quantizer = attach(model, **arguments)
-    set_bits(quantizer, *arguments.pop("bits", (2, 5, 9, 15)))
+    quantizer = attach(model, package, **arguments)
+    set_bits(quantizer, *bits)
     state = quantizer.get_quantized_state()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        restore_quantized_state(other, state)
+        package.restore_quantized_state(other, state)
     with quantizer.enter_quantize():
-        expected = {name: param.clone() for name, param in other.named_parameters()}
-        for name, param in expected.items():
-            assert torch.equal(model.state_dict()[name], param), name
-    return state, other
+        for name, param in other.named_parameters():
+            assert torch.equal(model.state_dict()[name], param), f"{name} came back changed"
+    return state
 
 
 @pytest.mark.filterwarnings("ignore:legacy state")
 def test_groups_of_15_bits_come_back():
-    state, _ = round_trip(lambda: nn.Linear(64, 64))
+    state = round_trip(lambda: nn.Linear(64, 64))
     assert len(state["quantized"][0][0]) == 15
 
 
@@ -87,18 +87,30 @@ def test_one_group_float_min_bits_and_widths_below_min_bits_come_back(arguments)
     round_trip(lambda: nn.Linear(32, 16), **arguments)
 
 
-def test_tied_parameters_restore_detach_and_enter_the_optimizer_once():
+def check_tied_parameters_enter_the_optimizer_once(package):
     model = Tied()
     optimizer = torch.optim.Adam(model.parameters())
-    quantizer = DiffQuantizer(model, min_size=0, group_size=8)
-    quantizer.setup_optimizer(optimizer)
+    package.DiffQuantizer(model, min_size=0, group_size=8).setup_optimizer(optimizer)
     logits = optimizer.param_groups[-1]["params"]
-    assert len(logits) == len({id(logit) for logit in logits}) == 3
+    assert len(logits) == len({id(logit) for logit in logits}) == 3, f"{len(logits)} logits in the group"
+
+
+def check_tied_parameters_restore(package):
     other = Tied()
-    restore_quantized_state(other, quantizer.get_quantized_state())
+    package.restore_quantized_state(other, attach(Tied(), package).get_quantized_state())
     assert other.b.weight is other.a.weight
-    quantizer.detach()
+
+
+def check_tied_parameters_detach(package):
+    model = Tied()
+    attach(model, package).detach()
     assert [name for name, _ in model.named_parameters()] == ["a.weight", "a.bias", "b.bias"]
+
+
+def test_tied_parameters_restore_detach_and_enter_the_optimizer_once():
+    check_tied_parameters_enter_the_optimizer_once(diffq_fast)
+    check_tied_parameters_restore(diffq_fast)
+    check_tied_parameters_detach(diffq_fast)
 
 
 def test_tied_weights_share_width_and_noise():
@@ -155,12 +167,10 @@ class Raises(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_exception_in_forward_puts_the_weights_back(training, error):
+def check_an_exception_in_forward_puts_the_weights_back(package, training, error):
     torch.manual_seed(0)
     model = Raises()
-    attach(model, init_bits=3)
+    attach(model, package, init_bits=3)
     weight, x = model.inner.weight.detach().clone(), torch.randn(2, 8)
     model.train(training)
     expected = model(x)
@@ -169,12 +179,18 @@ def test_an_exception_in_forward_puts_the_weights_back(training, error):
         model(x)
     if error is ValueError:
         assert model.inner.weight is model.inner._parameters["weight"]
-    assert torch.equal(model.state_dict()["inner.weight"], weight)
+    assert torch.equal(model.state_dict()["inner.weight"], weight), "the weight of the forward stayed"
     model.error = None
     again = model(x)
     assert torch.equal(model.inner.weight, weight)
     assert model.inner.weight is model.inner._parameters["weight"]
     assert torch.equal(again, expected) != training  # fresh noise in training, the same quantised weights in eval
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_in_forward_puts_the_weights_back(training, error):
+    check_an_exception_in_forward_puts_the_weights_back(diffq_fast, training, error)
 
 
 def test_eval_quantises_once_per_version_of_the_weights():
@@ -217,11 +233,11 @@ def test_a_pure_half_precision_model_trains(dtype):
     model.eval()(torch.randn(2, 16, dtype=dtype))
 
 
-def test_channels_last_weights_group_in_logical_order():
+def check_channels_last_weights_group_in_logical_order(package):
     def run(memory_format):
         torch.manual_seed(0)
         model = nn.Conv2d(8, 8, 3).to(memory_format=memory_format)
-        quantizer = attach(model, init_bits=4)
+        quantizer = attach(model, package, init_bits=4)
         x = torch.randn(2, 8, 6, 6)
         torch.manual_seed(1)
         model(x).square().sum().backward()
@@ -231,6 +247,10 @@ def test_channels_last_weights_group_in_logical_order():
 
     for found, expected in zip(run(torch.channels_last), run(torch.contiguous_format), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_weights_group_in_logical_order():
+    check_channels_last_weights_group_in_logical_order(diffq_fast)
 
 
 def test_a_ragged_last_group_trains_and_packs_and_a_legacy_state_refuses_it(tmp_path):
@@ -285,9 +305,9 @@ def test_broken_weights_are_refused_by_exports_and_passed_on_in_training(value, 
     assert not model(torch.randn(2, 8)).isfinite().all()
 
 
-def test_float16_parameters_keep_their_training_values():
+def check_float16_parameters_keep_their_training_values(package):
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 1))
-    quantizer = attach(model, min_size=0.0009, float16=True)
+    quantizer = attach(model, package, min_size=0.0009, float16=True)
     with torch.no_grad():
         model[1].bias.fill_(0.1)
     before, half = model[1].bias.detach().clone(), model[1].bias.detach().half().float()
@@ -296,11 +316,15 @@ def test_float16_parameters_keep_their_training_values():
     model[1].register_forward_hook(lambda module, args, output: seen.append(module.bias.detach().clone()))
     model.eval()(torch.randn(2, 16))
     assert torch.equal(seen[0], half)
-    assert torch.equal(model[1].bias, before)
+    assert torch.equal(model[1].bias, before), "eval left the rounded value"
     quantizer.quantize()
     assert torch.equal(model[1].bias, half)
     quantizer.unquantize()
     assert torch.equal(model[1].bias, before)
+
+
+def test_float16_parameters_keep_their_training_values():
+    check_float16_parameters_keep_their_training_values(diffq_fast)
 
 
 def test_a_constant_weight_is_exact(tmp_path):

@@ -1,6 +1,8 @@
 """The README's Python examples run, in order, in one folder."""
 
+import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +57,26 @@ def test_every_test_that_a_page_names_exists():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "migrating_from_diffq.md").read_text()))
     assert len(named) > 15
     assert named <= defined
+
+
+def test_the_figures_of_the_claim_are_those_that_are_stored():
+    stored = json.loads((ROOT / "benchmarks" / "results" / "mnist_claim.json").read_text())
+    summary, runs = stored["summary"], stored["runs"]
+
+    def mean(key, kind):
+        return statistics.mean(run[key] for run in runs if run["kind"] == kind)
+
+    assert summary["seeds"] == 8
+    low, high = summary["bootstrap_interval_95"]
+    rows = [
+        f"| size | {mean('megabytes', 'float32'):.3f} MB | {mean('megabytes', 'DiffQ'):.3f} MB "
+        f"| {statistics.mean(summary['times_smaller']):.2f} times smaller |",
+        f"| file on disk | {mean('megabytes_on_disk', 'float32'):.3f} MB | {mean('megabytes_on_disk', 'DiffQ'):.3f} MB "
+        f"| {statistics.mean(summary['times_smaller_on_disk']):.2f} times smaller |",
+        f"| {mean('accuracy', 'float32'):.2f} % | {mean('accuracy', 'DiffQ'):.2f} % "
+        f"| {summary['mean_points']:+.2f} points, 95 % interval −{-low:.3f} to {high:+.3f} |",
+        f"On the first three seeds: {statistics.mean(summary['times_smaller'][:3]):.2f} times smaller at "
+        f"{statistics.mean(summary['points'][:3]):+.2f} points",
+    ]
+    for row in rows:
+        assert row in README, row

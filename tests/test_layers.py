@@ -20,7 +20,7 @@ PACKAGE = ROOT / "diffq_fast"
 # From the bottom to the top; a module belongs to the first layer with a pattern that fits.
 LAYERS = [
     ("root", ["diffq_fast"]),  # lazy: imports nothing of the package by itself
-    ("oracle", ["bits", "philox", "reference"]),
+    ("oracle", ["bits", "philox", "reference", "even_levels"]),
     ("schemas", ["_ops"]),
     ("backends", ["backends", "backends.*", "_core"]),
     ("functional", ["_checks", "functional"]),
@@ -28,15 +28,15 @@ LAYERS = [
     (
         "formats",
         [
-            *("packed_*", "legacy_*", "bitpack", "torch_pack", "even_levels"),
+            *("packed_*", "legacy_*", "bitpack", "torch_pack"),
             *("tensor_bytes", "safetensors_writer", "atomic_file"),
         ],
     ),
     ("quantizers", ["quantizers", "quantizers.*"]),
-    ("diffq's names", ["base", "diffq", "lsq", "uniform", "ts_export", "diffq_alias"]),
-    ("users", ["cli", "__main__", "integrations", "integrations.*"]),
+    ("diffq's names", ["base", "diffq", "lsq", "uniform", "ts_export", "diffq_alias", "conversion"]),
+    ("users", ["cli", "cli_*", "__main__", "integrations", "integrations.*"]),
 ]
-ORACLE = ("bits", "philox", "reference")
+ORACLE = ("bits", "philox", "reference", "even_levels")
 WITHOUT_TORCH = ("diffq_fast", "packed_header", "packed_widths", "packed_layout", "packed_report", "cli")
 
 

@@ -87,9 +87,7 @@ def test_diffq_files_decode_to_what_diffq_restored_and_encode_to_the_same_entry(
     group_size, min_bits = kwargs.get("group_size", 1), kwargs.get("min_bits", 2)
     assert state.quantizer == "DiffQuantizer"
     for entry, (key, restored) in zip(state.quantized, parameters, strict=True):
-        decoded = decode_diffq_entry(
-            entry, restored.shape, group_size=group_size, min_bits=min_bits, name=key
-        )
+        decoded = decode_diffq_entry(entry, restored.shape, group_size=group_size, min_bits=min_bits, name=key)
         assert torch.equal(dequantized(decoded, group_size), restored)
         form = {"packed": state.packed, "torch_pack": state.torch_pack}
         same(
@@ -107,9 +105,7 @@ def test_uniform_files_decode_to_what_diffq_restored_and_encode_to_the_same_entr
         same(decode_uniform_entry(entry, restored.shape, bits=bits), decoded)
         widths = torch.tensor([bits], dtype=torch.uint8)
         found = torch.tensor([decoded.range], dtype=torch.float32)
-        assert torch.equal(
-            functional.dequantize([decoded.levels], [widths], found, group_size=0)[0], restored
-        )
+        assert torch.equal(functional.dequantize([decoded.levels], [widths], found, group_size=0)[0], restored)
         same(encode_uniform_entry(decoded.levels, *decoded.range, bits=bits), entry)
 
 
@@ -130,16 +126,12 @@ FORMS = [{"packed": False}, {"packed": True}, {"packed": True, "torch_pack": Tru
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "count", [1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 1023, 1024, 1025, 2047, 2048, 2049, 5000]
-)
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 1023, 1024, 1025, 2047, 2048, 2049, 5000])
 @pytest.mark.parametrize("group_size", [0, 1, 4])
 def test_diffq_entries_round_trip(count, group_size, form):
     shape = (count, group_size or 3)
     groups = count if group_size else 1
-    widths = torch.randint(
-        2, 15, (groups,), generator=torch.Generator().manual_seed(count), dtype=torch.uint8
-    )
+    widths = torch.randint(2, 15, (groups,), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
     levels = random_entry(shape, widths, group_size)
     entry = encode_diffq_entry(levels, widths, -1.5, 2.5, min_bits=2, **form)
     decoded = decode_diffq_entry(entry, shape, group_size=group_size, min_bits=2)
@@ -187,9 +179,7 @@ def test_width_15_is_a_15th_entry_and_says_so(torch_pack):
     levels = random_entry((3, 8), widths, 8)
     levels[0, 0] = 32767
     with pytest.warns(UserWarning, match="conv.weight: .*15 bits are written as a 15th list entry"):
-        entry = encode_diffq_entry(
-            levels, widths, 0, 1, min_bits=2, torch_pack=torch_pack, name="conv.weight"
-        )
+        entry = encode_diffq_entry(levels, widths, 0, 1, min_bits=2, torch_pack=torch_pack, name="conv.weight")
     assert len(entry[0]) == 15
     decoded = decode_diffq_entry(entry, (3, 8), group_size=8, min_bits=2)
     assert torch.equal(decoded.levels, levels)
@@ -264,6 +254,13 @@ def replaced(entry, index, part):
     return (*entry[:index], part, *entry[index + 1 :])
 
 
+def two_full_values(nbits):
+    """Planes of bitpack that hold two values of all ones, and zeros."""
+    planes = torch.zeros(1, nbits, 32, dtype=torch.int64)
+    planes[..., :2] = 1
+    return planes
+
+
 def without_planes(width):
     return [None if number == width else planes for number, planes in enumerate(PACKED[0], start=1)]
 
@@ -297,9 +294,10 @@ def without_planes(width):
         (replaced(PACKED, 0, 14 * [torch.zeros(3, 2, 32, dtype=torch.int64)]), "expected 2 packed values"),
         (replaced(PACKED, 0, 14 * [torch.zeros(1, 17, 32, dtype=torch.int64)]), "expected 2 packed values"),
         (replaced(PACKED, 0, 14 * [torch.zeros(2, dtype=torch.int64)]), "a packed tensor, found torch.int64"),
-        (replaced(PACKED, 0, 14 * [torch.full((1, 16, 32), -1)]), "does not fit its width"),
+        (replaced(PACKED, 0, 14 * [two_full_values(16)]), "does not fit its width"),
+        (replaced(PACKED, 0, 14 * [torch.full((1, 16, 32), -1)]), "expected 2 packed values, found more"),
         (replaced(PACKED, 2, torch.zeros(2, 2)), "a packed tensor, found torch.float32"),
-        (replaced(PACKED, 2, torch.full((1, 15, 32), -1)), "has groups of"),
+        (replaced(PACKED, 2, two_full_values(15)), "has groups of"),
     ],
 )
 def test_decode_diffq_entry_refuses(entry, words):
@@ -308,7 +306,7 @@ def test_decode_diffq_entry_refuses(entry, words):
 
 
 def test_a_file_of_diffqs_that_lost_its_15_bit_groups_is_refused_with_the_reason():
-    entry = (14 * [None], (0.0, 1.0), torch.ones(1, 1, 32, dtype=torch.int64))  # each width is base + 1
+    entry = (14 * [None], (0.0, 1.0), two_full_values(1))  # each width is base + 1
     with pytest.raises(ValueError, match=r"groups of 14 bits, but no levels for them$"):
         decode_diffq_entry(entry, (4,), group_size=2, min_bits=13)
     with pytest.raises(ValueError, match=r"groups of 15 bits.*diffq 0.2.4 does not save groups of 15 bits"):

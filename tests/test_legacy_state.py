@@ -52,9 +52,7 @@ def diffq_entry(weight, widths, group_size, min_bits, **form):
 # -- golden files ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in CASES if (GOLDEN / f"{name}.th").exists() and "demucs" not in name]
-)
+@pytest.mark.parametrize("name", [name for name in CASES if (GOLDEN / f"{name}.th").exists() and "demucs" not in name])
 def test_a_state_says_who_wrote_it_and_how(name):
     state = load_legacy(GOLDEN / f"{name}.th")
     assert isinstance(state, LegacyState)
@@ -258,9 +256,7 @@ def test_a_damaged_compressed_state_is_refused(plain, words):
 def test_an_ordinary_state_dict_is_refused_by_its_keys(tmp_path):
     path = tmp_path / "model.th"
     torch.save(nn.Linear(2, 2).state_dict(), path)
-    with pytest.raises(
-        ValueError, match=r"model.th: legacy state: .*found a dict with the keys \['weight', 'bias'\]"
-    ):
+    with pytest.raises(ValueError, match=r"model.th: legacy state: .*found a dict with the keys \['weight', 'bias'\]"):
         load_legacy(path)
 
 
@@ -370,9 +366,7 @@ def test_damaged_golden_files_raise_value_error(name):
 
 def test_a_saved_state_names_diffqs_class_and_loads_again(tmp_path):
     entry, expected = diffq_entry(WEIGHT, WIDTHS, 8, 2)
-    meta = build_meta(
-        {"group_size": 8}, "diffq_fast.quantizers.diffq.DiffQuantizer", packed=True, torch_pack=False
-    )
+    meta = build_meta({"group_size": 8}, "diffq_fast.quantizers.diffq.DiffQuantizer", packed=True, torch_pack=False)
     save_legacy_state(build_state([entry], meta=meta), tmp_path / "state.th")
     assert os.listdir(tmp_path) == ["state.th"]
     state = load_legacy(tmp_path / "state.th")

@@ -76,9 +76,7 @@ def test_tensors_of_every_dtype_come_back(dtype, zipped):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_plain_values_parameters_and_ordered_dicts_come_back(zipped):
-    value = collections.OrderedDict(
-        a=torch.nn.Parameter(torch.ones(2)), b=[1, 2.5, None, True, "é", b"\x00\xff", (3,)]
-    )
+    value = collections.OrderedDict(a=torch.nn.Parameter(torch.ones(2)), b=[1, 2.5, None, True, "é", b"\x00\xff", (3,)])
     value._metadata = {"": {"version": 1}}
     back = read(saved({"state": value, "fraction": fractions.Fraction(7, 3), 5: {1, 2}}, zipped))
     assert type(back["state"]) is collections.OrderedDict
@@ -152,9 +150,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path, protocol, container):
 
 def test_code_in_the_older_container_does_not_run(tmp_path):
     victim = tmp_path / "victim"
-    back = read(
-        saved({"weights": torch.ones(2), "hook": Reduces(os.system, f"touch {victim}")}, zipped=False)
-    )
+    back = read(saved({"weights": torch.ones(2), "hook": Reduces(os.system, f"touch {victim}")}, zipped=False))
     assert isinstance(back["hook"], Inert)
     assert back["hook"].args == (f"touch {victim}",)
     assert back["weights"].tolist() == [1, 1]
@@ -178,15 +174,7 @@ def string(text):
 
 
 def storage(kind="FloatStorage", key="0", count=4):
-    return (
-        b"("
-        + string("storage")
-        + f"ctorch\n{kind}\n".encode()
-        + string(key)
-        + string("cpu")
-        + number(count)
-        + b"tQ"
-    )
+    return b"(" + string("storage") + f"ctorch\n{kind}\n".encode() + string(key) + string("cpu") + number(count) + b"tQ"
 
 
 def number(value):

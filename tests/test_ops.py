@@ -85,9 +85,7 @@ def test_opcheck_add_noise(per_group, dtype, requires_grad):
         weights, logits, tally = leaves(weights), leaves(logits), tally.requires_grad_()
     streams = list(range(len(weights)))
     check(ops.add_noise.default, weights, logits, KEY, streams, tally, *options_of(4, per_group=per_group))
-    check(
-        ops.add_noise.default, weights[:1], [logits[0]], KEY, [3], None, *options_of(4, per_group=per_group)
-    )
+    check(ops.add_noise.default, weights[:1], [logits[0]], KEY, [3], None, *options_of(4, per_group=per_group))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -180,9 +178,7 @@ def test_weight_range_equals_the_oracle(dtype, group_size, per_group):
         assert torch.equal(extremes, torch.cat(rows))
 
 
-@pytest.mark.parametrize(
-    "values", [[1.0, 1.0, 0.0, 0.0, 1.0], [0.0, -0.0], [NAN, 1.0], [1.0, NAN], [INF, 0.0]]
-)
+@pytest.mark.parametrize("values", [[1.0, 1.0, 0.0, 0.0, 1.0], [0.0, -0.0], [NAN, 1.0], [1.0, NAN], [INF, 0.0]])
 def test_weight_range_of_ties_and_nonfinite_values_equals_the_oracle(values):
     weight = torch.tensor(values)
     found, extremes = ops.weight_range([weight], 2, False)
@@ -231,9 +227,7 @@ def test_gradients_equal_the_oracle(group_size, per_group, param, kind):
         bounds = reference.weight_range(weight, group_size, per_group)
         z = philox.noise(KEY, index, 0, weight.numel(), kind)
         bits = options[:4]
-        grad_weight, grad_logit, _ = reference.noisy_weight_backward(
-            grad, weight, logit, bounds, z, *bits, per_group
-        )
+        grad_weight, grad_logit, _ = reference.noisy_weight_backward(grad, weight, logit, bounds, z, *bits, per_group)
         torch.testing.assert_close(found[index], grad_weight, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found[len(weights) + index], grad_logit, rtol=1e-4, atol=1e-5)
 
@@ -257,9 +251,33 @@ def test_export_and_load_equal_the_oracle(dtype, group_size, per_group):
         one = bounds, group_size, per_group
         assert torch.equal(ops.quantize_pack(weight, width, *one, words.numel()), words)
         assert torch.equal(ops.unpack(words, width, group_size, weight.numel()), expected.reshape(-1))
-        assert torch.equal(
-            ops.unpack_dequantize(words, width, *one, list(weight.shape), dtype), restored[index]
-        )
+        assert torch.equal(ops.unpack_dequantize(words, width, *one, list(weight.shape), dtype), restored[index])
+
+
+@pytest.mark.parametrize("width", [3, 5, 8, 11, 15])
+def test_quantize_equals_the_oracle_next_to_half_levels(width):
+    """Where another order of float32 operations would round to another level."""
+    highest = 2**width - 1
+    halves = (torch.arange(min(highest, 4000)) + 0.5) / highest
+    around = [halves, torch.nextafter(halves, torch.zeros(())), torch.nextafter(halves, torch.ones(()))]
+    weight = torch.cat([*around, torch.tensor([0.0, 1.0])])
+    widths, bounds = torch.tensor([width], dtype=torch.uint8), torch.tensor([[0.0, 1.0]])
+    (levels,) = ops.quantize([weight], [widths], bounds, 0, False)
+    assert torch.equal(levels, reference.quantize(weight, widths, bounds, 0))
+    (restored,) = ops.dequantize([levels], [widths], bounds, 0, False, torch.float32)
+    assert torch.equal(restored, reference.dequantize(levels, widths, bounds, 0, torch.float32))
+    words = ops.quantize_pack(weight, widths, bounds, 0, False, reference.stream_words(len(weight), width))
+    assert torch.equal(words, reference.pack(levels, widths, 0))
+
+
+@pytest.mark.parametrize("bounds", [[2.0, 2.0], [-1.0, 1.0], [NAN, NAN], [-INF, INF], [0.0, INF]])
+def test_quantize_of_odd_values_and_ranges_equals_the_oracle(bounds):
+    weight = torch.tensor([2.0, 5.0, -3.0, NAN, INF, -INF, 0.0, -0.0, 1e-45, 3e38])
+    widths, found = torch.tensor([5], dtype=torch.uint8), torch.tensor([bounds])
+    expected = reference.quantize(weight, widths, found, 0)
+    (levels,) = ops.quantize([weight], [widths], found, 0, False)
+    assert torch.equal(levels, expected)
+    assert torch.equal(ops.quantize_pack(weight, widths, found, 0, False, 5), reference.pack(expected, widths, 0))
 
 
 @pytest.mark.parametrize("rows", sorted(reference.PLANE_DTYPES))
@@ -307,6 +325,25 @@ def test_ties_share_the_gradient_equally(dtype):
     slope = -torch.log(torch.tensor(2.0)) * 2**8.5 / (2**8.5 - 1) ** 2 * 13 / 4
     expected = 4 * total.item() * (2**8.5 - 1) * slope.item()
     assert logit.grad.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("group_size", [0, 1024, 1000])
+def test_sums_over_large_groups_keep_their_precision(group_size):
+    """A float32 running sum over a million terms would lose three digits and more."""
+    weight, grad = torch.randn(1_000_003), torch.rand(1_000_003) + 1000
+    (leaf,) = leaves([weight])
+    (logit,) = leaves([torch.zeros(reference.group_count(1_000_003, group_size))])
+    add_noise([leaf], [logit], *options_of(group_size, kind="uniform"))[0].backward(grad)
+    z = philox.uniform(KEY, 0, 0, 1_000_003)
+    bounds = reference.weight_range(weight, 0, False)
+    exact = reference.noisy_weight_backward(
+        grad.double(), weight.double(), logit.detach().double(), bounds.double(), z, *options_of(group_size)[:4], False
+    )
+    largest = exact[1].abs().max()
+    torch.testing.assert_close(logit.grad.double(), exact[1], rtol=1e-5, atol=1e-6 * largest)
+    for end in (weight.argmin(), weight.argmax()):
+        total = exact[0][end] - grad[end]
+        assert leaf.grad[end].item() - grad[end].item() == pytest.approx(total.item(), rel=1e-4)
 
 
 def test_frozen_weight_and_frozen_logit_get_no_gradient():
@@ -411,9 +448,7 @@ def test_no_noise_is_kept_for_the_backward():
     )
     inputs = {tensor.untyped_storage().data_ptr() for tensor in (*weights, *logits, KEY)}
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
-    ):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         noisy = add_noise(weights, logits, *options_of(8))
     others = [tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in inputs]
     assert len(kept) >= 5

@@ -81,9 +81,7 @@ def random_places(number):
     ]
     for _ in range(number):
         element_bits = source.choice([8, 20, 33, 36, 45])
-        places.append(
-            (source.getrandbits(64) - 2**63, source.getrandbits(32), source.getrandbits(element_bits))
-        )
+        places.append((source.getrandbits(64) - 2**63, source.getrandbits(32), source.getrandbits(element_bits)))
     return places
 
 

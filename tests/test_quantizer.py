@@ -1,9 +1,11 @@
 """The surface of DiffQuantizer: attaching, optimizers, training and eval forwards, sizes, copies."""
 
 import copy
+import gc
 import io
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -260,7 +262,7 @@ def test_exports_while_quantised_use_the_float_weights():
     before = quantizer.get_quantized_state()["quantized"][0][1]
     with quantizer.enter_quantize(), torch.no_grad():
         assert quantizer.get_quantized_state()["quantized"][0][1] == before
-        assert torch.equal(quantizer.export_weights()[0].weight, quantizer._saved[quantizer._qparams[0]])
+        assert torch.equal(quantizer.export_weights()[0].weight, quantizer._saved[quantizer._qparams[0]][0])
 
 
 def test_bake_leaves_a_plain_quantised_model():
@@ -585,3 +587,27 @@ def test_tied_parameters_in_half_precision_are_rounded_at_every_place():
     assert model[1].bias is model[0].bias
     with quantizer.enter_quantize():
         assert torch.equal(model(x), found)
+
+
+def test_sizes_and_exports_work_after_detach():
+    model = nn.Linear(8, 8)
+    quantizer = attach(model, init_bits=3)
+    before = quantizer.true_model_size(), quantizer.get_quantized_state()["quantized"][0][1]
+    quantizer.detach()
+    quantizer.detach()
+    assert (quantizer.true_model_size(), quantizer.get_quantized_state()["quantized"][0][1]) == before
+    assert list(model.state_dict()) == ["weight", "bias"]
+
+
+def test_remembered_forwards_keep_no_weights_alive():
+    model = Spy()
+    quantizer = attach(model, init_bits=3)
+    references = []
+    for training in (True, False, True, False):
+        with torch.set_grad_enabled(training):
+            model.train(training)(torch.randn(2, 8))
+        references.append(weakref.ref(model.__dict__.pop("seen")))
+    assert references[-1]() is not None
+    quantizer._eval_cache.clear()
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 4

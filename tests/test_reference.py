@@ -18,9 +18,7 @@ def noisy_of(weight, logit, z, group_size, *, min_bits=2, max_bits=15, param="bi
     return reference.noisy_weight(weight, logit, z, group_size, min_bits, max_bits, param, per_group)
 
 
-def backward_of(
-    grad, weight, logit, z, group_size, *, min_bits=2, max_bits=15, param="bits", per_group=False
-):
+def backward_of(grad, weight, logit, z, group_size, *, min_bits=2, max_bits=15, param="bits", per_group=False):
     bounds = reference.weight_range(weight, group_size, per_group)
     return reference.noisy_weight_backward(
         grad, weight, logit, bounds, z, group_size, min_bits, max_bits, param, per_group
@@ -230,9 +228,7 @@ def test_range_per_group(group_size):
     torch.manual_seed(3)
     weight = torch.randn(7) - 10  # a padding with zeros would be the largest element
     size = group_size or 7
-    expected = [
-        [min(group), max(group)] for group in (weight[at : at + size].tolist() for at in range(0, 7, size))
-    ]
+    expected = [[min(group), max(group)] for group in (weight[at : at + size].tolist() for at in range(0, 7, size))]
     assert reference.weight_range(weight, group_size, True).tolist() == expected
     assert reference.weight_range(weight[:0], group_size, True).shape == (0, 2)
 
@@ -301,6 +297,28 @@ def test_quantize_rounds_half_to_even():
     assert levels.tolist() == exact == [0, 0, 2, 2, 3]
 
 
+@pytest.mark.parametrize("width", [3, 5, 8, 11, 15])
+def test_quantize_divides_by_the_step_where_a_product_would_round_elsewhere(width):
+    """Next to half a level, x / u and x * (2**b - 1) differ in float32; the format is defined by the first."""
+    highest = 2**width - 1
+    halves = ((np.arange(min(highest, 4000)) + 0.5) / highest).astype(np.float32)
+    around = np.concatenate([halves, np.nextafter(halves, np.float32(0)), np.nextafter(halves, np.float32(1))])
+    weight = np.concatenate([around, np.float32([0, 1])])
+    expected = numpy_levels(weight, np.array([width]), np.array([[0, 1]], dtype=np.float32), 0)
+    product = np.rint(weight * np.float32(highest))
+    assert not np.array_equal(product, expected), "the check must be able to tell the two apart"
+    widths = torch.tensor([width], dtype=torch.uint8)
+    levels = reference.quantize(torch.from_numpy(weight), widths, torch.tensor([[0.0, 1.0]]), 0)
+    assert np.array_equal(levels.numpy(), expected)
+
+
+def test_an_empty_range_has_level_0_everywhere():
+    levels = reference.quantize(
+        torch.tensor([2.0, 5.0, -3.0]), torch.tensor([4], dtype=torch.uint8), torch.tensor([[2.0, 2.0]]), 0
+    )
+    assert levels.tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("value", [0.0, -0.0, 3.25, -1e30, 1e-42])
 @pytest.mark.parametrize("per_group", [False, True])
 def test_a_constant_weight_has_one_level_and_comes_back_exactly(value, per_group):
@@ -347,9 +365,7 @@ def test_dequantize_computes_in_float32_and_casts_at_the_end(dtype):
     assert cast.shape == (6, 7)
     assert torch.equal(cast, single.to(dtype))
     half = weight.to(torch.bfloat16)
-    assert torch.equal(
-        reference.quantize(half, widths, bounds, 7), reference.quantize(half.float(), widths, bounds, 7)
-    )
+    assert torch.equal(reference.quantize(half, widths, bounds, 7), reference.quantize(half.float(), widths, bounds, 7))
 
 
 @pytest.mark.parametrize("group_size", [0, 1, 8])

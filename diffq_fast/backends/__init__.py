@@ -1,6 +1,6 @@
 """Kernels of the operators: each folder here is a backend that registers its kernels when it is imported.
 
-A backend that is not always there has ``status() -> (active, reason)``.
+A backend that is not always there has ``status() -> (active, reason)``, and may have ``ADVICE`` on how to get it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,15 @@ def backend_info() -> dict[str, Any]:
     """
     from .. import __version__
 
-    backends = {"default": {"active": True, "reason": "plain PyTorch, the reference for every device"}}
+    backends: dict[str, dict[str, Any]] = {
+        "default": {"active": True, "reason": "plain PyTorch, the reference for every device"}
+    }
     for name, module in _backends.items():
         if hasattr(module, "status"):
             active, reason = module.status()
             backends[name] = {"active": active, "reason": reason}
+            if not active and hasattr(module, "ADVICE"):
+                backends[name]["advice"] = module.ADVICE
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "version": __version__,

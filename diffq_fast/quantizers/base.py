@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +20,17 @@ from torch.utils.hooks import RemovableHandle
 
 from . import shadows
 from .export import Export
-from .replay import Forward, Forwards, Maker, inside_backward, next_sequence_number, unseen_by_checkpoints
-from .selection import QuantizedParameter, Slot, select
+from .replay import (
+    Forward,
+    Forwards,
+    Maker,
+    inside_backward,
+    never_compiled_by_itself,
+    next_sequence_number,
+    unseen_by_checkpoints,
+)
+from .selection import QuantizedParameter, Slot, in_half_precision, select, untied
+from .steps import optimizer_steps
 
 
 def remembers_arguments(init: Callable) -> Callable:
@@ -39,16 +49,22 @@ def remembers_arguments(init: Callable) -> Callable:
     return wrapped
 
 
-def _never_compiled_by_itself(hook: Callable) -> Callable:
-    """Mark a hook that runs outside any graph as not to be compiled as a frame of its own: there it must do its work in
-    Python, with what it remembers. Where Dynamo inlines it into a graph, the mark has no effect."""
-    eval_frame: Any = torch._C._dynamo.eval_frame
-    if hasattr(eval_frame, "set_code_exec_strategy"):
-        skip = eval_frame._FrameAction.SKIP
-        eval_frame.set_code_exec_strategy(hook.__code__, eval_frame._FrameExecStrategy(skip, skip))
-    else:
-        eval_frame.skip_code(hook.__code__)
-    return hook
+class _StraightThrough(torch.autograd.Function):
+    """The second tensor, with the gradient going to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, quantised: Tensor) -> Tensor:
+        return quantised.view_as(quantised)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _straight_through(weight: Tensor, quantised: Tensor) -> Tensor:
+    if not torch.is_grad_enabled() or not weight.requires_grad:
+        return quantised
+    return _StraightThrough.apply(weight, quantised)
 
 
 class BaseQuantizer(Export):
@@ -70,14 +86,14 @@ class BaseQuantizer(Export):
         self._qparams: list[QuantizedParameter] = selection.quantized
         self._rest: list[Slot] = selection.rest
         self._rest_ties = selection.rest_ties
-        self._saved: dict[Slot, Tensor] | None = None
-        self._saved_versions: dict[Slot, int] = {}
+        self._saved: dict[Slot, tuple[Tensor, Tensor]] | None = None
         self._shown: dict[Slot, None] = {}
         self._nesting = shadows.Nesting()
         self._forwards = Forwards()
         self._open: tuple[Forward, int] | None = None
         self._replayed: list[tuple[Forward, int, list[int]] | None] = []
-        self._eval_cache: dict[Slot, tuple[tuple, Tensor]] = {}
+        self._aliases_of_quantized = selection.aliases
+        self._eval_cache: dict[Slot, tuple[tuple, Tensor, Tensor]] = {}
 
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
@@ -94,6 +110,10 @@ class BaseQuantizer(Export):
 
     def _before_training_forward(self) -> None:
         """Checks of a subclass before a training forward."""
+
+    def _generators(self) -> Hashable:
+        """The state of the random generators that :meth:`_training_maker` is about to draw from. None: of none."""
+        return None
 
     # -- attach and detach -------------------------------------------------------------------------------------------
 
@@ -112,24 +132,35 @@ class BaseQuantizer(Export):
         for module in self._members:
             self._handles.append(module.register_forward_pre_hook(self._before_inner))
             self._handles.append(module.register_forward_hook(self._after_inner, always_call=True))
+        if "torch._dynamo" in sys.modules:
+            sys.modules["torch._dynamo"].reset()  # graphs that were traced before do not check for new hooks
 
     def detach(self) -> None:
-        """Remove the hooks and the learned parameters from the model; the weights stay as they are."""
+        """Remove the hooks and the learned parameters from the model; the weights stay as they are.
+
+        Sizes and exports still work afterwards, from what was learned.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self._take()
+        shadows.forget(self._qparams)
         for entry in self._qparams:
             if entry.other is None and entry.learned_name is not None:
-                entry.module._parameters.pop(entry.learned_name, None)
+                entry.detached = entry.module._parameters.pop(entry.learned_name, entry.detached)
 
     # -- the forward of the whole model ------------------------------------------------------------------------------
 
-    @_never_compiled_by_itself
+    @never_compiled_by_itself
     def _before_forward(self, module: nn.Module, args: tuple) -> None:
         if torch.compiler.is_compiling():
             self._trace_forward(module)
             return
+        if module is not self.model:
+            raise RuntimeError(
+                f"{type(self).__name__}: called through a shallow copy or a replica of the model that it was attached "
+                "to; use copy.deepcopy, or one process per device"
+            )
         with self._nesting.lock:
             if not self._nesting.enter(module):
                 return
@@ -138,14 +169,14 @@ class BaseQuantizer(Export):
             self._open = None
             if module.training:
                 self._enter_training()
-            elif self._saved is None:
+            else:
                 self._enter_eval()
 
-    @_never_compiled_by_itself
+    @never_compiled_by_itself
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         if torch.compiler.is_compiling():
-            rest = [*self._rest, *(slot for slot, _ in self._rest_ties)] if self.float16 else []
-            shadows.take([*self._qparams, *rest])
+            ties = [slot for slot, _ in [*self._rest_ties, *self._aliases_of_quantized]]
+            shadows.take([*self._qparams, *self._rest, *ties])
             return
         with self._nesting.lock:
             if not self._nesting.leave():
@@ -153,28 +184,38 @@ class BaseQuantizer(Export):
             self._take()
             if self._open is not None:
                 forward, start = self._open
-                forward.spans.append((start, next_sequence_number()))
-                self._forwards.remember(forward)
+                if inside_backward():
+                    self._forwards.remember_replay(forward, start)
+                else:
+                    forward.start, forward.stop = start, next_sequence_number()
+                    self._forwards.remember(forward)
                 self._open = None
 
     def _enter_training(self) -> None:
         self._before_training_forward()
         self.unquantize()
         self._eval_cache.clear()
-        forward = self._forwards.current() if inside_backward() else None
-        if forward is None:
-            maker = self._training_maker()
-            if maker is None:
-                return
-            forward = Forward(maker)
+        generators = self._generators()
+        maker = self._training_maker()
+        if maker is None:
+            return
+        forward = Forward(maker, generators)
+        if inside_backward():
+            forward = self._forwards.of_root_call(forward)
         self._show(forward, range(len(self._qparams)))
 
     def _enter_eval(self) -> None:
+        self._show(Forward(self._eval_weights_of), range(len(self._qparams)))
+        if self._saved is None:
+            self._put(self._eval_rest())
+
+    def _eval_rest(self) -> list[tuple[Slot, Tensor]]:
+        """What eval shows besides the quantised weights: rounded ``float16`` parameters, and excluded aliases."""
         slots, tensors = self._eval_weights()
-        weights = tensors[: len(self._qparams)]
-        self._show(Forward(lambda indices: [weights[index] for index in indices]), range(len(weights)))
-        rest = dict(zip(slots[len(weights) :], tensors[len(weights) :], strict=True))
-        self._put([*rest.items(), *((slot, rest[first]) for slot, first in self._rest_ties if first in rest)])
+        made = dict(zip(slots, tensors, strict=True))
+        rest = [(slot, made[slot]) for slot in slots[len(self._qparams) :]]
+        rest += [(slot, made[first]) for slot, first in self._rest_ties if first in made]
+        return rest + [(slot, made[first]) for slot, first in self._aliases_of_quantized]
 
     def _show(self, forward: Forward, indices: Sequence[int]) -> None:
         """Put the tensors of ``forward`` in the place of the whole model's weights, and note where it starts."""
@@ -206,18 +247,22 @@ class BaseQuantizer(Export):
             maker = self._training_maker()
             if maker is not None:
                 shadows.put(zip(self._qparams, maker(range(len(self._qparams))), strict=True))
-        elif self._saved is None:
-            slots = [*self._qparams, *(self._rest if self.float16 else ())]
+        else:
+            slots = self._eval_slots()
             with torch.no_grad():
                 made = dict(zip(slots, self._rounded(slots), strict=True))
-            shadows.put(made.items())
-            shadows.put((slot, made[first]) for slot, first in self._rest_ties if first in made)
+            ties = [*self._rest_ties, *self._aliases_of_quantized]
+            made.update((slot, made[first]) for slot, first in ties if first in made)
+            shadows.put((slot, tensor + (slot.param - slot.param.detach())) for slot, tensor in made.items())
 
     # -- inner modules: only inside a backward -----------------------------------------------------------------------
 
-    @_never_compiled_by_itself
+    @never_compiled_by_itself
     def _before_inner(self, module: nn.Module, args: tuple) -> None:
-        if torch.compiler.is_compiling() or not inside_backward():
+        if torch.compiler.is_compiling():
+            shadows.guard(module)
+            return
+        if not inside_backward():
             return
         missing = [index for index in self._members[module] if not self._qparams[index].is_shadowed]
         forward = self._forwards.current() if missing else None
@@ -232,7 +277,7 @@ class BaseQuantizer(Export):
         self._put(zip((self._qparams[index] for index in missing), tensors, strict=True))
         self._replayed.append((forward, start, missing))
 
-    @_never_compiled_by_itself
+    @never_compiled_by_itself
     def _after_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
         if torch.compiler.is_compiling() or not inside_backward() or not self._replayed:
             return
@@ -240,41 +285,72 @@ class BaseQuantizer(Export):
         if replayed is not None:
             forward, start, indices = replayed
             self._take(self._qparams[index] for index in indices)
-            forward.spans.append((start, next_sequence_number()))
+            self._forwards.remember_replay(forward, start)
 
     # -- eval --------------------------------------------------------------------------------------------------------
 
+    def _eval_slots(self) -> list[Slot]:
+        """What eval replaces: the quantised weights, and with ``float16`` the other parameters, except those that
+        another quantizer on this model quantises or learns."""
+        if not self.float16:
+            return list(self._qparams)
+        foreign = {id(param) for other in self._neighbours() for entry in other._qparams for param in entry.params}
+        return [*self._qparams, *(slot for slot in self._rest if id(slot.param) not in foreign)]
+
+    def _neighbours(self) -> list[BaseQuantizer]:
+        owners = (getattr(hook, "__self__", None) for hook in self.model._forward_pre_hooks.values())
+        return [owner for owner in owners if isinstance(owner, BaseQuantizer) and owner is not self]
+
     def _eval_weights(self) -> tuple[list[Slot], list[Tensor]]:
-        """The quantised weights and the rounded ``float16`` parameters, made once per version of their sources."""
-        slots = [*self._qparams, *(self._rest if self.float16 else ())]
+        """The tensors that eval puts in the place of :meth:`_eval_slots`, made once per version of their sources."""
+        slots = self._eval_slots()
         stamps = {slot: self._stamp(slot) for slot in slots}
         stale = [slot for slot in slots if self._eval_cache.get(slot, (None,))[0] != stamps[slot]]
         if stale:
             self._tell_faults()
             with torch.inference_mode(False), torch.no_grad():
                 fresh = self._rounded(stale)
-            self._eval_cache.update({slot: (stamps[slot], tensor) for slot, tensor in zip(stale, fresh, strict=True)})
+            for slot, tensor in zip(stale, fresh, strict=True):
+                # The source is kept too: as long as it lives, no other tensor has its address.
+                self._eval_cache[slot] = (stamps[slot], tensor, slot.param.detach())
         return slots, [self._eval_cache[slot][1] for slot in slots]
+
+    def _eval_weights_of(self, indices: Sequence[int]) -> list[Tensor]:
+        """A :data:`Maker` that holds no tensor, so that remembered forwards keep no old weights alive.
+
+        While :meth:`quantize` is in force, the weights themselves: shadowed too, so that a compiled graph reads them
+        where it reads every other weight.
+        """
+        entries = [self._qparams[index] for index in indices]
+        if self._saved is not None:
+            return [entry.param.view_as(entry.param) for entry in entries]
+        tensors = self._eval_weights()[1]
+        return [_straight_through(entry.param, tensors[index]) for entry, index in zip(entries, indices, strict=True)]
 
     def _rounded(self, slots: Sequence[Slot]) -> list[Tensor]:
         """Each slot's value as an export keeps it; tied weights are made once."""
         entries = [slot for slot in slots if isinstance(slot, QuantizedParameter)]
-        firsts = list(dict.fromkeys(entry.first for entry in entries))
+        firsts = untied(entries)
         made = dict(zip(firsts, self._quantized_weights(firsts) if firsts else [], strict=True))
         return [
-            made[slot.first] if isinstance(slot, QuantizedParameter) else slot.param.half().to(slot.param.dtype)
+            made[slot.first] if isinstance(slot, QuantizedParameter) else in_half_precision(slot.param)
             for slot in slots
         ]
 
     def _stamp(self, slot: Slot) -> tuple:
-        """Changes whenever the slot's parameter, or what was learned for it, does."""
-        tensors = [slot.param]
-        if isinstance(slot, QuantizedParameter) and slot.first.learned_name is not None:
-            tensors.append(slot.logit)
-        return tuple(
-            (tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype)
-            for tensor in tensors
-        )
+        """Changes whenever the slot's parameter, or what was learned for it, does; each time where that is not seen.
+
+        Fused optimizers write without moving a tensor's version, so their steps count too.
+        """
+        tensors = slot.params if isinstance(slot, QuantizedParameter) else [slot.param]
+        if any(tensor.is_inference() for tensor in tensors):
+            return (object(),)
+        versions = tuple((tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype) for tensor in tensors)
+        return (*versions, optimizer_steps(), self._eval_options())
+
+    def _eval_options(self) -> Hashable:
+        """Attributes that decide what eval sees."""
+        return None
 
     # -- quantise in place -------------------------------------------------------------------------------------------
 
@@ -288,12 +364,14 @@ class BaseQuantizer(Export):
         """
         if self._saved is not None:
             return False
+        self._eval_cache.clear()  # a write through .data is not seen by a version, and this may be made permanent
         slots, tensors = self._eval_weights()
         with torch.no_grad():
-            self._saved = {slot: slot.param.detach().clone() for slot in slots if not self._is_tied(slot)}
+            self._saved = {}
             for slot, tensor in zip(slots, tensors, strict=True):
+                if not self._is_tied(slot):
+                    self._saved[slot] = (slot.param.detach().clone(), tensor)
                 slot.param.copy_(tensor)
-            self._saved_versions = {slot: slot.param._version for slot in self._saved}
         return True
 
     def unquantize(self) -> None:
@@ -304,9 +382,9 @@ class BaseQuantizer(Export):
         if self._saved is None:
             return
         with torch.no_grad():
-            for slot, tensor in self._saved.items():
+            for slot, (value, _) in self._saved.items():
                 if not self._is_rewritten(slot):
-                    slot.param.copy_(tensor)
+                    slot.param.copy_(value)
         self._saved = None
 
     @contextmanager
@@ -334,12 +412,14 @@ class BaseQuantizer(Export):
         slot = getattr(slot, "first", slot)
         if self._saved is None or self._is_rewritten(slot):
             return slot.param.detach()
-        return self._saved[slot]
+        return self._saved.get(slot, (slot.param.detach(),))[0]
 
     def _is_rewritten(self, slot: Slot) -> bool:
-        """Whether somebody wrote to the slot's parameter since :meth:`quantize`. (A copy of a quantizer starts with
-        fresh version counters, and with none to compare them with.)"""
-        return slot.param._version != self._saved_versions.get(slot, slot.param._version)
+        """Whether the slot's parameter holds something else than :meth:`quantize` has written."""
+        if self._saved is None or slot not in self._saved:
+            return True
+        written = self._saved[slot][1].to(slot.param)
+        return not torch.equal(slot.param.nan_to_num(), written.nan_to_num())
 
     # -- others ------------------------------------------------------------------------------------------------------
 
@@ -350,5 +430,11 @@ class BaseQuantizer(Export):
         return f"{type(self).__name__}({','.join([f'model={self.model!r}', *changed])})"
 
     def __getstate__(self) -> dict:
-        transient = {"_eval_cache": {}, "_shown": {}, "_open": None, "_replayed": [], "_saved_versions": {}}
+        transient: dict[str, Any] = {
+            "_eval_cache": {},
+            "_shown": {},
+            "_open": None,
+            "_replayed": [],
+            "_saved_versions": {},
+        }
         return {**self.__dict__, **transient}

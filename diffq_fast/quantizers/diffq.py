@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from ..reference import group_count
 from .base import remembers_arguments
 from .export import ExportedWeight
 from .learned import LearnedQuantizer
-from .replay import Maker
-from .selection import QuantizedParameter
+from .replay import Maker, generator_state
+from .selection import QuantizedParameter, untied
 from .torch_noise import TorchNoise
 
 BUCKET_BYTES = 64 * 2**20
@@ -160,11 +160,14 @@ class DiffQuantizer(LearnedQuantizer):
         keys = {device: functional.draw_key(like) for device, like in self._devices().items()}
         return partial(self._noisy_weights, keys)
 
+    def _generators(self) -> Hashable:
+        return tuple(generator_state(device) for device in self._devices())
+
     def _devices(self) -> dict[torch.device, Tensor]:
         return {entry.param.device: entry.param for entry in reversed(self._firsts)}
 
     def _noisy_weights(self, keys: dict[torch.device, Tensor], indices: Sequence[int]) -> list[Tensor]:
-        firsts = list(dict.fromkeys(self._qparams[index].first for index in indices))
+        firsts = untied(self._qparams[index] for index in indices)
         made: dict[QuantizedParameter, Tensor] = {}
         for bucket in _buckets(firsts):
             streams = [self._streams[entry] for entry in bucket]
@@ -219,6 +222,9 @@ class DiffQuantizer(LearnedQuantizer):
             )
 
     # -- eval weights ------------------------------------------------------------------------------------------------
+
+    def _eval_options(self) -> Hashable:
+        return (self.extra_bits, self.min_bits, self.max_bits, self.param)
 
     def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
         return [self._quantized_weight(entry) for entry in entries]

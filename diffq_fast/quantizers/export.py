@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import io
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import functional, legacy_state
 from ..legacy_pickler import pickled_size
+from ..tensor_bytes import memory_key
 from .selection import QuantizedParameter, Slot
 
 BITS_PER_MB = 8 * 2**20
@@ -47,9 +49,10 @@ class Export:
         _qparams: list[QuantizedParameter]
         _rest: list[Slot]
         _init_kwargs: dict[str, Any]
-        _saved: dict[Slot, Tensor] | None
+        _saved: dict[Slot, tuple[Tensor, Tensor]] | None
 
         def _float_value(self, slot: Slot) -> Tensor: ...
+        def unquantize(self) -> None: ...
 
     # -- for subclasses ------------------------------------------------------------------------------------------------
 
@@ -190,7 +193,7 @@ class Export:
             arguments = self._defaults() | parsed.init_kwargs if parsed.meta else {}
             pairs = zip(entries, parsed.quantized, strict=True)
             decoded = [self._decode(entry, stored, arguments) for entry, stored in pairs]
-            self._saved = None
+            self.unquantize()
             for entry, (weight, learned) in zip(entries, decoded, strict=True):
                 entry.param.copy_(weight)
                 self._set_learned(entry, learned)
@@ -204,12 +207,16 @@ class Export:
         return {each.name: each.default for each in parameters if each.default is not each.empty}
 
     def _refuse_broken(self, entries: Sequence[QuantizedParameter]) -> None:
-        """A NaN or an infinity shows in a weight's range, which is cheaper to make than a mask of its elements."""
-        for entry in entries:
+        who = type(self).__name__
+        for entry in entries:  # a NaN or an infinity shows in the range, which is cheaper than a mask of the elements
             found = functional.weight_range([self._float_value(entry)], group_size=0)
             if not bool(found.isfinite().all()):
+                raise ValueError(f"{who}: {entry.full_name} has NaN or infinite elements and cannot be exported")
+        for slot in self._rest if self.float16 else ():
+            value = self._float_value(slot)
+            if value.is_floating_point() and bool((value.isfinite() & ~value.half().isfinite()).any()):
                 raise ValueError(
-                    f"{type(self).__name__}: {entry.full_name} has NaN or infinite elements and cannot be exported"
+                    f"{who}: {slot.full_name} has elements beyond 65,504, the largest of half precision (float16=True)"
                 )
 
     # -- the packed file -----------------------------------------------------------------------------------------------
@@ -225,10 +232,23 @@ class Export:
         with torch.no_grad():
             self._refuse_broken(entries)
             names = self._aliases()
+            own = {entry: self._stored_name(entry, names) for entry in entries}
             return [
-                self._exported(entry, [name for name in names.get(id(entry.param), []) if name != entry.full_name])
+                self._exported(entry, [name for name in names[id(entry.param)] if name not in own.values()])._replace(
+                    name=own[entry]
+                )
                 for entry in entries
             ]
+
+    def _stored_name(self, entry: QuantizedParameter, names: dict[int, list[str]]) -> str:
+        """What the state_dict calls the weight: its full name, unless the model gives another."""
+        found = names.get(id(entry.param), [])
+        if not found:
+            raise ValueError(
+                f"{type(self).__name__}: {entry.full_name} is quantised, but the model's state_dict makes other values "
+                "of it; exclude it"
+            )
+        return next((name for name in found if name.endswith(entry.full_name)), found[0])
 
     def plain_state(self, logits: bool = False) -> dict[str, Tensor]:
         """Every entry of the model's ``state_dict`` that is not a quantised weight, with its training value.
@@ -236,32 +256,63 @@ class Export:
         Args:
             logits: with what was learned too, so that training can go on from a file.
         """
-        quantized = {id(entry.param) for entry in self._qparams}
-        learned = {id(entry.logit) for entry in self._qparams if entry.learned_name}
-        values = {id(slot.param): self._float_value(slot) for slot in self._rest}
+        names = self._aliases()
+        quantized = {name for entry in self._qparams for name in names.get(id(entry.param), [])}
+        learned = {memory_key(entry.logit) for entry in self._qparams if entry.learned_name}
+        values = {memory_key(slot.param): self._float_value(slot) for slot in self._rest}
         state = {}
         for name, value in self.model.state_dict(keep_vars=True).items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"{type(self).__name__}: {name} of the state_dict is no tensor and cannot be exported")
-            if id(value) not in quantized and (logits or id(value) not in learned):
-                state[name] = values.get(id(value), value).detach()
+            if name not in quantized and (logits or memory_key(value) not in learned):
+                state[name] = values.get(memory_key(value), value).detach()
         return state
 
     @property
     def half_names(self) -> set[str]:
         """Names that an export keeps in half precision."""
-        return {slot.full_name for slot in self._rest} if self.float16 else set()
+        return {slot.full_name for slot in self._rest if slot.param.is_floating_point()} if self.float16 else set()
 
     def describe(self) -> dict[str, Any]:
         """Class and arguments, as a packed file's header holds them."""
-        return {"class": type(self).__name__, "arguments": self._init_kwargs}
+        return {"class": type(self).__name__, "arguments": _json_value(self._init_kwargs)}
+
+    def stored_names(self) -> dict[str, str]:
+        """Names of the parameters in the state_dict, where they are others than ``"<module name>.<name>"``."""
+        names = self._aliases()
+        found = {slot.full_name: names.get(id(slot.param), []) for slot in self._rest}
+        return {name: others[0] for name, others in found.items() if others and name not in others}
 
     def _aliases(self) -> dict[int, list[str]]:
-        """All names of each parameter in ``state_dict``, by the parameter's id."""
-        names: dict[int, list[str]] = {}
-        for name, value in self.model.state_dict(keep_vars=True).items():
-            names.setdefault(id(value), []).append(name)
-        return names
+        """All names of each parameter in ``state_dict``, buffers over the same memory too, by the parameter's id."""
+        state = self.model.state_dict(keep_vars=True)
+        names: dict[Any, list[str]] = {}
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                names.setdefault(memory_key(value), []).append(name)
+        aliases = {id(slot.param): names.get(memory_key(slot.param), []) for slot in (*self._qparams, *self._rest)}
+        for slot in self._qparams:
+            copy = state.get(slot.full_name)
+            if not aliases[id(slot.param)] and isinstance(copy, Tensor) and torch.equal(copy, slot.param):
+                aliases[id(slot.param)] = [slot.full_name]
+        return aliases
+
+
+def _json_value(value: Any) -> Any:
+    """The same as values of JSON: numbers of numpy and torch as Python's, sets as sorted lists, all else as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(each) for key, each in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(_json_value(each) for each in value)
+    if isinstance(value, list | tuple):
+        return [_json_value(each) for each in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if hasattr(value, "item") and getattr(value, "shape", None) in ((), (1,)):
+        return _json_value(value.item())
+    return str(value)
 
 
 def _check_count(what: str, slots: Sequence[Slot], stored: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ from .base import remembers_arguments
 from .export import ExportedWeight, refuse_other_bits
 from .learned import LearnedQuantizer
 from .replay import Maker
-from .selection import QuantizedParameter
+from .selection import QuantizedParameter, untied
 
 # An all-zero weight starts with the scale of one of this mean magnitude: with a scale of 0 it could never be trained.
 LEAST_MEAN = 0.01
@@ -87,9 +87,9 @@ class LSQ(LearnedQuantizer):
         return self._training_weights
 
     def _training_weights(self, indices: Sequence[int]) -> list[Tensor]:
-        firsts = [self._qparams[index].first for index in indices]
-        made = {entry: self._straight_through(entry) for entry in dict.fromkeys(firsts)}
-        return [made[entry] for entry in firsts]
+        entries = [self._qparams[index] for index in indices]
+        made = {entry: self._straight_through(entry) for entry in untied(entries)}
+        return [made[entry.first] for entry in entries]
 
     def _straight_through(self, entry: QuantizedParameter) -> Tensor:
         """``index * scale`` in the weight's dtype, differentiable in weight and scale."""
@@ -145,8 +145,14 @@ class LSQ(LearnedQuantizer):
 
     def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
         scale = entry.logit.detach().to(torch.float32)
-        options = {"bits": int(self.bits), "packed": packed, "torch_pack": torch_pack, "name": entry.full_name}
-        return legacy_entries.encode_lsq_entry(self._indices(entry), scale, **options)
+        return legacy_entries.encode_lsq_entry(
+            self._indices(entry),
+            scale,
+            bits=int(self.bits),
+            packed=packed,
+            torch_pack=torch_pack,
+            name=entry.full_name,
+        )
 
     def _decode(self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
         refuse_other_bits(self, self.bits, arguments.get("bits", self.bits))

@@ -7,10 +7,14 @@ forward. See ``docs/training.md``.
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,21 +37,42 @@ def next_sequence_number() -> int:
     return torch.autograd._get_sequence_nr()
 
 
+def never_compiled_by_itself(function: Callable) -> Callable:
+    """Mark a function as not to be compiled as a frame of its own: outside a graph it must do its work in Python, with
+    what it remembers. Where Dynamo inlines it into a graph, the mark has no effect."""
+    eval_frame: Any = torch._C._dynamo.eval_frame
+    if hasattr(eval_frame, "set_code_exec_strategy"):
+        skip = eval_frame._FrameAction.SKIP
+        eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, skip))
+    else:
+        eval_frame.skip_code(function.__code__)
+    return function
+
+
 @dataclass(eq=False)
 class Forward:
-    """One forward of the model: how to make its tensors again, and the spans of autograd numbers it covers.
+    """One forward of the model: how to make its tensors again, and which autograd numbers it used.
 
     ``before`` is the number of the last node made before it, for a forward without gradients: when the whole model
-    stands in a reentrant checkpoint, that node is the checkpoint's.
+    stands in a reentrant checkpoint, that node is the checkpoint's. ``generators`` tells the state of the random
+    generators that it drew from.
     """
 
     make: Maker
-    spans: list[tuple[int, int]] = field(default_factory=list)
+    generators: Hashable = None
+    start: int = 0
+    stop: int = 0
     before: int | None = None
 
-    def covers(self, number: int) -> bool:
-        """Whether a node with this number was made in this forward or in a recomputation of a part of it."""
-        return any(start <= number < stop for start, stop in self.spans)
+
+class Replay(NamedTuple):
+    """A part of a forward computed again: its nodes have numbers of the thread and the backward that did it."""
+
+    forward: Forward
+    start: int
+    stop: int
+    thread: int
+    task: int
 
 
 class Forwards:
@@ -55,17 +80,33 @@ class Forwards:
 
     def __init__(self, limit: int = REMEMBERED_FORWARDS) -> None:
         self._kept: deque[Forward] = deque(maxlen=limit)
+        self._replays: list[Replay] = []
+        self._served: tuple[int, int] | None = None
         self._forgotten_below = 0
 
     def remember(self, forward: Forward) -> None:
         """Keep a forward that has ended; the oldest one may be forgotten for it."""
         if len(self._kept) == self._kept.maxlen:
-            self._forgotten_below = max(stop for _, stop in self._kept[0].spans)
+            self._forgotten_below = self._kept[0].stop
         self._kept.append(forward)
 
+    def remember_replay(self, forward: Forward, start: int) -> None:
+        """Keep a part that has been computed again, from number ``start`` on, until the running backward ends."""
+        task = torch._C._current_graph_task_id()
+        if all(replay.task != task for replay in self._replays):
+            torch.autograd.Variable._execution_engine.queue_callback(partial(self._forget_replays, task))
+        self._replays.append(Replay(forward, start, next_sequence_number(), threading.get_ident(), task))
+
+    def _forget_replays(self, task: int) -> None:
+        self._replays = [replay for replay in self._replays if replay.task != task]
+
+    @never_compiled_by_itself
     def current(self) -> Forward | None:
         """Inside a backward: the forward whose node is being evaluated. None for a graph that no forward of the model
         made, such as a submodule called directly.
+
+        Numbers count per thread, and a backward may run on another thread than its forward. A node of a recomputation
+        is only met by the backward within it (a reentrant checkpoint's), on the thread that made it.
 
         Raises:
             RuntimeError: when that forward has been forgotten.
@@ -73,11 +114,16 @@ class Forwards:
         node = torch._C._current_autograd_node()
         if node is None:
             return None
-        number = node._sequence_nr()
-        candidates = [forward for forward in self._kept if forward.covers(number)]
-        candidates = candidates or [forward for forward in self._kept if forward.before == number]
-        if candidates:
-            return candidates[-1]
+        number, task, thread = node._sequence_nr(), torch._C._current_graph_task_id(), threading.get_ident()
+        for replay in reversed(self._replays):
+            if replay.thread == thread and replay.task != task and replay.start <= number < replay.stop:
+                return replay.forward
+        for forward in reversed(self._kept):
+            if forward.start <= number < forward.stop:
+                return forward
+        for forward in reversed(self._kept):
+            if forward.before == number:
+                return forward
         if number < self._forgotten_below:
             raise RuntimeError(
                 f"an activation checkpoint needs the noise of a forward that is more than {self._kept.maxlen} "
@@ -85,12 +131,51 @@ class Forwards:
             )
         return None
 
+    def of_root_call(self, fresh: Forward) -> Forward:
+        """Inside a backward: the forward that a call of the whole model computes again. ``fresh`` has drawn anew.
+
+        Where the checkpoint has put the generators back, ``fresh`` has drawn what the forward drew. Where it has not
+        (``preserve_rng_state=False``), the node that is evaluated tells the forward, if the region holds only one.
+
+        Raises:
+            RuntimeError: when it holds more.
+        """
+        if fresh.generators is None or any(forward.generators == fresh.generators for forward in self._kept):
+            return fresh
+        found = self.current()
+        if found is None:
+            warnings.warn(
+                "the whole model was called inside a backward, and its forward is not known: its noise is drawn anew, "
+                "so a checkpoint around it gives wrong gradients. Use preserve_rng_state=True",
+                stacklevel=6,
+            )
+            return fresh
+        served = (torch._C._current_graph_task_id(), torch._C._current_autograd_node()._sequence_nr())
+        if served == self._served:
+            raise RuntimeError(
+                "a checkpoint with preserve_rng_state=False holds more than one call of the whole model, and which "
+                "noise belongs to which call cannot be told; use preserve_rng_state=True"
+            )
+        self._served = served
+        return found
+
     def __getstate__(self) -> dict:
         return {"limit": self._kept.maxlen}
 
     def __setstate__(self, state: dict) -> None:
         self._kept = deque(maxlen=state["limit"])
-        self._forgotten_below = 0
+        self._replays, self._served, self._forgotten_below = [], None, 0
+
+
+def generator_state(device: torch.device) -> Hashable:
+    """A value that tells whether torch's generator of ``device`` stands where it stood before."""
+    if device.type == "meta":
+        return None
+    if device.type == "cuda":  # without waiting for the device
+        generator = torch.cuda.default_generators[device.index]
+        return (device, generator.initial_seed(), generator.get_offset())
+    module = torch if device.type == "cpu" else torch.get_device_module(device)
+    return (device, hash(module.get_rng_state().numpy().tobytes()))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import cast
@@ -27,7 +27,13 @@ class Slot:
     @property
     def param(self) -> nn.Parameter:
         """The parameter as it is now."""
-        return cast(nn.Parameter, self.module._parameters[self.name])
+        param = self.module._parameters.get(self.name)
+        if param is None:
+            raise RuntimeError(
+                f"quantizer: the parameter {self.full_name} is gone from its module; parametrise, prune or replace "
+                "weights first, then attach the quantizer"
+            )
+        return param
 
     @property
     def is_shadowed(self) -> bool:
@@ -41,6 +47,7 @@ class QuantizedParameter(Slot):
 
     other: QuantizedParameter | None = None
     learned_name: str | None = None
+    detached: nn.Parameter | None = None
 
     @property
     def first(self) -> QuantizedParameter:
@@ -51,7 +58,12 @@ class QuantizedParameter(Slot):
     def logit(self) -> nn.Parameter:
         """The learned scalar of each group (for LSQ: the scale), a parameter of the owning module."""
         first = self.first
-        return cast(nn.Parameter, first.module._parameters[cast(str, first.learned_name)])
+        return cast(nn.Parameter, first.module._parameters.get(cast(str, first.learned_name), first.detached))
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """The parameter, and what is learned for it, if anything is."""
+        return [self.param] if self.first.learned_name is None else [self.param, self.logit]
 
     @property
     def scale(self) -> nn.Parameter:
@@ -59,16 +71,28 @@ class QuantizedParameter(Slot):
         return self.logit
 
 
+def in_half_precision(param: torch.Tensor) -> torch.Tensor:
+    """What an export in half precision leaves of a parameter; only real floating ones are rounded."""
+    return param.half().to(param.dtype) if param.is_floating_point() else param.detach()
+
+
+def untied(entries: Iterable[QuantizedParameter]) -> list[QuantizedParameter]:
+    """The entries that own the widths of ``entries``, each once, in order."""
+    return list({entry.first: None for entry in entries})
+
+
 @dataclass
 class Selection:
     """What :func:`select` found, in the order of ``named_modules()`` and then of each module's own parameters.
 
     ``rest`` names each unquantised tensor once; ``rest_ties`` are the other places of one, each with the first.
+    ``aliases`` are excluded places of tensors that are quantised at another place.
     """
 
     quantized: list[QuantizedParameter]
     rest: list[Slot]
     rest_ties: list[tuple[Slot, Slot]]
+    aliases: list[tuple[Slot, QuantizedParameter]]
 
 
 def select(
@@ -89,6 +113,7 @@ def select(
     quantized: list[QuantizedParameter] = []
     rest: list[Slot] = []
     rest_ties: list[tuple[Slot, Slot]] = []
+    excluded: list[Slot] = []
     seen: dict[int, Slot] = {}
     for slot, pattern_name in _walk(model):
         param = slot.param
@@ -97,6 +122,7 @@ def select(
                 f"{who}: parameter {slot.full_name} is lazy and has no shape yet; run one forward, then attach"
             )
         if _is_excluded(slot, pattern_name, exclude) or not _is_large(param, min_size):
+            excluded.append(slot)
             met = seen.setdefault(id(param), slot)
             if met is slot:
                 rest.append(slot)
@@ -108,7 +134,10 @@ def select(
         entry = QuantizedParameter(slot.module, slot.name, slot.full_name, slot.rnn_index, other=first)
         quantized.append(entry)
         seen[id(param)] = first or entry
-    return Selection(quantized, rest, rest_ties)
+    owners = {id(entry.param): entry.first for entry in quantized}
+    aliases = [(slot, owners[id(slot.param)]) for slot in excluded if id(slot.param) in owners]
+    shared = {slot for slot, _ in aliases}
+    return Selection(quantized, rest, [tie for tie in rest_ties if tie[0] not in shared], aliases)
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[Slot, str]]:

@@ -16,18 +16,40 @@ from torch import Tensor, nn
 
 from .selection import Slot
 
+# Attribute of a module: whether its weights are shadowed. Only compiled graphs read it, see guard().
+SHADOWED = "_diffq_fast_shadowed"
+
 
 def put(pairs: Iterable[tuple[Slot, Tensor]]) -> None:
     """Shadow each slot's parameter with a tensor."""
     for slot, tensor in pairs:
         slot.module.__dict__[slot.name] = tensor
+        slot.module.__dict__[SHADOWED] = True
         _set_flat_weight(slot, tensor)
+
+
+def guard(module: nn.Module) -> bool:
+    """Read, while a graph is traced, whether the module's weights are shadowed.
+
+    Dynamo checks again what was read, but not that a name is still missing from ``__dict__``: without this, the graph
+    of a block that was called directly would be used in the model's own forward too, with the plain weights.
+    """
+    return bool(getattr(module, SHADOWED, False))  # the bool() makes Dynamo look
+
+
+def forget(slots: Iterable[Slot]) -> None:
+    """Take the shadows away for good."""
+    slots = list(slots)
+    take(slots)
+    for slot in slots:
+        slot.module.__dict__.pop(SHADOWED, None)
 
 
 def take(slots: Iterable[Slot]) -> None:
     """Take the shadows away again; slots without one are left alone."""
     for slot in slots:
         slot.module.__dict__.pop(slot.name, None)
+        slot.module.__dict__[SHADOWED] = False
         _set_flat_weight(slot, slot.param)
 
 

@@ -13,7 +13,7 @@ from ..even_levels import dequantize_evenly, level_count, quantize_evenly
 from .base import BaseQuantizer, remembers_arguments
 from .export import ExportedWeight, refuse_other_bits
 from .replay import Maker
-from .selection import QuantizedParameter
+from .selection import QuantizedParameter, untied
 
 
 class UniformQuantizer(BaseQuantizer):
@@ -51,6 +51,7 @@ class UniformQuantizer(BaseQuantizer):
             raise ValueError(f"UniformQuantizer: bits must be between 1 and 15, got {bits}")
         super().__init__(model, min_size, float16, exclude, detect_bound)
         self.bits, self.qat = bits, qat
+        self._count = int(level_count(bits))
         self._attach()
 
     # -- optimizer: nothing is learned ---------------------------------------------------------------------------------
@@ -73,9 +74,9 @@ class UniformQuantizer(BaseQuantizer):
         return self._training_weights if self.qat else None
 
     def _training_weights(self, indices: Sequence[int]) -> list[Tensor]:
-        firsts = [self._qparams[index].first for index in indices]
-        made = {entry: self._straight_through(entry) for entry in dict.fromkeys(firsts)}
-        return [made[entry] for entry in firsts]
+        entries = [self._qparams[index] for index in indices]
+        made = {entry: self._straight_through(entry) for entry in untied(entries)}
+        return [made[entry.first] for entry in entries]
 
     def _straight_through(self, entry: QuantizedParameter) -> Tensor:
         """The quantised weight, with the gradient of the weight.
@@ -97,20 +98,23 @@ class UniformQuantizer(BaseQuantizer):
         found = functional.weight_range([weight])
         if self._is_whole:
             return functional.quantize([weight], [self._width(weight.device)], found, group_size=0)[0], found
-        return quantize_evenly(weight, level_count(self.bits).to(weight.device), *found[0]), found
+        lo, hi = found[0]
+        return quantize_evenly(weight, found.new_tensor(float(self._count)), lo, hi), found
 
     def _dequantize(self, levels: Tensor, found: Tensor, dtype: torch.dtype) -> Tensor:
         if self._is_whole:
             return functional.dequantize([levels], [self._width(levels.device)], found, group_size=0, dtype=dtype)[0]
-        return dequantize_evenly(levels, level_count(self.bits).to(levels.device), *found[0], dtype)
+        lo, hi = found[0]
+        return dequantize_evenly(levels, found.new_tensor(float(self._count)), lo, hi, dtype)
 
     @property
     def _is_whole(self) -> bool:
-        return float(self.bits).is_integer()
+        """Whether the levels are those of a whole number of bits."""
+        return self._count & (self._count - 1) == 0
 
     def _width(self, device: torch.device) -> Tensor:
         """The bits that a level takes, as the widths of a weight that is one group: uint8 ``[1]``."""
-        return torch.full((1,), -int(-self.bits // 1), dtype=torch.uint8, device=device)
+        return torch.full((1,), (self._count - 1).bit_length(), dtype=torch.uint8, device=device)
 
     # -- size and export -----------------------------------------------------------------------------------------------
 
@@ -123,7 +127,7 @@ class UniformQuantizer(BaseQuantizer):
         if self._is_whole:
             return exported
         levels, found = self._levels(entry)
-        return exported._replace(levels=levels, range=found[0], level_count=int(level_count(self.bits)))
+        return exported._replace(levels=levels, range=found[0], level_count=self._count)
 
     def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
         levels, found = self._levels(entry)

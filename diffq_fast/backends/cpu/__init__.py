@@ -6,9 +6,23 @@ core does not compute: dtypes other than float32, bfloat16 and float16.
 
 from __future__ import annotations
 
+import warnings
+
 from .loading import core, status
 
-__all__ = ["status"]
+__all__ = ["ADVICE", "status"]
+
+ADVICE = (
+    "install a wheel for this platform; or install a C++ compiler, and then diffq_fast again from its sources: "
+    "pip install --force-reinstall --no-deps --no-cache-dir PATH_OR_NAME"
+)
 
 if core is not None:
     from . import kernels  # noqa: F401  (registers them)
+else:
+    # Measured on one Xeon thread at 2**22 weights with widths 2-8: packing 26, unpacking 33, noise 33 times.
+    warnings.warn(
+        f"diffq_fast runs without its compiled core (reason: {status()[1]}); packing and noise use plain PyTorch, "
+        "about 30 times slower. diffq-fast doctor says how to get it.",
+        stacklevel=2,
+    )

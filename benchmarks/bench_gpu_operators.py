@@ -1,0 +1,173 @@
+"""The training operators on a GPU: G1-G7, G9 and G10 of the targets. ``python bench_gpu_operators.py
+FOLDER``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpu_peers
+import torch
+from gpu_timing import host_milliseconds, interleaved, launches, peak_bytes, print_rows, row, store
+from torch import Tensor
+
+import diffq_fast.functional  # noqa: F401  (registers the operators)
+from diffq_fast.backends import default
+from diffq_fast.backends.triton.backward import add_noise_backward
+from diffq_fast.backends.triton.forward import add_noise_as
+
+DEVICE = "cuda"
+GROUP_SIZE = 8
+LARGE = (104, 2**20)
+SMALL = (300, 2**14)
+
+
+def options(kind: str) -> tuple:
+    return GROUP_SIZE, 2.0, 15.0, "bits", kind, False
+
+
+class Bucket:
+    """Weights, logits and gradients of ``number`` tensors of ``count`` elements, and the passes over them."""
+
+    def __init__(self, number: int, count: int) -> None:
+        torch.manual_seed(0)
+        make = {"device": DEVICE}
+        self.weights = [torch.randn(count, **make).requires_grad_() for _ in range(number)]
+        self.logits = [torch.randn(count // GROUP_SIZE, **make).requires_grad_() for _ in range(number)]
+        self.grads = [torch.randn(count, **make) for _ in range(number)]
+        self.key = torch.tensor(1234567, device=DEVICE)
+        self.streams = list(range(number))
+        self.total = number * count
+
+    @torch.no_grad()
+    def forward(self, kind: str = "uniform", dtype: torch.dtype | None = None) -> Any:
+        return add_noise_as(dtype, self.weights, self.logits, self.key, self.streams, *options(kind))
+
+    @torch.no_grad()
+    def backward(self, forward: Any, grads: list[Tensor], kind: str = "uniform") -> Any:
+        _, found, extremes = forward
+        lists = grads, self.weights, self.logits
+        return add_noise_backward(*lists, found, extremes, self.key, self.streams, *options(kind))
+
+    def step(self) -> None:
+        """Forward and backward through autograd."""
+        arguments = self.weights, self.logits, self.key, self.streams, None, *options("uniform")
+        noisy, _, _ = torch.ops.diffq_fast.add_noise(*arguments)
+        torch.autograd.grad(noisy, self.weights + self.logits, self.grads)
+
+    def peer_step(self, add_noise: Any, piece: int) -> None:
+        """The same through a peer, ``piece`` tensors a call."""
+        for first in range(0, len(self.weights), piece):
+            part = slice(first, first + piece)
+            noisy = add_noise(self.weights[part], self.logits[part], GROUP_SIZE, "uniform")
+            torch.autograd.grad(noisy, self.weights[part] + self.logits[part], self.grads[part])
+
+    def check(self) -> None:
+        """The first weight against the oracle: no figure without equality."""
+        noisy = self.forward()[0][0].cpu()
+        lists = [self.weights[0].detach().cpu()], [self.logits[0].detach().cpu()]
+        expected = default.add_noise(*lists, self.key.cpu(), [0], None, *options("uniform"))[0][0]
+        torch.testing.assert_close(noisy, expected, rtol=0, atol=1e-4)
+
+
+def passes(bucket: Bucket) -> list[dict[str, Any]]:
+    """G1-G4: fractions of the bandwidth of a copy."""
+    source, target = torch.empty(bucket.total, device=DEVICE), torch.empty(bucket.total, device=DEVICE)
+    forward = bucket.forward()
+    half = [grad.bfloat16() for grad in bucket.grads]
+    times = interleaved(
+        {
+            "copy": lambda: target.copy_(source),
+            "uniform": bucket.forward,
+            "gaussian": lambda: bucket.forward("gaussian"),
+            "bf16": lambda: bucket.forward(dtype=torch.bfloat16),
+            "backward": lambda: bucket.backward(forward, bucket.grads),
+            "backward bf16": lambda: bucket.backward(forward, half),
+            "backward gaussian": lambda: bucket.backward(forward, bucket.grads, "gaussian"),
+        }
+    )
+    copied = 8 * bucket.total / times["copy"]
+    rate = {name: bucket.total / value / copied for name, value in times.items()}
+    terabytes = copied / 1e9
+    table = [
+        ("G1", "forward float32, 12 B/w over copy", 12 * rate["uniform"], 0.85),
+        ("G2", "forward to bf16, 10 B/w over copy", 10 * rate["bf16"], 0.80),
+        ("G4", "backward float32, 8 B/w over copy", 8 * rate["backward"], 0.75),
+        ("G4", "backward from bf16 gradients, 6 B/w over copy", 6 * rate["backward bf16"], 0.75),
+    ]
+    rows = [row("", "copy of float32, TB/s", terabytes, "", None, milliseconds=times)]
+    rows += [row(name, what, value, f">= {ship}", value >= ship) for name, what, value, ship in table]
+    gaussian = times["gaussian"] / times["uniform"]
+    rows.append(row("G3", "gaussian over uniform, forward", gaussian, "<= 1.25", gaussian <= 1.25))
+    return rows
+
+
+def against_eager(name: str, bucket: Bucket, ship: float) -> dict[str, Any]:
+    times = interleaved({"ours": bucket.step, "eager": lambda: bucket.peer_step(gpu_peers.add_noise, 1)}, rounds=7)
+    ratio = times["eager"] / times["ours"]
+    what = f"forward + backward against eager, {len(bucket.weights)} x {bucket.weights[0].numel()}"
+    return row(name, what, ratio, f">= {ship}", ratio >= ship, milliseconds=times)
+
+
+def against_compiled(bucket: Bucket) -> list[dict[str, Any]]:
+    """G7: the best setting of torch.compile that works, 13 tensors a graph."""
+    peers, failed = {}, {}
+    for setting in gpu_peers.COMPILED:
+        torch._dynamo.reset()
+        try:
+            peer = gpu_peers.compiled_peer(setting)
+            times = interleaved({"peer": lambda peer=peer: bucket.peer_step(peer, 13)}, rounds=7)
+        except Exception as error:  # a setting that this torch lacks is no result, and no reason to stop
+            failed[setting] = f"{type(error).__name__}: {error}"[:200]
+            continue
+        peers[setting] = times["peer"]
+    ours = interleaved({"ours": bucket.step}, rounds=7)["ours"]
+    if not peers:
+        return [row("G7", "no setting of torch.compile worked", 0.0, ">= 2", None, failed=failed)]
+    best = min(peers, key=peers.__getitem__)
+    ratio = peers[best] / ours
+    what = f"forward + backward against torch.compile ({best})"
+    return [row("G7", what, ratio, ">= 2", ratio >= 2, milliseconds=peers | {"ours": ours}, failed=failed)]
+
+
+def launching(bucket: Bucket) -> list[dict[str, Any]]:
+    """G9: launches and host time; whether a graph captures a step."""
+    forward = bucket.forward()
+    there = launches(bucket.forward)
+    back = launches(lambda: bucket.backward(forward, bucket.grads))
+    host = host_milliseconds(bucket.step)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        bucket.backward(bucket.forward(), bucket.grads)
+    replay = interleaved({"graph": graph.replay, "eager": bucket.step})
+    return [
+        row("G9", "launches forward", there, "<= 2", there <= 2),
+        row("G9", "launches backward", back, "<= 2", back <= 2),
+        row("G9", "host ms, forward + backward of 300 tensors", host, "<= 3", host <= 3),
+        row("G9", "graph replay over eager step, time", replay["graph"] / replay["eager"], "works", True),
+    ]
+
+
+def memory(bucket: Bucket) -> list[dict[str, Any]]:
+    """G10: bytes per weight at the peak of a forward, beyond the noisy weights themselves."""
+    extra = peak_bytes(bucket.forward) / bucket.total - 4
+    return [row("G10", "extra bytes per weight at the forward's peak", extra, "<= 2", extra <= 2)]
+
+
+def main() -> None:
+    path = Path(sys.argv[1]) / "gpu_operators.json"
+    large, small = Bucket(*LARGE), Bucket(*SMALL)
+    large.check()
+    small.check()
+    rows = [*passes(large), against_eager("G5", large, 6), against_eager("G6", small, 20)]
+    rows += [*launching(small), *memory(large)]
+    print_rows(rows)
+    store(rows, path)
+    compiled = against_compiled(large)  # last, and stored apart: compiling may take longer than there is time
+    print_rows(compiled)
+    store(rows + compiled, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Holds the compiled Triton kernels to their static budgets, without a GPU.
+
+python benchmarks/static_budgets.py [--json FILE] [--all-targets]
+
+Instructions are those of the main loop's body on sm_90, divided by the weights a thread handles in one round
+of it. The exit status is 1 when a ship budget is broken. Works with every Triton from 3.6 on that has
+``cuobjdump``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import triton
+from static_code import TARGETS, Code, compile_kernel, read_code
+from static_kernels import CASES, Case
+
+# Budget: kernel, ship and moonshot in instructions per weight (sm_90, float32, g = 8).
+BUDGETS = {
+    "S1": ("forward uniform g=8 to fp32", 20.0, 14.0),
+    "S2": ("forward gaussian g=8 to fp32", 30.0, 22.0),
+    "S3": ("backward uniform g=8 from fp32", 24.0, 18.0),
+    "S3 gaussian": ("backward gaussian g=8 from fp32", 24.0, 22.0),
+}
+WIDE_KERNELS = tuple(name for name, _, _ in BUDGETS.values())
+
+
+def compile_case(case: Case, target: str) -> Any:
+    return compile_kernel(case.kernel, case.signature, case.constants, target, case.warps, case.fusion)
+
+
+def narrow_accesses(case: Case, code: Code) -> int:
+    """Accesses to weights and gradients, which are the kernel's many, narrower than 128 bits. Logits and
+    their gradients, one in ``GROUP``, may be read and written as they come."""
+    groups = case.weights // max(case.constants["GROUP"], 1)
+    return max(code.accesses("LDG", narrow=True) - groups, 0) + max(code.accesses("STG", narrow=True) - groups, 0)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """What the sm_90 code of a kernel costs."""
+    code = read_code(compile_case(case, "sm_90"))
+    return {
+        "kernel": case.name,
+        "instructions_per_weight": round(len(code.body) / case.weights, 2) if case.weights else None,
+        "transcendental_per_weight": _per_weight(case, code, "MUFU"),
+        "integer_product_per_weight": _per_weight(case, code, "IMAD.WIDE"),
+        "loads_128": code.accesses("LDG", narrow=False),
+        "stores_128": code.accesses("STG", narrow=False),
+        "narrow": narrow_accesses(case, code) if case.name in WIDE_KERNELS else None,
+        "registers": code.registers,
+        "stack_bytes": code.stack_bytes,
+        "shared_bytes": code.shared_bytes,
+        "warps": case.warps,
+    }
+
+
+def _per_weight(case: Case, code: Code, prefix: str) -> float | None:
+    if not case.weights:
+        return None
+    return round(sum(opcode.startswith(prefix) for opcode in code.opcodes().elements()) / case.weights, 2)
+
+
+def broken_budgets(rows: list[dict[str, Any]]) -> list[str]:
+    """What is over budget, in words."""
+    found = []
+    by_name = {row["kernel"]: row for row in rows}
+    for budget, (name, ship, _) in BUDGETS.items():
+        cost = by_name[name]["instructions_per_weight"]
+        if cost > ship:
+            found.append(f"{budget}: {name}: at most {ship} instructions per weight, found {cost}")
+        if by_name[name]["narrow"]:
+            found.append(f"S4: {name}: every access to weights 128 bits wide, found {by_name[name]['narrow']} narrower")
+    found += [f"S5: {row['kernel']}: no spills, found {row['stack_bytes']} bytes" for row in rows if row["stack_bytes"]]
+    return found
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print(f"triton {triton.__version__}, sm_90")
+    print(f"{'kernel':<44}{'instr/w':>8}{'MUFU/w':>8}{'128b':>8}{'narrow':>7}{'regs':>6}{'stack':>6}{'shared':>7}")
+    for row in rows:
+        wide = f"{row['loads_128']}+{row['stores_128']}"
+        cells = [row["instructions_per_weight"], row["transcendental_per_weight"], wide, row["narrow"]]
+        texts = ["" if cell is None else str(cell) for cell in cells]
+        print(
+            f"{row['kernel']:<44}{texts[0]:>8}{texts[1]:>8}{texts[2]:>8}{texts[3]:>7}"
+            f"{row['registers']:>6}{row['stack_bytes']:>6}{row['shared_bytes']:>7}"
+        )
+    by_name = {row["kernel"]: row["instructions_per_weight"] for row in rows}
+    for budget, (name, ship, moonshot) in BUDGETS.items():
+        print(f"{budget:<12} {by_name[name]:>6} (ship {ship}, moonshot {moonshot})  {name}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the table here as well")
+    parser.add_argument("--all-targets", action="store_true", help="compile for sm_80, sm_100 and gfx942 too")
+    arguments = parser.parse_args()
+    rows = [measure(case) for case in CASES]
+    print_table(rows)
+    if arguments.all_targets:
+        for target in TARGETS:
+            for case in CASES:
+                compile_case(case, target)
+            print(f"{target}: {len(CASES)} kernels compile")
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+    problems = broken_budgets(rows)
+    print("\n".join(problems) or "every ship budget holds")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

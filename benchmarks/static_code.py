@@ -1,0 +1,143 @@
+"""Compiles the Triton kernels without a GPU, and reads what came out: machine code, registers, memory
+accesses."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[T0-9]+)\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.MULTILINE)
+_GLOBAL = re.compile(r"^(LDG|STG)\b")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    predicate: str | None
+    opcode: str
+    operands: str
+
+
+@dataclass
+class Code:
+    """Facts about one compiled kernel; ``body`` is the loop that whole tiles run in."""
+
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    body: list[Instruction] = field(default_factory=list)
+
+    def opcodes(self) -> Counter[str]:
+        return Counter(instruction.opcode for instruction in self.body)
+
+    def accesses(self, operation: str, narrow: bool) -> int:
+        """Global loads ("LDG") or stores ("STG") in the body, of 128 bits and more, or narrower ones."""
+        found = [opcode for opcode in self.opcodes().elements() if opcode.split(".")[0] == operation]
+        return sum((".128" not in opcode and ".256" not in opcode) == narrow for opcode in found)
+
+
+def compile_kernel(
+    kernel: Any, signature: dict[str, str], constants: dict[str, Any], target: str, warps: int, fusion: bool
+) -> Any:
+    """``signature`` gives a type for each argument that is not a constant; pointers are 16-byte aligned."""
+    names = kernel.arg_names
+    types = {name: signature.get(name, "constexpr") for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types[name].startswith("*")}
+    values = constants | ({"PTX": TARGETS[target].backend == "cuda"} if "PTX" in names else {})
+    source = ASTSource(fn=kernel, signature=types, constexprs=values, attrs=aligned)
+    options = {"num_warps": warps, "enable_fp_fusion": fusion}
+    return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def _cuobjdump(*arguments: str) -> str:
+    """Triton's own copy of the tool, or the CUDA toolkit's."""
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = str(bundled) if bundled.exists() else shutil.which("cuobjdump")
+    if tool is None:
+        raise FileNotFoundError("static_code: cuobjdump: expected in Triton's package or on the PATH, found neither")
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _blocks(instructions: list[Instruction]) -> tuple[list[list[Instruction]], list[list[int]]]:
+    """Basic blocks in the order of the code, and which blocks follow each."""
+    position = {instruction.address: i for i, instruction in enumerate(instructions)}
+    leaders = {0}
+    for i, instruction in enumerate(instructions):
+        if instruction.opcode.startswith(("BRA", "EXIT")):
+            leaders.add(i + 1)
+            target = re.search(r"0x([0-9a-f]+)", instruction.operands)
+            if instruction.opcode.startswith("BRA") and target:
+                leaders.add(position[int(target[1], 16)])
+    starts = sorted(leader for leader in leaders if leader < len(instructions))
+    index = {start: number for number, start in enumerate(starts)}
+    blocks, followers = [], []
+    for number, start in enumerate(starts):
+        stop = starts[number + 1] if number + 1 < len(starts) else len(instructions)
+        last = instructions[stop - 1]
+        after = [number + 1] if stop < len(instructions) else []
+        target = re.search(r"0x([0-9a-f]+)", last.operands)
+        if last.opcode.startswith("BRA") and target:
+            jump = index[position[int(target[1], 16)]]
+            after = [*after, jump] if last.predicate else [jump]
+        elif last.opcode.startswith("EXIT") and not last.predicate:
+            after = []
+        blocks.append(instructions[start:stop])
+        followers.append(after)
+    return blocks, followers
+
+
+def _wide_accesses(block: list[Instruction]) -> int:
+    return sum(bool(_GLOBAL.match(i.opcode)) and ".128" in i.opcode for i in block)
+
+
+def _common_path(blocks: list[list[Instruction]], followers: list[list[int]]) -> list[Instruction]:
+    """The forward way through the code that has most global accesses and, among those, fewest
+    instructions: slow paths of divisions and of unusual arguments are left out."""
+    best: dict[int, tuple[int, int, list[int]]] = {}
+    for number in range(len(blocks) - 1, -1, -1):
+        accesses = sum(bool(_GLOBAL.match(i.opcode)) for i in blocks[number])
+        onward = [best[follower] for follower in followers[number] if follower > number]
+        score, length, path = max(onward, key=lambda way: way[:2], default=(0, 0, []))
+        best[number] = score + accesses, length - len(blocks[number]), [number, *path]
+    return [i for number in best[0][2] for i in blocks[number]]
+
+
+def main_loop(instructions: list[Instruction]) -> list[Instruction]:
+    """The body of the innermost loop that has most 128-bit accesses: all blocks between its head and its jump
+    back. Where a kernel has no such loop: the common way through all its code."""
+    blocks, followers = _blocks(instructions)
+    loops = [(head, tail) for tail, after in enumerate(followers) for head in after if head <= tail]
+    bodies = [[i for block in blocks[head : tail + 1] for i in block] for head, tail in loops]
+    body = max(bodies, key=lambda body: (_wide_accesses(body), -len(body)), default=instructions)
+    if not _wide_accesses(body):
+        body = _common_path(blocks, followers)
+    return [instruction for instruction in body if instruction.opcode != "NOP"]
+
+
+def read_code(compiled: Any) -> Code:
+    """Code of a kernel compiled for CUDA."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        text = _cuobjdump("-sass", str(path))
+        usage = _cuobjdump("-res-usage", str(path))
+    instructions = [Instruction(int(a, 16), p or None, o, rest) for a, p, o, rest in _LINE.findall(text)]
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    stack = numbers["STACK"] + numbers["LOCAL"]
+    return Code(numbers["REG"], stack, compiled.metadata.shared, main_loop(instructions))

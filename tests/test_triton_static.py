@@ -1,0 +1,49 @@
+"""The Triton kernels compiled without a GPU: for every target, and on sm_90 within the static budgets."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+]
+
+
+def run(*arguments):
+    """In a process of its own: a session may have Triton interpret its kernels."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(BENCHMARKS.parent)
+    command = [sys.executable, BENCHMARKS / "static_budgets.py", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_kernels_compile_for_every_target_and_keep_their_budgets():
+    done = run("--all-targets")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.count("kernels compile") == 4
+    assert "every ship budget holds" in done.stdout
+
+
+def test_broken_budgets_are_named(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("interpreted kernels have no code")
+    from static_budgets import BUDGETS, broken_budgets
+
+    rows = [
+        {"kernel": name, "instructions_per_weight": ship, "narrow": 0, "stack_bytes": 0}
+        for name, ship, _ in BUDGETS.values()
+    ]
+    assert broken_budgets(rows) == []
+    rows[0] |= {"instructions_per_weight": 20.5, "narrow": 3, "stack_bytes": 8}
+    assert [problem[:2] for problem in broken_budgets(rows)] == ["S1", "S4", "S5"]
