@@ -6,7 +6,6 @@ namespace diffq_fast {
 struct CpuFeatures {
     bool avx2 = false;    // with FMA and F16C
     bool avx512 = false;  // F, BW, DQ and VL
-    bool pclmul = false;
     bool neon = false;
 };
 
