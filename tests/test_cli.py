@@ -309,5 +309,6 @@ def test_an_interrupt_ends_quietly_and_leaves_no_litter(tmp_path):
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error == "diffq-fast unpack: interrupted\n"
+    assert error.endswith("diffq-fast unpack: interrupted\n")  # a missing core is warned of before
+    assert "Traceback" not in error
     assert os.listdir(tmp_path) == []
