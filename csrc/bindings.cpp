@@ -4,10 +4,13 @@
 #include <pybind11/stl.h>
 
 #include "core/add_noise.h"
+#include "core/block_pool.h"
+#include "core/dispatch.h"
 #include "core/packed_levels.h"
 #include "core/planes.h"
 #include "core/quantize.h"
 #include "core/range.h"
+#include "core/streams.h"
 
 namespace {
 
@@ -78,6 +81,19 @@ Packing packing_of(const PackingTuple& packing, int threads) {
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     module.doc() = "diffq_fast's compiled core; diffq_fast.backends.cpu is its only user";
+    py::class_<PooledBlock>(module, "Block", py::buffer_protocol())
+        .def(py::init<int64_t>())
+        .def_buffer([](PooledBlock& block) {
+            return py::buffer_info(static_cast<uint8_t*>(block.data()), block.bytes());
+        });
+    module.def("kept_bytes", kept_bytes);
+    module.def("instruction_sets", [] {  // what this machine runs, the best one last
+        std::vector<std::string> names;
+        for (const Kernels* each : supported_kernels()) names.emplace_back(each->name);
+        return names;
+    });
+    module.def("instruction_set", [] { return kernels().name; });
+    module.def("use_instruction_set", [](const std::string& name) { return use_kernels(name); });
     module.def(
         "noise",
         [](Address key, uint32_t stream, int64_t first, int64_t count, int kind, Address out, int threads) {
@@ -133,6 +149,12 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         },
         Release());
     module.def(
+        "count_widths",
+        [](Address widths, int64_t groups, Address counts, int threads) {
+            count_widths(at<const uint8_t>(widths), groups, at<int64_t>(counts), threads);
+        },
+        Release());
+    module.def(
         "pack",
         [](const PackingTuple& packing, Address levels, Address words, int threads) {
             return pack(packing_of(packing, threads), at<const uint32_t>(levels), at<uint32_t>(words));
@@ -151,6 +173,15 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
             const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
             return quantize_pack(packing_of(packing, threads), floats, at<const float>(range), per_group,
                                  at<uint32_t>(words));
+        },
+        Release());
+    module.def(
+        "quantize_planes",
+        [](const PackingTuple& packing, Address weight, int dtype, Address range,
+           const std::vector<int64_t>& level_counts, const Addresses& planes, int threads) {
+            const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
+            return quantize_planes(packing_of(packing, threads), floats, at<const float>(range), level_counts,
+                                   at_all<void>(planes));
         },
         Release());
     module.def(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from .reference import MAX_WIDTH, group_count, per_element, stream_words
 
 RANGE_SCOPES = ("tensor", "group")
+
+CountWidths = Callable[[Tensor], Tensor]  # the operator count_widths
 
 
 def check_choice(who: str, argument: str, value: str, choices: Sequence[str]) -> None:
@@ -127,20 +129,28 @@ def check_levels(who: str, levels: Tensor, widths: Tensor, group_size: int) -> N
         raise ValueError(f"{who}: level {int(flat[at])} of element {at} does not fit its group's {width} bits")
 
 
-def word_count(widths: Tensor, count: int, group_size: int) -> int:
-    """32-bit words of a packed weight: the sum over widths b of ``stream_words(levels of width b, b)``."""
-    groups = torch.bincount(widths.to(torch.int64), minlength=MAX_WIDTH + 1).tolist()
+def level_counts(widths: Tensor, count: int, group_size: int, count_widths: CountWidths) -> list[int]:
+    """How many of ``count`` levels have 0, 1 … 16 bits."""
+    groups = count_widths(widths).tolist()
     levels = [number * (group_size or count) for number in groups]
     if count:
         levels[int(widths[-1])] -= len(widths) * (group_size or count) - count
+    return levels
+
+
+def word_count(widths: Tensor, count: int, group_size: int, count_widths: CountWidths) -> int:
+    """32-bit words of a packed weight: the sum over widths b of ``stream_words(levels of width b, b)``."""
+    levels = level_counts(widths, count, group_size, count_widths)
     return sum(stream_words(number, width) for width, number in enumerate(levels))
 
 
-def check_words(who: str, words: Tensor, widths: Tensor, count: int, group_size: int) -> None:
+def check_words(
+    who: str, words: Tensor, widths: Tensor, count: int, group_size: int, count_widths: CountWidths
+) -> None:
     if words.dtype != torch.int32 or words.dim() != 1:
         raise TypeError(f"{who}: words must be a flat int32 tensor, got {words.dtype} {list(words.shape)}")
     check_widths(who, widths, count, group_size)
-    expected = word_count(widths, count, group_size)
+    expected = word_count(widths, count, group_size, count_widths)
     if words.numel() != expected:
         raise ValueError(
             f"{who}: expected {expected} packed words for {count} levels in {len(widths)} groups, got {words.numel()}"

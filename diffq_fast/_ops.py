@@ -29,9 +29,11 @@ add_noise_backward(Tensor[] grads, Tensor[] weights, Tensor[] logits, Tensor ran
 quantize(Tensor[] weights, Tensor[] widths, Tensor range, int group_size, bool per_group) -> Tensor[]
 dequantize(Tensor[] levels, Tensor[] widths, Tensor range, int group_size, bool per_group, ScalarType dtype)
     -> Tensor[]
+count_widths(Tensor widths) -> Tensor
 pack(Tensor levels, Tensor widths, int group_size, int word_count) -> Tensor
 unpack(Tensor words, Tensor widths, int group_size, int count) -> Tensor
 quantize_pack(Tensor weight, Tensor widths, Tensor range, int group_size, bool per_group, int word_count) -> Tensor
+quantize_planes(Tensor weight, Tensor widths, Tensor range, int group_size, int[] level_counts) -> Tensor[]
 unpack_dequantize(Tensor words, Tensor widths, Tensor range, int group_size, bool per_group, int[] shape,
     ScalarType dtype) -> Tensor
 pack_planes(Tensor values, int nbits, int rows, int columns) -> Tensor
@@ -100,6 +102,11 @@ def dequantize(levels, widths, range, group_size, per_group, dtype):
 
 
 @_fake
+def count_widths(widths: Tensor) -> Tensor:
+    return widths.new_empty((17,), dtype=torch.int64)
+
+
+@_fake
 def pack(levels: Tensor, widths: Tensor, group_size: int, word_count: int) -> Tensor:
     return levels.new_empty((word_count,), dtype=torch.int32)
 
@@ -112,6 +119,12 @@ def unpack(words: Tensor, widths: Tensor, group_size: int, count: int) -> Tensor
 @_fake
 def quantize_pack(weight, widths, range, group_size, per_group, word_count):
     return weight.new_empty((word_count,), dtype=torch.int32)
+
+
+@_fake
+def quantize_planes(weight, widths, range, group_size, level_counts):
+    shapes = [(-(-count // 2048), width, 32) for width, count in enumerate(level_counts, 1)]
+    return [weight.new_empty(shape, dtype=torch.int64) for shape in shapes]
 
 
 @_fake

@@ -27,7 +27,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise ValueError(f"save: {os.fspath(path)} is not a regular file; give the path of a new or ordinary file")
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(temporary, "xb+") as file:
+        with _created(temporary, path) as file:
             if old is not None:
                 temporary.chmod(stat.S_IMODE(old.st_mode))
             yield file
@@ -39,6 +39,14 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def _created(temporary: Path, path: str | os.PathLike[str]) -> BinaryIO:
+    """The temporary file; an error names the path that the caller knows."""
+    try:
+        return open(temporary, "xb+")
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write here: {error.strerror}", os.fspath(path)) from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,14 +1,15 @@
 """The command line: `diffq-fast inspect | verify | pack | unpack | convert | doctor`.
 
-Exit codes: 0 all is well, 1 a damaged file or a failure, 2 wrong usage. Results go to stdout, errors and
-progress to stderr; with --json the result, or {"error": …}, is a JSON object on stdout. Torch is imported by
-the commands that compute, so `inspect` answers at once.
+Exit codes: 0 all is well, 1 a damaged file or a failure, 2 wrong usage, 130 interrupted. Results go to stdout,
+errors and progress to stderr; with --json the result, or {"error": …}, is a JSON object on stdout. Torch is imported
+by the commands that compute, so `inspect` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import warnings
@@ -20,6 +21,9 @@ from .cli_convert import add_arguments as add_convert_arguments
 from .cli_convert import convert_file
 from .packed_header import printable
 from .packed_report import inspect
+
+MOST_ELEMENTS = 2**60  # of a tensor, as docs/packed_format.md has it
+MOST_EXTRA_BITS = 1000  # what a reader of the file takes
 
 
 class UsageError(Exception):
@@ -62,6 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         arguments.parser.error(str(error))
         return 2
+    except KeyboardInterrupt:
+        print(f"diffq-fast {arguments.command}: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has had enough
         return 1
@@ -156,6 +163,8 @@ def run_pack(arguments: argparse.Namespace) -> int:
     size = _given(arguments, "group_size")
     if size.get("group_size", 0) < 0:
         raise UsageError(f"--group-size must be 0 (one group) or positive, got {size['group_size']}")
+    if size.get("group_size", 0) >= MOST_ELEMENTS:
+        raise UsageError(f"--group-size must be below 2**60, got {size['group_size']}; 0 is one group")
     if arguments.bits is not None:
         _pack_at_bits(arguments, trained, plain | size)
     else:
@@ -169,6 +178,8 @@ def run_pack(arguments: argparse.Namespace) -> int:
 def _pack_at_bits(arguments: argparse.Namespace, trained: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
     if trained:
         raise UsageError(f"{_options(trained)} describe logits and do not go with --bits")
+    if math.isnan(plain.get("min_size", 0)):
+        raise UsageError("--min-size must be a number of MB, got nan")
     if not 1 <= arguments.bits <= 16:
         raise UsageError(f"--bits must be between 1 and 16, got {arguments.bits}")
     if plain.get("range_scope") == "group" and not plain.get("group_size"):
@@ -178,7 +189,14 @@ def _pack_at_bits(arguments: argparse.Namespace, trained: Mapping[str, Any], pla
     if has_logits(arguments.file, "_diffq"):
         raise UsageError(f"{arguments.file} holds logits, which say the widths; leave --bits out")
     with ProgressLine("packing", arguments.progress) as progress:
-        pack_at_bits(arguments.file, arguments.output, arguments.bits, **plain, progress=progress)
+        packed, double = pack_at_bits(arguments.file, arguments.output, arguments.bits, **plain, progress=progress)
+    if double:
+        names = ", ".join(map(printable, double[:3])) + (", …" if len(double) > 3 else "")
+        note = f"{len(double)} float64 tensors are kept as they are, unpacked ({names}); convert them to float32 first"
+        print(f"diffq-fast pack: {note}", file=sys.stderr)
+    elif not packed:
+        note = "no tensor was packed: none is floating, above --min-size and not excluded"
+        print(f"diffq-fast pack: {note}", file=sys.stderr)
 
 
 def _pack_with_logits(
@@ -195,6 +213,10 @@ def _pack_with_logits(
     rule = LogitRule(**trained)
     if not 0 < rule.min_bits < rule.max_bits <= 15:
         raise UsageError(f"expected 0 < --min-bits < --max-bits <= 15, got {rule.min_bits:g} and {rule.max_bits:g}")
+    if not abs(rule.extra_bits) <= MOST_EXTRA_BITS:
+        raise UsageError(
+            f"--extra-bits must be between -{MOST_EXTRA_BITS} and {MOST_EXTRA_BITS}, got {rule.extra_bits:g}"
+        )
     if not rule.suffix:
         raise UsageError("--suffix must not be empty")
     if not has_logits(arguments.file, rule.suffix):

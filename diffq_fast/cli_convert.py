@@ -51,7 +51,10 @@ def _import(spec: str) -> Any:
         raise ValueError(f"--model must be MODULE:CALLABLE, got {spec}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    value: Any = importlib.import_module(module)
+    try:
+        value: Any = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--model {spec}: importing {module} failed: {type(error).__name__}: {error}") from error
     for part in name.split("."):
         value = getattr(value, part, None)
     if not callable(value):

@@ -6,11 +6,14 @@ nor buffers, and in its packed form not even shapes; whatever cannot be carried 
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from .even_levels import level_count
 from .legacy_entries import decode_diffq_entry, decode_lsq_entry, decode_uniform_entry
 from .legacy_state import LegacyPackage, LegacyState, load_legacy
 from .packed_container import write_packed
+from .packed_header import FORMAT, PackedFileError, open_file, read_header
 from .packed_tensor import PackedTensor, pack_levels
 from .quantizers.restore import QUANTIZERS
 
@@ -66,6 +70,7 @@ def convert(
     Raises:
         ValueError: the file is none of these, needs the model, or does not fit it.
     """
+    _refuse_packed(os.fspath(source))
     found = load_legacy(source)
     package = found if isinstance(found, LegacyPackage) else None
     state = found.state if isinstance(found, LegacyPackage) else found
@@ -89,8 +94,18 @@ def _is_json(value: Any) -> bool:
     return True
 
 
+def _refuse_packed(path: str) -> None:
+    with open_file(path) as file, suppress(PackedFileError):
+        if read_header(file, path).metadata.get("format") != FORMAT:
+            return
+        raise ValueError(f"convert: {path} is a packed file of diffq_fast already; nothing is left to convert")
+
+
 def _build(model: Any, package: LegacyPackage | None) -> nn.Module:
-    built = model(*package.args, **package.kwargs) if package else model()
+    try:
+        built = model(*package.args, **package.kwargs) if package else model()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"convert: the model could not be built: {type(error).__name__}: {error}") from error
     if not isinstance(built, nn.Module):
         raise ValueError(f"convert: the model must be a torch.nn.Module, got {type(built).__name__}")
     return built
@@ -108,6 +123,8 @@ def _convert_state(state: LegacyState, model: nn.Module | None, arguments: dict[
     name = state.quantizer or _quantizer_of(state.quantized, source)
     if state.meta is None and name == "DiffQuantizer":
         arguments = _inferred(state.quantized) | arguments
+    _check_arguments(name, arguments, "the arguments given", unknown=True)
+    _check_arguments(name, state.init_kwargs, f"{source}: meta", unknown=False)
     arguments = arguments | state.init_kwargs
     conversion = Conversion(name, arguments)
     if model is None:
@@ -115,6 +132,35 @@ def _convert_state(state: LegacyState, model: nn.Module | None, arguments: dict[
     else:
         _take_by_model(conversion, state, model)
     return conversion
+
+
+def _check_arguments(quantizer: str, arguments: Mapping[str, Any], where: str, *, unknown: bool) -> None:
+    """Each argument is of the kind that its default is; with ``unknown``, it is one that the quantizer has."""
+    parameters = inspect.signature(QUANTIZERS[quantizer]).parameters
+    for name, value in arguments.items():
+        if name not in parameters or name == "model":
+            if unknown:
+                known = ", ".join(each for each in parameters if each != "model")
+                raise ValueError(f"convert: {where}: {quantizer} has no argument {name!r}; it has {known}")
+            continue
+        expected, default = None, parameters[name].default
+        if isinstance(default, bool):
+            expected = None if isinstance(value, bool | int) else "true or false"
+        elif name == "group_size":
+            expected = None if isinstance(value, int) and 0 <= value < 2**60 else "a whole number, 0 or more"
+        elif isinstance(default, int | float):
+            expected = None if _is_number(value) else "a number"
+        elif isinstance(default, str):
+            expected = None if isinstance(value, str) else "a text"
+        elif not isinstance(value, str | list | tuple | set) or not all(isinstance(each, str) for each in value):
+            expected = "a list of patterns"
+        if expected:
+            raise ValueError(f"convert: {where}: {name} of {quantizer} must be {expected}, got {value!r:.60}")
+
+
+def _is_number(value: Any) -> bool:
+    single = isinstance(value, Tensor) and value.numel() == 1
+    return single or (isinstance(value, int | float | Fraction) and not isinstance(value, bool) and value == value)
 
 
 def _quantizer_of(entries: Sequence[Any], source: str) -> str:

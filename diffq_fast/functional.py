@@ -33,6 +33,7 @@ from ._checks import (
     check_widths,
     check_words,
     is_per_group,
+    level_counts,
     word_count,
 )
 from .bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
@@ -56,6 +57,7 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "dequantize",
     "unpack_dequantize",
     "pack_planes",
+    "quantize_planes",
     "unpack_planes",
 ]
 
@@ -225,7 +227,7 @@ def packed_word_count(widths: Tensor, count: int, group_size: int) -> int:
     8
     """
     check_widths("packed_word_count", widths, count, group_size)
-    return word_count(widths, count, group_size)
+    return word_count(widths, count, group_size, _ops.count_widths.default)
 
 
 def pack(levels: Tensor, widths: Tensor, *, group_size: int = 8) -> Tensor:
@@ -245,7 +247,7 @@ def pack(levels: Tensor, widths: Tensor, *, group_size: int = 8) -> Tensor:
         raise TypeError(f"pack: levels must be int32, got {levels.dtype}")
     check_widths("pack", widths, levels.numel(), group_size)
     check_levels("pack", levels, widths, group_size)
-    words = word_count(widths, levels.numel(), group_size)
+    words = word_count(widths, levels.numel(), group_size, _ops.count_widths.default)
     return _ops.pack.default(levels, widths, group_size, words)
 
 
@@ -268,7 +270,7 @@ def unpack(words: Tensor, widths: Tensor, count: int, *, group_size: int = 8) ->
     Raises:
         ValueError: when ``words`` is not exactly as long as the widths ask for.
     """
-    check_words("unpack", words, widths, count, group_size)
+    check_words("unpack", words, widths, count, group_size, _ops.count_widths.default)
     return _ops.unpack.default(words, widths, group_size, count)
 
 
@@ -309,7 +311,7 @@ def unpack_dequantize(
     if any(size < 0 for size in shape):
         raise ValueError(f"unpack_dequantize: sizes of shape must not be negative, got {list(shape)}")
     count = torch.Size(shape).numel()
-    check_words("unpack_dequantize", words, widths, count, group_size)
+    check_words("unpack_dequantize", words, widths, count, group_size, _ops.count_widths.default)
     check_ranges("unpack_dequantize", found, [count], group_size, range_scope)
     check_output_dtype("unpack_dequantize", dtype)
     per_group = range_scope == "group"
@@ -345,6 +347,28 @@ def pack_planes(values: Tensor, nbits: int, *, rows: int = 64, columns: int = 32
             found = f"found {lowest if lowest < 0 else highest}"
             raise ValueError(f"pack_planes: values must be between 0 and {2**nbits - 1} for {nbits} bits, {found}")
     return _ops.pack_planes.default(values, nbits, rows, columns)
+
+
+def quantize_planes(weight: Tensor, widths: Tensor, found: Tensor, *, group_size: int = 8) -> list[Tensor]:
+    """Bit planes of a weight's levels, those of each width by themselves, in one pass: what a state of diffq holds.
+
+    Entry ``width - 1`` is ``pack_planes(levels of all groups of that width, width)``, for widths 1 … 16: int64
+    ``[blocks, width, 32]``, without blocks where no group has the width.
+
+    Args:
+        weight: floating tensor of any shape.
+        widths: uint8 ``[groups]``, each 1 … 16.
+        found: its range, float32 ``[1, 2]``, see :func:`weight_range`.
+
+    >>> width = torch.tensor([2], dtype=torch.uint8)
+    >>> planes = quantize_planes(torch.tensor([0.0, 3.0]), width, torch.tensor([[0.0, 3.0]]))
+    >>> [tuple(each.shape) for each in planes[:3]]
+    [(0, 1, 32), (1, 2, 32), (0, 3, 32)]
+    """
+    check_weights("quantize_planes", [weight])
+    check_export("quantize_planes", [weight], [widths], found, group_size, "tensor")
+    counts = level_counts(widths, weight.numel(), group_size, _ops.count_widths.default)[1:]
+    return _ops.quantize_planes.default(weight, widths, found, group_size, counts)
 
 
 def unpack_planes(planes: Tensor, length: int) -> Tensor:

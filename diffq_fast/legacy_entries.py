@@ -119,13 +119,37 @@ def encode_diffq_entry(
         dtype = torch.uint8 if int(widths.max()) <= 8 else torch.int16
         return rows.to(dtype, copy=True), (float(lo), float(hi)), widths.clone()
     planes = [_pack_width(rows, widths, width, torch_pack) for width in range(1, MAX_WIDTH + 1)]
+    return _packed_diffq_entry(planes, widths, lo, hi, min_bits, torch_pack, name)
+
+
+def encode_diffq_planes(
+    planes: Sequence[Tensor], widths: Tensor, lo: float, hi: float, *, min_bits: float, name: str = "weight"
+) -> tuple:
+    """The packed entry of one weight from its planes, as ``functional.quantize_planes`` gives them; see
+    :func:`encode_diffq_entry` for the rest. Groups must be whole; raises ValueError for a width outside 1 … 15.
+    """
+    widths = widths.detach().cpu()
+    check_widths(name, widths)
+    kept = [each.cpu() if len(each) else None for each in planes[:MAX_WIDTH]]
+    return _packed_diffq_entry(kept, widths, lo, hi, min_bits, False, name)
+
+
+def _packed_diffq_entry(
+    planes: list[Tensor | None],
+    widths: Tensor,
+    lo: float,
+    hi: float,
+    min_bits: float,
+    torch_pack: bool,
+    name: str,
+) -> tuple:
     if planes[-1] is None:
         planes = planes[:_DIFFQ_WIDTHS]
     else:
         warnings.warn(
             f"legacy state: {name}: its groups of 15 bits are written as a 15th list entry; diffq 0.2.4 "
             "reads it, but loses those groups when it saves the state again",
-            stacklevel=2,
+            stacklevel=3,
         )
     return planes, (float(lo), float(hi)), _pack_widths(widths, width_base(min_bits), torch_pack)
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, BinaryIO
 
-import safetensors.torch
 from torch import Tensor
 
 from .legacy_unpickler import inert_class
@@ -27,6 +26,8 @@ def is_safetensors(file: BinaryIO) -> bool:
 
 def read_safetensors(file: BinaryIO, name: str) -> dict[str, Any]:
     """The fields of a package: tensors back in their places in the tree ``structure``."""
+    import safetensors.torch  # here, so that training needs nothing but torch
+
     data = file.read()
     try:
         tensors = safetensors.torch.load(data)

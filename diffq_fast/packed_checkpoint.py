@@ -88,6 +88,9 @@ def pack_with_logits(
         group_size = find_group_size(counts, group_size)
         widths = {}
         for name in names:
+            if not checkpoint.header.tensors[name + rule.suffix].shape:
+                scale = f"{name + rule.suffix} is one number, a scale of LSQ and not the logits of DiffQuantizer"
+                raise ValueError(f"pack: {checkpoint.path}: {scale}; save the model with diffq_fast.save")
             logits = checkpoint.tensor(name + rule.suffix).reshape(-1)
             if not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
                 raise ValueError(f"pack: {name + rule.suffix}: expected finite logits, found {logits.dtype} or NaN")
@@ -110,8 +113,10 @@ def pack_at_bits(
     min_size: float = 0.01,
     exclude: Sequence[str] = (),
     progress: Progress | None = None,
-) -> None:
+) -> tuple[list[str], list[str]]:
     """Pack any checkpoint at one width: every floating tensor above `min_size` that no pattern excludes.
+
+    Returns the names of the packed tensors, and of the float64 ones that are kept as they are for that alone.
 
     Args:
         bits: 1 … 16. group_size, range_scope: "group" keeps a (lo, hi) for each `group_size` elements.
@@ -119,16 +124,21 @@ def pack_at_bits(
         exclude: fnmatch patterns on the whole name or its last part.
     """
     with open_checkpoint(source) as checkpoint:
-        widths = {}
+        widths, double = {}, []
         for name in checkpoint.header.tensors:
             excluded = any(fnmatchcase(part, each) for part in (name, name.split(".")[-1]) for each in exclude)
-            if checkpoint.packable(name) and checkpoint.count(name) > min_size * MEGABYTE / 4 and not excluded:
+            if excluded or not checkpoint.count(name) > min_size * MEGABYTE / 4:
+                continue
+            if checkpoint.header.tensors[name].dtype == "F64":
+                double.append(name)
+            if checkpoint.packable(name):
                 groups = group_count(checkpoint.count(name), group_size)
                 widths[name] = torch.full((groups,), bits, dtype=torch.uint8)
         info = {"class": "none", "arguments": {"bits": bits}}
         packed = _pack_all(checkpoint, widths, group_size, range_scope, progress)
         plain = {name: checkpoint.tensor(name) for name in checkpoint.header.tensors if name not in widths}
         write_packed(target, packed, plain, quantizer_info=info)
+        return list(widths), double
 
 
 def unpack_file(

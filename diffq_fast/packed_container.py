@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import functional
 from .packed_header import FORMAT, NO_CHECKSUM, VERSION, file_error, open_file, read_bytes
 from .packed_layout import PackedLayout, WeightLayout, compact_json, layout_text, name_conflict, read_layout
 from .packed_tensor import PackedTensor
@@ -148,8 +149,16 @@ def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) 
     )
 
 
+def _pack_stream(values: np.ndarray, bits: int) -> bytes:
+    """A table of widths is one stream of levels, so the operator that packs levels packs it."""
+    words = functional.pack(
+        torch.from_numpy(values).to(torch.int32), torch.tensor([bits], dtype=torch.uint8), group_size=0
+    )
+    return tensor_bytes(words).tobytes()
+
+
 def _weight_sources(name: str, weight: PackedTensor) -> tuple[WeightLayout, list[TensorSource]]:
-    coding, table = encode_widths(weight.widths.cpu().numpy())
+    coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
     dtype = DTYPE_NAMES[weight.dtype]
     shape, scope = tuple(weight.shape), weight.range_scope
     layout = WeightLayout(name, shape, dtype, weight.group_size, scope, coding, weight.level_count)

@@ -9,8 +9,12 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from .packed_attached import Learned, learned_entries, unlike_the_file
 from .packed_container import PackedContents, read_packed, write_packed
+from .packed_fill import fill
+from .packed_layout import compact_json
 from .packed_logits import LogitRule, read_rule
 from .packed_report import inspect
 from .packed_tensor import PackedTensor, pack_levels, pack_weight
@@ -61,9 +65,10 @@ def load(
 
     Args:
         path: a packed file; all of it is verified before anything is decoded.
-        model: a plain module, or one with a quantizer attached. Its tensors are filled in place and keep
-            their dtype and device. Logits come from the file, or, where the file has none, are set to what
-            gives the file's widths again. A model without a quantizer passes over the file's logits.
+        model: a plain module, or one with a quantizer attached. Its own ``load_state_dict`` fills its tensors,
+            which keep their dtype and device. Logits come from the file, or, where the file has none or the
+            quantizer has other arguments, are set to what gives the file's widths again. A model without a
+            quantizer passes over the file's logits.
         strict: refuse a model that lacks an entry of the file or has one that the file lacks.
 
     Returns:
@@ -71,22 +76,31 @@ def load(
 
     Raises:
         PackedFileError: the file is damaged, naming the tensor.
-        ValueError: the file does not fit the model, naming every entry. The model is then unchanged.
+        ValueError: the file does not fit the model, naming every entry, or its quantizer would not give the file's
+            weights again. The model is then unchanged.
     """
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()
     rule = read_rule(contents.path, contents.quantizer)
     targets = model.state_dict()
-    logits = {name: weight for name in targets if (weight := _weight_of_logit(name, contents, rule))}
-    _check_fit(targets, logits, contents, rule, strict)
-    values = {name: _logits(name, weight, contents, rule) for name, weight in logits.items()}
-    with torch.no_grad():
-        for name, target in targets.items():
-            if name in values:
-                target.copy_(values[name])
-            elif name in contents:
-                target.copy_(contents.tensor(name, target.device))
+    learned = learned_entries(model, targets, contents, rule)
+    problems = _misfits(targets, learned, contents, rule, strict)
+    unlike = [*unlike_the_file(model, targets, contents, strict)] if not problems else []
+    values, unreachable = _learned_values(learned, contents, rule) if not problems else ({}, [])
+    if unlike or unreachable:
+        stated = compact_json(contents.quantizer)
+        hint = f"attach one with the arguments of the file ({stated}), or load first and attach then"
+        problems = [*unlike, *unreachable, hint]
+    if problems:
+        raise ValueError(f"load: {contents.path} does not fit the model: {'; '.join(problems)}")
+    decoded: dict[Any, Tensor] = {}
+    for name, target in targets.items():
+        if name not in values and name in contents:
+            source = (contents.ties.get(name, name), target.device)
+            values[name] = decoded[source] = decoded[source] if source in decoded else contents.tensor(*source)
+    weights = [name for name in targets if contents.ties.get(name, name) in contents.packed]
+    fill(model, values, targets, weights, f"load: {contents.path}")
     return model
 
 
@@ -114,73 +128,111 @@ def _stored_once(plain: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
     return kept, ties
 
 
-def _weight_of_logit(name: str, contents: PackedContents, rule: LogitRule) -> str | None:
-    """The packed weight whose logit this is, unless the file has an entry of this very name."""
-    weight = name.removesuffix(rule.suffix)
-    weight = contents.ties.get(weight, weight)
-    return weight if name not in contents and name.endswith(rule.suffix) and weight in contents.packed else None
+def _learned_values(
+    learned: Mapping[str, Learned], contents: PackedContents, rule: LogitRule
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Logits and scales by name, and what is wrong where the widths of the file are out of reach."""
+    values, problems = {}, []
+    for name, entry in learned.items():
+        packed, stored = contents.packed[entry.weight], entry.weight + rule.suffix
+        differing = _differing(entry.rule, rule)
+        if stored in contents and not differing:
+            values[name] = contents.tensor(stored)
+        elif packed.range_scope == "scale":
+            values[name] = packed.range.reshape(())
+        else:
+            values[name] = entry.rule.logits(packed.widths)
+            problems += _out_of_reach(name, entry, packed, values[name], differing, contents)
+    return values, problems
 
 
-def _logits(name: str, weight: str, contents: PackedContents, rule: LogitRule) -> Tensor:
-    """The stored logits of the weight (this name may be a tied one), or those that give its widths."""
-    if weight + rule.suffix in contents:
-        return contents.tensor(weight + rule.suffix)
-    if contents.packed[weight].range_scope == "scale":
-        return contents.packed[weight].range.reshape(())
-    widths = contents.packed[weight].widths
-    logits = rule.logits(widths)
-    changed = int((rule.widths(logits) != widths).sum())
-    if changed:
-        warnings.warn(
-            f"load: {contents.path}: {name}: {changed} of {len(widths)} groups have widths that bits "
-            f"strictly between {rule.min_bits} and {rule.max_bits} cannot give; their logits come near",
-            stacklevel=4,
-        )
-    return logits
+def _differing(own: LogitRule, of_file: LogitRule) -> dict[str, Any]:
+    """The quantizer's arguments that make other bits of a logit than those of the file do."""
+    names = ("min_bits", "max_bits", "extra_bits", "param")
+    return {name: getattr(own, name) for name in names if getattr(own, name) != getattr(of_file, name)}
 
 
-def _check_fit(
+def _out_of_reach(
+    name: str,
+    entry: Learned,
+    packed: PackedTensor,
+    logits: Tensor,
+    differing: Mapping[str, Any],
+    contents: PackedContents,
+) -> list[str]:
+    """A problem where the logits do not give the widths, a warning where no other arguments would."""
+    changed = int((entry.rule.widths(logits) != packed.widths).sum())
+    if not changed:
+        return []
+    found = f"{name}: {changed} of {len(packed.widths)} groups have widths that "
+    if differing and contents.quantizer["class"] != "none":
+        given = ", ".join(f"{argument}={value}" for argument, value in differing.items())
+        return [f"{found}{type(entry.quantizer).__name__} with {given} cannot give"]
+    warnings.warn(
+        f"load: {contents.path}: {found}bits strictly between {entry.rule.min_bits:g} and {entry.rule.max_bits:g} "
+        "cannot give; their logits come near",
+        stacklevel=4,
+    )
+    return []
+
+
+def _misfits(
     targets: Mapping[str, Any],
-    logits: Mapping[str, str],
+    learned: Mapping[str, Learned],
     contents: PackedContents,
     rule: LogitRule,
     strict: bool,
-) -> None:
-    """One ValueError that names every entry of the model and of the file that does not fit."""
-    problems = []
+) -> list[str]:
+    """One text for every entry of the model and of the file that does not fit."""
+    problems, hint = [], []
     if strict:
-        missing = [name for name in targets if name not in contents and name not in logits]
-        spare = {name + rule.suffix for name in contents.packed}
+        missing = [name for name in targets if name not in contents and name not in learned]
+        spare = {name + rule.suffix for name in contents.names() if contents.ties.get(name, name) in contents.packed}
         unexpected = [name for name in contents.names() if name not in targets and name not in spare]
         problems += [f"missing in the file: {', '.join(missing)}"] if missing else []
         problems += [f"not in the model: {', '.join(unexpected)}"] if unexpected else []
+        hint = ["strict=False skips missing and additional names"] if problems else []
     for name, target in targets.items():
-        if name in logits:
-            packed = contents.packed[logits[name]]
-            groups = len(packed.widths)
-            if packed.range_scope == "scale":
-                problems += [f"{name}: expected one scale, the model has {list(target.shape)}"] if target.dim() else []
-            elif tuple(target.shape) != (groups,):
-                found = f"the model has {list(target.shape)} logits, the file {groups} groups of "
-                problems.append(f"{name}: {found}{packed.group_size}; use the same group_size")
+        problem = None
+        if name in learned:
+            problem = _learned_misfit(target, learned[name], contents, rule)
         elif name in contents:
-            problem = _misfit(target, contents, name)
-            problems += [f"{name}: {problem}"] if problem else []
-    problems += _tie_conflicts(targets, contents)
-    if problems:
-        hint = "; strict=False skips missing and additional names" if strict and (missing or unexpected) else ""
-        raise ValueError(f"load: {contents.path} does not fit the model: {'; '.join(problems)}{hint}")
+            problem = _misfit(name, target, contents)
+        problems += [f"{name}: {problem}"] if problem else []
+    return problems + _tie_conflicts(targets, contents) + hint
 
 
-def _misfit(target: Any, contents: PackedContents, name: str) -> str | None:
+def _learned_misfit(target: Any, entry: Learned, contents: PackedContents, rule: LogitRule) -> str | None:
+    """Why the weight's logits or scale cannot be the model's."""
+    packed, stored = contents.packed[entry.weight], entry.weight + rule.suffix
+    if packed.range_scope == "scale":
+        return f"expected one scale, the model has {list(target.shape)}" if target.dim() else None
+    groups = len(packed.widths)
+    if tuple(target.shape) != (groups,):
+        found = f"the model has {list(target.shape)} logits, the file {groups} groups of "
+        return f"{found}{packed.group_size}; use the same group_size"
+    if stored in contents and contents.shape(stored) != (groups,):
+        return f"expected {groups} logits, the file has {list(contents.shape(stored))}"
+    return None
+
+
+def _misfit(name: str, target: Any, contents: PackedContents) -> str | None:
     """Why the file's tensor cannot be copied into the model's, or None."""
     shape, dtype = contents.shape(name), contents.dtype(name)
+    if is_lazy(target):
+        return "the model's entry has no shape yet; run one forward before loading"
     if not isinstance(target, Tensor) or target.is_meta:
         return "the model's entry holds no data; use to_empty() before loading"
+    if name.rpartition(".")[2] == "_extra_state":
+        return None  # of any shape; the module's own set_extra_state takes it
     if tuple(target.shape) != shape:
         return f"expected shape {list(target.shape)}, the file has {list(shape)}"
     if target.dtype != dtype and not (target.is_floating_point() and dtype.is_floating_point):
         return f"expected {target.dtype}, the file has {dtype}"
+    if any(step == 0 and size > 1 for size, step in zip(shape, target.stride(), strict=True)):
+        return "several elements of the model's entry share their memory; put its clone() there before loading"
+    if target.is_inference() and not torch.is_inference_mode_enabled():
+        return "the model's entry was made in inference mode; put its clone() there before loading"
     return None
 
 

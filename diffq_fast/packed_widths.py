@@ -8,7 +8,7 @@ Three codings, of which the writer takes the smallest (docs/packed_format.md, "W
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ import numpy as np
 MAX_WIDTH = 16
 BLOCK = 1024  # values in a block: 32 lanes of 32 rows
 MAX_VARINT_BYTES = 9  # 63 bits: no run can overflow a signed 64-bit integer
+
+
+PackStream = Callable[[np.ndarray, int], bytes]
 
 
 class WidthError(ValueError):
@@ -42,8 +45,13 @@ def word_count(widths: np.ndarray, count: int, group_size: int) -> int:
     return sum(width * -(-number // 32) for width, number in enumerate(levels))
 
 
-def encode_widths(widths: np.ndarray) -> tuple[list[Any], bytes]:
-    """The smallest coding of uint8 widths 1 … 16, and its bytes."""
+def encode_widths(widths: np.ndarray, pack_stream: PackStream | None = None) -> tuple[list[Any], bytes]:
+    """The smallest coding of uint8 widths 1 … 16, and its bytes.
+
+    Args:
+        pack_stream: gives the bytes of one stream from its uint8 values and their bits; where torch is loaded, its
+            operators are faster than numpy.
+    """
     if not len(widths):
         return ["one", 1], b""
     lowest, highest = int(widths.min()), int(widths.max())
@@ -54,7 +62,7 @@ def encode_widths(widths: np.ndarray) -> tuple[list[Any], bytes]:
     fixed = fixed_bytes(len(widths), bits)
     if len(starts) < fixed and len(runs := _encode_runs(widths, starts)) < fixed:  # a run takes a byte or more
         return ["runs"], runs
-    return ["fixed", lowest, bits], _pack_stream((widths - lowest).astype(np.uint8), bits)
+    return ["fixed", lowest, bits], (pack_stream or _pack_stream)((widths - lowest).astype(np.uint8), bits)
 
 
 def fixed_bytes(groups: int, bits: int) -> int:

@@ -216,6 +216,12 @@ def _unpack_blocks(words: Tensor, width: int) -> Tensor:
     return torch.stack(rows, dim=1).to(torch.int32)
 
 
+def count_widths(widths: Tensor) -> Tensor:
+    """int64 ``[17]``: how many groups have 1, 2 … 16 bits; entry 0 counts the widths out of range."""
+    flat = widths.reshape(-1).to(torch.int64)
+    return torch.bincount(torch.where(flat <= MAX_WIDTH, flat, 0), minlength=MAX_WIDTH + 1)
+
+
 def pack(levels: Tensor, widths: Tensor, group_size: int) -> Tensor:
     """int32 words of a weight: its streams, one per width that occurs, in ascending order of width."""
     flat = levels.reshape(-1)
@@ -254,6 +260,13 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
     planes = [(((cells >> bit) & 1) << shifts).sum(1) for bit in range(nbits)]
     words = torch.stack(planes, dim=1) if planes else cells.new_zeros((blocks, 0, columns))
     return words.to(PLANE_DTYPES[rows])
+
+
+def pack_planes_by_width(levels: Tensor, widths: Tensor, group_size: int) -> list[Tensor]:
+    """:func:`pack_planes` (64 rows of 32 columns) of the levels of each width 1 … 16, in group order."""
+    flat = levels.reshape(-1)
+    width_of = per_element(widths, flat.numel(), group_size)
+    return [pack_planes(flat[width_of == width], width, 64, 32) for width in range(1, MAX_WIDTH + 1)]
 
 
 def unpack_planes(planes: Tensor, length: int) -> Tensor:

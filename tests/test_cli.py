@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -243,3 +244,71 @@ def test_doctor_runs_here(capsys):
 def test_version(capsys):
     assert run("--version") == 0
     assert diffq_fast.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--group-size", "9" * 23], "--group-size must be below 2**60, got 999"),
+        (["--group-size", "9" * 23, "--bits", "4"], "--group-size must be below 2**60, got 999"),
+        (["--bits", "4", "--min-size", "nan"], "--min-size must be a number of MB, got nan"),
+        (["--extra-bits", "inf"], "--extra-bits must be between -1000 and 1000, got inf"),
+        (["--extra-bits", "nan"], "--extra-bits must be between -1000 and 1000, got nan"),
+    ],
+)
+def test_numbers_out_of_all_bounds_are_wrong_usage(options, words, tmp_path, capsys):
+    assert run("pack", TRAINED, tmp_path / "packed", *options) == 2
+    assert words in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_not_packed_is_said(tmp_path, capsys):
+    save_file({"w": torch.randn(64, 64, dtype=torch.float64), "b": torch.ones(3)}, tmp_path / "double")
+    assert run("pack", tmp_path / "double", tmp_path / "a", "--bits", 4, "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["weights"] == []
+    assert "1 float64 tensors are kept as they are, unpacked (w); convert them to float32 first" in err
+    save_file({"w": torch.randn(64, 64)}, tmp_path / "single")
+    assert run("pack", tmp_path / "single", tmp_path / "a", "--bits", 4, "--min-size", "inf") == 0
+    assert "no tensor was packed" in capsys.readouterr().err
+
+
+def test_a_scale_is_not_taken_for_a_logit(tmp_path, capsys):
+    model = torch.nn.Linear(8, 8)
+    diffq_fast.LSQ(model, min_size=0)
+    save_file(model.state_dict(), tmp_path / "lsq")
+    assert run("pack", tmp_path / "lsq", tmp_path / "packed", "--suffix", "_lsq") == 1
+    assert "_lsq is one number, a scale of LSQ" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["lsq"]
+
+
+@pytest.mark.parametrize("command", [["pack", TRAINED], ["unpack", KINDS]])
+def test_a_missing_folder_is_named_as_it_was_given(command, tmp_path, capsys):
+    output = tmp_path / "none" / "file"
+    assert run(*command, output) == 1
+    error = capsys.readouterr().err
+    assert f"'{output}'" in error
+    assert "cannot write here: No such file or directory" in error
+    assert ".tmp" not in error
+
+
+def test_an_interrupt_ends_quietly_and_leaves_no_litter(tmp_path):
+    program = (
+        "import signal, sys, time; from diffq_fast import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def wait(self, *_): print('working', flush=True); time.sleep(60)\n"
+        "cli.ProgressLine.__call__ = wait\n"
+        "sys.exit(cli.main())"
+    )
+    command = [sys.executable, "-c", program, "unpack", str(KINDS), str(tmp_path / "plain")]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "working\n"
+        assert len(os.listdir(tmp_path)) == 1
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.endswith("diffq-fast unpack: interrupted\n")  # a missing core is warned of before
+    assert "Traceback" not in error
+    assert os.listdir(tmp_path) == []

@@ -193,3 +193,67 @@ def test_a_pickle_that_would_run_code_runs_none(wrap, tmp_path, capsys):
     (tmp_path / "proof").unlink(missing_ok=True)
     assert run("convert", tmp_path / "v2", tmp_path / "new") == 1
     assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("group_size", "x", "a whole number, 0 or more"),
+        ("group_size", 2.5, "a whole number, 0 or more"),
+        ("min_bits", [2], "a number"),
+        ("max_bits", float("nan"), "a number"),
+        ("param", 3, "a text"),
+        ("exclude", 3, "a list of patterns"),
+        ("float16", "no", "true or false"),
+    ],
+)
+@pytest.mark.parametrize("with_model", [True, False])
+def test_arguments_of_wrong_kinds_in_a_file_are_refused(name, value, expected, with_model, tmp_path, capsys):
+    quantizer = DiffQuantizer(linear(), min_size=0, group_size=8)
+    state = quantizer.get_quantized_state(packed=False)
+    state["meta"]["init_kwargs"][name] = value
+    torch.save(state, tmp_path / "old")
+    options = ("--model", "functools:partial") if with_model else ()
+    with pytest.raises(ValueError, match=f"old: meta: {name} of DiffQuantizer must be {expected}, got"):
+        convert(tmp_path / "old", tmp_path / "new", linear if with_model else None)
+    assert run("convert", tmp_path / "old", tmp_path / "new", *options) == 1
+    assert "diffq-fast convert: convert: " in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--model", "torch.nn:Identity"]])
+def test_arguments_that_the_quantizer_does_not_have_are_refused(options, tmp_path, capsys):
+    given = ("--arguments", '{"nonsense": 3}', *options)
+    assert run("convert", GOLDEN / "demucs_v2.th", tmp_path / "new", *given) == 1
+    assert "DiffQuantizer has no argument 'nonsense'; it has min_size, " in capsys.readouterr().err
+    assert run("convert", GOLDEN / "demucs_v2.th", tmp_path / "new", "--arguments", '{"min_bits": "2"}') == 1
+    assert "the arguments given: min_bits of DiffQuantizer must be a number" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("1 / 0", "importing broken_{} failed: ZeroDivisionError"),
+        ("raise SystemExit(7)", "importing broken_{} failed: SystemExit: 7"),
+        ("def make(*args): raise KeyError('spam')", "the model could not be built: KeyError: 'spam'"),
+        ("def make(*args): exit(3)", "the model could not be built: SystemExit: 3"),
+    ],
+)
+def test_code_of_the_user_that_raises_is_an_error_like_others(source, words, tmp_path, monkeypatch, capsys, request):
+    name = str(abs(hash(source)))
+    (tmp_path / f"broken_{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = ("--model", f"broken_{name}:make")
+    assert run("convert", GOLDEN / "demucs_v2.th", tmp_path / "new", *given) == 1
+    assert words.format(name) in capsys.readouterr().err
+    assert run("convert", GOLDEN / "demucs_v2.th", tmp_path / "new", *given, "--json") == 1
+    assert words.format(name) in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_packed_file_is_known_as_such(tmp_path, capsys):
+    diffq_fast.save(UniformQuantizer(linear(), min_size=0), tmp_path / "packed")
+    assert run("convert", tmp_path / "packed", tmp_path / "new") == 1
+    assert "packed is a packed file of diffq_fast already; nothing is left to convert" in capsys.readouterr().err
+    assert run("convert", tmp_path / "none", tmp_path / "new") == 1
+    assert "No such file" in capsys.readouterr().err

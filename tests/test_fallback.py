@@ -51,3 +51,20 @@ def test_doctor_says_how_to_get_the_core():
     assert done.returncode == 0, done.stderr
     assert "C++ compiler" in done.stdout
     assert "pip install" in done.stdout
+
+
+def test_training_needs_nothing_but_torch():
+    done = run(
+        script="""
+import sys
+for name in ("safetensors", "matplotlib", "scipy", "mlxtend"):
+    sys.modules[name] = None
+import torch
+from diffq_fast import DiffQuantizer, save
+model = torch.nn.Linear(64, 64)
+quantizer = DiffQuantizer(model, group_size=8)
+quantizer.no_optimizer()
+model(torch.randn(2, 64)).sum().backward()
+"""
+    )
+    assert done.returncode == 0, done.stderr

@@ -135,6 +135,7 @@ BAD_CALLS = {
     "pack_planes(NONE, 3, columns=-1)": (ValueError, "pack_planes: columns positive -1"),
     "pack_planes(i32(3, 8), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits 8"),
     "pack_planes(i32(3, -1), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits -1"),
+    "quantize_planes(W, u8(3), RANGE)": (ValueError, "quantize_planes: widths [2] [1]"),
     "unpack_planes(PLANES.float(), 5)": (TypeError, "unpack_planes: planes torch.int64 torch.float32"),
     "unpack_planes(PLANES[0], 5)": (TypeError, "unpack_planes: planes 3-dimensional 2 dimensions"),
     "unpack_planes(PLANES, 2049)": (ValueError, "unpack_planes: length between 0 and 2048 2049"),

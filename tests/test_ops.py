@@ -127,6 +127,26 @@ def test_opcheck_packing_operators(per_group, index):
     check(ops.unpack_dequantize.default, words, widths, found, 4, per_group, shape, torch.float32)
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 70001])
+def test_count_widths(count):
+    widths = torch.randint(0, 256, (count,), dtype=torch.uint8) % 20
+    check(ops.count_widths.default, widths)
+    counts = ops.count_widths(widths).tolist()
+    assert counts[1:] == [int((widths == width).sum()) for width in range(1, 17)]
+    assert sum(counts) == count
+    assert torch.equal(ops.count_widths(widths), reference.count_widths(widths))
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_opcheck_quantize_planes(index):
+    weight = weights_of()[index]
+    (widths,) = widths_of([weight], 4)
+    found, _ = ops.weight_range([weight], 4, False)
+    members = widths.repeat_interleave(4)[: weight.numel()]
+    counts = [int((members == width).sum()) for width in range(1, 17)]
+    check(ops.quantize_planes.default, weight, widths, found, 4, counts)
+
+
 @pytest.mark.parametrize("count", [0, 1, 200])
 @pytest.mark.parametrize("rows", sorted(reference.PLANE_DTYPES))
 def test_opcheck_plane_operators(rows, count):

@@ -1,63 +1,19 @@
 #include <cmath>
 
 #include "core/add_noise.h"
+#include "core/float_blocks.h"
 #include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace diffq_fast {
 namespace {
 
-constexpr int kLanes = 8;
-
-// Sum of a[i] * b[i] in double, in an order that depends on `count` alone.
-double dot(const float* a, const float* b, int64_t count) {
-    double lanes[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-            lanes[lane] += static_cast<double>(a[i + lane]) * static_cast<double>(b[i + lane]);
-        }
-    }
-    for (; i < count; ++i) lanes[i % kLanes] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
-    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
-
-// sums[g] = sum of a * b over the kSize elements of group g, in float32, pairwise.
-template <int64_t kSize>
-void sum_groups(const float* a, const float* b, int64_t groups, float* sums) {
-    for (int64_t g = 0; g < groups; ++g) {
-        float parts[kSize];
-        for (int64_t j = 0; j < kSize; ++j) parts[j] = a[g * kSize + j] * b[g * kSize + j];
-        for (int64_t half = kSize / 2; half > 0; half /= 2) {
-            for (int64_t j = 0; j < half; ++j) parts[j] += parts[j + half];
-        }
-        sums[g] = parts[0];
-    }
-}
-
 // The sums of small groups of which the block holds whole ones; false for other sizes.
-bool sum_small_groups(const float* a, const float* b, int64_t count, int64_t group_size, float* sums) {
+bool sum_small_groups(const float* products, int64_t count, int64_t group_size, float* sums) {
     if (group_size <= 0 || count % group_size != 0) return false;
-    const int64_t groups = count / group_size;
-    switch (group_size) {
-        case 1:
-            sum_groups<1>(a, b, groups, sums);
-            return true;
-        case 2:
-            sum_groups<2>(a, b, groups, sums);
-            return true;
-        case 4:
-            sum_groups<4>(a, b, groups, sums);
-            return true;
-        case 8:
-            sum_groups<8>(a, b, groups, sums);
-            return true;
-        case 16:
-            sum_groups<16>(a, b, groups, sums);
-            return true;
-        default:
-            return false;
-    }
+    if (group_size > 16 || (group_size & (group_size - 1)) != 0) return false;
+    kernels().sum_groups(products, count / group_size, group_size, sums);
+    return true;
 }
 
 // What a weight's tasks share.
@@ -71,10 +27,11 @@ struct Weight {
     void* grad_weight;
     float* grad_logits;
     double* group_shares;  // per group: A * step
+    bool past_cache;
 
-    double length(int64_t group) const {
+    float length(int64_t group) const {
         const float* row = range + (arguments.per_group ? 2 * group : 0);
-        return static_cast<double>(row[1]) - static_cast<double>(row[0]);
+        return row[1] - row[0];
     }
 };
 
@@ -87,54 +44,52 @@ struct Part {
 // Logit gradients of `groups` groups from their sums A; returns the sum of A * step.
 double finish_groups(const Weight& weight, int64_t first_group, int64_t groups, const float* sums,
                      int64_t* nonfinite) {
-    float steps[kNoiseBlock], slopes[kNoiseBlock];
-    const BitsRule& rule = weight.arguments.rule;
-    steps_from_logits(weight.logits + first_group, groups, rule, steps);
-    slopes_from_logits(weight.logits + first_group, steps, groups, rule, slopes);
-    float* out = weight.grad_logits + first_group;
-    if (weight.arguments.per_group) {
+    float steps[kNoiseBlock], lengths[kNoiseBlock];
+    const bool per_group = weight.arguments.per_group;
+    if (per_group) {
+        for (int64_t g = 0; g < groups; ++g) lengths[g] = weight.length(first_group + g);
+    }
+    *nonfinite += kernels().make_logit_gradients(
+        weight.logits + first_group, sums, per_group ? lengths : nullptr, weight.length(0), groups,
+        weight.arguments.rule, steps, weight.grad_logits + first_group);
+    if (per_group) {
         for (int64_t g = 0; g < groups; ++g) {
-            out[g] = static_cast<float>(weight.length(first_group + g) * sums[g] * slopes[g]);
             weight.group_shares[first_group + g] = static_cast<double>(sums[g]) * steps[g];
         }
-    } else {
-        const double length = weight.length(0);
-        for (int64_t g = 0; g < groups; ++g) out[g] = static_cast<float>(length * sums[g] * slopes[g]);
     }
-    uint32_t broken = 0;
-    for (int64_t g = 0; g < groups; ++g) {
-        const bool finite = (bits_of(out[g]) & 0x7F800000) != 0x7F800000;
-        out[g] = finite ? out[g] : 0.0f;
-        broken += finite ? 0 : 1;
-    }
-    *nonfinite += broken;
-    return dot(sums, steps, groups);
+    return kernels().dot(sums, steps, groups);
 }
 
-// Copies a block of the gradient and gives its values and its noise as float32.
-const float* take_block(const Weight& weight, int64_t begin, int64_t size, float* buffer, float* z) {
+// Copies a block of the gradient and multiplies it with its noise.
+void multiply_block(const Weight& weight, int64_t begin, int64_t size, float* products) {
+    const NoiseRun run{weight.arguments.key, weight.stream, begin, size, weight.arguments.kind};
     const DType dtype = weight.weight.dtype;
-    const int64_t offset = begin * item_size(dtype), bytes = size * item_size(dtype);
-    std::memcpy(static_cast<char*>(weight.grad_weight) + offset,
-                static_cast<const char*>(weight.grad) + offset, static_cast<size_t>(bytes));
-    noise_block(weight.arguments.key, weight.stream, begin, size, weight.arguments.kind, z);
-    return load_floats(weight.grad, dtype, begin, size, buffer);
+    if (dtype == DType::float32) {
+        kernels().multiply_noise(run, static_cast<const float*>(weight.grad) + begin, weight.past_cache,
+                                 static_cast<float*>(weight.grad_weight) + begin, products);
+        return;
+    }
+    const uint16_t* halves = static_cast<const uint16_t*>(weight.grad) + begin;
+    std::memcpy(static_cast<uint16_t*>(weight.grad_weight) + begin, halves, static_cast<size_t>(size) * 2);
+    float values[kNoiseBlock], copies[kNoiseBlock];
+    kernels().floats_from_halves(halves, dtype, size, values);
+    kernels().multiply_noise(run, values, false, copies, products);
 }
 
 // A chunk of whole groups.
 Part back_through_groups(const Weight& weight, const Chunk& chunk) {
     const int64_t group_size = weight.arguments.group_size;
-    float buffer[kNoiseBlock], z[kNoiseBlock], sums[kNoiseBlock];
+    float products[kNoiseBlock], sums[kNoiseBlock];
     Part part;
     double open_sum = 0;  // of a group that goes on in the next block
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += kNoiseBlock) {
         const int64_t size = std::min(kNoiseBlock, chunk.end - begin);
-        const float* grads = take_block(weight, begin, size, buffer, z);
+        multiply_block(weight, begin, size, products);
         const int64_t first_group = group_of(begin, group_size);
         int64_t closed = groups_touched(begin, size, group_size);
-        if (!sum_small_groups(grads, z, size, group_size, sums)) {
+        if (!sum_small_groups(products, size, group_size, sums)) {
             for_each_segment(begin, size, group_size, [&](int64_t group, int64_t first, int64_t last) {
-                open_sum += dot(grads + first, z + first, last - first);
+                open_sum += kernels().sum(products + first, last - first);
                 sums[group] = static_cast<float>(open_sum);
                 const bool goes_on = group + 1 == closed && begin + size < chunk.end &&
                                      group_of(begin + size, group_size) == first_group + group;
@@ -152,12 +107,12 @@ Part back_through_groups(const Weight& weight, const Chunk& chunk) {
 
 // A chunk that is a piece of one group: only the sum of G z.
 Part back_through_piece(const Weight& weight, const Chunk& chunk) {
-    float buffer[kNoiseBlock], z[kNoiseBlock];
+    float products[kNoiseBlock];
     Part part;
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += kNoiseBlock) {
         const int64_t size = std::min(kNoiseBlock, chunk.end - begin);
-        const float* grads = take_block(weight, begin, size, buffer, z);
-        part.sum += dot(grads, z, size);
+        multiply_block(weight, begin, size, products);
+        part.sum += kernels().sum(products, size);
     }
     return part;
 }
@@ -196,6 +151,8 @@ void share_among(const Weight& weight, int64_t begin, int64_t end, float lo, flo
     for (; begin < end; begin += kNoiseBlock) {
         const int64_t size = std::min(kNoiseBlock, end - begin);
         const float* values = load_floats(weight.weight.data, weight.weight.dtype, begin, size, buffer);
+        const Bounds bounds = kernels().find_bounds(values, size);
+        if (bounds.lo > lo && bounds.hi < hi) continue;  // most blocks hold neither end
         for (int64_t i = 0; i < size; ++i) {
             if (values[i] != lo && values[i] != hi) continue;
             add_to_element(weight, begin + i, (values[i] == hi ? at_hi : 0) - (values[i] == lo ? at_lo : 0));
@@ -243,6 +200,7 @@ class Backward {
         : per_group_(arguments.per_group),
           group_size_(arguments.group_size),
           threads_(threads_for(total_count(arguments.weights), arguments.threads)) {
+        const bool past_cache = goes_past_cache(total_count(arguments.weights));
         int64_t groups = 0;
         for (const Floats& weight : arguments.weights) groups += group_count(weight.count, group_size_);
         if (per_group_) group_shares_.resize(static_cast<size_t>(groups));
@@ -253,7 +211,7 @@ class Backward {
             const float* range = arguments.range + 2 * (per_group_ ? groups : static_cast<int64_t>(i));
             weights_.push_back({arguments, weight, arguments.logits[i], range, arguments.streams[i], grads[i],
                                 grad_weights[i], grad_logits[i],
-                                per_group_ ? group_shares_.data() + groups : nullptr});
+                                per_group_ ? group_shares_.data() + groups : nullptr, past_cache});
             grids_.emplace_back(weight.count, group_size_);
             table_.append(grids_.back().chunks());
             groups += group_count(weight.count, group_size_);
@@ -269,6 +227,7 @@ class Backward {
             parts[static_cast<size_t>(task)] = grid.pieces() == 0
                                                    ? back_through_groups(weights_[place.list], chunk)
                                                    : back_through_piece(weights_[place.list], chunk);
+            kernels().finish_writes();
         });
         std::vector<double> sums(weights_.size());
         for (size_t i = 0; i < weights_.size(); ++i) {

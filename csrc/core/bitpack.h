@@ -28,9 +28,7 @@ inline int64_t stream_words(int64_t count, int width) {
     return width * (count / kRows + (count % kRows != 0));
 }
 
-// levels: 32 * lanes, zeros where the block holds fewer; bits above `width` are dropped. words: width *
-// lanes.
-void pack_block(int width, const uint32_t* levels, int64_t lanes, uint32_t* words);
-void unpack_block(int width, const uint32_t* words, int64_t lanes, uint32_t* levels);
+// Kernels::pack and unpack take levels [32 * lanes], zeros where the block holds fewer, bits above `width`
+// dropped; and words [width * lanes].
 
 }  // namespace diffq_fast

@@ -1,4 +1,4 @@
-// The floating-point types that weights come in, read into and written from blocks of float32.
+// The floating-point types that weights come in.
 #pragma once
 
 #include <cstdint>
@@ -68,31 +68,6 @@ inline uint16_t float16_from_float(float value) {
     half = select(mask_of(magnitude >= 0x47800000), 0x7C00, half);
     half = select(mask_of(magnitude > 0x7F800000), nan, half);
     return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000));
-}
-
-// The `count` elements from element `first` of `data` as float32: in `buffer`, or where they lie.
-inline const float* load_floats(const void* data, DType dtype, int64_t first, int64_t count, float* buffer) {
-    if (dtype == DType::float32) return static_cast<const float*>(data) + first;
-    const uint16_t* halves = static_cast<const uint16_t*>(data) + first;
-    if (dtype == DType::bfloat16) {
-        for (int64_t i = 0; i < count; ++i) buffer[i] = float_from_bfloat16(halves[i]);
-    } else {
-        for (int64_t i = 0; i < count; ++i) buffer[i] = float_from_float16(halves[i]);
-    }
-    return buffer;
-}
-
-inline void store_floats(const float* values, void* data, DType dtype, int64_t first, int64_t count) {
-    if (dtype == DType::float32) {
-        std::memcpy(static_cast<float*>(data) + first, values, static_cast<size_t>(count) * sizeof(float));
-        return;
-    }
-    uint16_t* halves = static_cast<uint16_t*>(data) + first;
-    if (dtype == DType::bfloat16) {
-        for (int64_t i = 0; i < count; ++i) halves[i] = bfloat16_from_float(values[i]);
-    } else {
-        for (int64_t i = 0; i < count; ++i) halves[i] = float16_from_float(values[i]);
-    }
 }
 
 }  // namespace diffq_fast

@@ -1,4 +1,4 @@
-// Hints about large results that are about to be written for the first time.
+// Hints about memory that is about to be read or written.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,35 @@ inline void expect_writes(void* data, int64_t bytes) {
     (void)data;
     (void)bytes;
 #endif
+}
+
+// Asks for the cache line at `place`, which is read or written soon; any address will do.
+inline void expect_read(const void* place) {
+#ifdef __GNUC__
+    __builtin_prefetch(place, 0);
+#else
+    (void)place;
+#endif
+}
+
+inline void expect_write(const void* place) {
+#ifdef __GNUC__
+    __builtin_prefetch(place, 1);
+#else
+    (void)place;
+#endif
+}
+
+// Asks for the beginning of the block behind this one. Processors look ahead by themselves, but only within a
+// page, which is what a block of 1024 floats is.
+inline void expect_next_block(const void* place) {
+    for (int64_t offset = 0; offset < 16 * 64; offset += 64)
+        expect_read(static_cast<const char*>(place) + offset);
+}
+
+// Whether so many weights leave no result in the cache for whoever reads it next.
+inline bool goes_past_cache(int64_t elements) {
+    return elements >= int64_t{1} << 22;
 }
 
 }  // namespace diffq_fast

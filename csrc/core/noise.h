@@ -10,14 +10,11 @@ namespace diffq_fast {
 
 enum class NoiseKind : int { uniform = 0, gaussian = 1 };
 
-// Largest number of elements that noise_block() makes.
+// Elements whose noise is made and used at once.
 constexpr int64_t kNoiseBlock = 1024;
 
-// z[i] = the noise of element first + i, for i < count <= kNoiseBlock. Uniform: (h + 1/2) / 65536 - 1/2,
-// exact. Gaussian: Box-Muller on the pair (e even, e + 1), halved; within 2e-6 of the real value.
-void noise_block(PhiloxKey key, uint32_t stream, int64_t first, int64_t count, NoiseKind kind, float* z);
-
-// The same for any count.
+// z[i] = the noise of element first + i, for i < count. Uniform: (h + 1/2) / 65536 - 1/2, exact. Gaussian:
+// Box-Muller on the pair (e even, e + 1), halved; within 2e-6 of the real value.
 void fill_noise(PhiloxKey key, uint32_t stream, int64_t first, int64_t count, NoiseKind kind, float* z,
                 int threads);
 

@@ -1,5 +1,6 @@
 #include "core/quantize.h"
 
+#include "core/float_blocks.h"
 #include "core/memory.h"
 #include "core/thread_pool.h"
 
@@ -8,25 +9,49 @@ namespace {
 
 constexpr int64_t kBlock = 1024;
 
-// Per element of a block: its group's smallest weight, length of range, step and highest level.
-struct Elements {
-    float lo[kBlock], length[kBlock], step[kBlock], top[kBlock];
+// The steps of all widths.
+struct WidthTable {
+    float step[256], inverse[256], top[256];
 
-    void fill(int64_t first, int64_t count, const uint8_t* widths, const float* range, int64_t group_size,
-              bool per_group) {
-        float values[kBlock];
-        const int64_t group = group_of(first, group_size), groups = groups_touched(first, count, group_size);
-        for (int64_t g = 0; g < groups; ++g) values[g] = level_step(widths[group + g]);
-        spread(values, first, count, group_size, step);
-        for (int64_t g = 0; g < groups; ++g) values[g] = top_level(widths[group + g]);
-        spread(values, first, count, group_size, top);
-        if (!per_group) return;
-        const float* rows = range + 2 * group;
-        for (int64_t g = 0; g < groups; ++g) values[g] = rows[2 * g];
-        spread(values, first, count, group_size, lo);
-        for (int64_t g = 0; g < groups; ++g) values[g] = rows[2 * g + 1] - rows[2 * g];
-        spread(values, first, count, group_size, length);
+    WidthTable() {
+        for (int width = 0; width < 256; ++width) {
+            step[width] = level_step(static_cast<uint8_t>(width));
+            inverse[width] = 1.0f / step[width];
+            top[width] = top_level(static_cast<uint8_t>(width));
+        }
     }
+};
+
+// Per element of a block: its group's smallest weight, length of range, step and highest level.
+class Elements {
+  public:
+    LevelRule fill(int64_t first, int64_t count, const uint8_t* widths, const float* range,
+                   int64_t group_size, bool per_group) {
+        const int64_t group = group_of(first, group_size), groups = groups_touched(first, count, group_size);
+        const bool one_width = std::all_of(widths + group, widths + group + groups,
+                                           [&](uint8_t width) { return width == widths[group]; });
+        if (one_width && (groups == 1 || !per_group)) {
+            return level_rule(range + (per_group ? 2 * group : 0), widths[group]);
+        }
+        LevelRule rule = level_rule(range, widths[group]);
+        const auto spread_all = [&](auto&& value_of, float* elements) {
+            float values[kBlock];
+            for (int64_t g = 0; g < groups; ++g) values[g] = value_of(group + g);
+            spread(values, first, count, group_size, elements);
+            return elements;
+        };
+        static const WidthTable table;
+        rule.steps = spread_all([&](int64_t g) { return table.step[widths[g]]; }, steps_);
+        rule.inverses = spread_all([&](int64_t g) { return table.inverse[widths[g]]; }, inverses_);
+        rule.tops = spread_all([&](int64_t g) { return table.top[widths[g]]; }, tops_);
+        if (!per_group) return rule;
+        rule.los = spread_all([&](int64_t g) { return range[2 * g]; }, los_);
+        rule.lengths = spread_all([&](int64_t g) { return range[2 * g + 1] - range[2 * g]; }, lengths_);
+        return rule;
+    }
+
+  private:
+    float los_[kBlock], lengths_[kBlock], steps_[kBlock], inverses_[kBlock], tops_[kBlock];
 };
 
 // Calls body(weight index, its range, first element, count) for blocks of all weights, in parallel.
@@ -56,22 +81,15 @@ void quantize(const std::vector<Floats>& weights, const std::vector<const uint8_
               const float* range, int64_t group_size, bool per_group, const std::vector<uint32_t*>& levels,
               int threads) {
     for (size_t i = 0; i < weights.size(); ++i) expect_writes(levels[i], weights[i].count * 4);
-    for_each_block(weights, range, group_size, per_group, threads,
-                   [&](size_t i, const float* bounds, int64_t first, int64_t count) {
-                       Elements elements;
-                       float buffer[kBlock];
-                       elements.fill(first, count, widths[i], bounds, group_size, per_group);
-                       const float* values =
-                           load_floats(weights[i].data, weights[i].dtype, first, count, buffer);
-                       const float *step = elements.step, *top = elements.top;
-                       if (per_group) {
-                           const float *lo = elements.lo, *length = elements.length;
-                           quantize_block(values, count, lo, length, step, top, levels[i] + first);
-                       } else {
-                           const Same lo{bounds[0]}, length{bounds[1] - bounds[0]};
-                           quantize_block(values, count, lo, length, step, top, levels[i] + first);
-                       }
-                   });
+    for_each_block(
+        weights, range, group_size, per_group, threads,
+        [&](size_t i, const float* bounds, int64_t first, int64_t count) {
+            Elements elements;
+            const LevelRule rule = elements.fill(first, count, widths[i], bounds, group_size, per_group);
+            float buffer[kBlock];
+            const float* values = load_floats(weights[i].data, weights[i].dtype, first, count, buffer);
+            kernels().quantize(values, count, rule, levels[i] + first);
+        });
 }
 
 void dequantize(const std::vector<const uint32_t*>& levels, const std::vector<const uint8_t*>& widths,
@@ -81,16 +99,10 @@ void dequantize(const std::vector<const uint32_t*>& levels, const std::vector<co
     for_each_block(weights, range, group_size, per_group, threads,
                    [&](size_t i, const float* bounds, int64_t first, int64_t count) {
                        Elements elements;
+                       const LevelRule rule =
+                           elements.fill(first, count, widths[i], bounds, group_size, per_group);
                        float result[kBlock];
-                       elements.fill(first, count, widths[i], bounds, group_size, per_group);
-                       const float* step = elements.step;
-                       if (per_group) {
-                           const float *lo = elements.lo, *length = elements.length;
-                           dequantize_block(levels[i] + first, count, lo, length, step, result);
-                       } else {
-                           const Same lo{bounds[0]}, length{bounds[1] - bounds[0]};
-                           dequantize_block(levels[i] + first, count, lo, length, step, result);
-                       }
+                       kernels().dequantize(levels[i] + first, count, rule, false, result);
                        store_floats(result, weights[i].data, weights[i].dtype, first, count);
                    });
 }

@@ -1,153 +1,135 @@
 #include "core/range.h"
 
-#include <cmath>
+#include <algorithm>
 #include <limits>
 
+#include "core/float_blocks.h"
+#include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace diffq_fast {
 namespace {
 
-constexpr int64_t kBlock = 1024;
-constexpr int kLanes = 16;
+constexpr int64_t kBlock = 4096;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr Bounds kNothing{kInfinity, -kInfinity, false};
 
-struct Bounds {
-    float lo = kInfinity, hi = -kInfinity;
-    bool nan = false;
-
-    void include(const Bounds& other) {
-        lo = other.lo < lo ? other.lo : lo;
-        hi = other.hi > hi ? other.hi : hi;
-        nan |= other.nan;
-    }
-
-    void store(float* row) const {
-        row[0] = nan ? std::numeric_limits<float>::quiet_NaN() : lo;
-        row[1] = nan ? std::numeric_limits<float>::quiet_NaN() : hi;
-    }
-};
-
-// Comparisons with a NaN are false, so it never gets into lo or hi, but is remembered.
-Bounds bounds_of(const float* values, int64_t count) {
-    Bounds found;
-    int64_t i = 0;
-    if (count >= kLanes) {
-        float lo[kLanes], hi[kLanes];
-        uint32_t nan[kLanes] = {};
-        std::fill(lo, lo + kLanes, kInfinity);
-        std::fill(hi, hi + kLanes, -kInfinity);
-        for (; i + kLanes <= count; i += kLanes) {
-            for (int lane = 0; lane < kLanes; ++lane) {
-                const float value = values[i + lane];
-                lo[lane] = value < lo[lane] ? value : lo[lane];
-                hi[lane] = value > hi[lane] ? value : hi[lane];
-                nan[lane] |= mask_of(value != value);
-            }
-        }
-        for (int lane = 0; lane < kLanes; ++lane) {
-            Bounds part;
-            part.lo = lo[lane];
-            part.hi = hi[lane];
-            part.nan = nan[lane] != 0;
-            found.include(part);
-        }
-    }
-    for (; i < count; ++i) {
-        found.lo = values[i] < found.lo ? values[i] : found.lo;
-        found.hi = values[i] > found.hi ? values[i] : found.hi;
-        found.nan |= values[i] != values[i];
-    }
-    return found;
+void include(Bounds& bounds, const Bounds& other) {
+    bounds.lo = other.lo < bounds.lo ? other.lo : bounds.lo;
+    bounds.hi = other.hi > bounds.hi ? other.hi : bounds.hi;
+    bounds.nan |= other.nan;
 }
 
-// One end of the range, with its place and its ties.
-struct Extreme {
-    float value = 0;
+void store_bounds(const Bounds& bounds, float* row) {
+    row[0] = bounds.nan ? std::numeric_limits<float>::quiet_NaN() : bounds.lo;
+    row[1] = bounds.nan ? std::numeric_limits<float>::quiet_NaN() : bounds.hi;
+}
+
+// Where a value occurs, in element order.
+struct Ties {
     int64_t first = 0, count = 0;
 
-    // `values` may hold `candidate`; `better` says whether it replaces what was found before them.
-    void look(const float* values, int64_t size, int64_t offset, float candidate, bool better) {
-        if (!better && count > 0 && candidate != value) return;
-        if (better || count == 0) *this = {candidate, 0, 0};
-        for (int64_t i = 0; i < size; ++i) {
-            if (values[i] != candidate) continue;
-            if (count == 0) first = offset + i;
-            ++count;
-        }
+    void look(const float* values, int64_t size, int64_t offset, float value) {
+        if (count == 0) first = offset + (std::find(values, values + size, value) - values);
+        for (int64_t i = 0; i < size; ++i) count += values[i] == value ? 1 : 0;
     }
 
-    void merge(const Extreme& later, bool better) {
-        if (later.count == 0) return;
-        if (better || count == 0) {
-            *this = later;
-        } else if (later.value == value) {
-            count += later.count;
-        }
+    void append(const Ties& later) {
+        if (count == 0) first = later.first;
+        count += later.count;
     }
 };
 
 struct Extremes {
-    Extreme lo, hi;
-    bool nan = false;
-
-    void merge(const Extremes& later) {
-        lo.merge(later.lo, later.lo.value < lo.value);
-        hi.merge(later.hi, later.hi.value > hi.value);
-        nan |= later.nan;
-    }
+    Ties lo, hi;
 };
 
-Extremes extremes_of(const Floats& weight, const Chunk& chunk) {
-    Extremes found;
+// Of one weight: the bounds of its blocks, then of all of it, then where its extremes are, chunk by chunk.
+struct Search {
+    std::vector<Bounds> blocks;
+    Bounds bounds = kNothing;
+    std::vector<Extremes> chunks;
+
+    explicit Search(const Floats& weight, const ChunkGrid& grid)
+        : blocks(static_cast<size_t>((weight.count + kBlock - 1) / kBlock)),
+          chunks(static_cast<size_t>(grid.chunks())) {}
+};
+
+void find_blocks(const Floats& weight, const Chunk& chunk, Search& search) {
     float buffer[kBlock];
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
         const int64_t size = std::min(kBlock, chunk.end - begin);
         const float* values = load_floats(weight.data, weight.dtype, begin, size, buffer);
-        const Bounds bounds = bounds_of(values, size);
-        found.nan |= bounds.nan;
-        found.lo.look(values, size, begin, bounds.lo, bounds.lo < found.lo.value);
-        found.hi.look(values, size, begin, bounds.hi, bounds.hi > found.hi.value);
+        search.blocks[static_cast<size_t>(begin / kBlock)] = kernels().find_bounds(values, size);
+    }
+}
+
+// Reads only blocks with an extreme again.
+Extremes find_extremes(const Floats& weight, const Chunk& chunk, const Search& search) {
+    Extremes found;
+    float buffer[kBlock];
+    for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
+        const Bounds& block = search.blocks[static_cast<size_t>(begin / kBlock)];
+        const bool has_lo = block.lo == search.bounds.lo, has_hi = block.hi == search.bounds.hi;
+        if (!has_lo && !has_hi) continue;
+        const int64_t size = std::min(kBlock, chunk.end - begin);
+        const float* values = load_floats(weight.data, weight.dtype, begin, size, buffer);
+        if (has_lo) found.lo.look(values, size, begin, search.bounds.lo);
+        if (has_hi) found.hi.look(values, size, begin, search.bounds.hi);
     }
     return found;
 }
 
-void store_extremes(const Extremes& found, float* row, int64_t* places) {
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    row[0] = found.nan ? nan : found.lo.value;
-    row[1] = found.nan ? nan : found.hi.value;
-    places[0] = found.nan ? 0 : found.lo.first;
-    places[1] = found.nan ? 0 : found.hi.first;
-    places[2] = found.nan ? 0 : found.lo.count;
-    places[3] = found.nan ? 0 : found.hi.count;
+// An empty weight gives zeros.
+void store_extremes(const Search& search, float* row, int64_t* places) {
+    Extremes all;
+    if (!search.bounds.nan) {
+        for (const Extremes& chunk : search.chunks) {
+            all.lo.append(chunk.lo);
+            all.hi.append(chunk.hi);
+        }
+    }
+    if (search.blocks.empty()) {
+        row[0] = row[1] = 0;
+    } else {
+        store_bounds(search.bounds, row);
+    }
+    places[0] = all.lo.first;
+    places[1] = all.hi.first;
+    places[2] = all.lo.count;
+    places[3] = all.hi.count;
 }
 
 void range_per_weight(const std::vector<Floats>& weights, float* range, int64_t* extremes, int threads) {
     std::vector<ChunkGrid> grids;
+    std::vector<Search> searches;
     TaskTable table;
     for (const Floats& weight : weights) {
         grids.emplace_back(weight.count, 0);
+        searches.emplace_back(weight, grids.back());
         table.append(grids.back().chunks());
     }
-    std::vector<Extremes> parts(static_cast<size_t>(table.tasks()));
     parallel_for(table.tasks(), threads, [&](int64_t task) {
         const auto place = table.find(task);
-        parts[static_cast<size_t>(task)] =
-            extremes_of(weights[place.list], grids[place.list].at(place.piece));
+        find_blocks(weights[place.list], grids[place.list].at(place.piece), searches[place.list]);
     });
-    for (size_t i = 0; i < weights.size(); ++i) {
-        Extremes found;
-        for (int64_t task = table.start(i); task < table.start(i + 1); ++task) {
-            found.merge(parts[static_cast<size_t>(task)]);
-        }
-        store_extremes(found, range + 2 * i, extremes + 4 * i);
+    for (Search& search : searches) {
+        for (const Bounds& block : search.blocks) include(search.bounds, block);
     }
+    parallel_for(table.tasks(), threads, [&](int64_t task) {
+        const auto place = table.find(task);
+        Search& search = searches[place.list];
+        if (search.bounds.nan) return;
+        search.chunks[static_cast<size_t>(place.piece)] =
+            find_extremes(weights[place.list], grids[place.list].at(place.piece), search);
+    });
+    for (size_t i = 0; i < weights.size(); ++i) store_extremes(searches[i], range + 2 * i, extremes + 4 * i);
 }
 
 // Rows of the groups of one chunk; groups may cross the blocks in which elements are loaded.
 void range_of_groups(const Floats& weight, const Chunk& chunk, int64_t group_size, float* rows) {
     float buffer[kBlock];
-    Bounds open;
+    Bounds open = kNothing;
     int64_t open_group = chunk.first_group;
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
         const int64_t size = std::min(kBlock, chunk.end - begin);
@@ -155,22 +137,23 @@ void range_of_groups(const Floats& weight, const Chunk& chunk, int64_t group_siz
         const int64_t block_group = group_of(begin, group_size);
         for_each_segment(begin, size, group_size, [&](int64_t group, int64_t first, int64_t last) {
             if (block_group + group != open_group) {
-                open.store(rows + 2 * open_group);
-                open = Bounds();
+                store_bounds(open, rows + 2 * open_group);
+                open = kNothing;
                 open_group = block_group + group;
             }
-            open.include(bounds_of(values + first, last - first));
+            include(open, kernels().find_bounds(values + first, last - first));
         });
     }
-    open.store(rows + 2 * open_group);
+    store_bounds(open, rows + 2 * open_group);
 }
 
 Bounds bounds_of_chunk(const Floats& weight, const Chunk& chunk) {
     float buffer[kBlock];
-    Bounds found;
+    Bounds found = kNothing;
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
         const int64_t size = std::min(kBlock, chunk.end - begin);
-        found.include(bounds_of(load_floats(weight.data, weight.dtype, begin, size, buffer), size));
+        const float* values = load_floats(weight.data, weight.dtype, begin, size, buffer);
+        include(found, kernels().find_bounds(values, size));
     }
     return found;
 }
@@ -200,11 +183,11 @@ void range_per_group(const std::vector<Floats>& weights, int64_t group_size, flo
         const int64_t pieces = grids[i].pieces();
         if (pieces == 0) continue;
         for (int64_t chunk = 0; chunk < grids[i].chunks(); chunk += pieces) {
-            Bounds found;
+            Bounds found = kNothing;
             for (int64_t piece = chunk; piece < std::min(chunk + pieces, grids[i].chunks()); ++piece) {
-                found.include(parts[static_cast<size_t>(table.start(i) + piece)]);
+                include(found, parts[static_cast<size_t>(table.start(i) + piece)]);
             }
-            found.store(rows[i] + 2 * (chunk / pieces));
+            store_bounds(found, rows[i] + 2 * (chunk / pieces));
         }
     }
 }

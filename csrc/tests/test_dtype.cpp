@@ -1,7 +1,7 @@
 #include <cmath>
 
 #include "check.h"
-#include "core/dtype.h"
+#include "core/float_blocks.h"
 
 using namespace diffq_fast;
 

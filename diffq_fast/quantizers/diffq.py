@@ -242,13 +242,17 @@ class DiffQuantizer(LearnedQuantizer):
 
     def _levels(self, entry: QuantizedParameter) -> tuple[Tensor, Tensor, Tensor]:
         """A weight's levels (int32, its shape), widths (uint8 ``[groups]``) and range (float32)."""
-        weight = self._float_value(entry)
-        weight = weight.float() if weight.dtype == torch.float64 else weight
-        widths = self._widths(entry)
+        weight, widths, found = self._ranged(entry)
         size, scope = self.group_size, self.range_scope
-        found = functional.weight_range([weight], group_size=size, range_scope=scope)
         levels = functional.quantize([weight], [widths], found, group_size=size, range_scope=scope)[0]
         return levels, widths, found
+
+    def _ranged(self, entry: QuantizedParameter) -> tuple[Tensor, Tensor, Tensor]:
+        """A weight as it is exported, its widths (uint8 ``[groups]``) and range (float32)."""
+        weight = self._float_value(entry)
+        weight = weight.float() if weight.dtype == torch.float64 else weight
+        found = functional.weight_range([weight], group_size=self.group_size, range_scope=self.range_scope)
+        return weight, self._widths(entry), found
 
     # -- size --------------------------------------------------------------------------------------------------------
 
@@ -289,6 +293,13 @@ class DiffQuantizer(LearnedQuantizer):
                 f"DiffQuantizer.get_quantized_state: {entry.full_name} has {entry.param.numel()} elements, which "
                 f"groups of {self.group_size} do not divide, and diffq's states have no shorter last group; save a "
                 "packed file with diffq_fast.save"
+            )
+        if packed and not torch_pack and entry.param.numel():
+            weight, widths, found = self._ranged(entry)
+            planes = functional.quantize_planes(weight, widths, found, group_size=self.group_size)
+            lo, hi = found[0].tolist()
+            return legacy_entries.encode_diffq_planes(
+                planes, widths, lo, hi, min_bits=self.min_bits, name=entry.full_name
             )
         levels, widths, found = self._levels(entry)
         lo, hi = found[0].tolist()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import legacy_state
+from .. import functional, legacy_state
 from ..legacy_pickler import pickled_size
 from ..tensor_bytes import memory_key
 from .selection import QuantizedParameter, Slot
@@ -208,8 +208,9 @@ class Export:
 
     def _refuse_broken(self, entries: Sequence[QuantizedParameter]) -> None:
         who = type(self).__name__
-        for entry in entries:
-            if not bool(self._float_value(entry).isfinite().all()):
+        for entry in entries:  # a NaN or an infinity shows in the range, which is cheaper than a mask of the elements
+            found = functional.weight_range([self._float_value(entry)], group_size=0)
+            if not bool(found.isfinite().all()):
                 raise ValueError(f"{who}: {entry.full_name} has NaN or infinite elements and cannot be exported")
         for slot in self._rest if self.float16 else ():
             value = self._float_value(slot)

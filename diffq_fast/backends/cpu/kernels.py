@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,6 +20,7 @@ _library = torch.library.Library(NAMESPACE, "IMPL")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _KINDS = {"uniform": 0, "gaussian": 1}
 _PARAMS = {"bits": 0, "noise": 1}
+_BLOCK_BYTES = 1 << 20  # smaller results come from torch's allocator, which reuses such memory itself
 _INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
@@ -45,9 +48,20 @@ def _lists(weights: Sequence[Tensor]) -> tuple[list[int], list[int], list[int]]:
     return _addresses(weights), [w.numel() for w in weights], [_DTYPES[w.dtype] for w in weights]
 
 
+def _empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """A row-major tensor; large ones from the core's blocks, which the system need not clear each time."""
+    made = torch.empty(0, dtype=dtype)
+    count = math.prod(shape)
+    if count * made.element_size() < _BLOCK_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    block = torch.frombuffer(core.Block(count * made.element_size()), dtype=torch.uint8)  # keeps the block alive
+    strides = [math.prod(shape[axis + 1 :]) for axis in builtins.range(len(shape))]
+    return made.set_(block.untyped_storage(), 0, tuple(shape), tuple(strides))  # no view of another tensor
+
+
 def _empty_like(weights: Sequence[Tensor]) -> list[Tensor]:
     """Row-major tensors of the weights' shapes and dtypes."""
-    return [torch.empty(weight.shape, dtype=weight.dtype) for weight in weights]
+    return [_empty(weight.shape, weight.dtype) for weight in weights]
 
 
 def _empty_range(weights: Sequence[Tensor], group_size: int, per_group: bool) -> tuple[Tensor, Tensor]:
@@ -80,7 +94,7 @@ def _check_sizes(who: str, argument: str, values: Sequence[Tensor], weights: Seq
 
 @_kernel
 def noise(key: Tensor, stream: int, first: int, count: int, kind: str) -> Tensor:
-    z = torch.empty(count)
+    z = _empty([count])
     core.noise(key.data_ptr(), stream, first, count, _KINDS[kind], z.data_ptr(), torch.get_num_threads())
     return z
 
@@ -148,7 +162,7 @@ def add_noise_backward(
     grads, weights, logits = _contiguous(grads), _contiguous(weights), _contiguous(logits, torch.float32)
     range, extremes = range.contiguous(), extremes.contiguous()
     grad_weights = _empty_like(weights)
-    grad_logits = [torch.empty(shape) for shape in shapes]
+    grad_logits = [_empty(shape) for shape in shapes]
     nonfinite = torch.empty(len(weights))
     core.add_noise_backward(
         _addresses(grads),
@@ -175,7 +189,7 @@ def quantize(weights, widths, range, group_size, per_group):
     _check_groups("quantize", "widths", widths, counts, group_size)
     _check_rows("quantize", range, counts, group_size, per_group)
     weights, widths, range = _contiguous(weights), _contiguous(widths, torch.uint8), range.contiguous()
-    levels = [torch.empty(weight.shape, dtype=torch.int32) for weight in weights]
+    levels = [_empty(weight.shape, torch.int32) for weight in weights]
     core.quantize(
         _lists(weights),
         _addresses(widths),
@@ -196,7 +210,7 @@ def dequantize(levels, widths, range, group_size, per_group, dtype):
     _check_groups("dequantize", "widths", widths, counts, group_size)
     _check_rows("dequantize", range, counts, group_size, per_group)
     levels, widths, range = _contiguous(levels), _contiguous(widths, torch.uint8), range.contiguous()
-    weights = [torch.empty(level.shape, dtype=dtype) for level in levels]
+    weights = [_empty(level.shape, dtype) for level in levels]
     core.dequantize(
         _addresses(levels),
         _addresses(widths),
@@ -222,10 +236,19 @@ def _require(done: bool, who: str, word_count: int) -> None:
 
 
 @_kernel
+def count_widths(widths: Tensor) -> Tensor:
+    if widths.dtype != torch.uint8:
+        return default.count_widths(widths)
+    widths, counts = widths.contiguous(), torch.empty(17, dtype=torch.int64)
+    core.count_widths(widths.data_ptr(), widths.numel(), counts.data_ptr(), torch.get_num_threads())
+    return counts
+
+
+@_kernel
 def pack(levels: Tensor, widths: Tensor, group_size: int, word_count: int) -> Tensor:
     levels, widths = levels.to(torch.int32).contiguous(), widths.to(torch.uint8).contiguous()
     packing = _packing("pack", widths, levels.numel(), group_size, word_count)
-    words = torch.empty(word_count, dtype=torch.int32)
+    words = _empty([word_count], torch.int32)
     _require(core.pack(packing, levels.data_ptr(), words.data_ptr(), torch.get_num_threads()), "pack", word_count)
     return words
 
@@ -234,7 +257,7 @@ def pack(levels: Tensor, widths: Tensor, group_size: int, word_count: int) -> Te
 def unpack(words: Tensor, widths: Tensor, group_size: int, count: int) -> Tensor:
     words, widths = words.contiguous(), widths.to(torch.uint8).contiguous()
     packing = _packing("unpack", widths, count, group_size, words.numel())
-    levels = torch.empty(count, dtype=torch.int32)
+    levels = _empty([count], torch.int32)
     done = core.unpack(packing, words.data_ptr(), levels.data_ptr(), torch.get_num_threads())
     _require(done, "unpack", words.numel())
     return levels
@@ -247,7 +270,7 @@ def quantize_pack(weight, widths, range, group_size, per_group, word_count):
     _check_rows("quantize_pack", range, [weight.numel()], group_size, per_group)
     weight, widths, range = weight.contiguous(), widths.to(torch.uint8).contiguous(), range.contiguous()
     packing = _packing("quantize_pack", widths, weight.numel(), group_size, word_count)
-    words = torch.empty(word_count, dtype=torch.int32)
+    words = _empty([word_count], torch.int32)
     done = core.quantize_pack(
         packing,
         weight.data_ptr(),
@@ -262,10 +285,34 @@ def quantize_pack(weight, widths, range, group_size, per_group, word_count):
 
 
 @_kernel
+def quantize_planes(weight, widths, range, group_size, level_counts):
+    if not _supported([weight]):
+        return default.quantize_planes(weight, widths, range, group_size, level_counts)
+    _check_rows("quantize_planes", range, [weight.numel()], group_size, False)
+    weight, widths, range = weight.contiguous(), widths.to(torch.uint8).contiguous(), range.contiguous()
+    shapes = [(-(-max(count, 0) // 2048), width, 32) for width, count in enumerate(level_counts, 1)]
+    planes = [_empty(shape, torch.int64) for shape in shapes]
+    done = len(planes) == 16 and core.quantize_planes(
+        _packing("quantize_planes", widths, weight.numel(), group_size, 0),
+        weight.data_ptr(),
+        _DTYPES[weight.dtype],
+        range.data_ptr(),
+        level_counts,
+        _addresses(planes),
+        torch.get_num_threads(),
+    )
+    if not done:
+        raise ValueError(
+            f"quantize_planes: expected level_counts, how many levels have 1, 2 … 16 bits, got {list(level_counts)}"
+        )
+    return planes
+
+
+@_kernel
 def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype):
     if dtype not in _DTYPES:
         return default.unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype)
-    weight = torch.empty(shape, dtype=dtype)
+    weight = _empty(shape, dtype)
     _check_rows("unpack_dequantize", range, [weight.numel()], group_size, per_group)
     words, widths, range = words.contiguous(), widths.to(torch.uint8).contiguous(), range.contiguous()
     packing = _packing("unpack_dequantize", widths, weight.numel(), group_size, words.numel())
@@ -287,7 +334,7 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
     values = (values if values.dtype in _INTEGERS else values.to(torch.int64)).contiguous()
     block = rows * columns
     blocks = -(-values.numel() // block) if block else 0
-    words = torch.empty((blocks, nbits, columns), dtype=PLANE_DTYPES[rows])
+    words = _empty((blocks, nbits, columns), PLANE_DTYPES[rows])
     core.pack_planes(
         values.data_ptr(),
         values.element_size(),
@@ -307,6 +354,6 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
     rows = planes.element_size() * 8
     planes = planes.contiguous()
     length = min(length, blocks * rows * columns)
-    values = torch.empty(length, dtype=torch.int16)
+    values = _empty([length], torch.int16)
     core.unpack_planes(planes.data_ptr(), length, nbits, rows, columns, values.data_ptr(), torch.get_num_threads())
     return values

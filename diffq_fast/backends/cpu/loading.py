@@ -1,29 +1,40 @@
-"""Finds the compiled core, or the reason why there is none."""
+"""Finds the compiled core and the instruction set that it uses, or the reason why there is no core."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-INSTRUCTION_SETS = ("scalar",)
-
 
 def _load() -> tuple[Any, str]:
     if os.environ.get("DIFFQ_FAST_DISABLE_CORE", "0") not in ("", "0"):
         return None, "DIFFQ_FAST_DISABLE_CORE is set"
-    instruction_set = os.environ.get("DIFFQ_FAST_ISA", "")
-    if instruction_set not in ("", *INSTRUCTION_SETS):
-        return None, f"DIFFQ_FAST_ISA must be one of {', '.join(INSTRUCTION_SETS)}, got {instruction_set!r}"
     try:
         from ... import _core
     except ImportError as error:
         return None, f"the compiled module could not be imported: {error}"
-    return _core, "the compiled module is loaded"
+    _choose_instruction_set(_core)
+    return _core, f"the compiled module is loaded and uses {_core.instruction_set()}"
+
+
+def _choose_instruction_set(core: Any) -> None:
+    """The best one that this machine runs, or the one that ``DIFFQ_FAST_ISA`` names.
+
+    Raises:
+        ValueError: this machine or this build does not have what the variable names: whoever sets it wants to measure
+            or to test that one, so another would mislead.
+    """
+    wanted = os.environ.get("DIFFQ_FAST_ISA", "")
+    if wanted and not core.use_instruction_set(wanted):
+        raise ValueError(
+            f"diffq_fast: DIFFQ_FAST_ISA: expected one of {', '.join(core.instruction_sets())}, which this machine "
+            f"runs, got {wanted!r}; unset it to use the best of them"
+        )
 
 
 core, _reason = _load()
 
 
 def status() -> tuple[bool, str]:
-    """Whether the compiled core answers for CPU tensors, and why (not)."""
+    """Whether the compiled core answers for CPU tensors, and with which instructions, or why not."""
     return core is not None, _reason

@@ -107,6 +107,11 @@ def dequantize(levels, widths, range, group_size, per_group, dtype):
 
 
 @_kernel
+def count_widths(widths: Tensor) -> Tensor:
+    return reference.count_widths(widths)
+
+
+@_kernel
 def pack(levels: Tensor, widths: Tensor, group_size: int, word_count: int) -> Tensor:
     return reference.pack(levels, widths, group_size)
 
@@ -119,6 +124,12 @@ def unpack(words: Tensor, widths: Tensor, group_size: int, count: int) -> Tensor
 @_kernel
 def quantize_pack(weight, widths, range, group_size, per_group, word_count):
     return reference.pack(reference.quantize(weight, widths, range, group_size), widths, group_size)
+
+
+@_kernel
+def quantize_planes(weight, widths, range, group_size, level_counts):
+    levels = reference.quantize(weight, widths, range, group_size)
+    return reference.pack_planes_by_width(levels, widths, group_size)
 
 
 @_kernel

@@ -1,0 +1,234 @@
+"""What is timed on a CPU: for each row of the table the variants, their peers, and the bytes that they move.
+
+diffq is run as it is installed, through its quantizer on a module whose forward only returns its weight.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from harness import Variant
+from torch import Tensor, nn
+
+import diffq_fast
+from diffq_fast import bitpack, functional
+
+HAS_PEER = importlib.util.find_spec("diffq") is not None
+HAS_BITSHUFFLE = importlib.util.find_spec("bitshuffle") is not None
+
+
+class Holder(nn.Module):
+    """A module that is only its weight."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(count)
+        self.weight = nn.Parameter(torch.randn(count, generator=generator))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+def quantized(package, count: int, group_size: int, noise: str = "uniform", spread: float = 0.5):
+    """A holder and its quantizer, whose groups have learned different bits."""
+    holder = Holder(count)
+    quantizer = package.DiffQuantizer(holder, group_size=group_size, min_size=0, noise=noise)
+    quantizer.setup_optimizer(torch.optim.SGD([holder.weight], lr=0.1))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in holder.named_parameters():
+            if name != "weight":
+                parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
+    return holder, quantizer
+
+
+def _packages() -> dict[str, object]:
+    packages: dict[str, object] = {"diffq_fast": diffq_fast}
+    if HAS_PEER:
+        import diffq
+
+        packages["diffq"] = diffq
+    return packages
+
+
+def copy(count: int) -> Variant:
+    source, target = torch.randn(count), torch.empty(count)
+    return Variant("copy_", lambda: target.copy_(source), bytes=8 * count)
+
+
+def _compiled(mode: str, count: int, group_size: int) -> Callable[[], Tensor]:
+    """torch.compile of the forward's formula."""
+    weight, logits = torch.randn(count), torch.randn(-(-count // (group_size or count)), 1)
+
+    def formula(weight: Tensor, logits: Tensor) -> Tensor:
+        bits = 15 * torch.sigmoid(logits) + 2 * (1 - torch.sigmoid(logits))
+        span = weight.max() - weight.min()
+        rows = weight.view(len(logits), -1)
+        return rows + (torch.rand_like(rows) - 0.5) * (span / (2**bits - 1))
+
+    compiled = torch.compile(formula, mode=mode)
+    return lambda: compiled(weight, logits)
+
+
+def forward(count: int, group_size: int, compiled: tuple[str, ...] = ()) -> list[Variant]:
+    """C1, C3, C4: a training forward, range and all."""
+    variants = [copy(count)]
+    for name, package in _packages().items():
+        for noise in ("uniform", "gaussian"):
+            holder, _ = quantized(package, count, group_size, noise)
+            holder.train()
+            variants.append(Variant(f"{name} {noise}", lambda holder=holder: holder(), bytes=12 * count))
+    for mode in compiled:
+        variants.append(Variant(f"torch.compile {mode}", _compiled(mode, count, group_size), bytes=12 * count))
+    return variants
+
+
+def step(count: int, group_size: int) -> list[Variant]:
+    """C2: forward and backward."""
+    variants = [copy(count)]
+    grad = torch.randn(count)
+    for name, package in _packages().items():
+        holder, _ = quantized(package, count, group_size)
+        holder.train()
+
+        def run(holder=holder) -> None:
+            for parameter in holder.parameters():
+                parameter.grad = None
+            holder().backward(grad)
+
+        variants.append(Variant(name, run, bytes=20 * count))
+    return variants
+
+
+def check_same_state(count: int = 4096) -> None:
+    """Both packages store the same bytes for the same logits."""
+    if not HAS_PEER:
+        return
+    states = [quantized(package, count, 8)[1].get_quantized_state(packed=True) for package in _packages().values()]
+    ours, theirs = (state["quantized"][0] for state in states)
+    for mine, other in zip(ours[0], theirs[0], strict=True):
+        assert (mine is None) == (other is None)
+        assert mine is None or torch.equal(mine, other)
+    assert torch.equal(ours[2], theirs[2])
+
+
+def state(count: int, group_size: int) -> list[Variant]:
+    """C5: diffq's packed state."""
+    variants = [copy(count)]
+    for name, package in _packages().items():
+        _, quantizer = quantized(package, count, group_size)
+        check = check_same_state if name == "diffq_fast" else None
+        variants.append(Variant(name, lambda q=quantizer: q.get_quantized_state(packed=True), check, bytes=5 * count))
+    return variants
+
+
+def save(count: int, group_size: int) -> list[Variant]:
+    """C6: a file; ours without its fsync, which is reported apart."""
+    folder = Path(tempfile.mkdtemp())
+    _, ours = quantized(diffq_fast, count, group_size)
+    variants = [Variant("diffq_fast with fsync", lambda: diffq_fast.save(ours, folder / "a"), bytes=5 * count)]
+
+    def without_fsync() -> None:
+        fsync, os.fsync = os.fsync, lambda descriptor: None
+        try:
+            diffq_fast.save(ours, folder / "a")
+        finally:
+            os.fsync = fsync
+
+    variants.append(Variant("diffq_fast", without_fsync, bytes=5 * count))
+    if HAS_PEER:
+        import diffq
+
+        _, theirs = quantized(diffq, count, group_size)
+
+        def peer() -> None:
+            torch.save(theirs.get_quantized_state(packed=True), folder / "b")
+
+        variants.append(Variant("diffq", peer, bytes=5 * count))
+    return variants
+
+
+def _planes_peers(levels: Tensor, nbits: int, unpack: bool) -> list[Variant]:
+    variants = []
+    bytes_ = levels.numel() * 2 + levels.numel() * nbits // 8
+    if HAS_PEER:
+        import diffq.bitpack
+
+        packed = diffq.bitpack.pack(levels, nbits)
+        length = levels.numel()
+        run = (lambda: diffq.bitpack.unpack(packed, length)) if unpack else (lambda: diffq.bitpack.pack(levels, nbits))
+        variants.append(Variant("diffq", run, bytes=bytes_))
+    if HAS_BITSHUFFLE:
+        import bitshuffle
+
+        array = levels.numpy()
+        shuffled = bitshuffle.bitshuffle(array)
+        run = (lambda: bitshuffle.bitunshuffle(shuffled)) if unpack else (lambda: bitshuffle.bitshuffle(array))
+        variants.append(Variant("bitshuffle (all 16 planes)", run, bytes=4 * levels.numel()))
+    return variants
+
+
+def planes(count: int, nbits: int, unpack: bool) -> list[Variant]:
+    """C7: diffq's bit planes; to be timed on one thread."""
+    levels = torch.randint(0, 2**nbits, (count,), dtype=torch.int16)
+    packed = bitpack.pack(levels, nbits)
+
+    def check() -> None:
+        assert torch.equal(bitpack.unpack(packed, count), levels)
+
+    run = (lambda: bitpack.unpack(packed, count)) if unpack else (lambda: bitpack.pack(levels, nbits))
+    ours = Variant("diffq_fast", run, check, bytes=2 * count + count * nbits // 8)
+    return [ours, *_planes_peers(levels, nbits, unpack)]
+
+
+def words(count: int, group_size: int, mixed: bool) -> list[Variant]:
+    """C8: the native layout, fused with quantising and dequantising."""
+    weight = torch.randn(count)
+    groups = -(-count // (group_size or count))
+    spread = torch.randn(groups) * 1.5 + 6 if mixed else torch.full((groups,), 8.0)
+    widths = spread.round().clamp(2, 12).to(torch.uint8)
+    found = functional.weight_range([weight], group_size=group_size)
+    packed = functional.quantize_pack(weight, widths, found, group_size=group_size)
+
+    def unpack() -> Tensor:
+        return functional.unpack_dequantize(packed, widths, found, weight.shape, group_size=group_size)
+
+    def check() -> None:
+        levels = functional.quantize([weight], [widths], found, group_size=group_size)
+        expected = functional.dequantize(levels, [widths], found, group_size=group_size)[0]
+        assert torch.equal(unpack(), expected)
+
+    moved = 4 * count + 4 * packed.numel()
+
+    def pack() -> Tensor:
+        return functional.quantize_pack(weight, widths, found, group_size=group_size)
+
+    return [
+        copy(count),
+        Variant("quantize_pack", pack, bytes=moved),
+        Variant("unpack_dequantize", unpack, check, bytes=moved),
+    ]
+
+
+def evaluate(size: int = 4096, batch: int = 1) -> list[Variant]:
+    """C9: a layer's eval forward, quantised and plain."""
+    plain = nn.Linear(size, size, bias=False).eval()
+    layer = nn.Linear(size, size, bias=False)
+    layer.load_state_dict(plain.state_dict())
+    diffq_fast.DiffQuantizer(layer, group_size=8, min_size=0)
+    layer.eval()
+    x = torch.randn(batch, size)
+
+    def of(module: nn.Module) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with torch.no_grad():
+                return module(x)
+
+        return run
+
+    return [Variant("plain", of(plain)), Variant("diffq_fast", of(layer))]

@@ -1,0 +1,113 @@
+"""A table of the CPU targets (Markdown) and a roofline plot (PNG) from a stored JSON file.
+
+python benchmarks/report_cpu.py results/cpu_<machine>.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def _ratio(row: dict[str, Any], slow: str, fast: str) -> float | None:
+    return row[slow]["median"] / row[fast]["median"] if slow in row and fast in row else None
+
+
+def _of_copy(row: dict[str, Any], name: str) -> float:
+    """Bandwidth as a fraction of the copy's."""
+    copy, mine = row["copy_"], row[name]
+    return mine["bytes"] / mine["median"] / (copy["bytes"] / copy["median"])
+
+
+def targets(results: dict[str, Any]) -> list[tuple[str, str, float | None, str]]:
+    """(id, what, found, ship / moonshot) at g = 8."""
+    rows: list[tuple[str, str, float | None, str]] = []
+    if "training" in results:
+        forward, step = results["training"]["forward g=8 warm"], results["training"]["step g=8 warm"]
+        rows += [
+            ("C1", "noise forward against diffq", _ratio(forward, "diffq uniform", "diffq_fast uniform"), "15 / 30"),
+            ("C2", "forward + backward against diffq", _ratio(step, "diffq", "diffq_fast"), "20 / 40"),
+            ("C3", "Gaussian over uniform", _ratio(forward, "diffq_fast gaussian", "diffq_fast uniform"), "1.6 / 1.15"),
+            ("C4", "forward bytes over copy", _of_copy(forward, "diffq_fast uniform"), "0.35 / 0.8"),
+        ]
+    if "export" in results:
+        export = results["export"]
+        rows += [
+            ("C5", "packed state against diffq", _ratio(export["state g=8"], "diffq", "diffq_fast"), "20 / 60"),
+            ("C6", "save against torch.save of diffq's", _ratio(export["save g=8"], "diffq", "diffq_fast"), "15 / 40"),
+        ]
+    for verb in ("pack", "unpack") if "planes" in results else ():
+        row = results["planes"][f"planes 8 bits {verb}"]
+        rows.append(("C7", f"bitpack.{verb}, 8 bits, one thread", _ratio(row, "diffq", "diffq_fast"), "15 / 40"))
+    for widths in ("8 bits", "mixed") if "export" in results else ():
+        row = results["export"][f"words g=8 {widths}"]
+        rows.append(("C8", f"unpack + dequantise over copy, {widths}", _of_copy(row, "unpack_dequantize"), "0.5 / 0.9"))
+    for row in results.get("eval", {}).values():
+        rows.append(("C9", "eval forward over plain", _ratio(row, "diffq_fast", "plain"), "1.05 / 1.01"))
+    return rows
+
+
+def table(stored: dict[str, Any]) -> str:
+    """Markdown: the targets, then millions of weights a second of every row."""
+    lines = ["| id | figure | found | ship / moonshot |", "|---|---|---|---|"]
+    for name, what, found, wanted in targets(stored["results"]):
+        lines.append(f"| {name} | {what} | {'–' if found is None else f'{found:.2f}'} | {wanted} |")
+    lines += ["", "| row | variant | M weights/s | ms | CPU ms |", "|---|---|---|---|---|"]
+    count = stored["results"]["count"]
+    for part in ("training", "export", "planes"):
+        for row, variants in stored["results"].get(part, {}).items():
+            for name, found in variants.items():
+                speed = count / found["median"] / 1e6
+                wall, cpu = found["median"] * 1e3, found["cpu"] * 1e3
+                lines.append(f"| {row} | {name} | {speed:,.0f} | {wall:.2f} | {cpu:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(stored: dict[str, Any], path: Path) -> None:
+    """Achieved bandwidth against bytes per weight, under the copy's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    results, count = stored["results"], stored["results"]["count"]
+    figure, axes = plt.subplots(figsize=(8, 5))
+    roof = 0.0
+    for part in ("training", "export"):
+        for row, variants in results.get(part, {}).items():
+            if "g=8" not in row or "cold" in row:
+                continue
+            for name, found in variants.items():
+                speed = count / found["median"] / 1e6
+                if name == "copy_":
+                    roof = max(roof, found["bytes"] / found["median"])
+                    continue
+                if not found["bytes"]:
+                    continue
+                label = f"{row.split(' g=8')[0]}: {name}"
+                axes.loglog(
+                    found["bytes"] / count, speed, "o" if "fast" in name or "pack" in name else "x", label=label
+                )
+    span = [4.0, 24.0]
+    axes.loglog(span, [roof / each / 1e6 for each in span], "k--", label="copy's bandwidth")
+    axes.set_xlabel("bytes of memory traffic per weight")
+    axes.set_ylabel("million weights a second")
+    axes.set_title(f"{stored['machine']['processor']}, {stored['machine']['instruction_set']}")
+    axes.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    source = Path(sys.argv[1])
+    stored = json.loads(source.read_text())
+    text = table(stored)
+    source.with_suffix(".md").write_text(text)
+    plot(stored, source.with_suffix(".png"))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+// All algorithms over vector words, in the order of their use of one another. Included inside the namespace
+// and target region of an instruction set, after its words.
+// clang-format off
+#include "core/simd/past_cache.h"
+#include "core/simd/elementary.h"
+#include "core/simd/steps.h"
+#include "core/simd/noise.h"
+#include "core/simd/training.h"
+#include "core/simd/range.h"
+#include "core/simd/floats.h"
+#include "core/simd/quantize.h"
+#include "core/simd/bitpack.h"
+#include "core/simd/planes.h"
+#include "core/simd/table.h"
+// clang-format on

@@ -1,0 +1,127 @@
+// weight -> level and back, see core/quantize.h.
+
+// One value for a whole block, or a pointer to one per element.
+struct Same {
+    float value;
+    DIFFQ_MEMBER Float at(int64_t) const { return splat(value); }
+    DIFFQ_MEMBER float one(int64_t) const { return value; }
+};
+struct Each {
+    const float* values;
+    DIFFQ_MEMBER Float at(int64_t i) const { return load(values + i); }
+    DIFFQ_MEMBER float one(int64_t i) const { return values[i]; }
+};
+
+// a / b, correctly rounded, from y = 1 / b correctly rounded: two steps of Newton's with the exact remainder;
+// the second one starts within an ulp of the quotient and so ends at the nearest float (P. Markstein,
+// "Computation of elementary functions on the IBM RISC System/6000 processor", 1990). Holds while the
+// remainder is not subnormal; what is smaller than that here is far below half a level.
+DIFFQ_WORD Float divide_by_known(Float a, Float b, Float y) {
+    Float q = a * y;
+    q = multiply_add(multiply_add(-q, b, a), y, q);
+    return multiply_add(multiply_add(-q, b, a), y, q);
+}
+
+// The rounding is the float addition of 2^23, so no float that an int cannot hold is ever converted.
+DIFFQ_WORD Word round_level(Float level, Float top) {
+    const Float clamped = lesser(greater(level, splat(0.0f)), top);  // NaN -> 0
+    return bits_of(clamped + 8388608.0f) - 0x4B000000u;
+}
+
+static uint32_t level_of(float weight, float lo, float length, float step, float top) {
+    float level = ((weight - lo) / length) / step;
+    level = level > 0.0f ? level : 0.0f;
+    level = level < top ? level : top;
+    return length != 0.0f ? diffq_fast::bits_of(level + 8388608.0f) - 0x4B000000u : 0;
+}
+
+template <typename Range, typename Width>
+static void quantize_divided(const float* weights, int64_t count, Range lo, Range length, Width step,
+                             Width top, uint32_t* levels) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const Float range = length.at(i);
+        const Word level = round_level(((load(weights + i) - lo.at(i)) / range) / step.at(i), top.at(i));
+        store(choose(range != 0.0f, level, Word{}), levels + i);
+    }
+    for (; i < count; ++i)
+        levels[i] = level_of(weights[i], lo.one(i), length.one(i), step.one(i), top.one(i));
+}
+
+// Weights outside the range get the level at its end, so they may be cut to it, with a margin, beforehand:
+// that keeps infinities out of the remainders.
+template <typename Width>
+static void quantize_multiplied(const float* weights, int64_t count, const LevelRule& rule, Width step,
+                                Width inverse, Width top, uint32_t* levels) {
+    const Float lo = splat(rule.lo), length = splat(rule.length), beyond = splat(4.0f * rule.length);
+    const Float inverse_length = splat(1.0f / rule.length);
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        expect_read(weights + i + kAhead);
+        const Float offset = lesser(greater(load(weights + i) - lo, splat(0.0f)), beyond);
+        const Float share = divide_by_known(offset, length, inverse_length);
+        store(round_level(divide_by_known(share, step.at(i), inverse.at(i)), top.at(i)), levels + i);
+    }
+    for (; i < count; ++i) levels[i] = level_of(weights[i], rule.lo, rule.length, step.one(i), top.one(i));
+}
+
+static void quantize(const float* weights, int64_t count, const LevelRule& rule, uint32_t* levels) {
+    if (rule.lengths != nullptr && rule.steps != nullptr) {
+        quantize_divided(weights, count, Each{rule.los}, Each{rule.lengths}, Each{rule.steps},
+                         Each{rule.tops}, levels);
+    } else if (rule.lengths != nullptr) {
+        quantize_divided(weights, count, Each{rule.los}, Each{rule.lengths}, Same{rule.step}, Same{rule.top},
+                         levels);
+    } else if (!(rule.length > 0x1p-60f && rule.length < 0x1p60f)) {
+        const Same lo{rule.lo}, length{rule.length};
+        for (int64_t i = 0; i < count; ++i) {
+            const float step = rule.steps != nullptr ? rule.steps[i] : rule.step;
+            const float top = rule.steps != nullptr ? rule.tops[i] : rule.top;
+            levels[i] = level_of(weights[i], lo.value, length.value, step, top);
+        }
+    } else if (rule.steps != nullptr) {
+        quantize_multiplied(weights, count, rule, Each{rule.steps}, Each{rule.inverses}, Each{rule.tops},
+                            levels);
+    } else {
+        quantize_multiplied(weights, count, rule, Same{rule.step}, Same{rule.inverse}, Same{rule.top},
+                            levels);
+    }
+}
+
+template <bool kPastCache, typename Range, typename Width>
+static void dequantize_with(const uint32_t* levels, int64_t count, Range lo, Range length, Width step,
+                            float* weights) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const Float level = float_from_int((Int)load(levels + i));
+        put<kPastCache>(((level * step.at(i)) * length.at(i)) + lo.at(i), weights + i);
+    }
+    for (; i < count; ++i) {
+        const float level = static_cast<float>(static_cast<int32_t>(levels[i]));
+        weights[i] = ((level * step.one(i)) * length.one(i)) + lo.one(i);
+    }
+}
+
+template <bool kPastCache>
+static void dequantize_by(const uint32_t* levels, int64_t count, const LevelRule& rule, float* weights) {
+    const Same lo{rule.lo}, length{rule.length}, step{rule.step};
+    const Each los{rule.los}, lengths{rule.lengths}, steps{rule.steps};
+    if (rule.lengths != nullptr && rule.steps != nullptr) {
+        dequantize_with<kPastCache>(levels, count, los, lengths, steps, weights);
+    } else if (rule.lengths != nullptr) {
+        dequantize_with<kPastCache>(levels, count, los, lengths, step, weights);
+    } else if (rule.steps != nullptr) {
+        dequantize_with<kPastCache>(levels, count, lo, length, steps, weights);
+    } else {
+        dequantize_with<kPastCache>(levels, count, lo, length, step, weights);
+    }
+}
+
+static void dequantize(const uint32_t* levels, int64_t count, const LevelRule& rule, bool past_cache,
+                       float* weights) {
+    if (past_cache && is_aligned(weights)) {
+        dequantize_by<true>(levels, count, rule, weights);
+    } else {
+        dequantize_by<false>(levels, count, rule, weights);
+    }
+}

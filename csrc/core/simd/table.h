@@ -1,0 +1,14 @@
+// The functions of this namespace as one table.
+
+// clang-format off
+static constexpr Kernels kKernels = {
+    kName,
+    make_noise, make_steps,
+    add_noise, finish_writes, multiply_noise, sum_groups, sum, dot, make_logit_gradients,
+    find_bounds,
+    floats_from_halves, halves_from_floats,
+    quantize, dequantize,
+    pack, unpack,
+    pack_planes, unpack_planes,
+};
+// clang-format on

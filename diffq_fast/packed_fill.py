@@ -1,0 +1,87 @@
+"""Fill a model with a state dict that was checked against it: all of it, or nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LOADERS = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
+
+
+def fill(
+    model: nn.Module, values: Mapping[str, Tensor], targets: Mapping[str, Any], last: Collection[str], who: str
+) -> None:
+    """Hand ``values`` to the model's own ``load_state_dict``.
+
+    Args:
+        targets: the model's state_dict before.
+        last: names that win where the memory of several entries overlaps.
+        who: the beginning of errors.
+
+    Raises:
+        ValueError: the model's code failed, or does not take a name. The model is put back as it was.
+    """
+    state = OrderedDict(values)
+    state._metadata = getattr(targets, "_metadata", OrderedDict())  # type: ignore[attr-defined]
+    before = _copies(targets) if _has_loaders_of_its_own(model) else {}
+    try:
+        with torch.no_grad():
+            result = model.load_state_dict(state, strict=False)
+            refused = [name for name in getattr(result, "unexpected_keys", ()) if name in values]
+            if refused:
+                raise ValueError(f"it does not take {', '.join(refused)}")
+            for name in _overlapping(targets, set(last) & values.keys()):
+                targets[name].copy_(values[name])
+    except BaseException as error:
+        _put_back(model, targets, before)
+        if not isinstance(error, Exception):
+            raise
+        raise ValueError(f"{who}: the model's load_state_dict failed: {type(error).__name__}: {error}") from error
+
+
+def _has_loaders_of_its_own(model: nn.Module) -> bool:
+    """Whether code that is not torch's has a part in loading: it may fail half way."""
+    for module in model.modules():
+        own = [getattr(type(module), name).__module__ for name in _LOADERS]
+        if not all(name.startswith("torch.") for name in own):
+            return True
+        if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
+            return True
+    return False
+
+
+def _copies(targets: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    made = {
+        name: each.detach().clone() if isinstance(each, Tensor) else copy.deepcopy(each)
+        for name, each in targets.items()
+    }
+    state = OrderedDict(made)
+    state._metadata = getattr(targets, "_metadata", OrderedDict())  # type: ignore[attr-defined]
+    return state
+
+
+def _put_back(model: nn.Module, targets: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """What lies in the model's memory exactly, and the rest as far as the model takes back its own state."""
+    with torch.no_grad():
+        if before:
+            with suppress(Exception):
+                model.load_state_dict(before, strict=False)
+        for name, value in before.items():
+            if isinstance(value, Tensor):
+                targets[name].copy_(value)
+
+
+def _overlapping(targets: Mapping[str, Any], names: Collection[str]) -> list[str]:
+    """Those of ``names`` whose storage holds another entry too."""
+    storages = {
+        target.untyped_storage().data_ptr()
+        for name, target in targets.items()
+        if name not in names and isinstance(target, Tensor) and target.layout == torch.strided
+    }
+    return [name for name in names if targets[name].untyped_storage().data_ptr() in storages]
