@@ -45,7 +45,7 @@ run() { # name, seconds: a benchmark may not take the others' time
         tail -5 "$OUT/$1.log"
     }
 }
-run bench_gpu_export 30
-run bench_gpu_transformer 70
-run bench_gpu_operators 170
+run measure_gpu_export 30
+run measure_gpu_transformer 70
+run measure_gpu_operators 170
 exit $status

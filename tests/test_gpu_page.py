@@ -84,7 +84,7 @@ def test_commands_that_the_page_names_exist():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would time the GPU")
 def test_benchmarks_skip_cleanly_without_a_gpu():
     options = ["--benchmark-enable", "--benchmark-only", "-q", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", "benchmarks/test_bench_gpu.py", *options]
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_gpu.py", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 skipped" in done.stdout

@@ -1,4 +1,4 @@
-"""Quantise + pack and back on a GPU: G11 of the targets. ``python bench_gpu_export.py FOLDER``."""
+"""Quantise + pack and back on a GPU: G11 of the targets. ``python measure_gpu_export.py FOLDER``."""
 
 from __future__ import annotations
 

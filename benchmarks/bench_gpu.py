@@ -24,7 +24,7 @@ Passes = dict[str, Callable[[], Any]]
 @pytest.fixture(scope="module")
 def passes() -> Passes:
     """What is timed, by name, over 104 weights of 2**20 elements; checked against the oracle first."""
-    from bench_gpu_operators import LARGE, Bucket
+    from measure_gpu_operators import LARGE, Bucket
 
     bucket = Bucket(*LARGE)
     bucket.check()
@@ -56,7 +56,7 @@ def passes() -> Passes:
         "step through autograd",
     ],
 )
-def test_training_pass(benchmark: Any, passes: Passes, name: str) -> None:
+def bench_training_pass(benchmark: Any, passes: Passes, name: str) -> None:
     from gpu_timing import interleaved
 
     def work() -> None:

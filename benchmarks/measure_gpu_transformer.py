@@ -1,4 +1,4 @@
-"""A training step of a transformer with and without DiffQ: G8. ``python bench_gpu_transformer.py FOLDER``."""
+"""A training step of a transformer with and without DiffQ: G8. ``python measure_gpu_transformer.py FOLDER``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training operators on a GPU: G1-G7, G9 and G10 of the targets. ``python bench_gpu_operators.py
+"""The training operators on a GPU: G1-G7, G9 and G10 of the targets. ``python measure_gpu_operators.py
 FOLDER``."""
 
 from __future__ import annotations
