@@ -11,6 +11,7 @@
 #include "core/quantize.h"
 #include "core/range.h"
 #include "core/streams.h"
+#include "core/thread_pool.h"
 
 namespace {
 
@@ -93,6 +94,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         return names;
     });
     module.def("instruction_set", [] { return kernels().name; });
+    module.def("use_team", [](Address parallel) { use_team(reinterpret_cast<Team>(parallel)); });
     module.def("use_instruction_set", [](const std::string& name) { return use_kernels(name); });
     module.def(
         "noise",

@@ -25,8 +25,16 @@ inline void expect_writes(void* data, int64_t bytes) {
 #endif
 }
 
+// The compiler has to see what is inside: copies of a known size; and GCC drops calls of functions that only
+// prefetch, as they have no effect.
+#ifdef __GNUC__
+#define DIFFQ_FAST_INLINE inline __attribute__((always_inline))
+#else
+#define DIFFQ_FAST_INLINE inline
+#endif
+
 // Asks for the cache line at `place`, which is read or written soon; any address will do.
-inline void expect_read(const void* place) {
+DIFFQ_FAST_INLINE void expect_read(const void* place) {
 #ifdef __GNUC__
     __builtin_prefetch(place, 0);
 #else
@@ -34,7 +42,7 @@ inline void expect_read(const void* place) {
 #endif
 }
 
-inline void expect_write(const void* place) {
+DIFFQ_FAST_INLINE void expect_write(const void* place) {
 #ifdef __GNUC__
     __builtin_prefetch(place, 1);
 #else
@@ -44,7 +52,7 @@ inline void expect_write(const void* place) {
 
 // Asks for the beginning of the block behind this one. Processors look ahead by themselves, but only within a
 // page, which is what a block of 1024 floats is.
-inline void expect_next_block(const void* place) {
+DIFFQ_FAST_INLINE void expect_next_block(const void* place) {
     for (int64_t offset = 0; offset < 16 * 64; offset += 64)
         expect_read(static_cast<const char*>(place) + offset);
 }

@@ -1,9 +1,9 @@
 #include "core/packed_levels.h"
 
 #include "core/float_blocks.h"
-#include "core/gather.h"
 #include "core/memory.h"
 #include "core/quantize.h"
+#include "core/sorted_blocks.h"
 #include "core/thread_pool.h"
 
 namespace diffq_fast {
@@ -13,107 +13,42 @@ namespace {
 constexpr int kPlaneRows = 64;
 constexpr int64_t kPlaneColumns = 32, kPlaneBlock = kPlaneRows * kPlaneColumns;
 
-// Consecutive blocks of a stream.
-struct Unit {
-    size_t stream;
-    int64_t first;
-};
+constexpr int64_t kBlocksPerTask = 16;
 
-// All units, in the order in which they begin in the weight: so all streams move through it together, and
-// what one of them brought into the cache (a line often holds groups of several widths) serves the others.
-std::vector<Unit> units_in_order(const Streams& streams, int64_t unit_size) {
-    const std::vector<Stream>& all = streams.streams();
-    const auto start = [&](const Unit& unit) {
-        return streams.group(all[unit.stream].first_group + unit.first / streams.group_size());
-    };
-    std::vector<Unit> heads, ordered;
-    std::vector<int64_t> starts;
-    for (size_t i = 0; i < all.size(); ++i) {
-        if (all[i].levels == 0) continue;
-        heads.push_back({i, 0});
-        starts.push_back(start(heads.back()));
-    }
-    while (!heads.empty()) {
-        const auto next =
-            static_cast<size_t>(std::min_element(starts.begin(), starts.end()) - starts.begin());
-        ordered.push_back(heads[next]);
-        heads[next].first += unit_size;
-        if (heads[next].first < all[heads[next].stream].levels) {
-            starts[next] = start(heads[next]);
-        } else {
-            heads.erase(heads.begin() + static_cast<int64_t>(next));
-            starts.erase(starts.begin() + static_cast<int64_t>(next));
-        }
-    }
-    return ordered;
-}
-
-// Calls body(block) for every block of kSize levels of every stream, in parallel.
+// Calls body(block) for every block of a weight whose groups have one width, in parallel: there the stream is
+// the weight itself.
 template <int64_t kSize = kPackBlock, typename Body>
-void for_each_block(const Streams& streams, int64_t count, int threads, Body&& body) {
-    const int64_t unit_size = (streams.in_order() ? 16384 : 2048) / kSize * kSize;
-    const std::vector<Unit> units = units_in_order(streams, unit_size);
-    parallel_for(static_cast<int64_t>(units.size()), threads_for(count, threads), [&](int64_t task) {
-        const Unit& unit = units[static_cast<size_t>(task)];
-        const Stream& stream = streams.streams()[unit.stream];
-        const int64_t end = std::min(stream.levels, unit.first + unit_size);
-        for (int64_t first = unit.first; first < end; first += kSize) {
-            body(Block{stream, first, std::min(kSize, end - first)});
-        }
-        kernels().finish_writes();
-    });
+void for_each_block(const Streams& streams, int threads, Body&& body) {
+    for (const Stream& stream : streams.streams()) {
+        const int64_t blocks = (stream.levels + kSize - 1) / kSize;
+        parallel_for((blocks + kBlocksPerTask - 1) / kBlocksPerTask, threads, [&](int64_t task) {
+            const int64_t end = std::min(blocks, (task + 1) * kBlocksPerTask);
+            for (int64_t i = task * kBlocksPerTask; i < end; ++i) body(block_at(stream, i * kSize, kSize));
+            kernels().finish_writes();
+        });
+    }
 }
 
-// The block's weights as float32, in stream order: in `buffer`, or where they lie.
-const float* gather_floats(const Streams& streams, const Block& block, const Floats& weight, float* buffer) {
-    if (streams.in_order()) {
-        const float* values = load_floats(weight.data, weight.dtype, block.first, block.count, buffer);
-        return values;
-    }
-    if (weight.dtype == DType::float32) {
-        gather(streams, block, static_cast<const float*>(weight.data), buffer);
-        return buffer;
-    }
-    uint16_t halves[kPlaneBlock];
-    gather(streams, block, static_cast<const uint16_t*>(weight.data), halves);
-    kernels().floats_from_halves(halves, weight.dtype, block.count, buffer);
-    return buffer;
-}
-
-void scatter_floats(const Streams& streams, const Block& block, const float* values, const Floats& weight) {
-    if (weight.dtype == DType::float32) {
-        scatter(streams, block, values, static_cast<float*>(weight.data));
-        return;
-    }
-    uint16_t halves[kPackBlock];
-    store_floats(values, halves, weight.dtype, 0, block.count);
-    scatter(streams, block, halves, static_cast<uint16_t*>(weight.data));
-}
-
-// Each level's smallest weight and length of range, where there is one row per group.
+// The smallest weights and lengths of range of a block's levels, where there is one row per group.
+template <int64_t kSize>
 class Ranges {
   public:
-    LevelRule fill(const Streams& streams, const Block& block, const float* range, bool per_group) {
+    LevelRule fill(const Block& block, const float* range, int64_t group_size, bool per_group) {
         LevelRule rule = level_rule(range, static_cast<uint8_t>(block.stream.width));
         if (!per_group) return rule;
-        const int64_t group_size = streams.group_size();
-        int64_t index = block.stream.first_group + block.first / group_size,
-                inside = block.first % group_size;
-        for (int64_t position = 0; position < block.count; ++index, inside = 0) {
-            const int64_t end = std::min(block.count, position + group_size - inside);
-            const float* row = range + 2 * streams.group(index);
-            for (; position < end; ++position) {
-                los_[position] = row[0];
-                lengths_[position] = row[1] - row[0];
-            }
-        }
+        for_each_segment(block.first, block.count, group_size,
+                         [&](int64_t group, int64_t begin, int64_t end) {
+                             const float* row = range + 2 * (group_of(block.first, group_size) + group);
+                             std::fill(los_ + begin, los_ + end, row[0]);
+                             std::fill(lengths_ + begin, lengths_ + end, row[1] - row[0]);
+                         });
         rule.los = los_;
         rule.lengths = lengths_;
         return rule;
     }
 
   private:
-    float los_[kPackBlock], lengths_[kPackBlock];
+    float los_[kSize], lengths_[kSize];
 };
 
 // Rows past the end of the stream hold 0.
@@ -126,21 +61,146 @@ bool fits(const Streams& streams, const Packing& packing) {
     return streams.valid() && streams.words() == packing.word_count;
 }
 
+// Calls finish(block, levels) with the levels of every block of every stream; groups may have any widths.
+template <int64_t kSize, typename Finish>
+void quantize_sorted(const Streams& streams, const Packing& packing, const Floats& weight, const float* range,
+                     bool per_group, Finish&& finish) {
+    const int threads = threads_for(packing.count, packing.threads);
+    const auto quantize_floats = [&](const Block& block, const float* values) {
+        uint32_t levels[kSize];
+        const LevelRule rule = level_rule(range, static_cast<uint8_t>(block.stream.width));
+        kernels().quantize(values, block.count, rule, levels);
+        finish(block, levels);
+    };
+    const auto quantize_halves = [&](const Block& block, const uint16_t* halves) {
+        float values[kSize];
+        kernels().floats_from_halves(halves, weight.dtype, block.count, values);
+        quantize_floats(block, values);
+    };
+    if (per_group) {
+        // Levels first, slice by slice: a block's come from groups with ranges of their own.
+        const PooledBlock memory(packing.count * 4);
+        uint32_t* const levels = static_cast<uint32_t*>(memory.data());
+        sort_into_blocks<uint32_t, kSize>(
+            streams, packing.widths, threads,
+            [&](const Slice& slice) {
+                quantize_part(weight, slice.first, slice.count, packing.widths, range, packing.group_size,
+                              true, levels);
+                return levels + slice.first;
+            },
+            finish);
+    } else if (weight.dtype == DType::float32) {
+        const float* const values = static_cast<const float*>(weight.data);
+        sort_into_blocks<float, kSize>(
+            streams, packing.widths, threads, [&](const Slice& slice) { return values + slice.first; },
+            quantize_floats);
+    } else {
+        const uint16_t* const halves = static_cast<const uint16_t*>(weight.data);
+        sort_into_blocks<uint16_t, kSize>(
+            streams, packing.widths, threads, [&](const Slice& slice) { return halves + slice.first; },
+            quantize_halves);
+    }
+}
+
+// The same where all groups have one width.
+template <int64_t kSize, typename Finish>
+void quantize_one_width(const Streams& streams, const Packing& packing, const Floats& weight,
+                        const float* range, bool per_group, Finish&& finish) {
+    for_each_block<kSize>(streams, threads_for(packing.count, packing.threads), [&](const Block& block) {
+        float buffer[kSize];
+        uint32_t levels[kSize];
+        const float* values = load_floats(weight.data, weight.dtype, block.first, block.count, buffer);
+        Ranges<kSize> ranges;
+        kernels().quantize(values, block.count, ranges.fill(block, range, packing.group_size, per_group),
+                           levels);
+        finish(block, levels);
+    });
+}
+
+// Where groups differ in width.
+void dequantize_sorted(const Streams& streams, const Packing& packing, const uint32_t* words,
+                       const float* range, bool per_group, const Floats& weight) {
+    const int threads = threads_for(packing.count, packing.threads);
+    const auto unpack_block = [&](const Block& block, uint32_t* levels) {
+        kernels().unpack(block.stream.width, words + block.word(), block.lanes(), levels);
+    };
+    if (per_group) {
+        // Levels first, in the memory of the weights where these are as large.
+        const bool in_place = weight.dtype == DType::float32;
+        const PooledBlock memory(in_place ? 0 : packing.count * 4);
+        uint32_t* const levels = static_cast<uint32_t*>(in_place ? weight.data : memory.data());
+        merge_from_blocks<uint32_t, kPackBlock>(
+            streams, packing.widths, threads, unpack_block,
+            [&](const Slice& slice) { return levels + slice.first; },
+            [&](const Slice& slice) {
+                dequantize_part(levels, slice.first, slice.count, packing.widths, range, packing.group_size,
+                                true, weight);
+            });
+        return;
+    }
+    const auto make_floats = [&](const Block& block, float* values) {
+        uint32_t levels[kPackBlock];
+        unpack_block(block, levels);
+        const LevelRule rule = level_rule(range, static_cast<uint8_t>(block.stream.width));
+        kernels().dequantize(levels, block.count, rule, false, values);
+    };
+    const auto make_halves = [&](const Block& block, uint16_t* halves) {
+        float values[kPackBlock];
+        make_floats(block, values);
+        store_floats(values, halves, weight.dtype, 0, block.count);
+    };
+    const auto nothing = [](const Slice&) {};
+    if (weight.dtype == DType::float32) {
+        float* const values = static_cast<float*>(weight.data);
+        merge_from_blocks<float, kPackBlock>(
+            streams, packing.widths, threads, make_floats,
+            [&](const Slice& slice) { return values + slice.first; }, nothing);
+    } else {
+        uint16_t* const halves = static_cast<uint16_t*>(weight.data);
+        merge_from_blocks<uint16_t, kPackBlock>(
+            streams, packing.widths, threads, make_halves,
+            [&](const Slice& slice) { return halves + slice.first; }, nothing);
+    }
+}
+
+void dequantize_one_width(const Streams& streams, const Packing& packing, const uint32_t* words,
+                          const float* range, bool per_group, const Floats& weight) {
+    const bool past_cache = goes_past_cache(packing.count);
+    for_each_block(streams, threads_for(packing.count, packing.threads), [&](const Block& block) {
+        uint32_t levels[kPackBlock];
+        float buffer[kPackBlock];
+        kernels().unpack(block.stream.width, words + block.word(), block.lanes(), levels);
+        Ranges<kPackBlock> ranges;
+        const bool direct = weight.dtype == DType::float32;
+        float* values = direct ? static_cast<float*>(weight.data) + block.first : buffer;
+        kernels().dequantize(levels, block.count, ranges.fill(block, range, packing.group_size, per_group),
+                             direct && past_cache, values);
+        if (!direct) store_floats(values, weight.data, weight.dtype, block.first, block.count);
+    });
+}
+
 }  // namespace
 
 bool pack(const Packing& packing, const uint32_t* levels, uint32_t* words) {
     const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
     if (!fits(streams, packing)) return false;
     expect_writes(words, packing.word_count * 4);
-    for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
-        if (streams.in_order() && block.count == kPackBlock) {
+    const int threads = threads_for(packing.count, packing.threads);
+    if (!streams.one_width()) {
+        sort_into_blocks<uint32_t, kPackBlock>(
+            streams, packing.widths, threads, [&](const Slice& slice) { return levels + slice.first; },
+            [&](const Block& block, uint32_t* sorted) { pack_padded(block, sorted, words); });
+        return true;
+    }
+    for_each_block(streams, threads, [&](const Block& block) {
+        if (block.count == kPackBlock) {
             expect_next_block(levels + block.first + kPackBlock);
             kernels().pack(block.stream.width, levels + block.first, block.lanes(), words + block.word());
             return;
         }
-        uint32_t gathered[kPackBlock];
-        gather(streams, block, levels, gathered);
-        pack_padded(block, gathered, words);
+        uint32_t last[kPackBlock];
+        std::copy_n(levels + block.first, block.count, last);
+        pack_padded(block, last, words);
     });
     return true;
 }
@@ -149,14 +209,21 @@ bool unpack(const Packing& packing, const uint32_t* words, uint32_t* levels) {
     const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
     if (!fits(streams, packing)) return false;
     expect_writes(levels, packing.count * 4);
-    for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
-        if (streams.in_order() && block.count == kPackBlock) {
-            kernels().unpack(block.stream.width, words + block.word(), block.lanes(), levels + block.first);
-            return;
-        }
-        uint32_t unpacked[kPackBlock];
+    const int threads = threads_for(packing.count, packing.threads);
+    const auto unpack_block = [&](const Block& block, uint32_t* unpacked) {
         kernels().unpack(block.stream.width, words + block.word(), block.lanes(), unpacked);
-        scatter(streams, block, unpacked, levels);
+    };
+    if (!streams.one_width()) {
+        merge_from_blocks<uint32_t, kPackBlock>(
+            streams, packing.widths, threads, unpack_block,
+            [&](const Slice& slice) { return levels + slice.first; }, [](const Slice&) {});
+        return true;
+    }
+    for_each_block(streams, threads, [&](const Block& block) {
+        if (block.count == kPackBlock) return unpack_block(block, levels + block.first);
+        uint32_t last[kPackBlock];
+        unpack_block(block, last);
+        std::copy_n(last, block.count, levels + block.first);
     });
     return true;
 }
@@ -166,14 +233,12 @@ bool quantize_pack(const Packing& packing, const Floats& weight, const float* ra
     const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
     if (!fits(streams, packing)) return false;
     expect_writes(words, packing.word_count * 4);
-    for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
-        float buffer[kPackBlock];
-        uint32_t levels[kPackBlock];
-        const float* values = gather_floats(streams, block, weight, buffer);
-        Ranges ranges;
-        kernels().quantize(values, block.count, ranges.fill(streams, block, range, per_group), levels);
-        pack_padded(block, levels, words);
-    });
+    const auto pack_block = [&](const Block& block, uint32_t* levels) { pack_padded(block, levels, words); };
+    if (streams.one_width()) {
+        quantize_one_width<kPackBlock>(streams, packing, weight, range, per_group, pack_block);
+    } else {
+        quantize_sorted<kPackBlock>(streams, packing, weight, range, per_group, pack_block);
+    }
     return true;
 }
 
@@ -181,17 +246,18 @@ bool quantize_planes(const Packing& packing, const Floats& weight, const float* 
                      const std::vector<int64_t>& level_counts, const std::vector<void*>& planes) {
     const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
     if (!streams.valid() || streams.level_counts() != level_counts) return false;
-    for_each_block<kPlaneBlock>(streams, packing.count, packing.threads, [&](const Block& block) {
-        float buffer[kPlaneBlock];
-        uint32_t levels[kPlaneBlock];
-        const float* values = gather_floats(streams, block, weight, buffer);
+    const auto pack_block = [&](const Block& block, const uint32_t* levels) {
         const int width = block.stream.width;
-        kernels().quantize(values, block.count, level_rule(range, static_cast<uint8_t>(width)), levels);
         const PlaneTile tile{block.count, width, kPlaneRows, kPlaneColumns, 0, 0, kPlaneColumns};
         uint64_t* words = static_cast<uint64_t*>(planes[static_cast<size_t>(width) - 1]);
         words += block.first / kPlaneBlock * width * kPlaneColumns;
         kernels().pack_planes(tile, levels, sizeof levels[0], words);
-    });
+    };
+    if (streams.one_width()) {
+        quantize_one_width<kPlaneBlock>(streams, packing, weight, range, false, pack_block);
+    } else {
+        quantize_sorted<kPlaneBlock>(streams, packing, weight, range, false, pack_block);
+    }
     return true;
 }
 
@@ -200,18 +266,11 @@ bool unpack_dequantize(const Packing& packing, const uint32_t* words, const floa
     const Streams streams(packing.widths, packing.count, packing.group_size, packing.threads);
     if (!fits(streams, packing)) return false;
     expect_writes(weight.data, weight.count * item_size(weight.dtype));
-    const bool past_cache = goes_past_cache(packing.count);
-    for_each_block(streams, packing.count, packing.threads, [&](const Block& block) {
-        uint32_t levels[kPackBlock];
-        float buffer[kPackBlock];
-        kernels().unpack(block.stream.width, words + block.word(), block.lanes(), levels);
-        Ranges ranges;
-        const bool direct = streams.in_order() && weight.dtype == DType::float32;
-        float* values = direct ? static_cast<float*>(weight.data) + block.first : buffer;
-        kernels().dequantize(levels, block.count, ranges.fill(streams, block, range, per_group),
-                             direct && past_cache, values);
-        if (!direct) scatter_floats(streams, block, values, weight);
-    });
+    if (streams.one_width()) {
+        dequantize_one_width(streams, packing, words, range, per_group, weight);
+    } else {
+        dequantize_sorted(streams, packing, words, range, per_group, weight);
+    }
     return true;
 }
 

@@ -54,57 +54,71 @@ class Elements {
     float los_[kBlock], lengths_[kBlock], steps_[kBlock], inverses_[kBlock], tops_[kBlock];
 };
 
-// Calls body(weight index, its range, first element, count) for blocks of all weights, in parallel.
+// Calls body(weight index, its range, first element, count) for parts of all weights, in parallel.
 template <typename Body>
-void for_each_block(const std::vector<Floats>& weights, const float* range, int64_t group_size,
-                    bool per_group, int threads, Body&& body) {
-    constexpr int64_t kTask = 16 * kBlock;
+void for_each_part(const std::vector<Floats>& weights, const float* range, int64_t group_size, bool per_group,
+                   int threads, Body&& body) {
+    constexpr int64_t kPart = 16 * kBlock;
     std::vector<const float*> ranges;
     TaskTable table;
     for (const Floats& weight : weights) {
-        table.append((weight.count + kTask - 1) / kTask);
+        table.append((weight.count + kPart - 1) / kPart);
         ranges.push_back(range);
         range += 2 * (per_group ? group_count(weight.count, group_size) : 1);
     }
     parallel_for(table.tasks(), threads_for(total_count(weights), threads), [&](int64_t task) {
         const auto place = table.find(task);
-        const int64_t end = std::min(weights[place.list].count, (place.piece + 1) * kTask);
-        for (int64_t first = place.piece * kTask; first < end; first += kBlock) {
-            body(place.list, ranges[place.list], first, std::min(kBlock, end - first));
-        }
+        const int64_t first = place.piece * kPart;
+        body(place.list, ranges[place.list], first, std::min(kPart, weights[place.list].count - first));
     });
 }
 
 }  // namespace
 
+void quantize_part(const Floats& weight, int64_t first, int64_t count, const uint8_t* widths,
+                   const float* range, int64_t group_size, bool per_group, uint32_t* levels) {
+    for (const int64_t end = first + count; first < end; first += kBlock) {
+        const int64_t size = std::min(kBlock, end - first);
+        Elements elements;
+        const LevelRule rule = elements.fill(first, size, widths, range, group_size, per_group);
+        float buffer[kBlock];
+        const float* values = load_floats(weight.data, weight.dtype, first, size, buffer);
+        kernels().quantize(values, size, rule, levels + first);
+    }
+}
+
+void dequantize_part(const uint32_t* levels, int64_t first, int64_t count, const uint8_t* widths,
+                     const float* range, int64_t group_size, bool per_group, const Floats& weight) {
+    for (const int64_t end = first + count; first < end; first += kBlock) {
+        const int64_t size = std::min(kBlock, end - first);
+        Elements elements;
+        const LevelRule rule = elements.fill(first, size, widths, range, group_size, per_group);
+        float result[kBlock];
+        kernels().dequantize(levels + first, size, rule, false, result);
+        store_floats(result, weight.data, weight.dtype, first, size);
+    }
+}
+
 void quantize(const std::vector<Floats>& weights, const std::vector<const uint8_t*>& widths,
               const float* range, int64_t group_size, bool per_group, const std::vector<uint32_t*>& levels,
               int threads) {
     for (size_t i = 0; i < weights.size(); ++i) expect_writes(levels[i], weights[i].count * 4);
-    for_each_block(
-        weights, range, group_size, per_group, threads,
-        [&](size_t i, const float* bounds, int64_t first, int64_t count) {
-            Elements elements;
-            const LevelRule rule = elements.fill(first, count, widths[i], bounds, group_size, per_group);
-            float buffer[kBlock];
-            const float* values = load_floats(weights[i].data, weights[i].dtype, first, count, buffer);
-            kernels().quantize(values, count, rule, levels[i] + first);
-        });
+    for_each_part(weights, range, group_size, per_group, threads,
+                  [&](size_t i, const float* bounds, int64_t first, int64_t count) {
+                      quantize_part(weights[i], first, count, widths[i], bounds, group_size, per_group,
+                                    levels[i]);
+                  });
 }
 
 void dequantize(const std::vector<const uint32_t*>& levels, const std::vector<const uint8_t*>& widths,
                 const float* range, int64_t group_size, bool per_group, const std::vector<Floats>& weights,
                 int threads) {
     for (const Floats& weight : weights) expect_writes(weight.data, weight.count * item_size(weight.dtype));
-    for_each_block(weights, range, group_size, per_group, threads,
-                   [&](size_t i, const float* bounds, int64_t first, int64_t count) {
-                       Elements elements;
-                       const LevelRule rule =
-                           elements.fill(first, count, widths[i], bounds, group_size, per_group);
-                       float result[kBlock];
-                       kernels().dequantize(levels[i] + first, count, rule, false, result);
-                       store_floats(result, weights[i].data, weights[i].dtype, first, count);
-                   });
+    for_each_part(weights, range, group_size, per_group, threads,
+                  [&](size_t i, const float* bounds, int64_t first, int64_t count) {
+                      dequantize_part(levels[i], first, count, widths[i], bounds, group_size, per_group,
+                                      weights[i]);
+                  });
 }
 
 }  // namespace diffq_fast

@@ -2,25 +2,29 @@
 // width in group order; streams of ascending width follow one another in the words.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "core/bitpack.h"
-#include "core/block_pool.h"
 #include "core/groups.h"
 
 namespace diffq_fast {
 
-// So many places behind the last group's hold the number of some group, for whoever looks ahead.
-constexpr int64_t kGroupsAhead = 32;
-
 struct Stream {
     int width;
-    int64_t levels;       // how many
-    int64_t first_word;   // where its words begin
-    int64_t first_group;  // where its groups begin in Streams::groups()
+    int64_t levels;      // how many
+    int64_t first_word;  // where its words begin
 };
+
+// Consecutive groups of a weight, that one task handles.
+struct Slice {
+    int64_t first_group, groups;
+    int64_t first, count;  // elements
+};
+
+// One number per width; entry 0 is for widths out of range.
+using WidthCounts = std::array<int64_t, 17>;
 
 // counts[width] = how many of the groups have that width, 0 ... 16; counts[0] counts all others too.
 void count_widths(const uint8_t* widths, int64_t groups, int64_t* counts, int threads);
@@ -38,25 +42,23 @@ class Streams {
     // How many levels have 1, 2 ... 16 bits.
     const std::vector<int64_t>& level_counts() const { return level_counts_; }
 
-    // The group that position `index` of the streams' groups, one stream after the other, holds.
-    int64_t group(int64_t index) const {
-        if (in_order()) return index;
-        return narrow_ ? int64_t{narrow()[index]} : static_cast<const int64_t*>(wide_->data())[index];
-    }
-    // One width only: groups in their own order.
-    bool in_order() const { return !narrow_ && !wide_; }
-    // Where 32 bits are enough for a group's number, the groups as they lie in memory; else null.
-    const uint32_t* narrow() const {
-        return narrow_ ? static_cast<const uint32_t*>(narrow_->data()) : nullptr;
+    bool one_width() const { return streams_.size() < 2; }
+
+    int64_t slices() const { return static_cast<int64_t>(groups_before_.size()); }
+    Slice slice(int64_t index) const;
+    // How many levels of that width lie before a slice; before slice slices(), all of them.
+    int64_t levels_before(int64_t slice, int width) const {
+        const auto place = static_cast<size_t>(width);
+        if (slice == slices()) return level_counts_[place - 1];
+        return groups_before_[static_cast<size_t>(slice)][place] * group_size_;
     }
 
   private:
     bool valid_ = true;
-    int64_t group_size_, words_ = 0;
+    int64_t count_, group_size_, slice_groups_, words_ = 0;
     std::vector<int64_t> level_counts_;
     std::vector<Stream> streams_;
-    std::unique_ptr<PooledBlock> narrow_;  // groups sorted by width, uint32 each where that is enough
-    std::unique_ptr<PooledBlock> wide_;    // or int64
+    std::vector<WidthCounts> groups_before_;  // per slice: how many groups of each width lie before it
 };
 
 }  // namespace diffq_fast

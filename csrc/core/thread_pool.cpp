@@ -1,5 +1,6 @@
 #include "core/thread_pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -85,29 +86,56 @@ class Pool {
 // Never destroyed: workers may still wait in it while the process ends, and after fork() its threads are
 // gone.
 std::atomic<Pool*> pool{nullptr};
+std::atomic<Team> team{nullptr};
 
-void forget_pool() {
+void forget_threads() {
     pool.store(new Pool);
+    team.store(nullptr);
 }
 
-Pool& current_pool() {
-    static const bool created = [] {
+void forget_threads_at_fork() {
+    static const bool once = [] {
         pool.store(new Pool);
 #ifndef _WIN32
-        pthread_atfork(nullptr, nullptr, forget_pool);
+        pthread_atfork(nullptr, nullptr, forget_threads);
 #endif
         return true;
     }();
-    (void)created;
-    return *pool.load();
+    (void)once;
 }
+
+// Tasks that the threads of a team take from a common counter.
+struct TeamTasks {
+    std::atomic<int64_t> next;
+    int64_t tasks;
+    TaskFunction function;
+    void* context;
+
+    static void work(void* data) {
+        auto& self = *static_cast<TeamTasks*>(data);
+        for (int64_t task = self.next.fetch_add(1); task < self.tasks; task = self.next.fetch_add(1))
+            self.function(self.context, task);
+    }
+};
 
 }  // namespace
 
+void use_team(Team wanted) {
+    forget_threads_at_fork();
+    team.store(wanted);
+}
+
 void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context) {
-    int64_t helpers = (threads < tasks ? threads : tasks) - 1;
-    if (helpers > kMaxWorkers) helpers = kMaxWorkers;
-    if (helpers > 0 && current_pool().try_run(tasks, static_cast<int>(helpers), function, context)) return;
+    if (threads > 1 && tasks > 1) {
+        forget_threads_at_fork();
+        if (const Team chosen = team.load()) {
+            // All threads, even for few tasks: OpenMP ends those that one of its calls leaves out.
+            TeamTasks shared{{0}, tasks, function, context};
+            return chosen(TeamTasks::work, &shared, static_cast<unsigned>(threads), 0);
+        }
+        const int64_t helpers = std::min({int64_t{threads}, tasks, int64_t{kMaxWorkers} + 1}) - 1;
+        if (pool.load()->try_run(tasks, static_cast<int>(helpers), function, context)) return;
+    }
     for (int64_t task = 0; task < tasks; ++task) function(context, task);
 }
 

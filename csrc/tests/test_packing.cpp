@@ -1,4 +1,5 @@
 #include <cmath>
+#include <cstring>
 
 #include "check.h"
 #include "core/packed_levels.h"
@@ -79,6 +80,76 @@ void mixed_widths_round_trip_in_streams() {
     }
 }
 
+// Words by the layout's definition: each width's levels in group order, one bit after the other.
+std::vector<uint32_t> words_by_definition(const std::vector<uint32_t>& levels,
+                                          const std::vector<uint8_t>& widths, int64_t group_size) {
+    std::vector<uint32_t> words;
+    for (int width = 1; width <= kMaxWidth; ++width) {
+        std::vector<uint32_t> stream;
+        for (size_t i = 0; i < levels.size(); ++i) {
+            if (widths[i / static_cast<size_t>(group_size)] == width) stream.push_back(levels[i]);
+        }
+        const auto count = static_cast<int64_t>(stream.size());
+        std::vector<uint32_t> packed(static_cast<size_t>(stream_words(count, width)));
+        for (int64_t p = 0; p < count; ++p) {
+            const int64_t block = p / kPackBlock, inside = p % kPackBlock;
+            const int64_t lanes = lanes_of(std::min(kPackBlock, count - block * kPackBlock));
+            for (int j = 0; j < width; ++j) {
+                const int64_t bit = inside / lanes * width + j;
+                const int64_t word = block * kRows * width + bit / 32 * lanes + inside % lanes;
+                packed[static_cast<size_t>(word)] |= (stream[static_cast<size_t>(p)] >> j & 1) << (bit % 32);
+            }
+        }
+        words.insert(words.end(), packed.begin(), packed.end());
+    }
+    return words;
+}
+
+// Long enough to be cut into slices, with a width so rare that its blocks reach over several of them.
+void weights_of_many_slices_pack_as_defined() {
+    for (const int64_t group_size : {1, 3, 8, 1000, 200000}) {
+        const int64_t count = 700001, groups = group_count(count, group_size);
+        auto widths = random_widths(groups, 7);
+        for (int64_t g = 0; g < groups; ++g) {
+            if (widths[static_cast<size_t>(g)] == 16 && g % 64 != 0) widths[static_cast<size_t>(g)] = 5;
+        }
+        const auto weights = random_floats(count, 8);
+        std::vector<uint16_t> halves(weights.size());
+        for (size_t i = 0; i < weights.size(); ++i) halves[i] = bfloat16_from_float(weights[i]);
+        std::vector<float> ranges;
+        for (int64_t g = 0; g < groups; ++g) {
+            ranges.push_back(-1.0f - static_cast<float>(g % 5));
+            ranges.push_back(1.0f + static_cast<float>(g % 3));
+        }
+        const Floats floats{const_cast<float*>(weights.data()), count, DType::float32};
+        const Floats short_floats{halves.data(), count, DType::bfloat16};
+        for (const bool per_group : {false, true}) {
+            for (const Floats& weight : {floats, short_floats}) {
+                std::vector<uint32_t> levels(weights.size()), back(levels);
+                quantize({weight}, {widths.data()}, ranges.data(), group_size, per_group, {levels.data()}, 1);
+                const auto expected = words_by_definition(levels, widths, group_size);
+                std::vector<float> there(weights.size()), here(there);
+                dequantize({levels.data()}, {widths.data()}, ranges.data(), group_size, per_group,
+                           {{there.data(), count, weight.dtype}}, 1);
+                for (const int threads : {1, 3}) {
+                    std::vector<uint32_t> words(expected.size());
+                    const Packing packing{widths.data(), count, group_size,
+                                          static_cast<int64_t>(expected.size()), threads};
+                    CHECK(pack(packing, levels.data(), words.data()) && words == expected);
+                    std::fill(words.begin(), words.end(), 0);
+                    CHECK(quantize_pack(packing, weight, ranges.data(), per_group, words.data()));
+                    CHECK(words == expected);
+                    CHECK(unpack(packing, words.data(), back.data()) && back == levels);
+                    CHECK(unpack_dequantize(packing, words.data(), ranges.data(), per_group,
+                                            {here.data(), count, weight.dtype}));
+                    CHECK(std::memcmp(here.data(), there.data(),
+                                      static_cast<size_t>(count * item_size(weight.dtype))) == 0);
+                }
+            }
+        }
+    }
+}
+
 void too_few_words_or_wrong_widths_are_refused() {
     const std::vector<uint8_t> good = {4, 5}, zero = {0, 5}, large = {4, 17};
     std::vector<uint32_t> levels(16), words(9);
@@ -154,5 +225,6 @@ void any_float_gives_a_level_in_range() {
 }  // namespace
 
 RUN_TESTS(every_width_and_count_round_trips, mixed_widths_round_trip_in_streams,
-          too_few_words_or_wrong_widths_are_refused, levels_too_large_do_not_reach_their_neighbours,
-          fused_kernels_equal_quantize_then_pack, any_float_gives_a_level_in_range)
+          weights_of_many_slices_pack_as_defined, too_few_words_or_wrong_widths_are_refused,
+          levels_too_large_do_not_reach_their_neighbours, fused_kernels_equal_quantize_then_pack,
+          any_float_gives_a_level_in_range)

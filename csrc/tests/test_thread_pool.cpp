@@ -51,6 +51,38 @@ void a_forked_child_gets_its_own_threads() {
 #endif
 }
 
+// Stands in for an OpenMP runtime, with new threads for each call.
+void team_of_new_threads(void (*body)(void*), void* data, unsigned threads, unsigned) {
+    std::vector<std::thread> others;
+    for (unsigned i = 1; i < threads; ++i) others.emplace_back(body, data);
+    body(data);
+    for (std::thread& other : others) other.join();
+}
+
+std::atomic<int> team_calls{0};
+
+void a_team_does_the_work_until_a_fork() {
+    const Team counting = [](void (*body)(void*), void* data, unsigned threads, unsigned flags) {
+        ++team_calls;
+        team_of_new_threads(body, data, threads, flags);
+    };
+    use_team(counting);
+    every_task_runs_once();
+    CHECK(team_calls > 0);
+#ifndef _WIN32
+    const int before = team_calls;
+    const pid_t child = fork();
+    if (child == 0) _exit(runs_each_task_once(100, 3) && team_calls == before ? 0 : 1);
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+#endif
+    use_team(nullptr);
+    const int after = team_calls;
+    every_task_runs_once();
+    CHECK(team_calls == after);
+}
+
 }  // namespace
 
-RUN_TESTS(every_task_runs_once, callers_may_come_together, a_forked_child_gets_its_own_threads)
+RUN_TESTS(every_task_runs_once, callers_may_come_together, a_forked_child_gets_its_own_threads,
+          a_team_does_the_work_until_a_fork)

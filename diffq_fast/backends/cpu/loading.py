@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def _load() -> tuple[Any, str]:
@@ -14,7 +18,10 @@ def _load() -> tuple[Any, str]:
     except ImportError as error:
         return None, f"the compiled module could not be imported: {error}"
     _choose_instruction_set(_core)
-    return _core, f"the compiled module is loaded and uses {_core.instruction_set()}"
+    parallel = _find_team()
+    _core.use_team(parallel)
+    threads = "torch's OpenMP threads" if parallel else "threads of its own"
+    return _core, f"the compiled module is loaded and uses {_core.instruction_set()} and {threads}"
 
 
 def _choose_instruction_set(core: Any) -> None:
@@ -30,6 +37,21 @@ def _choose_instruction_set(core: Any) -> None:
             f"diffq_fast: DIFFQ_FAST_ISA: expected one of {', '.join(core.instruction_sets())}, which this machine "
             f"runs, got {wanted!r}; unset it to use the best of them"
         )
+
+
+def _find_team() -> int:
+    """The address of ``GOMP_parallel`` in the OpenMP runtime that torch itself works with, or 0.
+
+    GNU's, LLVM's and Intel's runtimes have it on Linux. Its threads spin for milliseconds behind torch's operators:
+    the core's own threads would have to share the cores with them.
+    """
+    for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.so"):
+        try:
+            parallel = ctypes.CDLL(str(library)).GOMP_parallel  # searches what the library depends on, too
+        except (OSError, AttributeError):
+            continue
+        return ctypes.cast(parallel, ctypes.c_void_p).value or 0
+    return 0
 
 
 core, _reason = _load()
