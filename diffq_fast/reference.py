@@ -109,8 +109,8 @@ def noisy_weight_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`noisy_weight` given the range found in the forward, ``bounds`` ``[1 or groups, 2]``.
 
-    ``grad`` may be of another dtype than the weight. Returns the gradient of the weight, the gradient of the logit with its non-finite entries put to zero, and how
-    many those were (0-dim).
+    ``grad`` may be of another dtype than the weight. Returns the gradient of the weight, the gradient of the logit with
+    its non-finite entries put to zero, and how many those were (0-dim).
     """
     flat_grad = grad.to(compute_dtype(weight)).reshape(-1)
     flat = _flat(weight)
