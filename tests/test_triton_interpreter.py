@@ -230,7 +230,7 @@ def test_unaligned_views_equal_the_oracle():
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("per_group", [False, True])
-@pytest.mark.parametrize("group_size", (0, 1, 8, 4096, 7))
+@pytest.mark.parametrize("group_size", [0, 1, 8, 4096, 7])
 def test_noisy_weights_of_another_dtype_equal_those_cast_to_it(group_size, per_group, dtype):
     weights = [*make((9, 8200)), make((8193,), seed=5)[0][1:], torch.tensor([1.0, float("nan")])]
     lists = weights, make_logits(weights, group_size), KEY, list(range(len(weights))), None
@@ -261,7 +261,7 @@ def test_noisy_weights_of_a_dtype_without_kernels_come_from_the_reference():
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("per_group", [False, True])
-@pytest.mark.parametrize("group_size", (0, 1, 8, 4096, 7))
+@pytest.mark.parametrize("group_size", [0, 1, 8, 4096, 7])
 def test_gradients_of_a_lower_dtype_equal_those_cast_to_float32(group_size, per_group, dtype):
     weights, grads = make((9, 8200)), make((9, 8200), dtype, seed=3)
     weights[-1].clamp_(-1, 1)
@@ -352,6 +352,33 @@ def test_streams_follow_a_change_of_widths():
         export.pack(levels, widths, 8, 4)
     with pytest.raises(ValueError, match="between 1 and 16"):
         export.pack(levels, torch.full((8,), 17, dtype=torch.uint8), 8, 4)
+
+
+def level_counts(widths, group_size, count):
+    width_of = per_element(widths, count, group_size)
+    return [int((width_of == width).sum()) for width in range(1, 17)]
+
+
+@interpreted
+@pytest.mark.parametrize(("group_size", "dtype"), [(0, torch.float32), (8, torch.bfloat16), (7, torch.float16)])
+def test_planes_of_a_weight_equal_the_oracle(group_size, dtype):
+    for count in (0, 1, 2500):
+        (weight,) = make((count,), dtype)
+        generator = torch.Generator().manual_seed(2)
+        chosen = torch.randint(0, 3, (group_count(count, group_size),), generator=generator)
+        widths = torch.tensor([1, 5, 16], dtype=torch.uint8)[chosen]
+        found, _ = default.weight_range([weight], group_size, False)
+        for chosen in (widths, widths.clamp(5, 5)):
+            counts = level_counts(chosen, group_size, count)
+            arguments = weight, chosen, found, group_size, counts
+            assert_same(export.quantize_planes(*arguments), default.quantize_planes(*arguments))
+
+
+@interpreted
+def test_planes_of_a_weight_refuse_other_level_counts():
+    weight, widths = make((16,))[0], torch.tensor([3, 4], dtype=torch.uint8)
+    with pytest.raises(ValueError, match="quantize_planes: expected level_counts"):
+        export.quantize_planes(weight, widths, torch.tensor([[0.0, 1.0]]), 8, [16] + [0] * 15)
 
 
 @interpreted
