@@ -89,17 +89,26 @@ class LowerPrecision:
         for entry, reader in self._readers.items():
             self._read_by.setdefault(reader, []).append(entry)
         self._refused: set[QuantizedParameter] = set()
+        self._latest: dict[QuantizedParameter, torch.dtype] = {}
 
     def dtypes(self) -> dict[QuantizedParameter, torch.dtype]:
-        """The weights to make in another dtype than their own, if a forward began now."""
+        """The weights to make in another dtype than their own, if a forward began now. Forwards are remembered, so
+        those with the same dtypes share one dict."""
         found: dict[QuantizedParameter, torch.dtype] = {}
+        lower: dict[str, torch.dtype | None] = {}
         for entry, reader in self._readers.items():
-            if entry in self._refused or not reader.training or "forward" in reader.__dict__:
+            param = entry.param
+            if param.dtype != torch.float32 or entry in self._refused:
                 continue
-            dtype = autocast_dtype(entry.param.device.type)
-            if dtype in LOWER_DTYPES and entry.param.dtype == torch.float32:
+            kind = param.device.type
+            if kind not in lower:
+                lower[kind] = autocast_dtype(kind)
+            dtype = lower[kind]
+            if dtype in LOWER_DTYPES and reader.training and "forward" not in reader.__dict__:
                 found[entry] = dtype
-        return found
+        if found != self._latest:
+            self._latest = found
+        return self._latest
 
     def before_reading(self, module: nn.Module, shown: dict) -> None:
         """``module`` is about to read its weights: have it find them in a dtype in which its result is right.
