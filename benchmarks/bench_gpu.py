@@ -40,6 +40,7 @@ def passes() -> Passes:
         "backward": lambda: bucket.backward(forward, bucket.grads),
         "backward from bf16": lambda: bucket.backward(forward, half),
         "step through autograd": bucket.step,
+        "step through autograd in bf16": lambda: bucket.step(torch.bfloat16),
     }
 
 
@@ -54,6 +55,7 @@ def passes() -> Passes:
         "backward",
         "backward from bf16",
         "step through autograd",
+        "step through autograd in bf16",
     ],
 )
 def bench_training_pass(benchmark: Any, passes: Passes, name: str) -> None:

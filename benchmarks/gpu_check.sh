@@ -25,17 +25,39 @@ fi
 "$PYTHON" -P -c "import diffq_fast, json; print(json.dumps(diffq_fast.backend_info()['backends'], indent=1))" || status=1
 
 echo "== tests"
-# Alone, without the suite's conftest: that one needs packages which a bare GPU machine may lack.
+# Alone, without the suite's conftest: that one needs packages which a bare GPU machine may lack. In four processes,
+# as most of the time goes into compiling kernels, one for each combination of dtypes and group sizes.
 mkdir "$built/gpu_tests"
 cp tests/test_gpu.py "$built/gpu_tests/"
-(cd "$built/gpu_tests" && timeout 150 "$PYTHON" -P -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning \
-    test_gpu.py) >"$OUT/gpu_tests.txt" 2>&1 || status=1
-tail -15 "$OUT/gpu_tests.txt"
+pytest() { # seconds, arguments
+    (cd "$built/gpu_tests" && timeout "$1" "$PYTHON" -P -m pytest -q -p no:cacheprovider \
+        -W ignore::pytest.PytestUnknownMarkWarning "${@:2}")
+}
+pytest 60 --collect-only test_gpu.py | grep :: >"$built/names"
+parts=()
+for part in 0 1 2 3; do
+    mapfile -t names < <(awk "NR % 4 == $part" "$built/names")
+    pytest 140 "${names[@]:-test_gpu.py}" >"$built/part_$part" 2>&1 &
+    parts+=($!)
+done
+for part in "${parts[@]}"; do wait "$part" || status=1; done
+cat "$built"/part_* >"$OUT/gpu_tests.txt"
+grep -hE "^(FAILED|ERROR)|passed|failed|no tests" "$OUT/gpu_tests.txt" | tail -15
 # Apart, and last of the tests: a program that waits for ever would take the other results with it.
 cp tests/test_gpu_ticketed.py "$built/gpu_tests/"
-(cd "$built/gpu_tests" && timeout 45 "$PYTHON" -P -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning \
-    test_gpu_ticketed.py) >"$OUT/gpu_tests_ticketed.txt" 2>&1 || status=1
+pytest 45 test_gpu_ticketed.py >"$OUT/gpu_tests_ticketed.txt" 2>&1 || status=1
 tail -5 "$OUT/gpu_tests_ticketed.txt"
+
+echo "== compute-sanitizer"
+# Reads and writes out of bounds; the allocator's caching would hide those that hit another tensor.
+if command -v compute-sanitizer >/dev/null; then
+    (cd "$built/gpu_tests" && PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 40 compute-sanitizer --tool memcheck --error-exitcode 1 \
+        "$PYTHON" -P -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning test_gpu.py \
+        -k "unaligned or planes_are or repeat") >"$OUT/gpu_sanitizer.txt" 2>&1 || status=1
+    grep -E "ERROR SUMMARY|passed|failed" "$OUT/gpu_sanitizer.txt"
+else
+    echo "compute-sanitizer is not on the PATH: left out"
+fi
 
 run() { # name, seconds: a benchmark may not take the others' time
     echo "== $1"

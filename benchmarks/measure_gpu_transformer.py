@@ -32,19 +32,25 @@ class Transformer(nn.Module):
         return self.head(self.layers(self.embedding(tokens)))
 
 
-def stepper(device: str, quantized: bool, sizes: tuple[int, int, int, int], batch: tuple[int, int]) -> Any:
-    """A function that trains for one step, and the number of parameters."""
+def stepper(
+    device: str,
+    quantized: bool,
+    sizes: tuple[int, int, int, int],
+    batch: tuple[int, int],
+    noisy_dtype: str | None = None,
+) -> Any:
+    """A function that trains for one step and returns its loss, and the number of parameters."""
     torch.manual_seed(0)
     model = Transformer(*sizes).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
     count = sum(parameter.numel() for parameter in model.parameters())
     quantizer = None
     if quantized:
-        quantizer = DiffQuantizer(model, group_size=8, noise="uniform")
+        quantizer = DiffQuantizer(model, group_size=8, noise="uniform", noisy_dtype=noisy_dtype)
         quantizer.setup_optimizer(optimizer)
     tokens = torch.randint(0, sizes[-1], batch, device=device)
 
-    def step() -> None:
+    def step() -> Tensor:
         with torch.autocast(device, torch.bfloat16):
             logits = model(tokens)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
@@ -53,6 +59,7 @@ def stepper(device: str, quantized: bool, sizes: tuple[int, int, int, int], batc
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        return loss.detach()
 
     return step, count
 
@@ -60,12 +67,21 @@ def stepper(device: str, quantized: bool, sizes: tuple[int, int, int, int], batc
 def measure() -> list[dict[str, Any]]:
     sizes, batch = (WIDTH, LAYERS, HEADS, VOCABULARY), (BATCH, LENGTH)
     plain, count = stepper("cuda", False, sizes, batch)
-    noisy, _ = stepper("cuda", True, sizes, batch)
-    times = interleaved({"plain": plain, "DiffQ": noisy}, rounds=15)
-    extra = 100 * (times["DiffQ"] / times["plain"] - 1)
-    megabytes = {"plain": peak_bytes(plain) / 2**20, "DiffQ": peak_bytes(noisy) / 2**20}
+    noisy, _ = stepper("cuda", True, sizes, batch, "auto")
+    cast, _ = stepper("cuda", True, sizes, batch)
+    torch.manual_seed(1)
+    lowered = noisy()
+    torch.manual_seed(1)
+    torch.testing.assert_close(lowered, cast(), rtol=1e-3, atol=0)
+    variants = {"plain": plain, "DiffQ": noisy, "DiffQ, cast by autocast": cast}
+    times = interleaved(variants, rounds=15)
+    extra = {name: 100 * (times[name] / times["plain"] - 1) for name in variants}
+    megabytes = {name: peak_bytes(step) / 2**20 for name, step in variants.items()}
     what = f"step of {count / 1e6:.0f} M parameters, {BATCH * LENGTH} tokens, over plain, %"
-    rows = [row("G8", what, extra, "<= 2", extra <= 2, milliseconds=times)]
+    rows = [row("G8", what, extra["DiffQ"], "<= 2", extra["DiffQ"] <= 2, milliseconds=times)]
+    rows.append(
+        row("", "the same, float32 noisy weights that autocast casts", extra["DiffQ, cast by autocast"], "", None)
+    )
     rows.append(row("", "peak MB of the step beyond its state: DiffQ", megabytes["DiffQ"], "", None, **megabytes))
     return rows
 

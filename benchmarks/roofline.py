@@ -23,21 +23,30 @@ RESULTS = Path(__file__).parent / "results"
 class Chip:
     """Ceilings. Lane-instructions a clock and multiprocessor: 128 issued, 64 of integer products, 16 of
     MUFU (CUDA programming guide); ``copy`` is what a copy reaches, in TB/s: H200 measured 4.3 of 4.8, the
-    others scaled alike."""
+    others scaled alike. ``teraflops``: dense bfloat16 products (data sheets)."""
 
     multiprocessors: int
     gigahertz: float
     copy: float
+    teraflops: float
 
     def rate(self, lanes: int) -> float:
         """Thousand million lane-instructions a second."""
         return self.multiprocessors * self.gigahertz * lanes
 
 
-CHIPS = {"H200": Chip(132, 1.98, 4.3), "H100 SXM": Chip(132, 1.98, 3.0), "A100 80GB": Chip(108, 1.41, 1.83)}
+CHIPS = {
+    "H200": Chip(132, 1.98, 4.3, 989),
+    "H100 SXM": Chip(132, 1.98, 3.0, 989),
+    "A100 80GB": Chip(108, 1.41, 1.83, 312),
+}
 # Of the issue slots, Philox kernels were seen to use 60 % (H20, research on public benchmarks).
 ISSUE_EFFICIENCY = 0.6
 ISSUED, PRODUCTS, TRANSCENDENTALS = 128, 64, 16
+# A transformer's step: 6 operations a weight and token, of which a good step reaches this part of the chip's.
+TOKENS, STEP_EFFICIENCY = 8192, 0.4
+# Autocast's own casts of a weight (4 read, 2 written) and of its gradient (2 read, 4 written).
+CASTS = 12
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ TRAFFIC = [
     Traffic("forward uniform g=8 to fp32", 8.5, "G1"),
     Traffic("forward gaussian g=8 to fp32", 8.5, "G3"),
     Traffic("forward uniform g=8 to bf16", 6.5, "G2"),
+    Traffic("forward gaussian g=8 to bf16", 6.5, ""),
+    Traffic("forward uniform g=8 to bf16, range per group", 7.5, ""),
     Traffic("forward uniform g=8 to fp32, range per group", 9.5, ""),
     Traffic("forward uniform g=1 to fp32", 12, ""),
     Traffic("one launch: forward uniform g=8 to fp32", 8.5, "G1"),
@@ -62,6 +73,7 @@ TRAFFIC = [
     Traffic("backward uniform g=8 from fp32", 9, "G4"),
     Traffic("backward gaussian g=8 from fp32", 9, ""),
     Traffic("backward uniform g=8 from bf16", 7, "G4"),
+    Traffic("backward gaussian g=8 from bf16", 7, ""),
     Traffic("backward uniform g=1 from fp32", 16, ""),
     Traffic("quantise + pack, 4 bits of one width", 4.5, "G11"),
     Traffic("unpack + dequantise, 4 bits of one width", 4.5, "G11"),
@@ -105,6 +117,8 @@ def targets(rows: list[dict[str, Any]], chip: Chip) -> dict[str, float]:
     forward = time["range"] + time["forward uniform g=8 to fp32"]
     gaussian = time["range"] + time["forward gaussian g=8 to fp32"]
     half = time["range"] + time["forward uniform g=8 to bf16"]
+    step = 6 * TOKENS / (STEP_EFFICIENCY * chip.teraflops)
+    lowered = half + time["backward uniform g=8 from bf16"] - CASTS / chip.copy
     figures = {
         "G1": 12 / chip.copy / forward,
         "G2": 10 / chip.copy / half,
@@ -113,6 +127,8 @@ def targets(rows: list[dict[str, Any]], chip: Chip) -> dict[str, float]:
         "G3": gaussian / forward,
         "G4": 8 / chip.copy / time["backward uniform g=8 from fp32"],
         "G4 bf16": 6 / chip.copy / time["backward uniform g=8 from bf16"],
+        "G8": 100 * lowered / step,
+        "G8 own dtype": 100 * (forward + time["backward uniform g=8 from fp32"]) / step,
         "G11 pack": 4.5 / chip.copy / time["quantise + pack, 4 bits of one width"],
         "G11 unpack": 4.5 / chip.copy / time["unpack + dequantise, 4 bits of one width"],
     }

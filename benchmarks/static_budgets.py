@@ -34,7 +34,15 @@ BUDGETS |= {
 }
 # The one launch's number of programs counts on four of them for each multiprocessor.
 ONE_LAUNCH_REGISTERS = 65536 // (PROGRAMS_PER_MULTIPROCESSOR * 32 * WARPS)
-WIDE_KERNELS = tuple(name for name, _, _ in BUDGETS.values())
+# S4 holds where the weights are float32 and noisy weights or gradients bfloat16 too.
+UNDER_AUTOCAST = (
+    "forward uniform g=8 to bf16",
+    "forward gaussian g=8 to bf16",
+    "one launch: forward uniform g=8 to bf16",
+    "backward uniform g=8 from bf16",
+    "backward gaussian g=8 from bf16",
+)
+WIDE_KERNELS = (*(name for name, _, _ in BUDGETS.values()), *UNDER_AUTOCAST)
 
 
 def compile_case(case: Case, target: str) -> Any:
@@ -59,6 +67,10 @@ def measure(case: Case) -> dict[str, Any]:
         "loads_128": code.accesses("LDG", narrow=False),
         "stores_128": code.accesses("STG", narrow=False),
         "narrow": narrow_accesses(case, code) if case.name in WIDE_KERNELS else None,
+        "rounded_otherwise": sum(
+            opcode.startswith("F2F") and not {"RZ", "RM", "RP"}.isdisjoint(opcode.split("."))
+            for opcode in code.opcodes().elements()
+        ),
         "registers": code.registers,
         "stack_bytes": code.stack_bytes,
         "shared_bytes": code.shared_bytes,
@@ -80,8 +92,16 @@ def broken_budgets(rows: list[dict[str, Any]]) -> list[str]:
         cost = by_name[name]["instructions_per_weight"]
         if cost > ship:
             found.append(f"{budget}: {name}: at most {ship} instructions per weight, found {cost}")
-        if by_name[name]["narrow"]:
-            found.append(f"S4: {name}: every access to weights 128 bits wide, found {by_name[name]['narrow']} narrower")
+    found += [
+        f"S4: {name}: every access to weights 128 bits wide, found {by_name[name]['narrow']} narrower"
+        for name in WIDE_KERNELS
+        if by_name[name]["narrow"]
+    ]
+    found += [
+        f"rounding: {row['kernel']}: half to even, found {row['rounded_otherwise']} other conversions"
+        for row in rows
+        if row["rounded_otherwise"]
+    ]
     found += [f"S5: {row['kernel']}: no spills, found {row['stack_bytes']} bytes" for row in rows if row["stack_bytes"]]
     found += [
         f"registers: {row['kernel']}: at most {ONE_LAUNCH_REGISTERS}, found {row['registers']}"

@@ -23,6 +23,8 @@ from diffq_fast.backends.triton.forward import RANGE_TILE, RANGE_WARPS
 
 _TABLES = {"addresses": "*i64", "plan": "*i64", "owners": "*i32"}
 _CURVE = {"low": "fp32", "high": "fp32"}
+FINISH = {"addresses": "*i64", "plan": "*i64", "part_owners": "*i32", "found": "*fp32", "extremes": "*i64"}
+FINISH |= {"partial": "*fp32", "grad_weight": "*fp32", "grad_logits": "*fp32", "nonfinite": "*fp32", **_CURVE}
 
 
 @dataclass(frozen=True)
@@ -102,26 +104,34 @@ def _pack(width: int, ordered: bool) -> list[Case]:
     ]  # fmt: skip
 
 
+def _under_autocast() -> list[Case]:
+    """The weights stay float32; what is written to the noisy weight, and its gradient, are bfloat16."""
+    ragged = {"GROUP": 7, "PARAM": "bits", "KIND": "gaussian", "ROWS": 128, "COLUMNS": 8}
+    types = {"GRAD": tl.bfloat16, "WEIGHT": tl.float32}
+    forward, backward = _forward("gaussian", noisy="bf16"), _backward("gaussian", grad="bf16")
+    return [
+        forward,
+        _forward("uniform", noisy="bf16", per_group=True),
+        _forward("uniform", noisy="fp16"),
+        _ticketed("gaussian", noisy="bf16"),
+        backward,
+        _backward("uniform", grad="bf16", per_group=True),
+        Case("finish backward from bf16", backward_kernels.finish_backward_kernel, FINISH,
+             {"GROUP": 8, "PER_GROUP": False, "PARAM": "bits", "CHUNK": launching.CHUNK, **types}),
+        Case("ragged forward to bf16", ragged_kernels.ragged_noise_kernel, forward.signature,
+             ragged | {"DTYPE": tl.float32}),
+        Case("ragged backward from bf16", ragged_kernels.ragged_backward_kernel, backward.signature,
+             ragged | types | {"PER_GROUP": True}),
+    ]  # fmt: skip
+
+
 def _others() -> list[Case]:
     noise = {"key": "*i64", "stream": "i64", "start": "i64", "first": "i64", "stop": "i64", "noise": "*fp32"}
-    finish = {
-        "addresses": "*i64",
-        "plan": "*i64",
-        "part_owners": "*i32",
-        "found": "*fp32",
-        "extremes": "*i64",
-    }
-    finish |= {
-        "partial": "*fp32",
-        "grad_weight": "*fp32",
-        "grad_logits": "*fp32",
-        "nonfinite": "*fp32",
-        **_CURVE,
-    }
     found = {"programs": "i32", "partial": "*i32", "finished": "*i32", "found": "*fp32", "extremes": "*i64"}
     ragged = {"GROUP": 7, "PARAM": "bits", "KIND": "gaussian", "ROWS": 128, "COLUMNS": 8}
     types = {"GRAD": tl.float32, "WEIGHT": tl.float32}
     planes = {"values": "*i16", "planes": "*i64", "count": "i64", "cells": "i64", "columns": "i64"}
+    fused = {"weight": "*fp32", "found": "*fp32", "order": "*i64", "planes": "*i64", "count": "i64", "cells": "i64"}
     unplanes = {"planes": "*i64", "values": "*i16", "length": "i64", "columns": "i64", "nbits": "i32"}
     levels_alone = {"found": None, "order": None, "WIDTH": 5, "GROUP": 8, "PER_GROUP": False, "ORDERED": True}
     levels_alone |= {"LANES": 128}
@@ -129,7 +139,7 @@ def _others() -> list[Case]:
     return [
         Case("range", range_kernel.weight_range_kernel, _TABLES | found,
              {"FIELDS": 1, "DTYPE": tl.float32, "TILE": RANGE_TILE, "CHUNK": launching.CHUNK}, RANGE_WARPS),
-        Case("finish backward", backward_kernels.finish_backward_kernel, finish,
+        Case("finish backward", backward_kernels.finish_backward_kernel, FINISH,
              {"GROUP": 8, "PER_GROUP": False, "PARAM": "bits", "CHUNK": launching.CHUNK, **types}),
         Case("noise", noise_kernels.noise_kernel, noise, {"KIND": "gaussian", "TILE": launching.STEP}),
         Case("range per group", ragged_kernels.group_range_kernel, _TABLES | {"found": "*fp32"},
@@ -146,6 +156,8 @@ def _others() -> list[Case]:
              levels_alone | {"DEQUANTIZE": False}, fusion=False),
         Case("pack planes", plane_kernels.pack_planes_kernel, planes,
              {"NBITS": 8, "PLANES": 8, "ROWS": 64, "LANES": 32}),
+        Case("quantise + pack planes", plane_kernels.quantize_planes_kernel, fused,
+             {"WIDTH": 8, "PLANES": 8, "GROUP": 8, "ORDERED": False, "LANES": 32}, fusion=False),
         Case("unpack planes", plane_kernels.unpack_planes_kernel, unplanes, {"ROWS": 64, "TILE": 2048}),
     ]  # fmt: skip
 
@@ -172,5 +184,6 @@ CASES = [
     _backward("uniform", per_group=True),
     *_pack(4, ordered=True),
     *_pack(8, ordered=False),
+    *_under_autocast(),
     *_others(),
 ]

@@ -114,23 +114,23 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     module.def(
         "add_noise",
         [](const WeightLists& weights, const Addresses& logits, Address key,
-           const std::vector<uint32_t>& streams, const Options& options, const Addresses& noisy,
+           const std::vector<uint32_t>& streams, const Options& options, const WeightLists& noisy,
            Address range, Address extremes, int threads) {
             const auto arguments =
                 noise_arguments(weights, logits, key, streams, at<const float>(range), options, threads);
             weight_range(arguments.weights, arguments.group_size, arguments.per_group, at<float>(range),
                          at<int64_t>(extremes), threads);
-            add_noise(arguments, at_all<void>(noisy));
+            add_noise(arguments, floats_of(noisy));
         },
         Release());
     module.def(
         "add_noise_backward",
-        [](const Addresses& grads, const WeightLists& weights, const Addresses& logits, Address range,
+        [](const WeightLists& grads, const WeightLists& weights, const Addresses& logits, Address range,
            Address extremes, Address key, const std::vector<uint32_t>& streams, const Options& options,
            const Addresses& grad_weights, const Addresses& grad_logits, Address nonfinite, int threads) {
             add_noise_backward(
                 noise_arguments(weights, logits, key, streams, at<const float>(range), options, threads),
-                at<const int64_t>(extremes), at_all<const void>(grads), at_all<void>(grad_weights),
+                at<const int64_t>(extremes), floats_of(grads), at_all<void>(grad_weights),
                 at_all<float>(grad_logits), at<float>(nonfinite));
         },
         Release());

@@ -4,6 +4,7 @@ Every operator is functional, takes and returns lists of weights where a trainin
 given its arguments: randomness enters only as ``key``. So recomputation, compilation and graph capture are safe.
 Conventions: ``group_size`` 0 means one group; ``per_group`` is ``range_scope="group"``; ``kind`` is "uniform" or
 "gaussian"; a range is ``[weights, 2]`` or, per group, ``[groups of all weights, 2]``, each row (lo, hi).
+Noisy weights, and so their gradients, have ``dtype`` (None: each its weight's); gradients of weights have the weights'.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 _SCHEMAS = """
 noise(Tensor key, int stream, int first, int count, str kind) -> Tensor
 weight_range(Tensor[] weights, int group_size, bool per_group) -> (Tensor range, Tensor extremes)
-add_noise(Tensor[] weights, Tensor[] logits, Tensor key, int[] streams, Tensor? tally, NOISE_OPTIONS)
-    -> (Tensor[] noisy, Tensor range, Tensor extremes)
+add_noise(Tensor[] weights, Tensor[] logits, Tensor key, int[] streams, Tensor? tally, NOISE_OPTIONS,
+    ScalarType? dtype=None) -> (Tensor[] noisy, Tensor range, Tensor extremes)
 add_noise_backward(Tensor[] grads, Tensor[] weights, Tensor[] logits, Tensor range, Tensor extremes, Tensor key,
     int[] streams, NOISE_OPTIONS) -> (Tensor[] grad_weights, Tensor[] grad_logits, Tensor nonfinite)
 quantize(Tensor[] weights, Tensor[] widths, Tensor range, int group_size, bool per_group) -> Tensor[]
@@ -77,8 +78,8 @@ def weight_range(weights: Sequence[Tensor], group_size: int, per_group: bool) ->
 
 
 @_fake
-def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group):
-    noisy = [weight.new_empty(weight.shape) for weight in weights]
+def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group, dtype=None):
+    noisy = [weight.new_empty(weight.shape, dtype=dtype) for weight in weights]
     return noisy, *weight_range(weights, group_size, per_group)
 
 
@@ -147,6 +148,9 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
 # -- autograd --------------------------------------------------------------------------------------------------------
 
 
+_BEFORE = 5  # arguments of _AddNoise before the weights; the last of them is the tally
+
+
 class _AddNoise(torch.autograd.Function):
     """Keeps the weights, the logits, their ranges and the key, and no noise: it is made again from the key.
 
@@ -155,11 +159,11 @@ class _AddNoise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, streams, options, key, tally, *tensors):
+    def forward(ctx, streams, options, dtype, key, tally, *tensors):
         weights, logits = tensors[: len(streams)], tensors[len(streams) :]
         with torch._C._AutoDispatchBelowAutograd():
             noisy, found, extremes = torch.ops.diffq_fast.add_noise.default(
-                weights, logits, key, streams, None, *options
+                weights, logits, key, streams, None, *options, dtype
             )
         ctx.streams, ctx.options = streams, options
         ctx.save_for_backward(key, found, extremes, *tensors)
@@ -174,7 +178,7 @@ class _AddNoise(torch.autograd.Function):
         count = len(ctx.streams)
         weights, logits = tensors[:count], tensors[count:]
         used = [index for index, grad in enumerate(grads) if grad is not None]
-        result: list[Tensor | None] = [None] * (4 + 2 * count)
+        result: list[Tensor | None] = [None] * (_BEFORE + 2 * count)
         if not used:
             return tuple(result)
         if len(used) < count:
@@ -190,11 +194,11 @@ class _AddNoise(torch.autograd.Function):
             *ctx.options,
         )
         for index, grad_weight, grad_logit in zip(used, grad_weights, grad_logits, strict=True):
-            result[4 + index] = grad_weight if ctx.needs_input_grad[4 + index] else None
-            needed = ctx.needs_input_grad[4 + count + index]
-            result[4 + count + index] = grad_logit.to(logits[index].dtype) if needed else None
-        if ctx.needs_input_grad[3]:
-            result[3] = _spread(nonfinite, used, count)
+            result[_BEFORE + index] = grad_weight if ctx.needs_input_grad[_BEFORE + index] else None
+            needed = ctx.needs_input_grad[_BEFORE + count + index]
+            result[_BEFORE + count + index] = grad_logit.to(logits[index].dtype) if needed else None
+        if ctx.needs_input_grad[_BEFORE - 1]:
+            result[_BEFORE - 1] = _spread(nonfinite, used, count)
         return tuple(result)
 
 
@@ -217,8 +221,11 @@ def _spread(nonfinite: Tensor, used: Sequence[int], count: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _add_noise_autograd(weights, logits, key, streams, tally, *options):
-    found, extremes, *noisy = _AddNoise.apply(list(streams), options, key, tally, *weights, *logits)
+def _add_noise_autograd(
+    weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group, dtype=None
+):
+    options = group_size, min_bits, max_bits, param, kind, per_group
+    found, extremes, *noisy = _AddNoise.apply(list(streams), options, dtype, key, tally, *weights, *logits)
     return noisy, found, extremes
 
 

@@ -144,6 +144,7 @@ def add_noise(
     noise: str = "gaussian",
     range_scope: str = "tensor",
     tally: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> NoisyWeights:
     """Noisy weights of one training forward: ``w + (range * step(logit)) * z``.
 
@@ -161,9 +162,12 @@ def add_noise(
         noise: ``"gaussian"`` or ``"uniform"``.
         range_scope: ``"tensor"`` or ``"group"``.
         tally: float32 ``[weights]`` that requires grad; its gradient counts the non-finite logit gradients.
+        dtype: floating dtype of the noisy weights; each weight's own when left out. The result is computed in float32
+            and rounded once, so float32 weights give what a cast of their noisy weights would give. Gradients arrive
+            in this dtype and leave in the weights'.
 
     Returns:
-        :class:`NoisyWeights`: contiguous tensors of the weights' shapes and dtypes, and the ranges.
+        :class:`NoisyWeights`: contiguous tensors of the weights' shapes, and the ranges.
 
     >>> w, logit = torch.zeros(4, 4), torch.zeros(2)
     >>> add_noise([w], [logit], torch.tensor(1)).noisy[0].shape
@@ -179,6 +183,8 @@ def add_noise(
     check_per_group_lists("add_noise", "logits", weights, logits, group_size)
     check_logits("add_noise", logits)
     check_tally("add_noise", tally, len(weights))
+    if dtype is not None:
+        check_output_dtype("add_noise", dtype)
     if streams is None:
         streams = range(len(weights))
     elif len(streams) != len(weights):
@@ -186,7 +192,8 @@ def add_noise(
     check_streams("add_noise", "streams", streams)
     per_group = is_per_group("add_noise", range_scope)
     options = (group_size, float(min_bits), float(max_bits), param, noise, per_group)
-    noisy, found, _ = _ops.add_noise.default(list(weights), list(logits), key, list(streams), tally, *options)
+    lists = list(weights), list(logits), key, list(streams)
+    noisy, found, _ = _ops.add_noise.default(*lists, tally, *options, dtype)
     return NoisyWeights(noisy, found)
 
 

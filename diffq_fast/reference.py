@@ -81,14 +81,18 @@ def noisy_weight(
     max_bits: float,
     param: str,
     per_group: bool,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``weight + (range * step) * noise`` in the weight's shape and dtype, differentiable in weight and logit."""
+    """``weight + (range * step) * noise`` in the weight's shape, differentiable in weight and logit.
+
+    Rounded once, half to even, to ``dtype`` (None: the weight's).
+    """
     flat = _flat(weight)
     step = step_from_bits(bits_from_logits(logit, min_bits, max_bits, param)).to(flat.dtype)
     bounds = weight_range(weight, group_size, per_group)
     amplitude = (bounds[:, 1] - bounds[:, 0]) * step
     noisy = flat + per_element(amplitude, flat.numel(), group_size) * noise.to(flat.dtype)
-    return noisy.view(weight.shape).to(weight.dtype)
+    return noisy.view(weight.shape).to(dtype or weight.dtype)
 
 
 def noisy_weight_backward(
@@ -105,8 +109,8 @@ def noisy_weight_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`noisy_weight` given the range found in the forward, ``bounds`` ``[1 or groups, 2]``.
 
-    Returns the gradient of the weight, the gradient of the logit with its non-finite entries put to zero, and how
-    many those were (0-dim).
+    ``grad`` may be of another dtype than the weight. Returns the gradient of the weight, the gradient of the logit with
+    its non-finite entries put to zero, and how many those were (0-dim).
     """
     flat_grad = grad.to(compute_dtype(weight)).reshape(-1)
     flat = _flat(weight)

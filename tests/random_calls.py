@@ -90,7 +90,8 @@ def call(a: Arguments) -> None:
     elif choice == 1:
         functional.noise(key, a.often(3, -1, 2**40), a.often(a.count, -1), first=a.often(0, 5, -3), noise=kind)
     elif choice == 2:
-        functional.add_noise([a.weight()], [a.logits()], key, noise=kind, **both)
+        dtype = a.often(None, *DTYPES)
+        functional.add_noise([a.weight()], [a.logits()], key, noise=kind, dtype=dtype, **both)
     elif choice == 3:
         functional.quantize([a.weight()], [a.widths()], a.found(), **both)
     elif choice == 4:

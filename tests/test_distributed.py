@@ -48,7 +48,8 @@ def train(rank: int, port: int, case: str, path: str) -> None:
     torch.manual_seed(0)
     model = Net(checkpointed=case == "checkpointed")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    quantizer = DiffQuantizer(model, min_size=0, group_size=8, init_bits=5)
+    noisy_dtype = "auto" if case == "autocast" else None
+    quantizer = DiffQuantizer(model, min_size=0, group_size=8, init_bits=5, noisy_dtype=noisy_dtype)
     quantizer.setup_optimizer(optimizer, lr=0.1)
     if case == "compiled":
         model.compile(backend="aot_eager")
@@ -64,7 +65,9 @@ def train(rank: int, port: int, case: str, path: str) -> None:
             with parallel.no_sync():
                 (parallel(x).square().mean() + quantizer.model_size()).backward()
             continue
-        (parallel(x).square().mean() + quantizer.model_size()).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+            out = parallel(x)
+        (out.float().square().mean() + quantizer.model_size()).backward()
         optimizer.step()
         optimizer.zero_grad()
     key = diffq.functional.draw_key(torch.zeros(1))
@@ -72,7 +75,7 @@ def train(rank: int, port: int, case: str, path: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("case", ["plain", "checkpointed", "no_sync", "compiled"])
+@pytest.mark.parametrize("case", ["plain", "checkpointed", "no_sync", "compiled", "autocast"])
 def test_ranks_agree_after_training(case, tmp_path):
     mp.spawn(train, (free_port(), case, str(tmp_path)), nprocs=2)
     (first, ready, key0), (second, _, key1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
@@ -84,6 +87,6 @@ def test_ranks_agree_after_training(case, tmp_path):
         assert not torch.equal(value, first[name]), name
     assert first["blocks.0.inner.weight_diffq"].std() > 0
     assert key0 != key1
-    if case in ("plain", "checkpointed"):
+    if case in ("plain", "checkpointed", "autocast"):
         # The last block's gradients are ready before the first block's: DDP can overlap.
         assert ready.index("blocks.2.inner.weight") < ready.index("blocks.0.inner.weight")

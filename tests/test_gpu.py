@@ -135,6 +135,83 @@ def test_training_equals_the_oracle(dtype, group_size, kind, per_group):
 
 
 @pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize("kind", ["uniform", "gaussian"])
+def test_training_equals_the_compiled_core(kind, per_group):
+    if not backend_info()["backends"]["cpu"]["active"]:
+        pytest.skip("the compiled core is not there")
+    weights, logits = make(COUNTS), make_logits(make(COUNTS), 8)
+    chosen, streams = options(8, per_group, "bits", kind), list(range(len(COUNTS)))
+    results = []
+    for place in (cuda, list):
+        w, lg, g, (key,) = place(weights), place(logits), place(make(COUNTS, seed=3)), place([KEY])
+        with torch.no_grad():
+            noisy, found, extremes = ops.add_noise(w, lg, key, streams, None, *chosen)
+            results.append((noisy, ops.add_noise_backward(g, w, lg, found, extremes, key, streams, *chosen)))
+    (noisy, gradients), (expected, expected_gradients) = results
+    assert_near(noisy, expected, 0, 2e-4)
+    assert_near(gradients[0], expected_gradients[0], 2e-5, 1e-3)
+    for one, other in zip(gradients[1], expected_gradients[1], strict=True):
+        scale = other.abs().max().item() if other.numel() else 0.0
+        torch.testing.assert_close(one.cpu(), other, rtol=2e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize("group_size", [0, 1, 8, 7])
+def test_noisy_weights_of_another_dtype_equal_those_cast_to_it(group_size, per_group, dtype):
+    weights = [*make(COUNTS), make((8193,), seed=5)[0][1:], torch.tensor([1.0, float("nan")]), torch.full((9,), 1e5)]
+    logits, streams = make_logits(weights, group_size), list(range(len(weights)))
+    lists = cuda(weights), cuda(logits), KEY.cuda(), streams, None
+    with torch.no_grad():
+        expected, found, extremes = ops.add_noise(*lists, *options(group_size, per_group))
+        noisy, *bounds = ops.add_noise(*lists, *options(group_size, per_group), dtype)
+    assert_same(noisy, [tensor.to(dtype) for tensor in expected])
+    assert_same(bounds, [found, extremes])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize("group_size", [0, 1, 8, 7])
+def test_gradients_of_a_lower_dtype_equal_those_cast_to_float32(group_size, per_group, dtype):
+    weights, grads = cuda(make(COUNTS)), cuda(make(COUNTS, dtype, seed=3))
+    weights[-1].clamp_(-1, 1)
+    bounds = ops.weight_range(weights, group_size, per_group)
+    lists = cuda(make_logits(weights, group_size)), *bounds, KEY.cuda(), list(range(len(weights)))
+    got = ops.add_noise_backward(grads, weights, *lists, *options(group_size, per_group))
+    widened = [grad.float() for grad in grads]
+    expected = ops.add_noise_backward(widened, weights, *lists, *options(group_size, per_group))
+    assert_near([*got[0], *got[1]], [*expected[0], *expected[1]], 1e-5, 1e-6)  # tiles may be summed in another order
+    assert_same([got[2]], [expected[2]])
+    assert all(grad.dtype == torch.float32 for grad in got[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_autocasts_dtype_give_what_its_casts_give(dtype):
+    from diffq_fast import DiffQuantizer
+
+    def step(noisy_dtype):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True)
+        model = nn.Sequential(nn.Embedding(50, 64), layer, nn.Linear(64, 50)).cuda()
+        DiffQuantizer(model, min_size=0, group_size=8, noisy_dtype=noisy_dtype).no_optimizer()
+        seen = []
+        model[2].register_forward_pre_hook(lambda module, args: seen.append(module.weight.dtype))
+        torch.manual_seed(1)
+        with torch.autocast("cuda", dtype):
+            out = model(torch.arange(48, device="cuda").view(2, 24))
+        out.float().square().mean().backward()
+        return out.detach(), [parameter.grad for parameter in model.parameters()], seen
+
+    out, grads, seen = step("auto")
+    expected, expected_grads, plain = step(None)
+    assert (seen, plain) == ([dtype], [torch.float32])
+    assert_near([out], [expected], EPSILON[dtype], EPSILON[dtype])
+    for one, other in zip(grads, expected_grads, strict=True):
+        scale = other.abs().max().item()
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("per_group", [False, True])
 def test_ties_nan_and_unaligned_views_equal_the_oracle(per_group):
     tied = make((50_001,))[0].clamp(-1, 1)[1:]
     weights = [tied, torch.tensor([1.0, float("nan"), 2.0]), torch.ones(100), make((8193,), seed=5)[0][1:]]
@@ -250,6 +327,32 @@ def test_other_streams_and_threads_of_work():
         assert_same(result, expected)
 
 
+def test_moved_weights_are_found_again():
+    """The table of addresses follows the tensors, whether or not the allocator gives them their old places."""
+    weights, logits = cuda(make((8192, 100))), cuda(make((1024, 13), seed=1))
+    with torch.no_grad():
+        expected = ops.add_noise(weights, logits, KEY.cuda(), [0, 1], None, *options())[0]
+        for _ in range(3):
+            weights, logits = [w.clone() for w in weights], [lg.clone() for lg in logits]
+            assert_same(ops.add_noise(weights, logits, KEY.cuda(), [0, 1], None, *options())[0], expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_several_devices_in_one_process():
+    """Work goes to the tensors' device and its current stream, whichever device is the current one."""
+    results = []
+    for name in ("cuda:0", "cuda:1", "cuda:0"):
+        weights, logits, grads = ([t.to(name) for t in make((8192, 104), seed=s)] for s in (0, 1, 3))
+        logits, key = [logits[0][:1024], logits[1][:13]], KEY.to(name)
+        with torch.cuda.device(0), torch.no_grad():
+            noisy, found, extremes = ops.add_noise(weights, logits, key, [0, 1], None, *options())
+            back = ops.add_noise_backward(grads, weights, logits, found, extremes, key, [0, 1], *options())
+        assert {tensor.device for tensor in (*noisy, found, *back[0], *back[1])} == {torch.device(name)}
+        results.append([tensor.cpu() for tensor in (*noisy, found, *back[0], *back[1])])
+    assert_same(results[1], results[0])
+    assert_same(results[2], results[0])
+
+
 def test_a_step_waits_for_nothing():
     weights = [w.requires_grad_() for w in cuda(make((8192, 100)))]
     logits = [lg.requires_grad_() for lg in cuda(make((1024, 13), seed=1))]
@@ -307,6 +410,20 @@ def test_levels_words_and_weights_are_bit_equal(dtype, group_size, per_group):
         assert_same([ops.unpack(p, b, group_size, count)], [levels])
         assert_same([ops.quantize_pack(w, b, r, group_size, per_group, size)], [words])
         assert_same([ops.unpack_dequantize(p, b, r, group_size, per_group, [count], dtype)], [restored])
+
+
+@pytest.mark.parametrize("group_size", [0, 8, 7])
+@pytest.mark.parametrize("dtype", EPSILON)
+def test_planes_of_a_weight_are_bit_equal(dtype, group_size):
+    for count in (1, 2049, 100_003):
+        (weight,) = make((count,), dtype)
+        generator = torch.Generator().manual_seed(2)
+        widths = torch.randint(1, 17, (group_count(count, group_size),), generator=generator, dtype=torch.uint8)
+        found, _ = default.weight_range([weight], group_size, False)
+        width_of = per_element(widths, count, group_size)
+        counts = [int((width_of == width).sum()) for width in range(1, 17)]
+        expected = default.quantize_planes(weight, widths, found, group_size, counts)
+        assert_same(ops.quantize_planes(*cuda([weight, widths, found]), group_size, counts), expected)
 
 
 def test_planes_are_bit_equal():

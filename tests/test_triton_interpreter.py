@@ -2,8 +2,8 @@
 ``TRITON_INTERPRET=1``.
 
 Without that variable this file starts itself again with it. Draws, levels and words must be equal bit for
-bit. Noisy weights and gradients agree as the compiled core's do; bfloat16, which the interpreter truncates,
-to one unit.
+bit, and so must noisy weights of another dtype be equal to float32 ones that are cast. Against the oracle, noisy
+weights and gradients agree as the compiled core's do.
 """
 
 from __future__ import annotations
@@ -228,15 +228,50 @@ def test_unaligned_views_equal_the_oracle():
 
 
 @interpreted
-def test_noisy_weights_in_another_dtype():
-    weights = make((8192, 100))
-    options = 8, 2.0, 15.0, "bits", "uniform", False
-    logits = make_logits(weights, 8)
-    noisy, *_ = forward.add_noise_as(torch.bfloat16, weights, logits, KEY, [0, 1], *options)
-    expected, *_ = default.add_noise(weights, logits, KEY, [0, 1], None, *options)
-    for one, other in zip(noisy, expected, strict=True):
-        assert one.dtype == torch.bfloat16
-        torch.testing.assert_close(one.float(), other, rtol=2**-7, atol=1e-6)
+@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize("group_size", [0, 1, 8, 4096, 7])
+def test_noisy_weights_of_another_dtype_equal_those_cast_to_it(group_size, per_group):
+    weights = [*make((9, 8200)), make((8193,), seed=5)[0][1:], torch.tensor([1.0, float("nan")])]
+    lists = weights, make_logits(weights, group_size), KEY, list(range(len(weights))), None
+    options = group_size, 2.0, 15.0, "bits", "uniform", per_group
+    expected, found, extremes = forward.add_noise(*lists, *options)
+    for dtype in (torch.bfloat16, torch.float16):
+        noisy, *bounds = forward.add_noise(*lists, *options, dtype)
+        assert_same(noisy, [tensor.to(dtype) for tensor in expected])
+        assert_same(bounds, [found, extremes])
+
+
+@interpreted
+def test_noisy_weights_of_half_precision_ones_are_rounded_once():
+    weights = make((8200, 9), torch.bfloat16)
+    lists = make_logits(weights, 8), KEY, [0, 1], None, 8, 2.0, 15.0, "bits", "uniform", False
+    expected, *_ = forward.add_noise([weight.float() for weight in weights], *lists)
+    for dtype in (torch.float16, torch.float32, None):
+        noisy, *_ = forward.add_noise(weights, *lists, dtype)
+        assert_same(noisy, [tensor.to(dtype or torch.bfloat16) for tensor in expected])
+
+
+@interpreted
+def test_noisy_weights_of_a_dtype_without_kernels_come_from_the_reference():
+    weights = make((9,))
+    lists = weights, make_logits(weights, 8), KEY, [0], None, 8, 2.0, 15.0, "bits", "uniform", False
+    assert_same(forward.add_noise(*lists, torch.float64)[0], default.add_noise(*lists, torch.float64)[0])
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize("group_size", [0, 1, 8, 4096, 7])
+def test_gradients_of_a_lower_dtype_equal_those_cast_to_float32(group_size, per_group, dtype):
+    weights, grads = make((9, 8200)), make((9, 8200), dtype, seed=3)
+    weights[-1].clamp_(-1, 1)
+    bounds = forward.weight_range(weights, group_size, per_group)
+    lists = make_logits(weights, group_size), *bounds, KEY, list(range(len(weights)))
+    options = group_size, 2.0, 15.0, "bits", "uniform", per_group
+    got = backward.add_noise_backward(grads, weights, *lists, *options)
+    expected = backward.add_noise_backward([grad.float() for grad in grads], weights, *lists, *options)
+    assert_same([*got[0], *got[1], got[2]], [*expected[0], *expected[1], expected[2]])
+    assert all(grad.dtype == torch.float32 for grad in got[0])
 
 
 @interpreted
@@ -317,6 +352,33 @@ def test_streams_follow_a_change_of_widths():
         export.pack(levels, widths, 8, 4)
     with pytest.raises(ValueError, match="between 1 and 16"):
         export.pack(levels, torch.full((8,), 17, dtype=torch.uint8), 8, 4)
+
+
+def level_counts(widths, group_size, count):
+    width_of = per_element(widths, count, group_size)
+    return [int((width_of == width).sum()) for width in range(1, 17)]
+
+
+@interpreted
+@pytest.mark.parametrize(("group_size", "dtype"), [(0, torch.float32), (8, torch.bfloat16), (7, torch.float16)])
+def test_planes_of_a_weight_equal_the_oracle(group_size, dtype):
+    for count in (0, 1, 2500):
+        (weight,) = make((count,), dtype)
+        generator = torch.Generator().manual_seed(2)
+        chosen = torch.randint(0, 3, (group_count(count, group_size),), generator=generator)
+        widths = torch.tensor([1, 5, 16], dtype=torch.uint8)[chosen]
+        found, _ = default.weight_range([weight], group_size, False)
+        for chosen in (widths, widths.clamp(5, 5)):
+            counts = level_counts(chosen, group_size, count)
+            arguments = weight, chosen, found, group_size, counts
+            assert_same(export.quantize_planes(*arguments), default.quantize_planes(*arguments))
+
+
+@interpreted
+def test_planes_of_a_weight_refuse_other_level_counts():
+    weight, widths = make((16,))[0], torch.tensor([3, 4], dtype=torch.uint8)
+    with pytest.raises(ValueError, match="quantize_planes: expected level_counts"):
+        export.quantize_planes(weight, widths, torch.tensor([[0.0, 1.0]]), 8, [16] + [0] * 15)
 
 
 @interpreted

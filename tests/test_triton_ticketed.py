@@ -133,9 +133,10 @@ def test_counters_are_zero_after_a_launch_whatever_the_number_of_programs(monkey
 @interpreted
 def test_the_switch_chooses_the_form(monkeypatch):
     weights, launches = make((9000, 5)), []
-    monkeypatch.setattr(ticketed, "add_noise_as", lambda *arguments: launches.append(len(arguments)))
+    monkeypatch.setattr(ticketed, "add_noise_as", lambda dtype, *rest: launches.append((dtype, len(rest))))
     for switch, group_size, per_group in ((False, 8, False), (True, 7, False), (True, 8, True), (True, 8, False)):
         monkeypatch.setattr(loading, "ticketed", switch)
         logits = make([group_count(w.numel(), group_size) for w in weights], seed=1)
-        forward.add_noise(weights, logits, KEY, [0, 1], None, group_size, 2.0, 15.0, "bits", "uniform", per_group)
-    assert launches == [10]
+        options = group_size, 2.0, 15.0, "bits", "uniform", per_group
+        forward.add_noise(weights, logits, KEY, [0, 1], None, *options, torch.float16)
+    assert launches == [(torch.float16, 9)]

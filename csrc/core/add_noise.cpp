@@ -36,7 +36,7 @@ void add_scaled_noise(const NoiseRun& run, const float* values, const float* amp
 }
 
 void add_noise_to_chunk(const NoiseArguments& arguments, size_t index, const float* range, const Chunk& chunk,
-                        bool past_cache, void* noisy) {
+                        bool past_cache, const Floats& noisy) {
     const Floats& weight = arguments.weights[index];
     float amplitudes[kNoiseBlock + kReadBehind], buffer[kNoiseBlock], result[kNoiseBlock];
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += kNoiseBlock) {
@@ -45,23 +45,24 @@ void add_noise_to_chunk(const NoiseArguments& arguments, size_t index, const flo
                         groups_touched(begin, size, arguments.group_size), amplitudes);
         const NoiseRun run{arguments.key, arguments.streams[index], begin, size, arguments.kind};
         const float* values = load_floats(weight.data, weight.dtype, begin, size, buffer);
-        const bool direct = weight.dtype == DType::float32;
-        float* out = direct ? static_cast<float*>(noisy) + begin : result;
+        const bool direct = noisy.dtype == DType::float32;
+        float* out = direct ? static_cast<float*>(noisy.data) + begin : result;
         add_scaled_noise(run, values, amplitudes, arguments.group_size, direct && past_cache, out);
-        if (!direct) store_floats(result, noisy, weight.dtype, begin, size);
+        if (!direct) store_floats(result, noisy.data, noisy.dtype, begin, size);
     }
     kernels().finish_writes();
 }
 
 }  // namespace
 
-void add_noise(const NoiseArguments& arguments, const std::vector<void*>& noisy) {
+void add_noise(const NoiseArguments& arguments, const std::vector<Floats>& noisy) {
     std::vector<ChunkGrid> grids;
     std::vector<const float*> ranges;
     TaskTable table;
     const float* range = arguments.range;
     for (const Floats& weight : arguments.weights) {
-        expect_writes(noisy[grids.size()], weight.count * item_size(weight.dtype));
+        const Floats& result = noisy[grids.size()];
+        expect_writes(result.data, result.count * item_size(result.dtype));
         grids.emplace_back(weight.count, arguments.group_size);
         table.append(grids.back().chunks());
         ranges.push_back(range);

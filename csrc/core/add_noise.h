@@ -25,15 +25,15 @@ struct NoiseArguments {
     int threads;
 };
 
-// noisy[i]: as many elements as weights[i], of the same dtype.
-void add_noise(const NoiseArguments& arguments, const std::vector<void*>& noisy);
+// noisy[i]: as many elements as weights[i], of any dtype: the float32 result rounded to it.
+void add_noise(const NoiseArguments& arguments, const std::vector<Floats>& noisy);
 
 // With G the gradient of the noisy weight and A = sum of G z over a group: the weight's gradient is G, plus
 // S = sum of A * step shared among the elements at hi, minus S shared among those at lo; the logit's gradient
-// is range * A * (d step / d logit), non-finite ones replaced by 0 and counted in nonfinite[i]. grads[i],
-// grad_weights[i]: the weight's dtype. extremes: see range.h; not used per group.
+// is range * A * (d step / d logit), non-finite ones replaced by 0 and counted in nonfinite[i]. grads[i]: of
+// any dtype; grad_weights[i]: of the weight's. extremes: see range.h; not used per group.
 void add_noise_backward(const NoiseArguments& arguments, const int64_t* extremes,
-                        const std::vector<const void*>& grads, const std::vector<void*>& grad_weights,
+                        const std::vector<Floats>& grads, const std::vector<void*>& grad_weights,
                         const std::vector<float*>& grad_logits, float* nonfinite);
 
 }  // namespace diffq_fast

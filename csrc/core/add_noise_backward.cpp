@@ -23,7 +23,7 @@ struct Weight {
     const float* logits;
     const float* range;  // one row, or one per group
     uint32_t stream;
-    const void* grad;
+    Floats grad;
     void* grad_weight;
     float* grad_logits;
     double* group_shares;  // per group: A * step
@@ -64,16 +64,20 @@ double finish_groups(const Weight& weight, int64_t first_group, int64_t groups, 
 void multiply_block(const Weight& weight, int64_t begin, int64_t size, float* products) {
     const NoiseRun run{weight.arguments.key, weight.stream, begin, size, weight.arguments.kind};
     const DType dtype = weight.weight.dtype;
+    float buffer[kNoiseBlock], copies[kNoiseBlock];
+    const float* values = load_floats(weight.grad.data, weight.grad.dtype, begin, size, buffer);
     if (dtype == DType::float32) {
-        kernels().multiply_noise(run, static_cast<const float*>(weight.grad) + begin, weight.past_cache,
+        kernels().multiply_noise(run, values, weight.past_cache,
                                  static_cast<float*>(weight.grad_weight) + begin, products);
         return;
     }
-    const uint16_t* halves = static_cast<const uint16_t*>(weight.grad) + begin;
-    std::memcpy(static_cast<uint16_t*>(weight.grad_weight) + begin, halves, static_cast<size_t>(size) * 2);
-    float values[kNoiseBlock], copies[kNoiseBlock];
-    kernels().floats_from_halves(halves, dtype, size, values);
     kernels().multiply_noise(run, values, false, copies, products);
+    if (dtype == weight.grad.dtype) {
+        std::memcpy(static_cast<uint16_t*>(weight.grad_weight) + begin,
+                    static_cast<const uint16_t*>(weight.grad.data) + begin, static_cast<size_t>(size) * 2);
+    } else {
+        store_floats(copies, weight.grad_weight, dtype, begin, size);
+    }
 }
 
 // A chunk of whole groups.
@@ -139,7 +143,7 @@ Part finish_weight(const Weight& weight, const ChunkGrid& grid, const Part* part
 
 void add_to_element(const Weight& weight, int64_t index, double addend) {
     float value;
-    float grad = *load_floats(weight.grad, weight.weight.dtype, index, 1, &value);
+    float grad = *load_floats(weight.grad.data, weight.grad.dtype, index, 1, &value);
     value = static_cast<float>(grad + addend);
     store_floats(&value, weight.grad_weight, weight.weight.dtype, index, 1);
 }
@@ -195,7 +199,7 @@ bool share_between_two(const Weight& weight, const int64_t* extremes, double sum
 
 class Backward {
   public:
-    Backward(const NoiseArguments& arguments, const std::vector<const void*>& grads,
+    Backward(const NoiseArguments& arguments, const std::vector<Floats>& grads,
              const std::vector<void*>& grad_weights, const std::vector<float*>& grad_logits)
         : per_group_(arguments.per_group),
           group_size_(arguments.group_size),
@@ -289,7 +293,7 @@ class Backward {
 }  // namespace
 
 void add_noise_backward(const NoiseArguments& arguments, const int64_t* extremes,
-                        const std::vector<const void*>& grads, const std::vector<void*>& grad_weights,
+                        const std::vector<Floats>& grads, const std::vector<void*>& grad_weights,
                         const std::vector<float*>& grad_logits, float* nonfinite) {
     Backward(arguments, grads, grad_weights, grad_logits).run(extremes, nonfinite);
 }

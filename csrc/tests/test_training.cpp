@@ -91,8 +91,8 @@ Step run(Case& made, NoiseKind kind, int threads) {
     NoiseArguments arguments{
         {},     {}, {}, nullptr, kKey, kind, BitsRule(Param::bits, 2, 15), made.group_size, made.per_group,
         threads};
-    std::vector<void*> noisy, grad_weights;
-    std::vector<const void*> grads;
+    std::vector<Floats> noisy, grads;
+    std::vector<void*> grad_weights;
     std::vector<float*> grad_logits;
     size_t rows = 0;
     for (size_t i = 0; i < made.weights.size(); ++i) {
@@ -104,10 +104,10 @@ Step run(Case& made, NoiseKind kind, int threads) {
         step.noisy.emplace_back(made.weights[i].size(), NAN);
         step.grad_weights.emplace_back(made.weights[i].size(), NAN);
         step.grad_logits.emplace_back(made.logits[i].size(), NAN);
-        grads.push_back(made.grads[i].data());
+        grads.push_back({made.grads[i].data(), count, DType::float32});
     }
     for (size_t i = 0; i < made.weights.size(); ++i) {
-        noisy.push_back(step.noisy[i].data());
+        noisy.push_back({step.noisy[i].data(), arguments.weights[i].count, DType::float32});
         grad_weights.push_back(step.grad_weights[i].data());
         grad_logits.push_back(step.grad_logits[i].data());
     }
@@ -224,9 +224,52 @@ void nan_weights_and_logits_pass_on() {
     }
 }
 
+std::vector<uint16_t> halves_of(const std::vector<float>& values, DType dtype) {
+    std::vector<uint16_t> halves(values.size());
+    for (size_t i = 0; i < values.size(); ++i) {
+        halves[i] = dtype == DType::bfloat16 ? bfloat16_from_float(values[i]) : float16_from_float(values[i]);
+    }
+    return halves;
+}
+
+// float32 weights, noisy weights and gradients in half precision: as float32 ones that are rounded.
+void noisy_weights_and_gradients_may_have_another_dtype() {
+    for (const DType dtype : {DType::bfloat16, DType::float16}) {
+        for (const int64_t count : kAwkwardCounts) {
+            Case made = make_case({count}, 8, false);
+            const auto upstream = halves_of(made.grads[0], dtype);
+            for (size_t i = 0; i < upstream.size(); ++i) {
+                made.grads[0][i] = dtype == DType::bfloat16 ? float_from_bfloat16(upstream[i])
+                                                            : float_from_float16(upstream[i]);
+            }
+            const Step step = run(made, NoiseKind::gaussian, 1);
+            const Found found = range_of(made.weights[0]);
+            const NoiseArguments arguments{{{made.weights[0].data(), count, DType::float32}},
+                                           {made.logits[0].data()},
+                                           {0},
+                                           found.range,
+                                           kKey,
+                                           NoiseKind::gaussian,
+                                           BitsRule(Param::bits, 2, 15),
+                                           8,
+                                           false,
+                                           1};
+            std::vector<uint16_t> noisy(upstream.size()), grads(upstream);
+            std::vector<float> grad_weight(upstream.size(), NAN), grad_logit(made.logits[0].size(), NAN);
+            float nonfinite = NAN;
+            add_noise(arguments, {{noisy.data(), count, dtype}});
+            add_noise_backward(arguments, found.extremes, {{grads.data(), count, dtype}},
+                               {grad_weight.data()}, {grad_logit.data()}, &nonfinite);
+            CHECK(noisy == halves_of(step.noisy[0], dtype));
+            CHECK(grad_weight == step.grad_weights[0] && grad_logit == step.grad_logits[0]);
+            CHECK(nonfinite == 0);
+        }
+    }
+}
+
 }  // namespace
 
 RUN_TESTS(range_finds_first_places_and_ties, range_of_constant_infinite_and_nan_weights,
           training_step_does_not_depend_on_threads, training_step_follows_the_formula,
           ties_share_the_gradient_of_the_range, nonfinite_gradients_are_zeroed_and_counted,
-          nan_weights_and_logits_pass_on)
+          nan_weights_and_logits_pass_on, noisy_weights_and_gradients_may_have_another_dtype)

@@ -1,8 +1,9 @@
 """What every quantizer does: attach to a model, switch its weights in forwards, quantise and put back.
 
 The root's forward hooks put tensors in the place of the weights (see ``shadows``) and take them away, also when the
-forward raises. Hooks of inner modules do nothing except inside a backward, where an activation checkpoint runs a part
-of the model again: they give it the tensors of its own forward (see ``replay``). ``docs/training.md`` says why.
+forward raises. Hooks of inner modules act inside a backward, where an activation checkpoint runs a part of the model
+again: they give it the tensors of its own forward (see ``replay``). Else they only look at weights that were made in a
+lower dtype (see ``lower_precision``). ``docs/training.md`` says why.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from . import shadows
 from .export import Export
+from .lower_precision import Lowered
 from .replay import (
     Forward,
     Forwards,
@@ -87,7 +89,7 @@ class BaseQuantizer(Export):
         self._rest: list[Slot] = selection.rest
         self._rest_ties = selection.rest_ties
         self._saved: dict[Slot, tuple[Tensor, Tensor]] | None = None
-        self._shown: dict[Slot, None] = {}
+        self._shown: dict[Slot, Lowered | None] = {}
         self._nesting = shadows.Nesting()
         self._forwards = Forwards()
         self._open: tuple[Forward, int] | None = None
@@ -110,6 +112,9 @@ class BaseQuantizer(Export):
 
     def _before_training_forward(self) -> None:
         """Checks of a subclass before a training forward."""
+
+    def _before_reading(self, module: nn.Module) -> None:
+        """``module``, which holds quantised weights or whose parts do, is about to be called."""
 
     def _generators(self) -> Hashable:
         """The state of the random generators that :meth:`_training_maker` is about to draw from. None: of none."""
@@ -220,12 +225,16 @@ class BaseQuantizer(Export):
     def _show(self, forward: Forward, indices: Sequence[int]) -> None:
         """Put the tensors of ``forward`` in the place of the whole model's weights, and note where it starts."""
         start = next_sequence_number()
-        with unseen_by_checkpoints():
-            tensors = forward.make(indices)
-        self._put(zip((self._qparams[index] for index in indices), tensors, strict=True))
+        self._put_made(forward, indices)
         if not torch.is_grad_enabled():
             forward.before = start - 1
         self._open = (forward, start)
+
+    def _put_made(self, forward: Forward, indices: Sequence[int]) -> None:
+        """Make tensors of ``forward`` and put them in the place of the weights ``indices``."""
+        with unseen_by_checkpoints():
+            tensors = forward.make(indices)
+        self._put(zip((self._qparams[index] for index in indices), tensors, strict=True))
 
     def _put(self, pairs: Iterable[tuple[Slot, Tensor]]) -> None:
         """Shadow parameters, remembering which: another quantizer on the same model has shadows of its own."""
@@ -255,15 +264,19 @@ class BaseQuantizer(Export):
             made.update((slot, made[first]) for slot, first in ties if first in made)
             shadows.put((slot, tensor + (slot.param - slot.param.detach())) for slot, tensor in made.items())
 
-    # -- inner modules: only inside a backward -----------------------------------------------------------------------
+    # -- inner modules -----------------------------------------------------------------------------------------------
 
     @never_compiled_by_itself
     def _before_inner(self, module: nn.Module, args: tuple) -> None:
         if torch.compiler.is_compiling():
             shadows.guard(module)
             return
-        if not inside_backward():
-            return
+        if inside_backward():
+            self._replay(module)
+        self._before_reading(module)
+
+    def _replay(self, module: nn.Module) -> None:
+        """Give the weights of ``module`` that nothing stands for the tensors of the forward that is computed again."""
         missing = [index for index in self._members[module] if not self._qparams[index].is_shadowed]
         forward = self._forwards.current() if missing else None
         if forward is None:
@@ -272,9 +285,7 @@ class BaseQuantizer(Export):
         # Without gradients this is the first run of a reentrant checkpoint within the recomputation: its node is the
         # one made last, and it will be the current one when this part is computed once more.
         start = next_sequence_number() - (not torch.is_grad_enabled())
-        with unseen_by_checkpoints():
-            tensors = forward.make(missing)
-        self._put(zip((self._qparams[index] for index in missing), tensors, strict=True))
+        self._put_made(forward, missing)
         self._replayed.append((forward, start, missing))
 
     @never_compiled_by_itself

@@ -17,7 +17,8 @@ from ..reference import group_count
 from .base import remembers_arguments
 from .export import ExportedWeight
 from .learned import LearnedQuantizer
-from .replay import Maker, generator_state
+from .lower_precision import LOWER_DTYPES, Dtypes, Lowered, LoweringMaker, LowerPrecision
+from .replay import Forward, Maker, generator_state
 from .selection import QuantizedParameter, untied
 from .torch_noise import TorchNoise
 
@@ -56,6 +57,9 @@ class DiffQuantizer(LearnedQuantizer):
             the numbers that diffq 0.2.4 draws under the same seed).
         range_scope: ``"tensor"`` or ``"group"`` (each group has its own minimum and maximum; the two floats per
             group count in every size).
+        noisy_dtype: None: a noisy weight has its weight's dtype. ``"auto"``: under autocast, the float32 weights of
+            linear, convolution and attention layers are made in autocast's dtype, which spares its casts and gives the
+            same results; for models that read those weights only by calling the layers (``docs/training.md``).
 
     Raises:
         ValueError: an argument is out of its range.
@@ -81,6 +85,7 @@ class DiffQuantizer(LearnedQuantizer):
         *,
         rng: str = "philox",
         range_scope: str = "tensor",
+        noisy_dtype: str | None = None,
     ) -> None:
         _check_choice("param", param, PARAMS)
         _check_choice("noise", noise, NOISE_KINDS)
@@ -91,6 +96,10 @@ class DiffQuantizer(LearnedQuantizer):
                 "DiffQuantizer: expected 0 < min_bits < init_bits < max_bits <= 15, got "
                 f"min_bits={min_bits}, init_bits={init_bits}, max_bits={max_bits}"
             )
+        if noisy_dtype not in (None, "auto"):
+            raise ValueError(f"DiffQuantizer: noisy_dtype must be None or 'auto', got {noisy_dtype!r}")
+        if noisy_dtype is not None and rng != "philox":
+            raise ValueError(f"DiffQuantizer: noisy_dtype={noisy_dtype!r} needs rng='philox', got rng={rng!r}")
         if group_size < 0:
             raise ValueError(f"DiffQuantizer: group_size must be 0 (one group) or positive, got {group_size}")
         self._refuse_second(model, suffix)
@@ -99,6 +108,8 @@ class DiffQuantizer(LearnedQuantizer):
         self.min_bits, self.max_bits, self.param = min_bits, max_bits, param
         self.noise, self.init_bits, self.extra_bits = noise, init_bits, extra_bits
         self.rng, self.range_scope = rng, range_scope
+        self.noisy_dtype = noisy_dtype
+        self._lower_precision = LowerPrecision(model, self._qparams) if noisy_dtype == "auto" else None
         self._tallies: dict[tuple[int, ...], Tensor] = {}
         self._register_learned(suffix, self._initial_logits)
         self._streams = {entry: index for index, entry in enumerate(self._firsts)}
@@ -158,7 +169,22 @@ class DiffQuantizer(LearnedQuantizer):
         if self.rng == "torch":
             return TorchNoise(self, self._firsts).make
         keys = {device: functional.draw_key(like) for device, like in self._devices().items()}
-        return partial(self._noisy_weights, keys)
+        make = partial(self._noisy_weights, keys)
+        if self._lower_precision is None or torch.compiler.is_compiling():
+            return partial(make, {})
+        return LoweringMaker(make, self._lower_precision.dtypes())
+
+    def _put_made(self, forward: Forward, indices: Sequence[int]) -> None:
+        super()._put_made(forward, indices)
+        if isinstance(forward.make, LoweringMaker):
+            for index in indices:
+                entry = self._qparams[index]
+                if entry in forward.make.dtypes:
+                    self._shown[entry] = Lowered(forward.make, index, entry.module.__dict__[entry.name])
+
+    def _before_reading(self, module: nn.Module) -> None:
+        if self._lower_precision is not None:
+            self._lower_precision.before_reading(module, self._shown)
 
     def _generators(self) -> Hashable:
         return tuple(generator_state(device) for device in self._devices())
@@ -166,10 +192,10 @@ class DiffQuantizer(LearnedQuantizer):
     def _devices(self) -> dict[torch.device, Tensor]:
         return {entry.param.device: entry.param for entry in reversed(self._firsts)}
 
-    def _noisy_weights(self, keys: dict[torch.device, Tensor], indices: Sequence[int]) -> list[Tensor]:
+    def _noisy_weights(self, keys: dict[torch.device, Tensor], dtypes: Dtypes, indices: Sequence[int]) -> list[Tensor]:
         firsts = untied(self._qparams[index] for index in indices)
         made: dict[QuantizedParameter, Tensor] = {}
-        for bucket in _buckets(firsts):
+        for dtype, bucket in _buckets_by_dtype(firsts, dtypes):
             streams = [self._streams[entry] for entry in bucket]
             logits = [entry.logit for entry in bucket]
             noisy = functional.add_noise(
@@ -184,6 +210,7 @@ class DiffQuantizer(LearnedQuantizer):
                 noise=self.noise,
                 range_scope=self.range_scope,
                 tally=self._tally(streams, logits),
+                dtype=dtype,
             ).noisy
             _backward_right_behind_last_use(noisy[0])
             made.update(zip(bucket, noisy, strict=True))
@@ -342,6 +369,15 @@ def _buckets(entries: Sequence[QuantizedParameter]) -> Iterator[list[QuantizedPa
         size += param.numel() * param.element_size()
     if bucket:
         yield bucket
+
+
+def _buckets_by_dtype(
+    entries: Sequence[QuantizedParameter], dtypes: Dtypes
+) -> Iterator[tuple[torch.dtype | None, list[QuantizedParameter]]]:
+    """The buckets of the weights that are made in their own dtype (None), then of those in each other one."""
+    for dtype in (None, *LOWER_DTYPES):
+        for bucket in _buckets([entry for entry in entries if dtypes.get(entry) == dtype]):
+            yield dtype, bucket
 
 
 def _backward_right_behind_last_use(noisy: Tensor) -> None:

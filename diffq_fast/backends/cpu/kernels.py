@@ -59,9 +59,9 @@ def _empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     return made.set_(block.untyped_storage(), 0, tuple(shape), tuple(strides))  # no view of another tensor
 
 
-def _empty_like(weights: Sequence[Tensor]) -> list[Tensor]:
-    """Row-major tensors of the weights' shapes and dtypes."""
-    return [_empty(weight.shape, weight.dtype) for weight in weights]
+def _empty_like(weights: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Row-major tensors of the weights' shapes, and of their dtypes where none is given."""
+    return [_empty(weight.shape, dtype or weight.dtype) for weight in weights]
 
 
 def _empty_range(weights: Sequence[Tensor], group_size: int, per_group: bool) -> tuple[Tensor, Tensor]:
@@ -112,13 +112,13 @@ def weight_range(weights: Sequence[Tensor], group_size: int, per_group: bool) ->
 
 
 @_kernel
-def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group):
+def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group, dtype=None):
     options = group_size, min_bits, max_bits, param, kind, per_group
-    if not _supported(weights) or not _supported(logits):
-        return default.add_noise(weights, logits, key, streams, tally, *options)
+    if not _supported(weights) or not _supported(logits) or not (dtype is None or dtype in _DTYPES):
+        return default.add_noise(weights, logits, key, streams, tally, *options, dtype)
     _check_groups("add_noise", "logits", logits, [weight.numel() for weight in weights], group_size)
     weights, logits = _contiguous(weights), _contiguous(logits, torch.float32)
-    noisy = _empty_like(weights)
+    noisy = _empty_like(weights, dtype)
     found, extremes = _empty_range(weights, group_size, per_group)
     core.add_noise(
         _lists(weights),
@@ -126,7 +126,7 @@ def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bi
         key.data_ptr(),
         streams,
         (group_size, min_bits, max_bits, _PARAMS[param], _KINDS[kind], per_group),
-        _addresses(noisy),
+        _lists(noisy),
         found.data_ptr(),
         extremes.data_ptr(),
         torch.get_num_threads(),
@@ -150,8 +150,7 @@ def add_noise_backward(
     kind,
     per_group,
 ):
-    same_dtype = all(grad.dtype == weight.dtype for grad, weight in zip(grads, weights, strict=True))
-    if not _supported(weights) or not _supported(logits) or not same_dtype:
+    if not (_supported(grads) and _supported(weights) and _supported(logits)):
         options = group_size, min_bits, max_bits, param, kind, per_group
         return default.add_noise_backward(grads, weights, logits, range, extremes, key, streams, *options)
     counts = [weight.numel() for weight in weights]
@@ -165,7 +164,7 @@ def add_noise_backward(
     grad_logits = [_empty(shape) for shape in shapes]
     nonfinite = torch.empty(len(weights))
     core.add_noise_backward(
-        _addresses(grads),
+        _lists(grads),
         _lists(weights),
         _addresses(logits),
         range.data_ptr(),

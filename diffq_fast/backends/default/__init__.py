@@ -41,7 +41,7 @@ def weight_range(weights: Sequence[Tensor], group_size: int, per_group: bool) ->
 
 
 @_kernel
-def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group):
+def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group, dtype=None):
     noisy = [
         reference.noisy_weight(
             weight,
@@ -52,6 +52,7 @@ def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bi
             max_bits,
             param,
             per_group,
+            dtype,
         )
         for weight, logit, stream in zip(weights, logits, streams, strict=True)
     ]

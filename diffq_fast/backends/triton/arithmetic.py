@@ -119,8 +119,27 @@ def _greatest_interpreted(values, AXIS: tl.constexpr):
     return tl.where(unknown, float("nan"), tl.max(values, AXIS))
 
 
+# -- rounding ------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _rounded_on_device(values, DTYPE: tl.constexpr):
+    return values.to(DTYPE)
+
+
+@triton.jit
+def _rounded_interpreted(values, DTYPE: tl.constexpr):
+    if tl.bfloat16 == DTYPE:
+        bits = values.to(tl.uint32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        values = tl.where(values != values, values, bits.to(tl.float32, bitcast=True))
+    return values.to(DTYPE)
+
+
 INTERPRETED = isinstance(exp2, InterpretedFunction)
 
 # NaN wins. The interpreter's general reduction is a thousand times slower than its minimum, which drops NaN.
 least = _least_interpreted if INTERPRETED else _least_on_device
 greatest = _greatest_interpreted if INTERPRETED else _greatest_on_device
+# float32 to DTYPE, half to even. The interpreter cuts bfloat16 off.
+rounded = _rounded_interpreted if INTERPRETED else _rounded_on_device

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import step_and_derivative
+from .arithmetic import rounded, step_and_derivative
 from .noise import tile_noise
 from .noise_kernels import load_logits
 from .tiles import groups_of, is_whole, load_tile, store_tile, tile_of
@@ -157,7 +157,7 @@ def _sum_partials(partial, plan, CHUNK: tl.constexpr):
 @triton.jit
 def _add_at(grad, place, gradient, grad_weight):
     value = tl.load(grad + place).to(tl.float32) + gradient
-    tl.store(grad_weight + place, value.to(grad_weight.dtype.element_ty))
+    tl.store(grad_weight + place, rounded(value, grad_weight.dtype.element_ty))
 
 
 @triton.jit
@@ -174,7 +174,7 @@ def _add_to_ties(
         change = tl.where(value == hi, share_hi, 0.0) - tl.where(value == lo, share_lo, 0.0)
         tied = (value == lo) | (value == hi)
         result = tl.load(grad + element, tied, 0.0).to(tl.float32) + change
-        tl.store(grad_weight + element, result.to(grad_weight.dtype.element_ty), tied)
+        tl.store(grad_weight + element, rounded(result, grad_weight.dtype.element_ty), tied)
         start += parts * CHUNK
 
 

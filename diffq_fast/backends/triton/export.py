@@ -19,12 +19,13 @@ from .. import default
 from .arithmetic import INTERPRETED
 from .export_kernels import pack_kernel, requantize_kernel, unpack_kernel
 from .launching import TYPES, WARPS
-from .plane_kernels import pack_planes_kernel, unpack_planes_kernel
+from .plane_kernels import pack_planes_kernel, quantize_planes_kernel, unpack_planes_kernel
 
 TILE = 2048
 LANES = 128
 PLANE_LANES = 32
 EXACT = {"num_warps": WARPS, "enable_fp_fusion": False}
+_WIDTHS = tuple(range(1, MAX_WIDTH + 1))
 _INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
@@ -193,6 +194,30 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
             values, planes, values.numel(), cells, columns, NBITS=nbits,
             PLANES=triton.next_power_of_2(nbits), ROWS=rows, LANES=PLANE_LANES, num_warps=WARPS,
         )  # fmt: skip
+    return planes
+
+
+def quantize_planes(weight, widths, range, group_size, level_counts):
+    if weight.dtype not in TYPES:
+        return default.quantize_planes(weight, widths, range, group_size, level_counts)
+    count = weight.numel()
+    streams = {stream.width: stream for stream in streams_of(widths, group_size, count)}
+    found = [streams[width].count if width in streams else 0 for width in _WIDTHS]
+    if found != list(level_counts):
+        raise ValueError(
+            f"quantize_planes: expected level_counts, how many levels have 1, 2 … 16 bits, got {list(level_counts)}"
+        )
+    weight, range = weight.contiguous(), range.contiguous()
+    planes = []
+    for width, number in zip(_WIDTHS, found, strict=True):
+        cells = -(-number // 2048) * 32
+        planes.append(torch.empty((cells // 32, width, 32), dtype=torch.int64, device=weight.device))
+        if number:
+            order = streams[width].order
+            quantize_planes_kernel[(-(-cells // PLANE_LANES),)](
+                weight, range, order, planes[-1], number, cells, WIDTH=width, PLANES=triton.next_power_of_2(width),
+                GROUP=group_size or count, ORDERED=order is None, LANES=PLANE_LANES, **EXACT,
+            )  # fmt: skip
     return planes
 
 

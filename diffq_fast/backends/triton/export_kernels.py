@@ -51,7 +51,7 @@ def dequantized(level, lo, length, width):
 
 
 @triton.jit
-def _offset_and_length(found, group, inside, PER_GROUP: tl.constexpr):
+def offset_and_length(found, group, inside, PER_GROUP: tl.constexpr):
     """lo and hi - lo for each element, from the row of its group or the weight's only one."""
     row = group if PER_GROUP else group * 0
     lo = tl.load(found + row * 2, inside, 0.0)
@@ -78,7 +78,7 @@ def requantize_kernel(
     element = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = element < count
     group = element // GROUP
-    lo, length = _offset_and_length(found, group, inside, PER_GROUP)
+    lo, length = offset_and_length(found, group, inside, PER_GROUP)
     width = tl.load(widths + group, inside, 1).to(tl.int32)
     value = tl.load(source + element, inside, 0)
     if INVERSE:
@@ -100,7 +100,7 @@ def _lanes_of(count, WIDTH: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def _element_and_group(position, inside, order, GROUP: tl.constexpr, ORDERED: tl.constexpr):
+def element_and_group(position, inside, order, GROUP: tl.constexpr, ORDERED: tl.constexpr):
     """Where the level at ``position`` of a stream stands in the weight. ORDERED: the weight has one width
     only."""
     group = position // GROUP
@@ -125,11 +125,11 @@ def _pack_lanes(
     for row in tl.static_range(32):
         position = start + row * stride
         inside = exists & (position < count)
-        element, group = _element_and_group(position, inside, order, GROUP, ORDERED)
+        element, group = element_and_group(position, inside, order, GROUP, ORDERED)
         level = tl.load(source + element, inside, 0)
         if QUANTIZE:
             if PER_GROUP:
-                lo, length = _offset_and_length(found, group, inside, True)
+                lo, length = offset_and_length(found, group, inside, True)
             level = tl.where(inside, quantized(level.to(tl.float32), lo, length, width, FUSED), 0)
         level = level.to(tl.uint32) & ((1 << WIDTH) - 1)
         word |= level << (row * WIDTH % 32)
@@ -152,7 +152,7 @@ def pack_kernel(
     lo = tl.zeros((LANES,), tl.float32)
     length = lo
     if QUANTIZE and not PER_GROUP:
-        lo, length = _offset_and_length(found, tl.zeros((LANES,), tl.int32), lo == lo, False)
+        lo, length = offset_and_length(found, tl.zeros((LANES,), tl.int32), lo == lo, False)
         scale = tl.load(found + 1) - tl.load(found)
         if FUSED and ((scale > 8.673617379884035e-19) & (scale < 1.152921504606847e18)):
             _pack_lanes(
@@ -220,7 +220,7 @@ def unpack_kernel(
     start, stride, place, exists = _lanes_of(count, WIDTH, LANES)
     width = tl.full((LANES,), WIDTH, tl.int32)
     if DEQUANTIZE and not PER_GROUP:
-        lo, length = _offset_and_length(found, tl.zeros((LANES,), tl.int32), width == WIDTH, False)
+        lo, length = offset_and_length(found, tl.zeros((LANES,), tl.int32), width == WIDTH, False)
     word = tl.load(words + place, exists, 0).to(tl.uint32, bitcast=True)
     for row in tl.static_range(32):
         position = start + row * stride
@@ -231,10 +231,10 @@ def unpack_kernel(
             if row * WIDTH % 32 + WIDTH > 32:
                 level |= word << (32 - row * WIDTH % 32)
         level = (level & ((1 << WIDTH) - 1)).to(tl.int32)
-        element, group = _element_and_group(position, inside, order, GROUP, ORDERED)
+        element, group = element_and_group(position, inside, order, GROUP, ORDERED)
         if DEQUANTIZE:
             if PER_GROUP:
-                lo, length = _offset_and_length(found, group, inside, True)
+                lo, length = offset_and_length(found, group, inside, True)
             made = dequantized(level, lo, length, width)
             tl.store(result + element, made.to(result.dtype.element_ty), inside)
         else:

@@ -118,13 +118,13 @@ def _empty_group_range(weights: Sequence[Tensor], group_size: int) -> tuple[Tens
     return found, found.new_empty((0, 4), dtype=torch.int64)
 
 
-def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group):
+def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group, dtype=None):
     options = group_size, min_bits, max_bits, param, kind, per_group
-    if not supported(weights, logits):
-        return default.add_noise(weights, logits, key, streams, tally, *options)
+    if not supported(weights, logits) or not (dtype is None or dtype in TYPES):
+        return default.add_noise(weights, logits, key, streams, tally, *options, dtype)
     if loading.ticketed and ticketed.takes(group_size, per_group):
-        return ticketed.add_noise_as(None, weights, logits, key, streams, *options[:-1])
-    return add_noise_as(None, weights, logits, key, streams, *options)
+        return ticketed.add_noise_as(dtype, weights, logits, key, streams, *options[:-1])
+    return add_noise_as(dtype, weights, logits, key, streams, *options)
 
 
 def add_noise_as(
@@ -140,7 +140,7 @@ def add_noise_as(
     kind: str,
     per_group: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The operator ``add_noise`` with noisy weights of ``noisy_dtype`` (None: the weights' own)."""
+    """The operator ``add_noise`` in two launches; noisy weights of ``noisy_dtype`` (None: the weights' own)."""
     weights, logits = contiguous(weights), contiguous(logits, torch.float32)
     in_groups = per_group and group_size != 0
     found, extremes = _empty_group_range(weights, group_size) if in_groups else tensor_range(weights)

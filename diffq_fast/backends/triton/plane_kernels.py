@@ -6,6 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .export_kernels import element_and_group, offset_and_length, quantized
+
 
 @triton.jit
 def pack_planes_kernel(
@@ -28,6 +30,34 @@ def pack_planes_kernel(
         words |= ((value[None, :] >> bit) & 1) << row
     place = (block[None, :] * NBITS + bit) * columns + (cell % columns)[None, :]
     tl.store(planes + place, words.to(planes.dtype.element_ty), (bit < NBITS) & (cell < cells)[None, :])
+
+
+@triton.jit
+def quantize_planes_kernel(
+    weight, found, order, planes, count, cells, WIDTH: tl.constexpr, PLANES: tl.constexpr, GROUP: tl.constexpr,
+    ORDERED: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """:func:`pack_planes_kernel` of the ``count`` levels of one width, made from the weight on the way; blocks of 64
+    rows and 32 columns.
+
+    ``weight`` float32|bf16|f16, read; ``found`` float32 [1, 2], read; ``order`` int64, groups of this width, read
+    unless ORDERED; ``planes`` int64 [blocks, WIDTH, 32], written.
+    """
+    cell = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    start = cell // 32 * 2048 + cell % 32
+    bit = tl.arange(0, PLANES)[:, None]
+    width = tl.full((LANES,), WIDTH, tl.int32)
+    lo, length = offset_and_length(found, cell * 0, cell < cells, False)
+    words = tl.zeros((PLANES, LANES), tl.int64)
+    for row in range(64):
+        position = start + row * 32
+        inside = (cell < cells) & (position < count)
+        element, _ = element_and_group(position, inside, order, GROUP, ORDERED)
+        value = tl.load(weight + element, inside, 0).to(tl.float32)
+        level = tl.where(inside, quantized(value, lo, length, width, False), 0).to(tl.int64)
+        words |= ((level[None, :] >> bit) & 1) << row
+    place = (cell // 32 * WIDTH * 32 + cell % 32)[None, :] + bit * 32
+    tl.store(planes + place, words, (bit < WIDTH) & (cell < cells)[None, :])
 
 
 @triton.jit

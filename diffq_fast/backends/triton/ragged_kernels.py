@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import greatest, least, step_and_derivative, step_of
+from .arithmetic import greatest, least, rounded, step_and_derivative, step_of
 from .backward_kernels import is_finite
 from .noise import element_noise
 
@@ -84,7 +84,7 @@ def ragged_noise_kernel(
         element, inside = _elements(group, start, count, GROUP, COLUMNS)
         value = tl.load(weight + element, inside, 0.0).to(tl.float32)
         value += amplitude[:, None] * element_noise(element, stream, key, KIND, PTX)
-        tl.store(noisy + element, value.to(noisy.dtype.element_ty), inside)
+        tl.store(noisy + element, rounded(value, noisy.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def _noise_sums(
             ties_lo += (level == lo[:, None]).to(tl.float32)
             ties_hi += (level == hi[:, None]).to(tl.float32)
         else:
-            tl.store(grad_weight + element, value.to(grad_weight.dtype.element_ty), inside)
+            tl.store(grad_weight + element, rounded(value, grad_weight.dtype.element_ty), inside)
     return tl.sum(sums, 1), tl.sum(ties_lo, 1), tl.sum(ties_hi, 1)
 
 
@@ -129,7 +129,7 @@ def _add_to_group_extremes(
         change = tl.where(value == hi[:, None], share_hi[:, None], 0.0)
         change -= tl.where(value == lo[:, None], share_lo[:, None], 0.0)
         result = tl.load(grad + element, inside, 0.0).to(tl.float32) + change
-        tl.store(grad_weight + element, result.to(grad_weight.dtype.element_ty), inside)
+        tl.store(grad_weight + element, rounded(result, grad_weight.dtype.element_ty), inside)
 
 
 @triton.jit

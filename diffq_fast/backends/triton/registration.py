@@ -43,6 +43,7 @@ _LAUNCHERS = (
     export.pack,
     export.unpack,
     export.quantize_pack,
+    export.quantize_planes,
     export.unpack_dequantize,
     export.pack_planes,
     export.unpack_planes,

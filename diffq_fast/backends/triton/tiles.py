@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .arithmetic import rounded
+
 
 @triton.jit
 def tile_of(plan, owners, TILE: tl.constexpr):
@@ -42,7 +44,7 @@ def store_tile(pointer, first, count, values, TILE: tl.constexpr, WHOLE: tl.cons
     """Writes ``values`` [TILE] to elements ``first ...`` of the output that begins, 16-byte aligned, at
     ``pointer``."""
     element = first + tl.arange(0, TILE)
-    values = values.to(pointer.dtype.element_ty)
+    values = rounded(values, pointer.dtype.element_ty)
     if WHOLE:
         tl.store(pointer + element, values)
     else:
