@@ -28,12 +28,14 @@ class Variant:
     """One way to do the operation.
 
     run: does it once. check: raises when the result is wrong. bytes: memory traffic that the operation cannot avoid.
+    before: what has to be done before each run, and is not timed.
     """
 
     name: str
     run: Callable[[], Any]
     check: Callable[[], None] | None = None
     bytes: int = 0
+    before: Callable[[], Any] | None = None
 
 
 class Flush:
@@ -66,6 +68,8 @@ def time_variants(
     rounds = 0
     while rounds < least or time.perf_counter() < deadline:
         for variant in variants:
+            if variant.before is not None:
+                variant.before()
             if flush is not None:
                 flush()
             start, cpu_start = time.perf_counter(), time.process_time()

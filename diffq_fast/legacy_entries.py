@@ -211,9 +211,9 @@ def _unpack_all(name: str, planes: Any, widths: Tensor, size: int) -> Tensor:
 
 
 def _pack_widths(widths: Tensor, base: int, rectangle: bool) -> Tensor:
+    if int(widths.min()) >= base:
+        return pack_field(widths - base, 0, rectangle)
     difference = widths.to(torch.int32) - base
-    if int(difference.min()) >= 0:
-        return pack_field(difference, 0, rectangle)
     # diffq's readers add the planes up in int16, where 16 bits of two's complement are the difference again
     twos_complement = difference & 0xFFFF
     if rectangle:

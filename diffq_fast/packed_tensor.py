@@ -85,6 +85,7 @@ def pack_weight(
     *,
     group_size: int = 8,
     range_scope: str = "tensor",
+    found: Tensor | None = None,
     name: str = "weight",
 ) -> PackedTensor:
     """Quantise and pack a weight.
@@ -94,6 +95,7 @@ def pack_weight(
         widths: uint8 `[groups]` on the weight's device: the bits of each group, 1 … 16.
         group_size: elements per group of the row-major flattening, 0 for one; the last may be shorter.
         range_scope: "tensor" for one (lo, hi), "group" for one per group.
+        found: the weight's range as `functional.weight_range` gives it, where it is known already.
         name: what errors call the weight.
 
     Raises:
@@ -107,7 +109,8 @@ def pack_weight(
     _check_dtype("pack_weight", weight.dtype, name)
     with torch.no_grad():
         weight = weight.detach()
-        found = functional.weight_range([weight], group_size=group_size, range_scope=range_scope)
+        if found is None:
+            found = functional.weight_range([weight], group_size=group_size, range_scope=range_scope)
         _check_range(found, name)
         words = functional.quantize_pack(weight, widths, found, group_size=group_size, range_scope=range_scope)
     ranges = found.reshape(-1) if range_scope == "tensor" else found

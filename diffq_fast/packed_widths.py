@@ -58,10 +58,12 @@ def encode_widths(widths: np.ndarray, pack_stream: PackStream | None = None) -> 
     if lowest == highest:
         return ["one", lowest], b""
     bits = (highest - lowest).bit_length()
-    starts = np.flatnonzero(np.diff(widths, prepend=np.uint8(0)))  # no width is 0: the first one starts a run
     fixed = fixed_bytes(len(widths), bits)
-    if len(starts) < fixed and len(runs := _encode_runs(widths, starts)) < fixed:  # a run takes a byte or more
-        return ["runs"], runs
+    changes = widths[1:] != widths[:-1]
+    if np.count_nonzero(changes) + 1 < fixed:  # a run takes a byte or more
+        runs = _encode_runs(widths, np.flatnonzero(np.concatenate([[True], changes])))
+        if len(runs) < fixed:
+            return ["runs"], runs
     return ["fixed", lowest, bits], (pack_stream or _pack_stream)((widths - lowest).astype(np.uint8), bits)
 
 

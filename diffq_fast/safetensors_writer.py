@@ -11,6 +11,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -20,6 +21,7 @@ from .atomic_file import atomic_file
 from .packed_header import CHECKSUM_KEY, ITEM_BYTES, NO_CHECKSUM, TensorEntry, header_checksum
 
 CHUNK_BYTES = 1 << 24
+_BYTES_BESIDE = 1 << 20  # a checksum of fewer bytes is made before another thread has begun
 Progress = Callable[[str, int, int], None]  # name of the tensor, bytes done, bytes in all
 
 
@@ -50,10 +52,10 @@ def write_safetensors(
     total = entries[-1].end if entries else 0
     draft = _header(entries, metadata(["0" * 8] * len(entries)))
     sums = []
-    with atomic_file(path) as file:
+    with atomic_file(path) as file, ThreadPoolExecutor(1) as summing:
         file.write(draft)
         for source, entry in zip(ordered, entries, strict=True):
-            sums.append(f"{_write_data(file, source, entry, total, progress):08x}")
+            sums.append(f"{_write_data(file, source, entry, total, progress, summing):08x}")
         final = _header(entries, metadata(sums))
         assert len(final) == len(draft), "write_safetensors: the metadata's length depends on the checksums"
         file.seek(0)
@@ -82,15 +84,22 @@ def _header(entries: Iterable[TensorEntry], metadata: dict[str, str]) -> bytes:
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _write_data(file: BinaryIO, source: TensorSource, entry: TensorEntry, total: int, progress: Progress | None) -> int:
-    """Write one tensor's bytes; returns their CRC-32."""
+def _write_data(
+    file: BinaryIO,
+    source: TensorSource,
+    entry: TensorEntry,
+    total: int,
+    progress: Progress | None,
+    summing: Executor,
+) -> int:
+    """Write one tensor's bytes; returns their CRC-32, which another thread adds up where they are many."""
     data = source.data()
     assert data.nbytes == entry.byte_count, f"write_safetensors: {source.name}: {data.nbytes} bytes for {entry}"
-    view, checksum = data.data.cast("B"), 0
+    view = data.data.cast("B")
+    checksum = summing.submit(zlib.crc32, view) if len(view) > _BYTES_BESIDE else None
     for start in range(0, len(view), CHUNK_BYTES):
         part = view[start : start + CHUNK_BYTES]
-        checksum = zlib.crc32(part, checksum)
         file.write(part)
         if progress is not None:
             progress(source.name, entry.begin + start + len(part), total)
-    return checksum
+    return zlib.crc32(view) if checksum is None else checksum.result()

@@ -49,7 +49,7 @@ def export(quantizer: DiffQuantizer, path: str | os.PathLike[str] | None = None)
     if quantizer.float16:
         raise ValueError("ts_export.export: float16=True is not supported; use export_program")
     with torch.no_grad():
-        quantizer._refuse_broken(quantizer._firsts)
+        quantizer._ranges_of_sound(quantizer._firsts)
         packed = [_PackedWeight(quantizer, entry) for entry in quantizer._firsts]
     quantizer.unquantize()
     quantizer.detach()
@@ -77,7 +77,7 @@ def export_program(
         ValueError: a weight with NaN or infinite elements.
     """
     with torch.no_grad():
-        quantizer._refuse_broken([entry for entry in quantizer._qparams if entry.other is None])
+        quantizer._ranges_of_sound([entry for entry in quantizer._qparams if entry.other is None])
     twin = copy.deepcopy(quantizer)
     twin.bake()
     return torch.export.export(twin.model.eval(), tuple(args), dict(kwargs or {}), **options)

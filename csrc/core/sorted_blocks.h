@@ -172,9 +172,10 @@ class SliceSorter {
 
     template <typename Size>
     DIFFQ_FAST_INLINE void copy(Open& open, const Item* items, Size size) {
-        copy_items(items, size, open.at);
-        open.at += size;
-        if (open.at == open.end) close(open);
+        Item* const at = open.at;
+        open.at = at + size;
+        copy_items(items, size, at);
+        if (at + size == open.end) close(open);
     }
 
     void close(Open& open) {
@@ -252,8 +253,9 @@ class SliceMerger {
 
     template <typename Size>
     DIFFQ_FAST_INLINE static void copy(Open& open, Item* items, Size size) {
-        copy_items(open.at, size, items);
-        open.at += size;
+        const Item* const at = open.at;
+        open.at = at + size;
+        copy_items(at, size, items);
     }
 
     Make& make_;

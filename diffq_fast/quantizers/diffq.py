@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, legacy_entries
-from ..bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
+from ..bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits, whole_bits_from_logits
 from ..philox import NOISE_KINDS
 from ..reference import group_count
 from .base import remembers_arguments
@@ -141,7 +141,8 @@ class DiffQuantizer(LearnedQuantizer):
         return bits_from_logits(logit, self.min_bits, self.max_bits, self.param)
 
     def _widths(self, entry: QuantizedParameter) -> Tensor:
-        return whole_bits(self._get_bits(entry.logit.detach()), self.extra_bits)
+        logit = entry.logit.detach()
+        return whole_bits_from_logits(logit, self.min_bits, self.max_bits, self.param, self.extra_bits)
 
     def bits(self) -> dict[str, Tensor]:
         """The learned, real-valued bits of every group, by weight name: float32 ``[groups]``, without gradient."""
@@ -269,17 +270,16 @@ class DiffQuantizer(LearnedQuantizer):
 
     def _levels(self, entry: QuantizedParameter) -> tuple[Tensor, Tensor, Tensor]:
         """A weight's levels (int32, its shape), widths (uint8 ``[groups]``) and range (float32)."""
-        weight, widths, found = self._ranged(entry)
+        weight, widths = self._storable(entry), self._widths(entry)
+        found = functional.weight_range([weight], group_size=self.group_size, range_scope=self.range_scope)
         size, scope = self.group_size, self.range_scope
         levels = functional.quantize([weight], [widths], found, group_size=size, range_scope=scope)[0]
         return levels, widths, found
 
-    def _ranged(self, entry: QuantizedParameter) -> tuple[Tensor, Tensor, Tensor]:
-        """A weight as it is exported, its widths (uint8 ``[groups]``) and range (float32)."""
+    def _storable(self, entry: QuantizedParameter) -> Tensor:
+        """A weight as it is exported."""
         weight = self._float_value(entry)
-        weight = weight.float() if weight.dtype == torch.float64 else weight
-        found = functional.weight_range([weight], group_size=self.group_size, range_scope=self.range_scope)
-        return weight, self._widths(entry), found
+        return weight.float() if weight.dtype == torch.float64 else weight
 
     # -- size --------------------------------------------------------------------------------------------------------
 
@@ -305,11 +305,14 @@ class DiffQuantizer(LearnedQuantizer):
 
     # -- export ------------------------------------------------------------------------------------------------------
 
-    def _exported(self, entry: QuantizedParameter, aliases: list[str]) -> ExportedWeight:
+    def _exported(self, entry: QuantizedParameter, found: Tensor, aliases: list[str]) -> ExportedWeight:
         weight, widths = self._float_value(entry), self._widths(entry)
-        return ExportedWeight(entry.full_name, weight, widths, self.group_size, self.range_scope, aliases)
+        known = found if self.range_scope == "tensor" else None
+        return ExportedWeight(
+            entry.full_name, weight, widths, self.group_size, self.range_scope, aliases, range=known
+        )
 
-    def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
+    def _encode(self, entry: QuantizedParameter, found: Tensor, packed: bool, torch_pack: bool) -> Any:
         if self.range_scope == "group":
             raise ValueError(
                 "DiffQuantizer.get_quantized_state: diffq's states have no ranges per group (range_scope='group'); "
@@ -322,7 +325,7 @@ class DiffQuantizer(LearnedQuantizer):
                 "packed file with diffq_fast.save"
             )
         if packed and not torch_pack and entry.param.numel():
-            weight, widths, found = self._ranged(entry)
+            weight, widths = self._storable(entry), self._widths(entry)
             planes = functional.quantize_planes(weight, widths, found, group_size=self.group_size)
             lo, hi = found[0].tolist()
             return legacy_entries.encode_diffq_planes(

@@ -36,7 +36,7 @@ class ExportedWeight(NamedTuple):
     range_scope: str
     aliases: list[str]
     levels: Tensor | None = None
-    range: Tensor | None = None
+    range: Tensor | None = None  # known beforehand, or, where levels are given, theirs
     level_count: int | None = None
 
 
@@ -60,12 +60,12 @@ class Export:
         """Bits that the quantised weights take."""
         raise TypeError(f"{type(self).__name__} cannot be used by itself")
 
-    def _exported(self, entry: QuantizedParameter, aliases: list[str]) -> ExportedWeight:
-        """One weight of a packed file."""
+    def _exported(self, entry: QuantizedParameter, found: Tensor, aliases: list[str]) -> ExportedWeight:
+        """One weight of a packed file; ``found``: the range of all its elements, float32 ``[1, 2]``."""
         raise TypeError(f"{type(self).__name__} cannot be used by itself")
 
-    def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
-        """One entry of a stored state."""
+    def _encode(self, entry: QuantizedParameter, found: Tensor, packed: bool, torch_pack: bool) -> Any:
+        """One entry of a stored state; ``found``: the range of all its elements, float32 ``[1, 2]``."""
         raise TypeError(f"{type(self).__name__} cannot be used by itself")
 
     def _decode(self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]) -> tuple[Tensor, Any]:
@@ -150,8 +150,8 @@ class Export:
         self._tell_faults()
         entries = [entry for entry in self._qparams if entry.other is None]
         with torch.no_grad():
-            self._refuse_broken(entries)
-            quantized = [self._encode(entry, packed, torch_pack) for entry in entries]
+            ranges = self._ranges_of_sound(entries)
+            quantized = [self._encode(entry, ranges[entry], packed, torch_pack) for entry in entries]
             rest = [self._float_value(slot) for slot in self._rest]
         arguments = self._legacy_arguments()
         meta = legacy_state.build_meta(arguments, type(self), packed=packed, torch_pack=torch_pack)
@@ -206,10 +206,11 @@ class Export:
         parameters = inspect.signature(type(self)).parameters.values()
         return {each.name: each.default for each in parameters if each.default is not each.empty}
 
-    def _refuse_broken(self, entries: Sequence[QuantizedParameter]) -> None:
-        who = type(self).__name__
+    def _ranges_of_sound(self, entries: Sequence[QuantizedParameter]) -> dict[QuantizedParameter, Tensor]:
+        """The range of each whole weight, float32 ``[1, 2]``; raises ValueError where something cannot be exported."""
+        who, ranges = type(self).__name__, {}
         for entry in entries:  # a NaN or an infinity shows in the range, which is cheaper than a mask of the elements
-            found = functional.weight_range([self._float_value(entry)], group_size=0)
+            found = ranges[entry] = functional.weight_range([self._float_value(entry)], group_size=0)
             if not bool(found.isfinite().all()):
                 raise ValueError(f"{who}: {entry.full_name} has NaN or infinite elements and cannot be exported")
         for slot in self._rest if self.float16 else ():
@@ -218,6 +219,7 @@ class Export:
                 raise ValueError(
                     f"{who}: {slot.full_name} has elements beyond 65,504, the largest of half precision (float16=True)"
                 )
+        return ranges
 
     # -- the packed file -----------------------------------------------------------------------------------------------
 
@@ -230,13 +232,13 @@ class Export:
         self._tell_faults()
         entries = [entry for entry in self._qparams if entry.other is None]
         with torch.no_grad():
-            self._refuse_broken(entries)
+            ranges = self._ranges_of_sound(entries)
             names = self._aliases()
             own = {entry: self._stored_name(entry, names) for entry in entries}
             return [
-                self._exported(entry, [name for name in names[id(entry.param)] if name not in own.values()])._replace(
-                    name=own[entry]
-                )
+                self._exported(
+                    entry, ranges[entry], [name for name in names[id(entry.param)] if name not in own.values()]
+                )._replace(name=own[entry])
                 for entry in entries
             ]
 

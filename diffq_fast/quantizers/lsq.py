@@ -124,13 +124,14 @@ class LSQ(LearnedQuantizer):
     def _quantized_bits(self, exact: bool) -> Tensor | float:
         return sum(self.bits * entry.param.numel() + 32 for entry in self._firsts)
 
-    def _refuse_broken(self, entries: Sequence[QuantizedParameter]) -> None:
-        super()._refuse_broken(entries)
+    def _ranges_of_sound(self, entries: Sequence[QuantizedParameter]) -> dict[QuantizedParameter, Tensor]:
+        ranges = super()._ranges_of_sound(entries)
         for entry in entries:
             if not bool(entry.logit.isfinite()):
                 raise ValueError(f"LSQ: the scale of {entry.full_name} is NaN or infinite and cannot be exported")
+        return ranges
 
-    def _exported(self, entry: QuantizedParameter, aliases: list[str]) -> ExportedWeight:
+    def _exported(self, entry: QuantizedParameter, found: Tensor, aliases: list[str]) -> ExportedWeight:
         indices = self._indices(entry)
         return ExportedWeight(
             entry.full_name,
@@ -143,7 +144,7 @@ class LSQ(LearnedQuantizer):
             range=entry.logit.detach().to(torch.float32).reshape(1),
         )
 
-    def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
+    def _encode(self, entry: QuantizedParameter, found: Tensor, packed: bool, torch_pack: bool) -> Any:
         scale = entry.logit.detach().to(torch.float32)
         return legacy_entries.encode_lsq_entry(
             self._indices(entry),

@@ -91,11 +91,11 @@ class UniformQuantizer(BaseQuantizer):
     def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
         return [self._dequantize(*self._levels(entry), entry.param.dtype) for entry in entries]
 
-    def _levels(self, entry: QuantizedParameter) -> tuple[Tensor, Tensor]:
-        """A weight's levels (int32, its shape) and range (float32 ``[1, 2]``)."""
+    def _levels(self, entry: QuantizedParameter, found: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A weight's levels (int32, its shape) and range (float32 ``[1, 2]``), which may be known."""
         weight = self._float_value(entry)
         weight = weight.float() if weight.dtype == torch.float64 else weight
-        found = functional.weight_range([weight])
+        found = functional.weight_range([weight]) if found is None else found
         if self._is_whole:
             return functional.quantize([weight], [self._width(weight.device)], found, group_size=0)[0], found
         lo, hi = found[0]
@@ -121,16 +121,16 @@ class UniformQuantizer(BaseQuantizer):
     def _quantized_bits(self, exact: bool) -> Tensor | float:
         return sum(self.bits * entry.param.numel() + 64 for entry in self._qparams if entry.other is None)
 
-    def _exported(self, entry: QuantizedParameter, aliases: list[str]) -> ExportedWeight:
+    def _exported(self, entry: QuantizedParameter, found: Tensor, aliases: list[str]) -> ExportedWeight:
         weight = self._float_value(entry)
         exported = ExportedWeight(entry.full_name, weight, self._width(weight.device), 0, "tensor", aliases)
         if self._is_whole:
-            return exported
-        levels, found = self._levels(entry)
+            return exported._replace(range=found)
+        levels, found = self._levels(entry, found)
         return exported._replace(levels=levels, range=found[0], level_count=self._count)
 
-    def _encode(self, entry: QuantizedParameter, packed: bool, torch_pack: bool) -> Any:
-        levels, found = self._levels(entry)
+    def _encode(self, entry: QuantizedParameter, found: Tensor, packed: bool, torch_pack: bool) -> Any:
+        levels, found = self._levels(entry, found)
         lo, hi = found[0].tolist()
         return legacy_entries.encode_uniform_entry(
             levels, lo, hi, bits=self.bits, packed=packed, torch_pack=torch_pack, name=entry.full_name
