@@ -52,8 +52,7 @@ class SizeTarget:
         warm_up: share of the steps in which the size stays where it is at the start.
         reach_at: share of the steps after which the size is the target; it goes there in equal ratios.
         freeze_at: share of the steps after which the bits are frozen at the target (``quantizer.freeze_bits``), so
-            that the training ends at the widths of the export. None: never; the size with rounded bits is held at
-            the target then.
+            that the training ends at the widths of the export; 1: with the last step.
 
     Raises:
         TypeError: the quantizer learns no bits.
@@ -69,7 +68,7 @@ class SizeTarget:
         total_steps: int,
         warm_up: float = 0.05,
         reach_at: float = 0.5,
-        freeze_at: float | None = 0.9,
+        freeze_at: float = 0.9,
     ) -> None:
         if not isinstance(quantizer, DiffQuantizer):
             raise TypeError(f"SizeTarget: quantizer must be a DiffQuantizer, got {type(quantizer).__name__}")
@@ -118,7 +117,7 @@ class SizeTarget:
         self.steps += 1
         if self.quantizer.bits_frozen:
             return
-        if self.freeze_at is not None and self.steps >= self.freeze_at * self.total_steps:
+        if self.steps >= self.freeze_at * self.total_steps:
             self.quantizer.freeze_bits(mb=self.mb)
         elif self.steps % self._every == 0:
             self._control()
@@ -212,11 +211,10 @@ class SizeTarget:
             self.quantizer.unfreeze_bits()
 
 
-def _check_schedule(total_steps: int, warm_up: float, reach_at: float, freeze_at: float | None) -> None:
+def _check_schedule(total_steps: int, warm_up: float, reach_at: float, freeze_at: float) -> None:
     if total_steps < 1 or total_steps != int(total_steps):
         raise ValueError(f"SizeTarget: total_steps must be a whole number of at least 1, got {total_steps}")
-    end = 1.0 if freeze_at is None else freeze_at
-    if not 0 <= warm_up < reach_at <= end <= 1:
+    if not 0 <= warm_up < reach_at <= freeze_at <= 1:
         raise ValueError(
             "SizeTarget: expected shares of the training 0 <= warm_up < reach_at <= freeze_at <= 1, got "
             f"warm_up={warm_up}, reach_at={reach_at}, freeze_at={freeze_at}"
