@@ -121,9 +121,11 @@ def test_reachable_widths_are_what_rounding_gives(low, span, extra):
     reachable = reachable_widths(low, high, extra)
     assert set(found) <= set(reachable)
     missed = set(reachable) - set(found)  # only where the interval of such bits is narrower than this grid
-    assert all(abs(width - extra - bound) == pytest.approx(0.5, abs=0.01) for width in missed for bound in [
-        min((low, high), key=lambda bound: abs(abs(width - extra - bound) - 0.5))
-    ])
+    assert all(
+        abs(width - extra - bound) == pytest.approx(0.5, abs=0.01)
+        for width in missed
+        for bound in [min((low, high), key=lambda bound: abs(abs(width - extra - bound) - 0.5))]
+    )
 
 
 def test_a_quantizer_without_weights_costs_its_parameters():

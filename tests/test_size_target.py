@@ -121,7 +121,9 @@ def test_the_packed_file_has_the_size_too(tmp_path):
     assert training.quantizer.true_model_size() == pytest.approx(0.002, rel=0.02)
     diffq_fast.save(training.quantizer, tmp_path / "packed")
     bytes_by_purpose = diffq_fast.inspect(tmp_path / "packed").bytes_by_purpose
-    padding = 0.0002  # the file's levels fill whole words of 32 for each width, which is much only where weights are few
+    padding = (
+        0.0002  # the file's levels fill whole words of 32 for each width, which is much only where weights are few
+    )
     content = sum(size for purpose, size in bytes_by_purpose.items() if purpose != "header")
     assert content / 2**20 == pytest.approx(0.002, abs=padding)
 
@@ -325,7 +327,7 @@ def test_each_way_out_of_a_refusal_makes_sizes_smaller(change):
 
 @pytest.mark.parametrize("mb", [1.0, float("nan")])
 def test_a_target_above_all_widths_is_refused(mb):
-    with pytest.raises(ValueError, match="must be at (most|least)"):
+    with pytest.raises(ValueError, match=r"must be at (most|least)"):
         SizeTarget(quantizer(), mb=mb, total_steps=9)
 
 

@@ -1,8 +1,8 @@
 """Whole numbers of bits that fill a size: which groups are rounded up, and which down.
 
 Where learned bits have settled, one bit more is worth the same in every group. A common shift of all bits keeps it so:
-the error of a group falls like 4**-bits, so the shift multiplies what a bit is worth by one factor everywhere. Hence the
-rule: the largest common shift whose rounded bits fit, then single groups in the order of what they lack.
+the error of a group falls like 4**-bits, so the shift multiplies what a bit is worth by one factor everywhere. Hence
+the rule: the largest common shift whose rounded bits fit, then single groups in the order of what they lack.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..bits import MAX_WHOLE_BITS
 
 if TYPE_CHECKING:
-    from .diffq import DiffQuantizer
+    from .freezing import FreezableBits
 
 BISECTIONS = 60
 FILLING_ROUNDS = 64
@@ -51,7 +51,7 @@ class BitBudget:
         count: parameters of the model, tied ones once; quantised: those of them that are quantised.
     """
 
-    def __init__(self, quantizer: DiffQuantizer) -> None:
+    def __init__(self, quantizer: FreezableBits) -> None:
         entries = [entry for entry in quantizer._firsts if entry.param.numel()]
         on_device = entries and entries[0].param.device.type != "mps"  # which has no float64
         self.device = entries[0].param.device if on_device else torch.device("cpu")
@@ -134,7 +134,7 @@ class BitBudget:
         return torch.zeros_like(self._groups).scatter_reduce_(0, self._owner, used, "amax")
 
     def _lowest(self, used: Tensor) -> Tensor | float:
-        """From which width the tables count, see SPEC of ``model_size``."""
+        """From which width the tables count, as ``model_size`` has it."""
         if self._extra_bits >= 0:
             return self._min_bits
         lowest = torch.full_like(self._groups, torch.inf).scatter_reduce_(0, self._owner, used, "amin")

@@ -132,7 +132,7 @@ class SizeTarget:
             self._start.copy_(size)
         # A weight's group of many elements does not move further for it: all bits go by about the same.
         elements = [float(self.quantizer.group_size or entry.param.numel()) for entry in entries]
-        directions = torch._foreach_div(slopes, elements)
+        directions = list(torch._foreach_div(slopes, elements))
         gain = self._sum_of_products(slopes, directions)
         self._controls += 1
         self._read_price(entries, directions, gain)
@@ -148,7 +148,8 @@ class SizeTarget:
     def _read_price(self, entries: Sequence[QuantizedParameter], directions: list[Tensor], gain: Tensor) -> None:
         """Correct the price by what is left of the loss's slope along the common direction, penalty included.
 
-        The first readings are averaged evenly. One that is not finite, of a step that a GradScaler skipped, is left out.
+        The first readings are averaged evenly. One that is not finite, of a step that a GradScaler skipped, is left
+        out.
         """
         pairs = [
             (entry.logit.grad, direction)

@@ -33,10 +33,11 @@ def _per_weight(mb: float, budget: BitBudget) -> str:
 
 def _parts(budget: BitBudget) -> str:
     levels = budget.quantised * budget.widths[0] / BITS_PER_MB
+    ranges, rest = (budget.fixed - budget.plain) / BITS_PER_MB, budget.plain / BITS_PER_MB
     return (
         f"The smallest size has {levels:.6g} MB for {budget.quantised:,} weights at {budget.widths[0]} bits, "
-        f"{(budget.fixed - budget.plain) / BITS_PER_MB:.6g} MB for their ranges, and {budget.plain / BITS_PER_MB:.6g} MB "
-        f"for {budget.count - budget.quantised:,} parameters that are not quantised"
+        f"{ranges:.6g} MB for their ranges, and {rest:.6g} MB for {budget.count - budget.quantised:,} parameters that "
+        "are not quantised"
     )
 
 
@@ -47,7 +48,9 @@ def _ways_down(quantizer: DiffQuantizer, budget: BitBudget) -> str:
         saved = budget.quantised * (budget.widths[0] - 1) / BITS_PER_MB
         ways.append(f"lower min_bits (1 bit everywhere saves {saved:.6g} MB)")
     if budget.plain and not quantizer.float16:
-        ways.append(f"keep the rest in half precision with float16=True (saves {budget.plain / 2 / BITS_PER_MB:.6g} MB)")
+        ways.append(
+            f"keep the rest in half precision with float16=True (saves {budget.plain / 2 / BITS_PER_MB:.6g} MB)"
+        )
     if budget.plain:
         ways.append(f"quantise more of it with a smaller min_size (now {quantizer.min_size:g} MB) or exclude")
     if quantizer.range_scope == "group":
