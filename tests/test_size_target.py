@@ -179,7 +179,7 @@ def test_loading_an_earlier_state_unfreezes():
 
 
 def test_the_schedule_stays_then_shrinks_in_equal_ratios_then_is_the_target():
-    training = Training(target={"warm_up": 0.1, "reach_at": 0.5, "total_steps": 100}).run(1)
+    training = Training(target={"warm_up": 0.1, "reach_at": 0.5, "total_steps": 100}).run(2)
     target, start = training.target, training.quantizer.model_size().item()
     smallest = target._smallest
     seen = {}
@@ -192,9 +192,11 @@ def test_the_schedule_stays_then_shrinks_in_equal_ratios_then_is_the_target():
     assert seen[50] == seen[90] == pytest.approx(target.mb, rel=1e-6)
 
 
-def test_the_penalty_is_the_price_times_the_size():
-    training = Training().run(30)
-    price = training.target.price
+@pytest.mark.parametrize(("steps", "factor"), [(20, 7), (21, 1), (22, 7), (90, 1), (91, 1)])
+def test_the_penalty_is_the_price_times_the_size_raised_on_the_way(steps, factor):
+    """To four times in the mean until half of the steps are done: not at each second step, whose gradients are read."""
+    training = Training().run(steps)
+    price = factor * training.target.price
     assert price > 0
     for logit in training.quantizer._logits():
         logit.grad = None
@@ -206,11 +208,25 @@ def test_the_penalty_is_the_price_times_the_size():
         torch.testing.assert_close(logit.grad, price * slope)
 
 
+def test_clipped_gradients_give_the_same_price():
+    """As test_the_price_is_what_a_megabyte_is_worth, with gradients scaled down as clipping does."""
+    training = Training(target={"reach_at": 1.0, "freeze_at": 1.0, "total_steps": 500})
+    quantizer, target = training.quantizer, training.target
+    for _ in range(400):
+        for logit in quantizer._logits():
+            logit.grad = None
+        (target.penalty() - 5 * quantizer.model_size()).backward()
+        for logit in quantizer._logits():
+            logit.grad.mul_(0.5)
+        target.step()
+    assert float(target.price) == pytest.approx(5, rel=0.02)
+
+
 def test_the_price_is_what_a_megabyte_is_worth():
     """A loss that is -5 per MB: the price is 5, and the gradients of loss and penalty cancel."""
     training = Training(target={"reach_at": 1.0, "freeze_at": 1.0})
     quantizer, target = training.quantizer, training.target
-    for _ in range(20):
+    for _ in range(40):
         for logit in quantizer._logits():
             logit.grad = None
         (target.penalty() - 5 * quantizer.model_size()).backward()
@@ -234,6 +250,7 @@ def test_nothing_is_read_from_the_device_until_the_bits_are_frozen(monkeypatch):
     with HostReads() as reads:
         training.target.penalty()
         training.target.step()
+        training.target.step()
         training.target.wanted_size()
         assert reads.count == 0
         float(training.target.price)
@@ -251,7 +268,7 @@ def test_long_trainings_are_controlled_about_a_thousand_times():
 
 
 def test_a_step_with_infinite_gradients_leaves_the_price():
-    training = Training().run(50)
+    training = Training().run(51)
     before = training.target.price
     for logit in training.quantizer._logits():
         logit.grad.fill_(float("inf"))
@@ -261,7 +278,7 @@ def test_a_step_with_infinite_gradients_leaves_the_price():
 
 
 def test_a_step_without_gradients_says_where_to_call_it():
-    training = Training()
+    training = Training().run(1)
     training.optimizers[0].zero_grad()
     with pytest.raises(RuntimeError, match=r"right behind optimizer.step\(\), before zero_grad\(\)"):
         training.target.step()

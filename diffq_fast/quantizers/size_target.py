@@ -21,10 +21,11 @@ from .export import BITS_PER_MB
 from .selection import QuantizedParameter
 from .target_bounds import check_reachable
 
-CONTROLS = 1000  # of a training of many steps; a shorter one is controlled at each step
+CONTROLS = 1000  # of a training of many steps; a shorter one is controlled at each second step
+RAISED_PRICE = 4.0  # times the price, in the mean on the way to the target: has the optimizer take part in the way
 PRICE_RATE = 0.05  # weight of a new reading in the running mean of the price
 ROUNDING_RATE = 0.1  # the same for how rounding changes the size
-LARGEST_MOVE = 0.25  # of a logit, in one control
+LARGEST_MOVE = 0.5  # of a logit, in one control
 LEAST_LEARNED = 1e-3  # of the smallest size: what the schedule takes the learned part to be at least
 
 
@@ -81,18 +82,29 @@ class SizeTarget:
         self.steps = 0
         check_reachable(self.mb, quantizer, budget)
         self._smallest = budget.uniform_size(quantizer.min_bits + quantizer.extra_bits) / BITS_PER_MB
-        self._every = max(1, total_steps // CONTROLS)
+        self._every = max(2, total_steps // CONTROLS)
         self._controls = 0
         self._price, self._start, self._rounding = torch.zeros(3, device=budget.device).unbind()
 
     @property
     def price(self) -> Tensor:
-        """Loss per MB: the present factor of the penalty. 0-dim, on the device."""
+        """Loss per MB: what a megabyte is worth to the task at present. 0-dim, on the device."""
         return self._price.clone()
 
     def penalty(self) -> Tensor:
-        """The price times ``quantizer.model_size()``, to be added to the task loss. 0-dim, on the device."""
-        return self._price * self.quantizer.model_size()
+        """A price times ``quantizer.model_size()``, to be added to the task loss. 0-dim, on the device.
+
+        On the way to the target the price is raised: bits are then given up where they are worth least. Not at the
+        steps whose gradients are read, since nobody knows by how much a clipping of gradients has scaled them.
+        """
+        return self._price * self._factor() * self.quantizer.model_size()
+
+    def _factor(self) -> float:
+        """By how much the price is raised at the present step: to ``RAISED_PRICE`` in the mean, on the way."""
+        is_read = (self.steps + 1) % self._every == 0
+        if is_read or self.steps >= self.reach_at * self.total_steps:
+            return 1.0
+        return (RAISED_PRICE * self._every - 1) / (self._every - 1)
 
     def wanted_size(self) -> Tensor:
         """Where the schedule has the size now, in MB. 0-dim, on the device.
@@ -108,8 +120,8 @@ class SizeTarget:
     def step(self) -> None:
         """Call once behind each ``optimizer.step()``, before the gradients are cleared.
 
-        It reads the logits' gradients and moves the logits, at each step of a training of up to 1,000, else about
-        1,000 times. Under a GradScaler call ``scaler.unscale_(optimizer)`` before ``scaler.step(optimizer)``.
+        It reads the logits' gradients and moves the logits, at each second step of a training of up to 2,000, else
+        about 1,000 times. Under a GradScaler call ``scaler.unscale_(optimizer)`` before ``scaler.step(optimizer)``.
 
         Raises:
             RuntimeError: the logits have no gradients.
