@@ -39,6 +39,8 @@ def test_the_example_of_a_size_target_reaches_its_size(tmp_path):
     assert done.returncode == 0, done.stderr
     reached, asked = re.fullmatch(r"([\d.]+) MB, asked for ([\d.]+) MB\n", done.stdout).groups()
     assert float(reached) == pytest.approx(float(asked), rel=0.02)
+    assert (tmp_path / "bits.csv").read_text().count("\n") == 1 + 4
+    assert (tmp_path / "bits.png").exists()
 
 
 def test_command_lines_run(folder):
