@@ -109,9 +109,7 @@ def _packed(record: Any) -> PackedTensor:
     options = {"range_scope": record.range_scope, "name": record.name}
     if record.levels is None:
         widths = record.widths.to(record.weight.device)
-        return pack_weight(
-            record.weight, widths, group_size=int(record.group_size), found=record.range, **options
-        )
+        return pack_weight(record.weight, widths, group_size=int(record.group_size), found=record.range, **options)
     width, dtype = int(record.widths[0]), record.weight.dtype
     return pack_levels(record.levels, width, record.range, dtype=dtype, level_count=record.level_count, **options)
 
