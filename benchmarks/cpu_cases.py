@@ -9,14 +9,16 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from harness import Variant
 from torch import Tensor, nn
 
 import diffq_fast
-from diffq_fast import bitpack, functional
+from diffq_fast import bitpack, functional, philox, reference
 
 HAS_PEER = importlib.util.find_spec("diffq") is not None
 HAS_BITSHUFFLE = importlib.util.find_spec("bitshuffle") is not None
@@ -61,9 +63,28 @@ def copy(count: int) -> Variant:
     return Variant("copy_", lambda: target.copy_(source), bytes=8 * count)
 
 
-def _compiled(mode: str, count: int, group_size: int) -> Callable[[], Tensor]:
-    """torch.compile of the forward's formula."""
-    weight, logits = torch.randn(count), torch.randn(-(-count // (group_size or count)), 1)
+def check_noise(group_size: int, noise: str = "uniform", count: int = 4096) -> None:
+    """A noisy weight and its gradients are the oracle's."""
+    key, grad = torch.tensor(7), torch.randn(count)
+    holder, _ = quantized(diffq_fast, count, group_size, noise)
+    results = []
+    for of_oracle in (False, True):
+        weight, logits = (parameter.detach().clone().requires_grad_() for parameter in holder.parameters())
+        if of_oracle:
+            z = philox.noise(key, 0, 0, count, noise)
+            noisy = reference.noisy_weight(weight, logits, z, group_size, 2, 15, "bits", False)
+        else:
+            options = {"group_size": group_size, "noise": noise, "min_bits": 2, "max_bits": 15}
+            noisy = functional.add_noise([weight], [logits], key, **options).noisy[0]
+        noisy.backward(grad)
+        results.append((noisy.detach(), weight.grad, logits.grad))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=2e-4)
+
+
+def _formula(count: int, group_size: int) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
+    """A training forward in plain torch, and its inputs."""
+    weight = torch.randn(count, requires_grad=True)
+    logits = torch.randn(-(-count // (group_size or count)), 1, requires_grad=True)
 
     def formula(weight: Tensor, logits: Tensor) -> Tensor:
         bits = 15 * torch.sigmoid(logits) + 2 * (1 - torch.sigmoid(logits))
@@ -71,8 +92,25 @@ def _compiled(mode: str, count: int, group_size: int) -> Callable[[], Tensor]:
         rows = weight.view(len(logits), -1)
         return rows + (torch.rand_like(rows) - 0.5) * (span / (2**bits - 1))
 
+    return formula, weight, logits
+
+
+def _compiled_forward(mode: str, count: int, group_size: int) -> Callable[[], Tensor]:
+    formula, weight, logits = _formula(count, group_size)
     compiled = torch.compile(formula, mode=mode)
-    return lambda: compiled(weight, logits)
+    return lambda: compiled(weight.detach(), logits.detach())
+
+
+def _compiled_step(mode: str, count: int, group_size: int, grad: Tensor) -> Callable[[], None]:
+    formula, weight, logits = _formula(count, group_size)
+    compiled = torch.compile(formula, mode=mode)
+
+    def run() -> None:
+        weight.grad = logits.grad = None
+        noisy = compiled(weight, logits)
+        noisy.backward(grad.view_as(noisy))
+
+    return run
 
 
 def forward(count: int, group_size: int, compiled: tuple[str, ...] = ()) -> list[Variant]:
@@ -82,13 +120,15 @@ def forward(count: int, group_size: int, compiled: tuple[str, ...] = ()) -> list
         for noise in ("uniform", "gaussian"):
             holder, _ = quantized(package, count, group_size, noise)
             holder.train()
-            variants.append(Variant(f"{name} {noise}", lambda holder=holder: holder(), bytes=12 * count))
+            check = partial(check_noise, group_size, noise) if name == "diffq_fast" else None
+            variants.append(Variant(f"{name} {noise}", lambda holder=holder: holder(), check, bytes=12 * count))
     for mode in compiled:
-        variants.append(Variant(f"torch.compile {mode}", _compiled(mode, count, group_size), bytes=12 * count))
+        run = _compiled_forward(mode, count, group_size)
+        variants.append(Variant(f"torch.compile {mode}", run, bytes=12 * count))
     return variants
 
 
-def step(count: int, group_size: int) -> list[Variant]:
+def step(count: int, group_size: int, compiled: tuple[str, ...] = ()) -> list[Variant]:
     """C2: forward and backward."""
     variants = [copy(count)]
     grad = torch.randn(count)
@@ -101,7 +141,11 @@ def step(count: int, group_size: int) -> list[Variant]:
                 parameter.grad = None
             holder().backward(grad)
 
-        variants.append(Variant(name, run, bytes=20 * count))
+        check = partial(check_noise, group_size) if name == "diffq_fast" else None
+        variants.append(Variant(name, run, check, bytes=20 * count))
+    for mode in compiled:
+        run = _compiled_step(mode, count, group_size, grad)
+        variants.append(Variant(f"torch.compile {mode}", run, bytes=20 * count))
     return variants
 
 
@@ -170,10 +214,19 @@ def _planes_peers(levels: Tensor, nbits: int, unpack: bool) -> list[Variant]:
         length = levels.numel()
         run = (lambda: diffq.bitpack.unpack(packed, length)) if unpack else (lambda: diffq.bitpack.pack(levels, nbits))
         variants.append(Variant("diffq", run, bytes=bytes_))
+    shifts, array = np.arange(nbits, dtype=np.int16), levels.numpy()
+    planes_of = np.packbits((array >> shifts[:, None]) & 1, axis=1)
+
+    def numpy_pack() -> None:
+        np.packbits((array >> shifts[:, None]) & 1, axis=1)
+
+    def numpy_unpack() -> None:
+        (np.unpackbits(planes_of, axis=1).astype(np.int16) << shifts[:, None]).sum(0, dtype=np.int16)
+
+    variants.append(Variant("numpy", numpy_unpack if unpack else numpy_pack, bytes=bytes_))
     if HAS_BITSHUFFLE:
         import bitshuffle
 
-        array = levels.numpy()
         shuffled = bitshuffle.bitshuffle(array)
         run = (lambda: bitshuffle.bitunshuffle(shuffled)) if unpack else (lambda: bitshuffle.bitshuffle(array))
         variants.append(Variant("bitshuffle (all 16 planes)", run, bytes=4 * levels.numel()))

@@ -28,7 +28,7 @@ def measure_training(count: int, seconds: float, compiled: tuple[str, ...]) -> d
             key = f"g={group_size} {'cold' if cold else 'warm'}"
             modes = compiled if group_size == 8 and not cold else ()
             found[f"forward {key}"] = time_variants(cpu_cases.forward(count, group_size, modes), seconds, cold)
-            found[f"step {key}"] = time_variants(cpu_cases.step(count, group_size), seconds, cold)
+            found[f"step {key}"] = time_variants(cpu_cases.step(count, group_size, modes), seconds, cold)
             print(key, flush=True)
     return found
 

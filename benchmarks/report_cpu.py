@@ -46,7 +46,23 @@ def targets(results: dict[str, Any]) -> list[tuple[str, str, float | None, str]]
         rows.append(("C8", f"unpack + dequantise over copy, {widths}", _of_copy(row, "unpack_dequantize"), "0.5 / 0.9"))
     for row in results.get("eval", {}).values():
         rows.append(("C9", "eval forward over plain", _ratio(row, "diffq_fast", "plain"), "1.05 / 1.01"))
+    if "scaling" in results:
+        rows.append(("C10", "time per weight, largest over 2^24", _growth(results["scaling"]), "linear: 1"))
+    for name, found in results.get("memory", {}).items():
+        allowed = 4 + 16 / int(name.removeprefix("g="))
+        rows.append(("C10", f"extra bytes per weight of a step, {name}", found, f"{allowed:g}"))
     return rows
+
+
+def _growth(scaling: dict[str, Any]) -> float:
+    """A forward's time per weight at the most weights measured, over that at 2^24, on all threads."""
+    sizes = {}
+    for row, variants in scaling.items():
+        kind, size, threads, _ = row.split()
+        if kind == "forward" and int(threads) > 1:
+            exponent = int(size.removeprefix("2^"))
+            sizes[exponent] = variants["diffq_fast uniform"]["median"] / 2**exponent
+    return sizes[max(sizes)] / sizes[min(24, max(sizes))]
 
 
 def table(stored: dict[str, Any]) -> str:
@@ -62,6 +78,11 @@ def table(stored: dict[str, Any]) -> str:
                 speed = count / found["median"] / 1e6
                 wall, cpu = found["median"] * 1e3, found["cpu"] * 1e3
                 lines.append(f"| {row} | {name} | {speed:,.0f} | {wall:.2f} | {cpu:.2f} |")
+    for row, variants in stored["results"].get("scaling", {}).items():
+        size = 2 ** int(row.split()[1].removeprefix("2^"))
+        for name, found in variants.items():
+            wall, cpu = found["median"] * 1e3, found["cpu"] * 1e3
+            lines.append(f"| {row} | {name} | {size / found['median'] / 1e6:,.0f} | {wall:.3f} | {cpu:.3f} |")
     return "\n".join(lines) + "\n"
 
 

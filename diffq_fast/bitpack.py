@@ -22,21 +22,22 @@ MAX_LEVEL = 2**15 - 1  # what fits the int16 that unpack gives back
 _ROWS = 64
 
 
-def check_levels(who: str, x: Tensor, nbits: int) -> int:
-    """The planes to write: ``nbits``, or for 0 as many as ``x`` needs; refuses what no packer can hold."""
+def check_levels(who: str, x: Tensor, nbits: int) -> tuple[int, tuple[int, int]]:
+    """The planes to write: ``nbits``, or for 0 as many as ``x`` needs; and the smallest and the largest value.
+    Refuses what no packer can hold."""
     if x.is_floating_point() or x.is_complex():
         raise TypeError(f"{who}: x must be an integer tensor, got {x.dtype}")
     if not 0 <= nbits <= 16:
         raise ValueError(f"{who}: nbits must be between 0 and 16, 0 for as few as the values need, got {nbits}")
     if not x.numel():
-        return nbits
-    lowest, highest = int(x.min()), int(x.max())
+        return nbits, (0, 0)
+    lowest, highest = (int(bound) for bound in x.aminmax())
     if lowest < 0 or highest > MAX_LEVEL:
         found = lowest if lowest < 0 else highest
         raise ValueError(f"{who}: x must hold values from 0 to {MAX_LEVEL}, found {found}")
     if nbits and highest >= 2**nbits:
         raise ValueError(f"{who}: x must hold values from 0 to {2**nbits - 1} for nbits={nbits}, found {highest}")
-    return nbits or highest.bit_length()
+    return nbits or highest.bit_length(), (lowest, highest)
 
 
 def check_length(who: str, length: int | None, capacity: int) -> int:
@@ -68,8 +69,8 @@ def pack(x: Tensor, nbits: int = 0, block_size: int = 32) -> Tensor:
     """
     if block_size < 1:
         raise ValueError(f"bitpack.pack: block_size must be positive, got {block_size}")
-    nbits = check_levels("bitpack.pack", x, nbits)
-    return pack_planes(x.to(torch.int16), nbits, rows=_ROWS, columns=block_size)
+    nbits, bounds = check_levels("bitpack.pack", x, nbits)
+    return pack_planes(x.to(torch.int16), nbits, rows=_ROWS, columns=block_size, bounds=bounds)
 
 
 def unpack(packed: Tensor, length: int | None = None) -> Tensor:

@@ -328,7 +328,9 @@ def unpack_dequantize(
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------
 
 
-def pack_planes(values: Tensor, nbits: int, *, rows: int = 64, columns: int = 32) -> Tensor:
+def pack_planes(
+    values: Tensor, nbits: int, *, rows: int = 64, columns: int = 32, bounds: tuple[int, int] | None = None
+) -> Tensor:
     """Bit planes: values seen as ``[blocks, rows, columns]`` become words ``[blocks, nbits, columns]``.
 
     Bit j of value [k, r, c] is bit r of word [k, j, c]. Zero-padded to whole blocks. ``diffq_fast.bitpack`` and
@@ -339,6 +341,7 @@ def pack_planes(values: Tensor, nbits: int, *, rows: int = 64, columns: int = 32
         nbits: planes, 0 … 16.
         rows: bits of a word: 8 (uint8), 16, 32 or 64 (signed).
         columns: words per plane and block.
+        bounds: the smallest and the largest value, where they are known; they are believed.
     """
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise TypeError(f"pack_planes: values must be integers, got {values.dtype}")
@@ -349,7 +352,7 @@ def pack_planes(values: Tensor, nbits: int, *, rows: int = 64, columns: int = 32
     if columns < 0 or (columns == 0 and values.numel()):
         raise ValueError(f"pack_planes: columns must be positive, got {columns}")
     if values.numel():
-        lowest, highest = (int(bound) for bound in values.aminmax())
+        lowest, highest = bounds or (int(bound) for bound in values.aminmax())
         if lowest < 0 or highest >= 2**nbits:
             found = f"found {lowest if lowest < 0 else highest}"
             raise ValueError(f"pack_planes: values must be between 0 and {2**nbits - 1} for {nbits} bits, {found}")
