@@ -284,6 +284,11 @@ def test_bit_planes_equal_the_oracle(rows, dtype):
                 assert_all_equal([ops.unpack_planes(planes, length)], [default.unpack_planes(planes, length)])
 
 
+def test_bit_planes_above_a_values_own_bits_equal_the_oracle():
+    for values in (torch.tensor([0xCE, 1, 255], dtype=torch.uint8), torch.tensor([-2, 7], dtype=torch.int16)):
+        assert_all_equal([ops.pack_planes(values, 20, 64, 32)], [default.pack_planes(values, 20, 64, 32)])
+
+
 # Inputs as they come.
 
 

@@ -331,7 +331,8 @@ def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype)
 
 @_kernel
 def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
-    values = (values if values.dtype in _INTEGERS else values.to(torch.int64)).contiguous()
+    narrow = values.dtype in _INTEGERS and (nbits <= 16 or values.dtype != torch.uint8)  # see csrc/core/planes.h
+    values = (values if narrow else values.to(torch.int64)).contiguous()
     block = rows * columns
     blocks = -(-values.numel() // block) if block else 0
     words = _empty((blocks, nbits, columns), PLANE_DTYPES[rows])
