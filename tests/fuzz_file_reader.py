@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (what is to be guided by must be imported first, by atheris)
 """Feeds the reader of packed files damaged and forged ones: each loads, or is refused with the reader's own error.
 
     python tests/fuzz_file_reader.py [runs] [seed]      mutations drawn at random
@@ -31,7 +32,7 @@ if GUIDED:
 
     READER = ("header", "layout", "widths", "container", "tensor", "file", "fill", "report", "logits", "attached")
     with atheris.instrument_imports(include=[f"diffq_fast.packed_{name}" for name in READER]):
-        import diffq_fast.packed_file
+        import diffq_fast.packed_file  # noqa: F401
 
 import torch
 from packed_examples import GOLDEN, Example, example_weight

@@ -52,7 +52,12 @@ def step(a: Arguments) -> None:
     noisy = functional.add_noise(weights, logits, a.key(), **options).noisy
     used = [each for each in noisy if each.requires_grad][a.random.choice((0, 0, 1)) :]
     if used and not any(each.is_meta for each in used):
-        torch.autograd.backward(used, [a.form(torch.randn(each.shape)).reshape(each.shape).to(each) for each in used])
+        torch.autograd.backward(used, [gradient(a, each) for each in used])
+
+
+def gradient(a: Arguments, noisy: Tensor) -> Tensor:
+    made = a.form(torch.randn(noisy.numel()))
+    return (torch.ones(noisy.numel()) if made.is_meta else made).reshape(noisy.shape).to(noisy)
 
 
 def planes(a: Arguments) -> Tensor:
@@ -68,9 +73,9 @@ def length(a: Arguments) -> int:
 def packer(module: Any) -> Callable[[Arguments], None]:
     def packed_and_back(a: Arguments) -> None:
         options = {"block_size": a.often(32, 1, 0, -3)} if module is bitpack else {}
-        made = a.form(module.pack(a.levels(), a.often(0, 4, 20), **options).flatten())
-        shape = (-1, 3, 32) if module is bitpack else (3, -1)
-        made = made[: made.numel() // 96 * 96].reshape(shape) if made.numel() and a.random.random() < 0.5 else made
+        made = module.pack(a.levels(), a.often(0, 4, 20), **options)
+        flat = a.form(made.flatten()).flatten()
+        made = flat.reshape(made.shape) if a.random.random() < 0.8 and flat.numel() == made.numel() else flat
         module.unpack(made.to(a.often(made.dtype, torch.int64, torch.float32)), a.often(None, length(a)))
 
     return packed_and_back

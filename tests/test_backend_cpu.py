@@ -363,9 +363,9 @@ def test_operators_refuse_keys_streams_and_dtypes_that_the_core_would_overrun():
     for extremes in (bounds[1].to(torch.int32), bounds[1][:0], bounds[1].flatten()):
         with pytest.raises(ValueError, match=r"add_noise_backward: extremes: expected int64 \[1, 4\]"):
             ops.add_noise_backward(grads, weights, logits, bounds[0], extremes, KEY, [0], *options(8))
-    with pytest.raises(ValueError, match="unpack: words: expected 32 bits each, got torch.int16"):
+    with pytest.raises(ValueError, match=r"unpack: words: expected 32 bits each, got torch\.int16"):
         ops.unpack(words.to(torch.int16), widths, 8, 64)
-    with pytest.raises(ValueError, match="unpack_dequantize: words: expected 32 bits each, got torch.uint8"):
+    with pytest.raises(ValueError, match=r"unpack_dequantize: words: expected 32 bits each, got torch\.uint8"):
         ops.unpack_dequantize(words.to(torch.uint8), widths, bounds[0], 8, False, [64], torch.float32)
 
 
