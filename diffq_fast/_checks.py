@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,8 +26,36 @@ def is_per_group(who: str, range_scope: str) -> bool:
 
 
 def check_group_size(who: str, group_size: int) -> None:
-    if group_size < 0:
-        raise ValueError(f"{who}: group_size must be 0 (one group) or positive, got {group_size}")
+    if not 0 <= group_size < 2**63:
+        raise ValueError(f"{who}: group_size must be 0 (one group) or positive, below 2**63, got {group_size}")
+
+
+def check_elements(who: str, first: int, count: int) -> None:
+    """Their bytes and their numbers are counted in 64 bits."""
+    if count < 0 or first < 0:
+        raise ValueError(f"{who}: count and first must not be negative, got count={count}, first={first}")
+    if count >= 2**60 or first + count >= 2**63:
+        raise ValueError(
+            f"{who}: count must be below 2**60 and first + count below 2**63, got count={count}, first={first}"
+        )
+
+
+def check_shape(who: str, shape: Sequence[int]) -> None:
+    """Sizes whose strides fit 64 bits, even where one size is 0."""
+    if any(size < 0 for size in shape):
+        raise ValueError(f"{who}: sizes of shape must not be negative, got {list(shape)}")
+    if math.prod(max(size, 1) for size in shape) >= 2**60:
+        raise ValueError(f"{who}: shape must have fewer than 2**60 elements, got {list(shape)}")
+
+
+def check_device(who: str, argument: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{who}: {argument} must be on {device} like the rest, got {tensor.device}")
+
+
+def check_has_values(who: str, argument: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise ValueError(f"{who}: {argument} must hold values, got a meta tensor")
 
 
 def check_key(who: str, key: Tensor) -> None:
@@ -41,6 +70,8 @@ def check_weights(who: str, weights: Sequence[Tensor]) -> None:
     for index, weight in enumerate(weights):
         if not weight.is_floating_point():
             raise TypeError(f"{who}: weights[{index}] must be a floating tensor, got {weight.dtype}")
+        if weight.layout != torch.strided:
+            raise TypeError(f"{who}: weights[{index}] must be dense, got {weight.layout}; to_dense() makes it so")
         if weight.device != device:
             raise ValueError(f"{who}: weights must be on one device, got {device} and {weight.device}")
 
@@ -89,6 +120,7 @@ def check_widths(who: str, widths: Tensor, count: int, group_size: int) -> None:
     groups = group_count(count, group_size)
     if widths.shape != (groups,):
         raise ValueError(f"{who}: widths must have shape [{groups}], one per group, got {list(widths.shape)}")
+    check_has_values(who, "widths", widths)
     if groups and not torch.compiler.is_compiling():  # a graph cannot look at values
         lowest, highest = (int(bound) for bound in widths.aminmax())
         if lowest < 1 or highest > MAX_WIDTH:
@@ -115,6 +147,8 @@ def check_export(who, tensors, widths, found, group_size, range_scope) -> None:
 
 def check_levels(who: str, levels: Tensor, widths: Tensor, group_size: int) -> None:
     flat = levels.reshape(-1)
+    check_has_values(who, "levels", levels)
+    check_device(who, "widths", widths, levels.device)
     if not flat.numel():
         return
     lowest, highest = (int(bound) for bound in flat.aminmax())
@@ -151,6 +185,7 @@ def check_words(
         raise TypeError(f"{who}: words must be a flat int32 tensor, got {words.dtype} {list(words.shape)}")
     check_widths(who, widths, count, group_size)
     expected = word_count(widths, count, group_size, count_widths)
+    check_device(who, "widths", widths, words.device)
     if words.numel() != expected:
         raise ValueError(
             f"{who}: expected {expected} packed words for {count} levels in {len(widths)} groups, got {words.numel()}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._checks import check_has_values
 from .functional import pack_planes, unpack_planes
 
 __all__ = ["pack", "unpack"]
@@ -29,6 +30,7 @@ def check_levels(who: str, x: Tensor, nbits: int) -> tuple[int, tuple[int, int]]
         raise TypeError(f"{who}: x must be an integer tensor, got {x.dtype}")
     if not 0 <= nbits <= 16:
         raise ValueError(f"{who}: nbits must be between 0 and 16, 0 for as few as the values need, got {nbits}")
+    check_has_values(who, "x", x)
     if not x.numel():
         return nbits, (0, 0)
     lowest, highest = (int(bound) for bound in x.aminmax())

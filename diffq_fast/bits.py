@@ -21,12 +21,20 @@ def _check_param(who: str, param: str) -> None:
         raise ValueError(f"{who}: param must be one of {', '.join(map(repr, PARAMS))}, got {param!r}")
 
 
+def _check_real(who: str, argument: str, values: Tensor) -> None:
+    if values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(f"{who}: {argument} must be real numbers, got {values.dtype}")
+
+
 def _float(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.to(torch.float32)
 
 
 def _log_steps(min_bits: float, max_bits: float) -> tuple[float, float]:
     """Natural logarithms of the smallest and the largest step."""
+    if not 0 < min_bits < max_bits <= 1000:
+        bounds = f"got min_bits={min_bits}, max_bits={max_bits}"
+        raise ValueError(f"bits: param='noise' needs 0 < min_bits < max_bits <= 1000, {bounds}")
     return -math.log(2**max_bits - 1), -math.log(2**min_bits - 1)
 
 
@@ -41,8 +49,9 @@ def bits_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: st
     Returns:
         tensor of the same shape, differentiable in ``logits``.
     """
-    t = torch.sigmoid(_float(logits))
+    _check_real("bits_from_logits", "logits", logits)
     _check_param("bits_from_logits", param)
+    t = torch.sigmoid(_float(logits))
     if param == "bits":
         return max_bits * t + (1 - t) * min_bits  # in this order: another one rounds some widths differently
     log_smallest, log_largest = _log_steps(min_bits, max_bits)
@@ -52,6 +61,7 @@ def bits_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: st
 
 def logits_from_bits(bits: Tensor, min_bits: float, max_bits: float, param: str = "bits") -> Tensor:
     """Inverse of :func:`bits_from_logits`; ``bits`` strictly between ``min_bits`` and ``max_bits``."""
+    _check_real("logits_from_bits", "bits", bits)
     return _logit(_fraction(bits, min_bits, max_bits, param))
 
 
@@ -59,6 +69,7 @@ def initial_logit(init_bits: float, min_bits: float, max_bits: float, param: str
     """The float32 logit, 0-dim, that gives ``init_bits``. The fraction is rounded to float32 before the logarithm,
     which is where diffq rounds it, so that both start from the same numbers."""
     bits = torch.tensor(init_bits, dtype=torch.float64)
+    _check_real("logits_from_bits", "bits", bits)
     return _logit(_fraction(bits, min_bits, max_bits, param).to(torch.float32))
 
 
@@ -77,6 +88,7 @@ def _logit(fraction: Tensor) -> Tensor:
 
 def step_from_bits(bits: Tensor) -> Tensor:
     """One quantisation step as a fraction of the range, ``1 / (2**bits - 1)``."""
+    _check_real("step_from_bits", "bits", bits)
     return 1 / (2**bits - 1)
 
 
@@ -107,4 +119,5 @@ def whole_bits_from_logits(
 
 def whole_bits(bits: Tensor, extra_bits: float = 0) -> Tensor:
     """uint8 number of bits used in eval and export: ``clamp(round(extra_bits + bits), 1, 15)``, half to even."""
+    _check_real("whole_bits", "bits", bits)
     return torch.round(extra_bits + bits).clamp(1, MAX_WHOLE_BITS).to(torch.uint8)

@@ -10,6 +10,7 @@ group; the last group may be shorter). ``range_scope="tensor"`` takes minimum an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,14 +20,18 @@ from torch import Tensor
 from . import backends as _backends  # noqa: F401  (registers the kernels)
 from ._checks import (
     check_choice,
+    check_device,
+    check_elements,
     check_export,
     check_group_size,
+    check_has_values,
     check_key,
     check_levels,
     check_logits,
     check_output_dtype,
     check_per_group_lists,
     check_ranges,
+    check_shape,
     check_streams,
     check_tally,
     check_weights,
@@ -126,8 +131,7 @@ def noise(key: Tensor, stream: int, count: int, *, first: int = 0, noise: str = 
     check_key("noise", key)
     check_choice("noise", "noise", noise, NOISE_KINDS)
     check_streams("noise", "stream", [stream])
-    if count < 0 or first < 0:
-        raise ValueError(f"noise: count and first must not be negative, got count={count}, first={first}")
+    check_elements("noise", first, count)
     return _ops.noise.default(key, stream, first, count, noise)
 
 
@@ -176,10 +180,12 @@ def add_noise(
     check_weights("add_noise", weights)
     check_group_size("add_noise", group_size)
     check_key("add_noise", key)
+    check_device("add_noise", "key", key, weights[0].device)
     check_choice("add_noise", "noise", noise, NOISE_KINDS)
     check_choice("add_noise", "param", param, ("bits", "noise"))
-    if not 0 < min_bits < max_bits:
-        raise ValueError(f"add_noise: expected 0 < min_bits < max_bits, got min_bits={min_bits}, max_bits={max_bits}")
+    if not 0 < min_bits < max_bits < 128:  # 2**128 is no float32
+        bounds = f"got min_bits={min_bits}, max_bits={max_bits}"
+        raise ValueError(f"add_noise: expected 0 < min_bits < max_bits < 128, {bounds}")
     check_per_group_lists("add_noise", "logits", weights, logits, group_size)
     check_logits("add_noise", logits)
     check_tally("add_noise", tally, len(weights))
@@ -315,11 +321,11 @@ def unpack_dequantize(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``dequantize(unpack(words))`` in one pass: the weight of ``shape`` and ``dtype``. Arguments as there."""
-    if any(size < 0 for size in shape):
-        raise ValueError(f"unpack_dequantize: sizes of shape must not be negative, got {list(shape)}")
-    count = torch.Size(shape).numel()
+    check_shape("unpack_dequantize", shape)
+    count = math.prod(shape)
     check_words("unpack_dequantize", words, widths, count, group_size, _ops.count_widths.default)
     check_ranges("unpack_dequantize", found, [count], group_size, range_scope)
+    check_device("unpack_dequantize", "range", found, words.device)
     check_output_dtype("unpack_dequantize", dtype)
     per_group = range_scope == "group"
     return _ops.unpack_dequantize.default(words, widths, found, group_size, per_group, list(shape), dtype)
@@ -349,6 +355,7 @@ def pack_planes(
         raise ValueError(f"pack_planes: rows must be one of {sorted(PLANE_DTYPES)}, got {rows}")
     if not 0 <= nbits <= MAX_WIDTH:
         raise ValueError(f"pack_planes: nbits must be between 0 and {MAX_WIDTH}, got {nbits}")
+    check_has_values("pack_planes", "values", values)
     if columns < 0 or (columns == 0 and values.numel()):
         raise ValueError(f"pack_planes: columns must be positive, got {columns}")
     if values.numel():

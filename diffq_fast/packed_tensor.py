@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from . import functional
+from ._checks import check_has_values
 from .even_levels import dequantize_evenly
 
 PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
@@ -67,7 +69,7 @@ class PackedTensor:
     @property
     def count(self) -> int:
         """Elements of the weight."""
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     @property
     def size(self) -> dict[str, int]:
@@ -107,6 +109,7 @@ def pack_weight(
     tensor([0., 1., 3.])
     """
     _check_dtype("pack_weight", weight.dtype, name)
+    check_has_values("pack_weight", name, weight)
     with torch.no_grad():
         weight = weight.detach()
         if found is None:
@@ -141,6 +144,11 @@ def pack_levels(
         ValueError: levels that do not fit, or a range or scale that is not finite. TypeError: see `pack_weight`.
     """
     _check_dtype("pack_levels", dtype, name)
+    check_has_values("pack_levels", name, levels)
+    check_has_values("pack_levels", f"the range of {name}", found)
+    expected = 2 if range_scope == "tensor" else 1
+    if found.numel() != expected:
+        raise ValueError(f"pack_levels: {name}: expected a range of {expected} numbers, got {list(found.shape)}")
     if range_scope == "tensor":
         _check_range(found.reshape(-1, 2), name)
     elif not bool(torch.isfinite(found).all()):

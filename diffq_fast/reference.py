@@ -26,14 +26,15 @@ def per_element(per_group: Tensor, count: int, group_size: int) -> Tensor:
     """Spread one value per group over the group's elements: ``[groups] -> [count]``."""
     if group_size == 1:
         return per_group
-    if group_size == 0:
+    if group_size == 0 or group_size >= count:  # one group; memory by the elements there are
         return per_group.expand(count)
     return per_group.repeat_interleave(group_size)[:count]
 
 
 def _grouped(flat: Tensor, group_size: int, fill: Tensor | float) -> Tensor:
     """``[count] -> [groups, group_size]``, the ragged last group filled up with ``fill``."""
-    size = group_size or max(flat.numel(), 1)
+    count = max(flat.numel(), 1)
+    size = min(group_size or count, count)
     missing = -flat.numel() % size
     if missing:
         padding = fill.expand(missing) if isinstance(fill, Tensor) else flat.new_full((missing,), fill)

@@ -37,7 +37,9 @@ def tensor_bytes(tensor: Tensor) -> np.ndarray:
     """The tensor's elements in row-major order as little-endian bytes, uint8 and flat."""
     _refuse_big_endian()
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, dtype=np.uint8)
+    if not flat.numel():
+        return np.empty(0, dtype=np.uint8)
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()  # a single element may have any stride
 
 
 def tensor_from_bytes(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

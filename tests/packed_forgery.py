@@ -28,8 +28,8 @@ def header_bytes(text: str | bytes) -> bytes:
 class Forgery:
     """A packed file taken apart: change the fields, then write it with right offsets and checksums."""
 
-    def __init__(self, source: str | Path) -> None:
-        blob = Path(source).read_bytes()
+    def __init__(self, source: str | Path | bytes) -> None:
+        blob = source if isinstance(source, bytes) else Path(source).read_bytes()
         length = int.from_bytes(blob[:8], "little")
         self.tensors = json.loads(blob[8 : 8 + length])
         self.metadata = self.tensors.pop("__metadata__")
@@ -49,6 +49,10 @@ class Forgery:
         del self.tensors[name], self.data[name]
 
     def write(self, path: Path, change_text: Callable[[str], str] | None = None) -> Path:
+        path.write_bytes(self.blob(change_text))
+        return path
+
+    def blob(self, change_text: Callable[[str], str] | None = None) -> bytes:
         """`change_text` may spoil the header's JSON text; its checksum is right afterwards."""
         position = 0
         for name in self.tensors:
@@ -61,5 +65,4 @@ class Forgery:
         text = compact({"__metadata__": metadata} | self.tensors)
         text += " " * (-len(text.encode()) % 8)
         text = change_text(text) if change_text else text
-        path.write_bytes(header_bytes(text) + b"".join(self.data.values()))
-        return path
+        return header_bytes(text) + b"".join(self.data.values())

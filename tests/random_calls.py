@@ -3,137 +3,222 @@
     python tests/random_calls.py [calls] [seed]
 
 A crash, or an error of another kind, ends it with the call that made it. For the sanitizer build, see CONTRIBUTING.md.
+The operators below the functions, which check only what keeps them inside their memory, are called too.
 """
 
 from __future__ import annotations
 
-import contextlib
-import random
 import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from random_arguments import Arguments
+from torch import Tensor, nn
 
+import diffq_fast
 import diffq_fast.functional as functional
-from diffq_fast import bitpack, torch_pack
+from diffq_fast import bitpack, packed_file, torch_pack
+from diffq_fast.packed_tensor import pack_levels, pack_weight
 
 EXPECTED = (TypeError, ValueError)
-COUNTS = (0, 1, 7, 8, 9, 31, 33, 64, 100, 1023, 1025, 3000)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.uint8, torch.int64)
+OPERATOR_ERRORS = (*EXPECTED, RuntimeError, KeyError)  # a schema's, a missing choice
+
+ops = torch.ops.diffq_fast
 
 
-class Arguments:
-    """Random arguments, most of them fitting one another."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.group_size = self.random.choice((0, 1, 2, 4, 7, 8, 16, 100, -1, 8, 8))
-        self.scope = self.random.choice(("tensor", "tensor", "group", "channel"))
-        self.count = self.random.choice(COUNTS)
-
-    def often(self, usual: Any, *others: Any) -> Any:
-        return usual if self.random.random() < 0.85 else self.random.choice(others)
-
-    def tensor(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        dtype = self.often(dtype, *DTYPES)
-        count = max(self.often(count, count + 1, count - 1, 0, 2 * count), 0)
-        made = torch.randn(count) * 10 if dtype.is_floating_point else torch.randint(0, 300, (count,))
-        made = made.to(dtype)
-        form = self.random.random()
-        if form < 0.05:
-            made = made.repeat_interleave(2)[::2]  # not contiguous
-        elif form < 0.1 and count % 2 == 0:
-            made = made.reshape(2, -1).t()
-        if form > 0.97 and count and dtype.is_floating_point:
-            made.view(-1)[0] = self.random.choice((float("nan"), float("inf"), -float("inf")))
-        return made
-
-    @property
-    def groups(self) -> int:
-        size = self.group_size if self.group_size > 0 else max(self.count, 1)
-        return -(-self.count // size)
-
-    def weight(self) -> torch.Tensor:
-        return self.tensor(self.count, torch.float32)
-
-    def logits(self) -> torch.Tensor:
-        return self.tensor(self.groups, torch.float32)
-
-    def widths(self) -> torch.Tensor:
-        made = torch.randint(1, self.often(17, 20), (self.groups,), dtype=torch.uint8)
-        return self.often(made, made.to(torch.int32), made[1:], made + 20)
-
-    def found(self) -> torch.Tensor:
-        rows = self.groups if self.scope == "group" else 1
-        return self.often(torch.tensor([[-1.0, 1.0]]).repeat(rows, 1), torch.zeros(rows, 2), torch.zeros(rows, 3))
-
-    def levels(self) -> torch.Tensor:
-        made = torch.randint(0, 2, (self.count,), dtype=torch.int32)
-        return self.often(made, made * 70000, -made, made.to(torch.int16), made[1:])
-
-    def words(self) -> torch.Tensor:
-        words = self.random.choice((0, 1, 8, 64, 1000))
-        with contextlib.suppress(*EXPECTED):
-            words = self.often(functional.packed_word_count(self.widths(), self.count, self.group_size), words)
-        return torch.randint(-(2**31), 2**31 - 1, (max(words, 0),)).to(self.often(torch.int32, torch.int64))
+def size(a: Arguments) -> dict[str, Any]:
+    return {"group_size": a.group_size}
 
 
-def call(a: Arguments) -> None:
-    """One of the functions."""
-    size = {"group_size": a.group_size}
-    both = {"group_size": a.group_size, "range_scope": a.scope}
-    key = a.often(torch.tensor(5), torch.zeros(2), torch.tensor(1.5))
-    kind = a.often("uniform", "gaussian", "normal")
-    choice = a.random.randrange(12)
-    if choice == 0:
-        functional.weight_range([a.weight(), a.weight()], **both)
-    elif choice == 1:
-        functional.noise(key, a.often(3, -1, 2**40), a.often(a.count, -1), first=a.often(0, 5, -3), noise=kind)
-    elif choice == 2:
-        dtype = a.often(None, *DTYPES)
-        functional.add_noise([a.weight()], [a.logits()], key, noise=kind, dtype=dtype, **both)
-    elif choice == 3:
-        functional.quantize([a.weight()], [a.widths()], a.found(), **both)
-    elif choice == 4:
-        functional.quantize_pack(a.weight(), a.widths(), a.found(), **both)
-    elif choice == 5:
-        functional.pack(a.levels(), a.widths(), **size)
-    elif choice == 6:
-        functional.unpack(a.words(), a.widths(), a.often(a.count, -1, 10**6), **size)
-    elif choice == 7:
-        shape = a.often((a.count,), (a.count, 1), (-1,), (2**40, 2**40))
-        functional.unpack_dequantize(a.words(), a.widths(), a.found(), shape, **both)
-    elif choice == 8:
-        functional.dequantize([a.levels()], [a.widths()], a.found(), **both)
-    elif choice == 9:
-        functional.quantize_planes(a.weight(), a.widths(), a.found(), **size)
-    elif choice == 10:
-        rows, columns = a.often(64, 8, 16, 32, 5), a.often(32, 1, 70, 0, -1)
-        planes = functional.pack_planes(a.levels(), a.often(3, 0, 16, 17, -1), rows=rows, columns=columns)
-        functional.unpack_planes(planes, a.often(a.count, -1, 10**7))
-    else:
-        packer = a.random.choice((bitpack, torch_pack))
-        packer.unpack(packer.pack(a.levels(), a.often(0, 4, 20)), a.often(a.count, -1, 10**7))
+def both(a: Arguments) -> dict[str, Any]:
+    return {"group_size": a.group_size, "range_scope": a.scope}
+
+
+def step(a: Arguments) -> None:
+    """One training step of one to three weights."""
+    number = a.often(1, 0, 2, 3)
+    weights, logits = [a.weight() for _ in range(number)], [a.logits() for _ in range(a.often(number, 1))]
+    for tensor in [*weights, *logits]:
+        if tensor.is_floating_point() and a.random.random() < 0.7:
+            tensor.requires_grad_()
+    streams = a.often(None, [0] * number, [2**32 - 1] * number, [-1] * number, [2**32] * number, [1])
+    tally = a.often(None, torch.zeros(number, requires_grad=True), torch.zeros(number + 1), torch.zeros(number).int())
+    dtype = a.often(None, torch.bfloat16, torch.float16, torch.float64, torch.int32)
+    options = a.bounds() | both(a) | {"noise": a.kind(), "streams": streams, "tally": tally, "dtype": dtype}
+    noisy = functional.add_noise(weights, logits, a.key(), **options).noisy
+    used = [each for each in noisy if each.requires_grad][a.random.choice((0, 0, 1)) :]
+    if used and not any(each.is_meta for each in used):
+        torch.autograd.backward(used, [gradient(a, each) for each in used])
+
+
+def gradient(a: Arguments, noisy: Tensor) -> Tensor:
+    made = a.form(torch.randn(noisy.numel()))
+    return (torch.ones(noisy.numel()) if made.is_meta else made).reshape(noisy.shape).to(noisy)
+
+
+def planes(a: Arguments) -> Tensor:
+    made = torch.randint(-100, 100, (a.often(2, 0), a.often(3, 0, 16, 17), a.often(32, 1, 70, 0)))
+    made = made.to(a.often(torch.int64, torch.int32, torch.int16, torch.uint8, torch.float32))
+    return a.often(a.form(made.flatten()).reshape(made.shape), made, made[0] if len(made) else made)
+
+
+def length(a: Arguments) -> int:
+    return a.often(a.count, -1, 10**7, 2**63)
+
+
+def packer(module: Any) -> Callable[[Arguments], None]:
+    def packed_and_back(a: Arguments) -> None:
+        options = {"block_size": a.often(32, 1, 0, -3)} if module is bitpack else {}
+        made = module.pack(a.levels(), a.often(0, 4, 20), **options)
+        flat = a.form(made.flatten()).flatten()
+        made = flat.reshape(made.shape) if a.random.random() < 0.8 and flat.numel() == made.numel() else flat
+        module.unpack(made.to(a.often(made.dtype, torch.int64, torch.float32)), a.often(None, length(a)))
+
+    return packed_and_back
+
+
+def container(a: Arguments, path: Path) -> None:
+    packed = {"w": pack_weight(torch.randn(24), torch.tensor([2, 3, 2], dtype=torch.uint8))}
+    plain = {"b": a.often(a.weight(), a.levels(), "text"), a.often("c", "w", "w.words", "__metadata__"): a.weight()}
+    ties, half = a.often({}, {"v": "w"}, {"w": "v"}, {"b": "b"}), a.often((), ("b",), ("w",))
+    packed_file.write_packed(path, packed, plain, ties, half, buffers=a.often((), ("b",), ("x",)))
+    read(a, path)
+
+
+def weight_file(a: Arguments, path: Path) -> None:
+    """A sound weight in a file, of which some bytes are changed now and then."""
+    packed = pack_weight(a.weight(), a.widths(), **both(a))
+    if a.random.random() < 0.3:
+        packed = pack_levels(a.levels(), a.often(3, 0, 17), a.found().flatten(), dtype=torch.float32)
+    packed_file.write_packed(path, {"w": packed}, {})
+    if a.random.random() < 0.3:
+        data = bytearray(path.read_bytes())
+        data[a.random.randrange(len(data))] ^= 1 << a.random.randrange(8)
+        path.write_bytes(data[: a.often(len(data), len(data) - 1, 7)])
+    read(a, path)
+
+
+def read(a: Arguments, path: Path) -> None:
+    diffq_fast.inspect(path).table()
+    packed_file.read_packed(path).state_dict()
+    diffq_fast.load(path, a.often(None, nn.Linear(3, 2)))
+
+
+def model_file(a: Arguments, path: Path) -> None:
+    model, other = (nn.Linear(a.often(8, 1, 7), 4).to(a.often(torch.float32, torch.float16)) for _ in range(2))
+    with torch.no_grad():
+        model.weight[0, 0] = a.often(1.0, float("nan"))
+    klass = a.random.choice((diffq_fast.DiffQuantizer, diffq_fast.UniformQuantizer, diffq_fast.LSQ))
+    options = {"group_size": a.group_size} if klass is diffq_fast.DiffQuantizer else {"bits": a.often(4, 1, 16, 17, 0)}
+    quantizer = klass(model, min_size=0, float16=a.often(False, True), **options)
+    diffq_fast.save(quantizer, path, logits=a.often(False, True))
+    diffq_fast.load(path, a.often(model, other))
+
+
+def operators(a: Arguments) -> None:
+    """Below the checks of the functions."""
+    key, streams, count = a.key(), a.often([0], [], [0, 1], [-1]), a.often(a.count, -1, 5000)
+    weight, logits, widths, words = a.weight(), a.logits(), a.widths(), a.words()
+    noise = (a.group_size, 2.0, 15.0, "bits", a.kind(), a.scope == "group")
+    export = (a.group_size, a.scope == "group")
+    extremes = a.often(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(4), torch.full((1, 4), 10**9), torch.zeros(0))
+    calls: list[Callable[[], Any]] = [
+        lambda: ops.noise(key, a.often(0, -1), a.often(0, 2**63 - 9), count, a.kind()),
+        lambda: ops.add_noise([weight], [logits], key, streams, None, *noise, a.often(None, torch.bfloat16)),
+        lambda: ops.add_noise_backward([a.weight()], [weight], [logits], a.found(), extremes, key, streams, *noise),
+        lambda: ops.quantize([weight], [widths], a.found(), *export),
+        lambda: ops.dequantize([a.levels()], [widths], a.found(), *export, a.often(torch.float32, torch.float16)),
+        lambda: ops.pack(a.levels(), widths, a.group_size, a.often(words.numel(), -1)),
+        lambda: ops.unpack(words, widths, a.group_size, count),
+        lambda: ops.quantize_pack(weight, widths, a.found(), *export, a.often(words.numel(), -1)),
+        lambda: ops.unpack_dequantize(words, widths, a.found(), *export, [count], torch.float32),
+        lambda: ops.quantize_planes(weight, widths, a.found(), a.group_size, [a.count] + [0] * a.often(15, 14)),
+        lambda: ops.pack_planes(a.levels(), a.often(3, 0, 20, -1), a.often(64, 8, 5), a.often(32, 70, 0, -1)),
+        lambda: ops.unpack_planes(planes(a), a.often(a.count, -1, 10**7)),
+        lambda: ops.count_widths(widths),
+    ]
+    a.random.choice(calls)()
+
+
+CALLS: dict[str, Callable[[Arguments], Any]] = {
+    "bits_from_logits": lambda a: functional.bits_from_logits(a.logits(), **a.bounds()),
+    "logits_from_bits": lambda a: functional.logits_from_bits(a.logits(), **a.bounds()),
+    "step_from_bits": lambda a: functional.step_from_bits(a.logits()),
+    "draw_key": lambda a: functional.draw_key(a.weight()),
+    "weight_range": lambda a: functional.weight_range([a.weight() for _ in range(a.often(2, 0, 1))], **both(a)),
+    "noise": lambda a: functional.noise(
+        *(a.key(), a.often(3, -1, 2**40), a.often(a.count, -1, 2**61, 2**63 - 1, 2**64)),
+        first=a.often(0, 5, -3, 2**35 - 4, 2**63 - 5, 2**63),
+        noise=a.kind(),
+    ),
+    "add_noise": step,
+    "whole_bits": lambda a: functional.whole_bits(a.logits(), a.often(0, -3, 1e30, float("nan"))),
+    "quantize": lambda a: functional.quantize([a.weight()], [a.widths()], a.found(), **both(a)),
+    "packed_word_count": lambda a: functional.packed_word_count(a.widths(), a.often(a.count, -1, 2**70), a.group_size),
+    "pack": lambda a: functional.pack(a.levels(), a.widths(), **size(a)),
+    "quantize_pack": lambda a: functional.quantize_pack(a.weight(), a.widths(), a.found(), **both(a)),
+    "unpack": lambda a: functional.unpack(a.words(), a.widths(), a.often(a.count, -1, 10**6, 2**63), **size(a)),
+    "dequantize": lambda a: functional.dequantize([a.levels()], [a.widths()], a.found(), **both(a)),
+    "unpack_dequantize": lambda a: functional.unpack_dequantize(
+        a.words(), a.widths(), a.found(), a.shape(), dtype=a.often(torch.float32, torch.bfloat16, torch.int8), **both(a)
+    ),
+    "pack_planes": lambda a: functional.pack_planes(
+        *(a.levels(), a.often(3, 0, 16, 17, -1)), rows=a.often(64, 8, 16, 32, 5), columns=a.often(32, 1, 70, 0, -1)
+    ),
+    "quantize_planes": lambda a: functional.quantize_planes(a.weight(), a.widths(), a.found(), **size(a)),
+    "unpack_planes": lambda a: functional.unpack_planes(planes(a), length(a)),
+    "bitpack": packer(bitpack),
+    "torch_pack": packer(torch_pack),
+    "operators": operators,
+}
+FILE_CALLS: dict[str, Callable[[Arguments, Path], Any]] = {
+    "container": container,
+    "weight_file": weight_file,
+    "model_file": model_file,
+}
+NEVER_REFUSED = {"draw_key"}
+
+
+def call(name: str, a: Arguments, path: Path) -> bool:
+    """Whether it answered."""
+    errors = OPERATOR_ERRORS if name == "operators" else EXPECTED
+    try:
+        CALLS[name](a) if name in CALLS else FILE_CALLS[name](a, path)
+    except MemoryError:  # more elements than any machine holds
+        return False
+    except errors as error:
+        if "unexpected keyword" in str(error):  # a mistake of this script
+            raise
+        return False
+    return True
 
 
 def main() -> None:
     calls = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     torch.set_num_threads(2)
-    refused = 0
-    for seed in range(first, first + calls):
-        torch.manual_seed(seed)
-        try:
-            call(Arguments(seed))
-        except EXPECTED as error:
-            if "unexpected keyword" in str(error):  # a mistake of this script
+    warnings.simplefilter("ignore")
+    names = [*CALLS, *FILE_CALLS]
+    counts = {True: Counter[str](), False: Counter[str]()}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(first, first + calls):
+            torch.manual_seed(seed)
+            name = names[seed % len(names)]
+            try:
+                counts[call(name, Arguments(seed), Path(folder, "file"))][name] += 1
+            except BaseException:
+                print(f"{name}, seed {seed}", file=sys.stderr)
                 raise
-            refused += 1
-        except Exception:
-            print(f"seed {seed}", file=sys.stderr)
-            raise
-    print(f"{calls} calls, {refused} of them refused")
-    assert 0 < refused < calls
+    print(f"{calls} calls, {counts[False].total()} of them refused")
+    assert set(functional.__all__) <= set(names)
+    if calls >= 2000:  # each has answered and has refused
+        assert set(counts[True]) == set(names), set(names) - set(counts[True])
+        assert set(counts[False]) >= set(names) - NEVER_REFUSED, set(names) - set(counts[False])
 
 
 if __name__ == "__main__":

@@ -284,6 +284,11 @@ def test_bit_planes_equal_the_oracle(rows, dtype):
                 assert_all_equal([ops.unpack_planes(planes, length)], [default.unpack_planes(planes, length)])
 
 
+def test_bit_planes_above_a_values_own_bits_equal_the_oracle():
+    for values in (torch.tensor([0xCE, 1, 255], dtype=torch.uint8), torch.tensor([-2, 7], dtype=torch.int16)):
+        assert_all_equal([ops.pack_planes(values, 20, 64, 32)], [default.pack_planes(values, 20, 64, 32)])
+
+
 # Inputs as they come.
 
 
@@ -340,6 +345,28 @@ def test_operators_refuse_sizes_that_the_core_would_overrun():
         ops.unpack(torch.zeros(9, dtype=torch.int32), widths, 8, 64)
     with pytest.raises(ValueError, match="unpack_dequantize: widths must be"):
         ops.unpack_dequantize(torch.zeros(8, dtype=torch.int32), widths + 13, found, 8, False, [64], torch.float32)
+
+
+def test_operators_refuse_keys_streams_and_dtypes_that_the_core_would_overrun():
+    weights, logits, grads = make_weights((64,), torch.float32), [torch.zeros(8)], make_weights((64,), torch.float32)
+    widths, words = torch.full((8,), 4, dtype=torch.uint8), torch.zeros(8, dtype=torch.int32)
+    bounds = ops.weight_range(weights, 8, False)
+    for key, streams in ((KEY.to(torch.int32), [0]), (KEY.repeat(2), [0]), (KEY, []), (KEY, [0, 1])):
+        with pytest.raises(ValueError, match=r"expected one int64 key and 1 streams|zip\(\)"):
+            ops.add_noise(weights, logits, key, streams, None, *options(8))
+        with pytest.raises(ValueError, match="add_noise_backward: expected one int64 key and 1 streams"):
+            ops.add_noise_backward(grads, weights, logits, *bounds, key, streams, *options(8))
+    with pytest.raises(ValueError, match="noise: expected one int64 key"):
+        ops.noise(KEY.to(torch.int32), 0, 0, 8, "uniform")
+    with pytest.raises(ValueError, match="noise: first and count must not be negative nor reach"):
+        ops.noise(KEY, 0, 2**63 - 8, 8, "uniform")
+    for extremes in (bounds[1].to(torch.int32), bounds[1][:0], bounds[1].flatten()):
+        with pytest.raises(ValueError, match=r"add_noise_backward: extremes: expected int64 \[1, 4\]"):
+            ops.add_noise_backward(grads, weights, logits, bounds[0], extremes, KEY, [0], *options(8))
+    with pytest.raises(ValueError, match=r"unpack: words: expected 32 bits each, got torch\.int16"):
+        ops.unpack(words.to(torch.int16), widths, 8, 64)
+    with pytest.raises(ValueError, match=r"unpack_dequantize: words: expected 32 bits each, got torch\.uint8"):
+        ops.unpack_dequantize(words.to(torch.uint8), widths, bounds[0], 8, False, [64], torch.float32)
 
 
 @pytest.mark.parametrize("name", ["add_noise", "weight_range", "noise"])

@@ -28,6 +28,12 @@ PLANES = torch.zeros(1, 3, 32, dtype=torch.int64)
 # call -> error, words that the message must hold (who; which argument; what was expected; what came)
 BAD_CALLS = {
     "bits_from_logits(LOGIT, 2, 15, 'step')": (ValueError, "bits_from_logits: param 'bits', 'noise' 'step'"),
+    "bits_from_logits(LOGIT.bool(), 2, 15)": (TypeError, "bits_from_logits: logits real torch.bool"),
+    "bits_from_logits(LOGIT, 0, 15, 'noise')": (ValueError, "bits: 'noise' 0 < min_bits < max_bits min_bits=0"),
+    "logits_from_bits(LOGIT, 2, 2000.0, 'noise')": (ValueError, "bits: 'noise' max_bits <= 1000 max_bits=2000"),
+    "logits_from_bits(LOGIT.cfloat(), 2, 15)": (TypeError, "logits_from_bits: bits real torch.complex64"),
+    "step_from_bits(LOGIT.cfloat())": (TypeError, "step_from_bits: bits real torch.complex64"),
+    "whole_bits(LOGIT.cfloat())": (TypeError, "whole_bits: bits real torch.complex64"),
     "logits_from_bits(LOGIT + 3, 2, 15, 'step')": (ValueError, "logits_from_bits: param 'bits', 'noise' 'step'"),
     # weight_range
     "weight_range([])": (ValueError, "weight_range: at least one weight none"),
@@ -36,7 +42,11 @@ BAD_CALLS = {
     "weight_range([W, W.to('meta')])": (ValueError, "weight_range: one device cpu meta"),
     "weight_range([W], range_scope='row')": (ValueError, "weight_range: range_scope 'tensor', 'group' 'row'"),
     "weight_range([W], group_size=-1)": (ValueError, "weight_range: group_size positive -1"),
+    "weight_range([W], group_size=2**63)": (ValueError, "weight_range: group_size below 2**63 9223372036854775808"),
+    "weight_range([W.to_sparse()])": (TypeError, "weight_range: weights[0] dense torch.sparse_coo"),
     # noise
+    "noise(KEY, 0, 10, first=2**63 - 10)": (ValueError, "noise: first + count below 2**63 first=9223372036854775798"),
+    "noise(KEY, 0, 2**60)": (ValueError, "noise: count below 2**60 count=1152921504606846976"),
     "noise(KEY.int(), 0, 2)": (TypeError, "noise: key int64 torch.int32"),
     "noise(KEY[None], 0, 2)": (TypeError, "noise: key without dimensions [1]"),
     "noise(KEY, 0, 2, noise='normal')": (ValueError, "noise: noise 'uniform', 'gaussian' 'normal'"),
@@ -55,6 +65,8 @@ BAD_CALLS = {
     "add_noise([W], [LOGIT], KEY, min_bits=0)": (ValueError, "add_noise: 0 < min_bits < max_bits min_bits=0"),
     "add_noise([W], [LOGIT], KEY, max_bits=2)": (ValueError, "add_noise: 0 < min_bits < max_bits max_bits=2"),
     "add_noise([W], [LOGIT], KEY, max_bits=NAN)": (ValueError, "add_noise: 0 < min_bits < max_bits max_bits=nan"),
+    "add_noise([W], [LOGIT], KEY, max_bits=128)": (ValueError, "add_noise: max_bits < 128 max_bits=128"),
+    "add_noise([W], [LOGIT], KEY.to('meta'))": (ValueError, "add_noise: key cpu meta"),
     "add_noise([W], [], KEY)": (ValueError, "add_noise: 1 logits, one per weight 0"),
     "add_noise([W, W], [LOGIT, LOGIT[:1]], KEY)": (ValueError, "add_noise: logits[1] [2] group of 8 16 [1]"),
     "add_noise([W], [LOGIT], KEY, group_size=0)": (ValueError, "add_noise: logits[0] [1] group of all 16 [2]"),
@@ -86,7 +98,9 @@ BAD_CALLS = {
     "packed_word_count(u8(3), 5, -8)": (ValueError, "packed_word_count: group_size positive -8"),
     "packed_word_count(u8(3, 3), 5, 8)": (ValueError, "packed_word_count: widths [1] [2]"),
     "packed_word_count(u8(20), 5, 8)": (ValueError, "packed_word_count: bits must be between 1 and 16, got 20"),
+    "packed_word_count(u8(3).to('meta'), 5, 8)": (ValueError, "packed_word_count: widths values meta"),
     # pack
+    "pack(i32(1).to('meta'), u8(3))": (ValueError, "pack: levels values meta"),
     "pack(W, u8(3, 3))": (TypeError, "pack: levels int32 torch.float32"),
     "pack(i32(1), u8(3), group_size=-1)": (ValueError, "pack: group_size positive -1"),
     "pack(i32(1), u8())": (ValueError, "pack: widths [1] [0]"),
@@ -112,6 +126,7 @@ BAD_CALLS = {
     "unpack(WORDS.long(), u8(3), 3)": (TypeError, "unpack: words flat int32 torch.int64"),
     "unpack(WORDS[None], u8(3), 3)": (TypeError, "unpack: words flat int32 [1, 3]"),
     "unpack(WORDS, u8(0), 3)": (ValueError, "unpack: bits must be between 1 and 16, got 0"),
+    "unpack(WORDS.to('meta'), u8(3), 3)": (ValueError, "unpack: widths meta cpu"),
     # dequantize
     "dequantize([W], [u8(3, 3)], RANGE)": (TypeError, "dequantize: levels[0] int32 torch.float32"),
     "dequantize([i32(1)], [u8()], RANGE)": (ValueError, "dequantize: widths[0] [1] [0]"),
@@ -125,7 +140,14 @@ BAD_CALLS = {
     "unpack_dequantize(WORDS, u8(3), RANGE, [3], dtype=torch.bool)": (TypeError, "unpack_dequantize: dtype floating"),
     "unpack_dequantize(WORDS, u8(3), RANGE, [-1])": (ValueError, "unpack_dequantize: -1"),
     "unpack_dequantize(WORDS, u8(3), RANGE, [-1, -3])": (ValueError, "unpack_dequantize: shape [-1, -3]"),
+    "unpack_dequantize(WORDS, u8(3), RANGE.to('meta'), [3])": (ValueError, "unpack_dequantize: range cpu meta"),
+    "unpack_dequantize(NONE, u8(), RANGE, [2**40, 2**40])": (
+        ValueError,
+        "unpack_dequantize: shape 2**60 1099511627776",
+    ),
+    "unpack_dequantize(NONE, u8(), RANGE, [0, 2**70])": (ValueError, "unpack_dequantize: shape fewer than 2**60"),
     # planes
+    "pack_planes(i32(1).to('meta'), 3)": (ValueError, "pack_planes: values meta"),
     "pack_planes(W, 3)": (TypeError, "pack_planes: values integers torch.float32"),
     "pack_planes(W > 3, 3)": (TypeError, "pack_planes: values integers torch.bool"),
     "pack_planes(i32(1), 3, rows=5)": (ValueError, "pack_planes: rows [8, 16, 32, 64] 5"),
@@ -159,7 +181,7 @@ def test_bad_arguments_are_answered_with_the_promised_words(call):
 
 def test_every_function_that_can_refuse_has_a_row():
     rows = {call.partition("(")[0] for call in BAD_CALLS}
-    assert set(F.__all__) - rows == {"step_from_bits", "draw_key", "whole_bits"}
+    assert set(F.__all__) - rows == {"draw_key"}
 
 
 def test_examples_in_the_docstrings_run():
@@ -239,3 +261,23 @@ def test_packed_word_count_is_the_closed_formula(count, group_size):
         levels[widths[element // group_size if group_size else 0]] += 1
     expected = sum(width * -(-number // 32) for width, number in enumerate(levels))
     assert F.packed_word_count(u8(*widths), count, group_size) == expected
+
+
+def test_a_group_larger_than_the_weight_costs_no_memory_and_is_the_whole_weight():
+    for dtype in (torch.float32, torch.float64):  # the core's and the reference's
+        results = []
+        for group_size in (0, 16, 2**45, 2**63 - 1):
+            weight, logit = W.to(dtype).requires_grad_(), torch.zeros(1, requires_grad=True)
+            options = {"group_size": group_size, "range_scope": "group"}
+            noisy, found = F.add_noise([weight], [logit], KEY, **options)
+            grads = torch.autograd.grad((noisy[0] ** 2).sum(), (weight, logit))
+            found = found.to(torch.float32)
+            levels = F.quantize([weight], [u8(5)], found, **options)[0]
+            words = F.pack(levels, u8(5), group_size=group_size)
+            back = F.unpack_dequantize(words, u8(5), found, [16], dtype=dtype, **options)
+            results.append(
+                [noisy[0], found, *grads, levels, words, F.unpack(words, u8(5), 16, group_size=group_size), back]
+            )
+        for other in results[1:]:
+            for one, two in zip(results[0], other, strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)  # sums in another order

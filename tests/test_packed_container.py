@@ -227,3 +227,12 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     assert killed.returncode == -signal.SIGKILL
     assert path.read_bytes() == old
     assert len(os.listdir(tmp_path)) == 2  # the temporary file of a killed process cannot be removed by it
+
+
+def test_one_element_of_any_stride_is_stored(tmp_path):
+    plain = {"gain": torch.arange(4.0)[2::3], "bias": torch.arange(6.0).reshape(2, 3)[:1, ::2][:, 1:]}
+    write_packed(tmp_path / "file", {}, plain)
+    assert {name: tensor.tolist() for name, tensor in read_packed(tmp_path / "file").plain.items()} == {
+        "gain": [2.0],
+        "bias": [[2.0]],
+    }

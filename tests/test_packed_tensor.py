@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffq_fast import functional
-from diffq_fast.packed_tensor import pack_weight
+from diffq_fast.packed_tensor import pack_levels, pack_weight
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -107,3 +107,15 @@ def test_pack_weight_refuses_other_dtypes(dtype):
 def test_pack_weight_refuses_widths_that_do_not_fit(widths, words):
     with pytest.raises(ValueError, match=words):
         pack_weight(torch.zeros(8), widths)
+
+
+def test_pack_weight_refuses_a_weight_without_values():
+    with pytest.raises(ValueError, match="pack_weight: gain must hold values, got a meta tensor"):
+        pack_weight(torch.zeros(8, device="meta"), ones(1), name="gain")
+
+
+@pytest.mark.parametrize(("range_scope", "found"), [("tensor", [1.0]), ("tensor", []), ("scale", [0.0, 1.0])])
+def test_pack_levels_refuses_a_range_of_another_length(range_scope, found):
+    levels = torch.zeros(8, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"pack_levels: weight: expected a range of \d numbers, got \[\d\]"):
+        pack_levels(levels, 3, torch.tensor(found), dtype=torch.float32, range_scope=range_scope)

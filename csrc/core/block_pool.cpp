@@ -1,6 +1,7 @@
 #include "core/block_pool.h"
 
 #include <atomic>
+#include <limits>
 #include <new>
 #include <vector>
 
@@ -69,6 +70,7 @@ FreeList& free_list() {
 }  // namespace
 
 void* take_block(int64_t bytes) {
+    if (bytes < 0 || bytes > std::numeric_limits<int64_t>::max() / 2) throw std::bad_alloc();
     const int64_t size = rounded(bytes);
     if (void* kept = free_list().take(size)) return kept;
     void* fresh = ::operator new(static_cast<size_t>(size), kAlignment);

@@ -33,11 +33,16 @@ void for_each_tile(const PlaneShape& shape, int threads, Body&& body) {
 }  // namespace
 
 void pack_planes(const PlaneShape& shape, const void* values, int value_bytes, void* words, int threads) {
+    if (shape.nbits == 0) return;
     for_each_tile(shape, threads,
                   [&](const PlaneTile& tile) { kernels().pack_planes(tile, values, value_bytes, words); });
 }
 
 void unpack_planes(const PlaneShape& shape, const void* words, int16_t* values, int threads) {
+    if (shape.nbits == 0) {  // no words to point at
+        std::fill(values, values + shape.count, int16_t{0});
+        return;
+    }
     expect_writes(values, shape.count * int64_t{sizeof(int16_t)});
     for_each_tile(shape, threads,
                   [&](const PlaneTile& tile) { kernels().unpack_planes(tile, words, values); });

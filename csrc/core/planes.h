@@ -13,8 +13,8 @@ struct PlaneShape {
     int64_t columns;
 };
 
-// values: integers of value_bytes bytes (1, 2, 4 or 8). words: [blocks][nbits][columns] unsigned of rows
-// bits.
+// values: integers of value_bytes bytes, unsigned of 1 (for at most 16 planes) or signed of 2, 4 or 8. words:
+// [blocks][nbits][columns] unsigned of rows bits.
 void pack_planes(const PlaneShape& shape, const void* values, int value_bytes, void* words, int threads);
 void unpack_planes(const PlaneShape& shape, const void* words, int16_t* values, int threads);
 

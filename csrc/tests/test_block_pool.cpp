@@ -32,6 +32,18 @@ void no_more_than_the_limit_is_kept() {
     CHECK(kept_bytes() <= kKeptBytes);
 }
 
+void impossible_sizes_are_refused() {
+    for (const int64_t bytes : {int64_t{-1}, INT64_MIN, INT64_MAX, INT64_MAX - 65536}) {
+        bool refused = false;
+        try {
+            PooledBlock block(bytes);
+        } catch (const std::bad_alloc&) {
+            refused = true;
+        }
+        CHECK(refused);
+    }
+}
+
 void threads_get_blocks_of_their_own() {
     std::vector<std::thread> threads;
     for (int t = 0; t < 4; ++t) {
@@ -51,4 +63,4 @@ void threads_get_blocks_of_their_own() {
 }  // namespace
 
 RUN_TESTS(a_freed_block_serves_the_next_of_its_size, no_more_than_the_limit_is_kept,
-          threads_get_blocks_of_their_own)
+          impossible_sizes_are_refused, threads_get_blocks_of_their_own)

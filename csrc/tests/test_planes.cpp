@@ -42,15 +42,38 @@ void every_word_size_and_count_round_trips() {
     }
 }
 
+// More planes than a value has bits: its sign goes on.
+template <typename Value>
+void check_planes_above(int64_t value) {
+    std::vector<Value> values(70, static_cast<Value>(value));
+    std::vector<uint64_t> words(2 * 20 * 32);
+    pack_planes({70, 20, 64, 32}, values.data(), sizeof(Value), words.data(), 1);
+    for (int64_t i = 0; i < 70; ++i) {
+        for (int bit = 0; bit < 20; ++bit) {
+            const uint64_t word = words[static_cast<size_t>(bit * 32 + i % 32)];
+            CHECK((word >> (i / 32) & 1) == static_cast<uint64_t>(value >> bit & 1));
+        }
+    }
+}
+
+void planes_above_a_values_bits_hold_its_sign() {
+    check_planes_above<int16_t>(-2);
+    check_planes_above<int16_t>(0x7FFF);
+    check_planes_above<int32_t>(-70000);
+    check_planes_above<int64_t>(0xFFFFE);
+}
+
 void no_planes_and_no_columns_write_nothing() {
     const std::vector<int64_t> values = {1, 2, 3};
     pack_planes({3, 0, 64, 32}, values.data(), 8, nullptr, 1);
     pack_planes({3, 4, 64, 0}, values.data(), 8, nullptr, 1);
-    std::vector<int16_t> back = {9, 9, 9};
-    unpack_planes({3, 0, 64, 32}, nullptr, back.data(), 1);
-    CHECK(back == std::vector<int16_t>(3, 0));
+    pack_planes({300, 0, 8, 70}, std::vector<int64_t>(300, 1).data(), 8, nullptr, 1);  // several tiles
+    std::vector<int16_t> back(300, 9);
+    unpack_planes({300, 0, 8, 70}, nullptr, back.data(), 1);
+    CHECK(back == std::vector<int16_t>(300, 0));
 }
 
 }  // namespace
 
-RUN_TESTS(every_word_size_and_count_round_trips, no_planes_and_no_columns_write_nothing)
+RUN_TESTS(every_word_size_and_count_round_trips, planes_above_a_values_bits_hold_its_sign,
+          no_planes_and_no_columns_write_nothing)

@@ -51,10 +51,12 @@ def _lists(weights: Sequence[Tensor]) -> tuple[list[int], list[int], list[int]]:
 def _empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """A row-major tensor; large ones from the core's blocks, which the system need not clear each time."""
     made = torch.empty(0, dtype=dtype)
-    count = math.prod(shape)
-    if count * made.element_size() < _BLOCK_BYTES:
+    size = math.prod(shape) * made.element_size()
+    if size < _BLOCK_BYTES:
         return torch.empty(shape, dtype=dtype)
-    block = torch.frombuffer(core.Block(count * made.element_size()), dtype=torch.uint8)  # keeps the block alive
+    if size >= 2**62:
+        raise MemoryError(f"diffq_fast: a result of {list(shape)} {dtype} needs {size:,} bytes")
+    block = torch.frombuffer(core.Block(size), dtype=torch.uint8)  # keeps the block alive
     strides = [math.prod(shape[axis + 1 :]) for axis in builtins.range(len(shape))]
     return made.set_(block.untyped_storage(), 0, tuple(shape), tuple(strides))  # no view of another tensor
 
@@ -92,8 +94,29 @@ def _check_sizes(who: str, argument: str, values: Sequence[Tensor], weights: Seq
         raise ValueError(f"{who}: {argument}: expected as many elements as the weights have")
 
 
+def _check_key(who: str, key: Tensor, streams: Sequence[int], weights: int) -> None:
+    """Guards the core's reads: the key's 64 bits, and one stream per weight."""
+    if key.dtype != torch.int64 or key.numel() != 1 or len(streams) != weights:
+        found = f"{key.dtype} {list(key.shape)} and {len(streams)} streams"
+        raise ValueError(f"{who}: expected one int64 key and {weights} streams, got {found}")
+
+
+def _check_extremes(who: str, extremes: Tensor, weights: int) -> None:
+    if extremes.dtype != torch.int64 or tuple(extremes.shape) != (weights, 4):
+        found = f"{extremes.dtype} {list(extremes.shape)}"
+        raise ValueError(f"{who}: extremes: expected int64 [{weights}, 4], got {found}")
+
+
+def _check_words(who: str, words: Tensor) -> None:
+    if words.element_size() != 4:
+        raise ValueError(f"{who}: words: expected 32 bits each, got {words.dtype}")
+
+
 @_kernel
 def noise(key: Tensor, stream: int, first: int, count: int, kind: str) -> Tensor:
+    _check_key("noise", key, [stream], 1)
+    if first < 0 or count < 0 or first + count >= 2**63:
+        raise ValueError(f"noise: first and count must not be negative nor reach 2**63, got {first} and {count}")
     z = _empty([count])
     core.noise(key.data_ptr(), stream, first, count, _KINDS[kind], z.data_ptr(), torch.get_num_threads())
     return z
@@ -116,6 +139,7 @@ def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bi
     options = group_size, min_bits, max_bits, param, kind, per_group
     if not _supported(weights) or not _supported(logits) or not (dtype is None or dtype in _DTYPES):
         return default.add_noise(weights, logits, key, streams, tally, *options, dtype)
+    _check_key("add_noise", key, streams, len(weights))
     _check_groups("add_noise", "logits", logits, [weight.numel() for weight in weights], group_size)
     weights, logits = _contiguous(weights), _contiguous(logits, torch.float32)
     noisy = _empty_like(weights, dtype)
@@ -154,6 +178,8 @@ def add_noise_backward(
         options = group_size, min_bits, max_bits, param, kind, per_group
         return default.add_noise_backward(grads, weights, logits, range, extremes, key, streams, *options)
     counts = [weight.numel() for weight in weights]
+    _check_key("add_noise_backward", key, streams, len(weights))
+    _check_extremes("add_noise_backward", extremes, 0 if per_group else len(weights))
     _check_sizes("add_noise_backward", "grads", grads, weights)
     _check_groups("add_noise_backward", "logits", logits, counts, group_size)
     _check_rows("add_noise_backward", range, counts, group_size, per_group)
@@ -254,6 +280,7 @@ def pack(levels: Tensor, widths: Tensor, group_size: int, word_count: int) -> Te
 
 @_kernel
 def unpack(words: Tensor, widths: Tensor, group_size: int, count: int) -> Tensor:
+    _check_words("unpack", words)
     words, widths = words.contiguous(), widths.to(torch.uint8).contiguous()
     packing = _packing("unpack", widths, count, group_size, words.numel())
     levels = _empty([count], torch.int32)
@@ -311,6 +338,7 @@ def quantize_planes(weight, widths, range, group_size, level_counts):
 def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype):
     if dtype not in _DTYPES:
         return default.unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype)
+    _check_words("unpack_dequantize", words)
     weight = _empty(shape, dtype)
     _check_rows("unpack_dequantize", range, [weight.numel()], group_size, per_group)
     words, widths, range = words.contiguous(), widths.to(torch.uint8).contiguous(), range.contiguous()
@@ -330,7 +358,8 @@ def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype)
 
 @_kernel
 def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
-    values = (values if values.dtype in _INTEGERS else values.to(torch.int64)).contiguous()
+    narrow = values.dtype in _INTEGERS and (nbits <= 16 or values.dtype != torch.uint8)  # see csrc/core/planes.h
+    values = (values if narrow else values.to(torch.int64)).contiguous()
     block = rows * columns
     blocks = -(-values.numel() // block) if block else 0
     words = _empty((blocks, nbits, columns), PLANE_DTYPES[rows])

@@ -1,0 +1,287 @@
+# ruff: noqa: E402 (what is to be guided by must be imported first, by atheris)
+"""Feeds the reader of packed files damaged and forged ones: each loads, or is refused with the reader's own error.
+
+    python tests/fuzz_file_reader.py [runs] [seed]      mutations drawn at random
+    python tests/fuzz_file_reader.py --guided [options]  with the reader's coverage for a guide; options of libFuzzer
+
+The second form needs `pip install atheris`. Both change the golden files and the small ones of `seeds`: bytes as they
+are, or fields of the header and the layout, sealed again with right checksums, so that what lies behind these is
+reached. A run fails on any other error, on a model that is changed by a load that failed, on more memory than
+`SPARE_BYTES` or more than `CPU_SECONDS`; it then leaves the file that did it in the working folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+GUIDED = "--guided" in sys.argv
+if GUIDED:
+    import atheris
+
+    READER = ("header", "layout", "widths", "container", "tensor", "file", "fill", "report", "logits", "attached")
+    with atheris.instrument_imports(include=[f"diffq_fast.packed_{name}" for name in READER]):
+        import diffq_fast.packed_file  # noqa: F401
+
+import torch
+from packed_examples import GOLDEN, Example, example_weight
+from packed_forgery import Forgery
+from torch import nn
+
+from diffq_fast.packed_file import inspect, load, read_packed
+from diffq_fast.packed_header import ITEM_BYTES, PackedFileError
+
+DATA = Path(__file__).parent / "data"
+SPARE_BYTES = 1 << 30  # of address space, beside what is in use before the first run
+CPU_SECONDS = 20  # of one run; a wall clock would count pauses
+LARGEST = 32768
+
+ODD_VALUES = (
+    *(0, 1, -1, 2, 7, 16, 17, 255, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63)),
+    *(1.5, 1e308, True, False, None, "", "w", "b", "v", "w.words", "F16", "BOOL", "scale", "group", "runs", "\ud800"),
+    *("x" * 300, "\x1b[31m", [], {}, [0], [2**40, 2**40], [1] * 40, ["one", 3], ["fixed", 1, 4], ["runs"], {"w": "b"}),
+)
+
+
+TIED = {"v": ["w"], "w": ["v"]}
+
+
+class Model(nn.Module):
+    """What the golden file `packed_v1_documented` fits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = self.v = nn.Parameter(torch.full((2, 3), 9.0))
+        self.b = nn.Parameter(torch.full((1,), 9.0))
+
+
+def seeds(folder: Path) -> list[bytes]:
+    """The golden files, and files with little but one coding, dtype or scope each."""
+    small = {
+        "fixed": Example({"w": example_weight((5, 7), [2, 3], 4)}),
+        "runs": Example({"w": example_weight((70,), [4] * 20 + [9] * 50, 1)}),
+        "per_group": Example({"w": example_weight((3, 9), [4, 8], 8, range_scope="group")}),
+        "tied": Example(
+            {"w": example_weight((6,), 5, 0, dtype=torch.float16)}, {"b": torch.ones(2)}, {"v": "w"}, {"b"}
+        ),
+        "plain": Example({}, {"b": torch.arange(3), "mask": torch.tensor([True])}, buffers={"mask"}),
+    }
+    written = [example.write(folder / name).read_bytes() for name, example in small.items()]
+    return [(DATA / f"{name}.safetensors").read_bytes() for name in GOLDEN] + written
+
+
+class Mutation:
+    """Changes files; the same changes for the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def changed(self, data: bytes) -> bytes:
+        """A file with some bytes changed, or with some fields changed and sealed again."""
+        if self.random.random() < 0.75:
+            try:
+                return self._forged(data)
+            except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
+                pass  # these bytes are no packed file any more, or the change cannot be written
+        return self._spoilt(data)
+
+    def _spoilt(self, data: bytes) -> bytes:
+        spoilt = bytearray(data)
+        for _ in range(self.random.choice((1, 1, 1, 2, 8))):
+            place = self.random.randrange(len(spoilt) + 1)
+            length = self.random.choice((0, 1, 1, 4, 8, 100))
+            fresh = self.random.choice((b"", self.random.randbytes(1), self.random.randbytes(length), b"\xff" * length))
+            spoilt[place : place + length] = fresh
+        return bytes(spoilt[:LARGEST])
+
+    def _forged(self, data: bytes) -> bytes:
+        forgery = Forgery(data)
+        changes = (self._weight, self._weight, self._tensor, self._tensor, self._data, self._metadata, self._names)
+        for _ in range(self.random.choice((1, 1, 2, 3))):
+            self.random.choice(changes)(forgery)
+        return forgery.blob(self._text if self.random.random() < 0.2 else None)[:LARGEST]
+
+    def _any(self, value: Any = None) -> Any:
+        """Something odd, or the value with a part of it changed."""
+        if isinstance(value, list) and value and self.random.random() < 0.6:
+            place = self.random.randrange(len(value))
+            return [*value[:place], self._any(value[place]), *value[place + 1 :]]
+        if type(value) is int and self.random.random() < 0.6:
+            return value + self.random.choice((-1, 1, 8, 1024))
+        return self.random.choice(ODD_VALUES)
+
+    def _in(self, fields: Any) -> None:
+        """One field changed, dropped or added."""
+        name = self.random.choice([*fields, "extra"])
+        if name in fields and self.random.random() < 0.1:
+            del fields[name]
+        else:
+            fields[name] = self._any(fields.get(name))
+
+    def _weight(self, forgery: Forgery) -> None:
+        weights = forgery.layout["weights"]
+        self._in(weights[self.random.choice([*weights])])
+
+    def _names(self, forgery: Forgery) -> None:
+        part = forgery.layout[self.random.choice([*forgery.layout])]
+        self._in(part if isinstance(part, dict) and self.random.random() < 0.7 else forgery.layout)
+
+    def _metadata(self, forgery: Forgery) -> None:
+        self._in(forgery.metadata)
+
+    def _tensor(self, forgery: Forgery) -> None:
+        entry = forgery.tensors[self.random.choice([*forgery.tensors])]
+        if self.random.random() < 0.4:
+            entry["dtype"] = self.random.choice([*ITEM_BYTES])
+        else:
+            self._in(entry)
+
+    def _data(self, forgery: Forgery) -> None:
+        name = self.random.choice([*forgery.tensors])
+        form = self.random.random()
+        if form < 0.15:
+            forgery.drop(name)
+        elif form < 0.3:
+            forgery.set_data(self.random.choice(("w", "b.words", "ghost", "w.widths")), self.random.randbytes(3))
+        elif form < 0.7:  # as long as it was, so that the sizes hold
+            forgery.data[name] = self._spoilt(forgery.data[name])[: len(forgery.data[name])].ljust(
+                len(forgery.data[name]), b"\x7f"
+            )
+        else:
+            forgery.data[name] = self._spoilt(forgery.data[name])
+
+    def _text(self, text: str) -> str:
+        """JSON that is spoilt, or nested deeply, somewhere."""
+        place = self.random.randrange(len(text))
+        depth = self.random.choice((1, 2, 50, self.random.randrange(900, 1000), 5000))
+        nested = self.random.choice(("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth))
+        number = self.random.choice(("1e999", "NaN", "-0", "9" * 30, "9" * 5000, '"\\ud800"', nested))
+        if self.random.random() < 0.5:
+            return text[:place] + number + text[place + self.random.choice((0, 1, 1, 5)) :]
+        values = [at for at in range(len(text) - 1) if text[at] == ":" and text[at + 1] in "[0123456789"]
+        at = self.random.choice(values) + 1
+        return text[:at] + number + text[text.find("]", at) + 1 :]
+
+
+def refused(read: Callable[[], Any], path: str, errors: type[Exception] = PackedFileError) -> Any:
+    """What was read, or None where it was refused as promised."""
+    try:
+        return read()
+    except errors as error:
+        if path not in str(error):
+            raise AssertionError(f"the error does not name the file: {error}") from error
+        return None
+
+
+class Reader:
+    """Reads bytes as a packed file in every way there is, and checks what comes of it."""
+
+    def __init__(self) -> None:
+        self.descriptor, self.path = tempfile.mkstemp(suffix=".safetensors")
+        os.unlink(self.path)  # nothing stays behind; the name below opens it
+        self.path = f"/proc/self/fd/{self.descriptor}"
+        self.loaded = 0
+
+    def __call__(self, data: bytes) -> None:
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, data, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
+        report = refused(lambda: inspect(self.path), self.path)
+        if report is not None:
+            report.table(), report.to_json()
+        contents = refused(lambda: read_packed(self.path), self.path)
+        if contents is not None:
+            self.loaded += 1
+            if report is None:
+                raise AssertionError("read a file that inspect refuses")
+            self._check(contents, contents.state_dict())
+        self._load(contents)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+    def _check(self, contents: Any, state: dict[str, torch.Tensor]) -> None:
+        for name in contents.names():
+            if (tuple(state[name].shape), state[name].dtype) != (contents.shape(name), contents.dtype(name)):
+                raise AssertionError(f"{name!a}: {state[name].shape} {state[name].dtype}")
+
+    def _load(self, contents: Any) -> None:
+        """Into a model: all of it or nothing."""
+        model = Model()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        strict = zlib.crc32(os.pread(self.descriptor, LARGEST, 0)) % 2 == 0
+        done = refused(lambda: load(self.path, model, strict=strict), self.path, ValueError)
+        if done is not None and contents is None:
+            raise AssertionError("loaded a file that cannot be read")
+        for name, tensor in model.state_dict().items():
+            expected = before[name]
+            stored = [each for each in (name, *TIED.get(name, ())) if done is not None and each in contents]
+            if stored:
+                expected = contents.tensor(stored[0]).to(expected.dtype)
+            if not torch.equal(tensor.view(torch.int32), expected.view(torch.int32)):
+                raise AssertionError(f"{name} is {tensor}, expected {expected}; loaded: {done is not None}")
+
+
+def limit() -> None:
+    """Memory, and the time of one run."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + SPARE_BYTES, resource.RLIM_INFINITY))
+
+    def too_long(*_: Any) -> None:
+        raise AssertionError(f"more than {CPU_SECONDS} s for one file")
+
+    signal.signal(signal.SIGVTALRM, too_long)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+
+
+def run(runs: int, seed: int) -> None:
+    reader = Reader()
+    with tempfile.TemporaryDirectory() as folder:
+        files = seeds(Path(folder))
+    limit()
+    start = time.perf_counter()
+    for index in range(seed, seed + runs):
+        mutation = Mutation(index)
+        data = mutation.random.choice(files)
+        for _ in range(mutation.random.choice((0, 1, 1, 1, 2, 3))):
+            data = mutation.changed(data)
+        try:
+            reader(data)
+        except BaseException:
+            name = f"refute_{hashlib.sha256(data).hexdigest()[:12]}.safetensors"
+            Path(name).write_bytes(data)
+            print(f"run {index}: {name}", file=sys.stderr)
+            raise
+    speed = runs / (time.perf_counter() - start)
+    print(f"{runs} files read without a finding, {reader.loaded} of them valid; {speed:.0f} a second")
+    if runs >= 100 and not 0 < reader.loaded < runs:
+        raise AssertionError("expected some files that load and some that do not")
+
+
+def run_guided(options: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for index, data in enumerate(seeds(Path(folder))):
+            Path(folder, f"seed_{index}").write_bytes(data)
+        for written in ("fixed", "runs", "per_group", "tied", "plain"):
+            Path(folder, written).unlink()
+        limit()
+        mutate = lambda data, _size, seed: Mutation(seed).changed(data)  # noqa: E731
+        atheris.Setup([sys.argv[0], *options, folder], Reader(), custom_mutator=mutate)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    if GUIDED:
+        run_guided([option for option in sys.argv[1:] if option != "--guided"])
+    else:
+        run(int(sys.argv[1]) if len(sys.argv) > 1 else 2000, int(sys.argv[2]) if len(sys.argv) > 2 else 0)
