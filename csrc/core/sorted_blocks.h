@@ -221,6 +221,7 @@ class SliceMerger {
     // The next items of the slice, which have that width.
     template <typename Size>
     DIFFQ_FAST_INLINE void take(int width, Item* items, Size size) {
+        expect_write(reinterpret_cast<const char*>(items) + kBytesAhead);
         Open& open = open_[width];
         if (open.at == open.end) refill(open);
         if constexpr (std::is_same_v<Size, int64_t>) {
