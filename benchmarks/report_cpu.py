@@ -86,39 +86,63 @@ def table(stored: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+COLOURS = {"diffq_fast": "tab:green", "diffq": "tab:red", "torch.compile": "tab:blue"}
+
+
+def _points(stored: dict[str, Any]) -> list[tuple[str, str, float, float]]:
+    """(package, label, bytes per weight, millions of weights a second) of the rows at g = 8, warm."""
+    points, count = [], stored["results"]["count"]
+    for part in ("training", "export"):
+        for row, variants in stored["results"].get(part, {}).items():
+            if "g=8" not in row or "cold" in row:
+                continue
+            for name, found in variants.items():
+                if name == "copy_" or not found["bytes"]:
+                    continue
+                package = next(
+                    (each for each in ("torch.compile", "diffq_fast", "diffq") if each in name), "diffq_fast"
+                )
+                detail = name.removeprefix(package).strip().replace("max-autotune-no-cudagraphs", "max-autotune")
+                label = f"{row.replace(' g=8', '').replace(' warm', '')} {detail}".replace("words ", "")
+                points.append((package, label.strip(), found["bytes"] / count, count / found["median"] / 1e6))
+    return points
+
+
 def plot(stored: dict[str, Any], path: Path) -> None:
-    """Achieved bandwidth against bytes per weight, under the copy's."""
+    """Speed of each pass against the bytes that it cannot avoid, under the copy's bandwidth."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    results, count = stored["results"], stored["results"]["count"]
-    figure, axes = plt.subplots(figsize=(8, 5))
-    roof = 0.0
-    for part in ("training", "export"):
-        for row, variants in results.get(part, {}).items():
-            if "g=8" not in row or "cold" in row:
-                continue
-            for name, found in variants.items():
-                speed = count / found["median"] / 1e6
-                if name == "copy_":
-                    roof = max(roof, found["bytes"] / found["median"])
-                    continue
-                if not found["bytes"]:
-                    continue
-                label = f"{row.split(' g=8')[0]}: {name}"
-                axes.loglog(
-                    found["bytes"] / count, speed, "o" if "fast" in name or "pack" in name else "x", label=label
-                )
-    span = [4.0, 24.0]
-    axes.loglog(span, [roof / each / 1e6 for each in span], "k--", label="copy's bandwidth")
-    axes.set_xlabel("bytes of memory traffic per weight")
+    figure, axes = plt.subplots(figsize=(9, 6))
+    roof = max(
+        found["bytes"] / found["median"]
+        for part in ("training", "export")
+        for variants in stored["results"].get(part, {}).values()
+        for name, found in variants.items()
+        if name == "copy_"
+    )
+    span = [4.0, 30.0]
+    axes.loglog(span, [roof / each / 1e6 for each in span], "k--", label="at the copy's bandwidth")
+    heights: dict[float, list[float]] = {}
+    for package, label, moved, speed in sorted(_points(stored), key=lambda point: -point[3]):
+        axes.plot(moved, speed, "o", color=COLOURS[package])
+        height = min([speed, *(below / 1.13 for below in heights.get(moved, []))])  # below the label above it
+        heights.setdefault(moved, []).append(height)
+        axes.annotate(label, (moved * 1.03, height), fontsize=7, va="center", color=COLOURS[package])
+    for package, colour in COLOURS.items():
+        axes.plot([], [], "o", color=colour, label=package)
+    axes.set_xticks([4, 6, 8, 12, 20, 30], [4, 6, 8, 12, 20, 30])
+    axes.minorticks_off()
+    axes.set_xlabel("bytes of memory traffic per weight that cannot be avoided")
     axes.set_ylabel("million weights a second")
-    axes.set_title(f"{stored['machine']['processor']}, {stored['machine']['instruction_set']}")
-    axes.legend(fontsize=6)
+    machine = stored["machine"]
+    axes.set_title(f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}, groups of 8")
+    axes.legend(loc="upper right", fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
