@@ -26,7 +26,7 @@ test: setup
 check: setup
 	ruff check .
 	ruff format --check .
-	clang-format --dry-run --Werror $(NATIVE)
+	clang-format --dry-run --Werror $(NATIVE) $(wildcard benchmarks/*.cpp)
 	typos
 	mypy
 

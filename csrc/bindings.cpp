@@ -19,7 +19,21 @@ using namespace diffq_fast;
 namespace py = pybind11;
 using Address = uintptr_t;
 using Addresses = std::vector<Address>;
-using Release = py::call_guard<py::gil_scoped_release>;
+
+// Lets go of the GIL while the core works. Until Python 3.13, a daemon thread that asks for it back when the
+// interpreter has ended is unwound out of itself: through this destructor, which for that may throw.
+class NoGil {
+  public:
+    NoGil() : state_(PyEval_SaveThread()) {}
+    ~NoGil() noexcept(false) { PyEval_RestoreThread(state_); }
+    NoGil(const NoGil&) = delete;
+    NoGil& operator=(const NoGil&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
+
+using Release = py::call_guard<NoGil>;
 
 template <typename T>
 T* at(Address address) {

@@ -224,6 +224,9 @@ def _spread(nonfinite: Tensor, used: Sequence[int], count: int) -> Tensor:
 def _add_noise_autograd(
     weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group, dtype=None
 ):
+    if not weights or not len(weights) == len(logits) == len(streams):
+        found = f"{len(weights)} weights, {len(logits)} logits, {len(streams)} streams"
+        raise ValueError(f"add_noise: expected weights, and as many logits and streams, got {found}")
     options = group_size, min_bits, max_bits, param, kind, per_group
     found, extremes, *noisy = _AddNoise.apply(list(streams), options, dtype, key, tally, *weights, *logits)
     return noisy, found, extremes
