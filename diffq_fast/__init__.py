@@ -14,6 +14,7 @@ _HOMES = {
     "DiffQuantizer": "quantizers.diffq",
     "UniformQuantizer": "quantizers.uniform",
     "LSQ": "quantizers.lsq",
+    "SizeTarget": "quantizers.size_target",
     "restore_quantized_state": "quantizers.restore",
     "save": "packed_file",
     "load": "packed_file",

@@ -49,6 +49,12 @@ def remembers_arguments(init: Callable) -> Callable:
     return wrapped
 
 
+def drop_compiled_graphs() -> None:
+    """Have everything compiled anew: graphs that were traced before check neither for new hooks nor what hooks read."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+
+
 class _StraightThrough(torch.autograd.Function):
     """The second tensor, with the gradient going to the first."""
 
@@ -132,8 +138,7 @@ class BaseQuantizer(Export):
         for module in self._members:
             self._handles.append(module.register_forward_pre_hook(self._before_inner))
             self._handles.append(module.register_forward_hook(self._after_inner, always_call=True))
-        if "torch._dynamo" in sys.modules:
-            sys.modules["torch._dynamo"].reset()  # graphs that were traced before do not check for new hooks
+        drop_compiled_graphs()
 
     def detach(self) -> None:
         """Remove the hooks and the learned parameters from the model; the weights stay as they are.

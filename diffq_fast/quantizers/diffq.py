@@ -15,7 +15,9 @@ from ..bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, wh
 from ..philox import NOISE_KINDS
 from ..reference import group_count
 from .base import remembers_arguments
+from .bit_budget import table_bits
 from .export import ExportedWeight
+from .freezing import FreezableBits
 from .learned import LearnedQuantizer
 from .replay import Maker, generator_state
 from .selection import QuantizedParameter, untied
@@ -25,7 +27,7 @@ BUCKET_BYTES = 64 * 2**20
 RNGS = ("philox", "torch")
 
 
-class DiffQuantizer(LearnedQuantizer):
+class DiffQuantizer(FreezableBits, LearnedQuantizer):
     """Trains a model with learned numbers of bits: each weight gets noise as large as one quantisation step.
 
     Three lines in a training loop::
@@ -133,13 +135,19 @@ class DiffQuantizer(LearnedQuantizer):
         return whole_bits(self._get_bits(entry.logit.detach()), self.extra_bits)
 
     def bits(self) -> dict[str, Tensor]:
-        """The learned, real-valued bits of every group, by weight name: float32 ``[groups]``, without gradient."""
-        return {entry.full_name: self._get_bits(entry.logit.detach()) for entry in self._firsts}
+        """The bits of every group as training sees them: float32 ``[groups]`` by weight name, without gradient.
+
+        Real-valued while they are learned; with ``extra_bits`` in them, and whole, once they are frozen.
+        """
+        return {entry.full_name: self._training_bits(entry) for entry in self._firsts}
+
+    def _training_bits(self, entry: QuantizedParameter) -> Tensor:
+        return self._widths(entry).float() if self.bits_frozen else self._get_bits(entry.logit.detach())
 
     def bits_per_weight(self) -> dict[str, float]:
         """The mean number of bits of each weight's elements, by name, as it stands in training."""
         return {
-            entry.full_name: float(self._total(self._get_bits(entry.logit.detach()), entry) / entry.param.numel())
+            entry.full_name: float(self._total(self._training_bits(entry), entry) / entry.param.numel())
             for entry in self._firsts
             if entry.param.numel()
         }
@@ -171,16 +179,14 @@ class DiffQuantizer(LearnedQuantizer):
         made: dict[QuantizedParameter, Tensor] = {}
         for bucket in _buckets(firsts):
             streams = [self._streams[entry] for entry in bucket]
-            logits = [entry.logit for entry in bucket]
+            logits, bits_options = self._noise_logits(bucket)
             noisy = functional.add_noise(
                 [entry.param for entry in bucket],
                 logits,
                 keys[bucket[0].param.device],
                 streams=streams,
                 group_size=self.group_size,
-                min_bits=self.min_bits,
-                max_bits=self.max_bits,
-                param=self.param,
+                **bits_options,
                 noise=self.noise,
                 range_scope=self.range_scope,
                 tally=self._tally(streams, logits),
@@ -189,7 +195,7 @@ class DiffQuantizer(LearnedQuantizer):
             made.update(zip(bucket, noisy, strict=True))
         return [made[self._qparams[index].first] for index in indices]
 
-    def _tally(self, streams: list[int], logits: list[nn.Parameter]) -> Tensor | None:
+    def _tally(self, streams: list[int], logits: Sequence[Tensor]) -> Tensor | None:
         """The leaf whose gradient counts the non-finite logit gradients of a bucket. None where there are none to
         count, or none can be made (inside a compiled graph that comes before :meth:`setup_optimizer`)."""
         if not torch.is_grad_enabled() or not any(logit.requires_grad for logit in logits):
@@ -262,19 +268,26 @@ class DiffQuantizer(LearnedQuantizer):
         for entry in self._firsts:
             if not entry.param.numel():
                 continue
-            bits = self._get_bits(entry.logit)
-            used = whole_bits(bits, self.extra_bits).float() if exact else self.extra_bits + bits
+            used = self._counted_bits(entry, exact)
             ranges = len(used) if self.range_scope == "group" else 1
             table = len(used) * self._table_bits(used.detach())
             total = total + (self._total(used, entry) + (64 * ranges + 8) + table)
         return total
+
+    def _counted_bits(self, entry: QuantizedParameter, exact: bool) -> Tensor:
+        """Bits of each group as the size counts them; frozen ones are whole, with gradient zero."""
+        bits = self._get_bits(entry.logit)
+        if not (exact or self.bits_frozen):
+            return self.extra_bits + bits
+        whole = whole_bits(bits.detach(), self.extra_bits).float()
+        return whole if exact else whole + 0 * bits
 
     def _table_bits(self, used: Tensor) -> Tensor:
         """Bits of one entry of a weight's width table."""
         lowest: float | Tensor = self.min_bits
         if self.extra_bits < 0:
             lowest = used.min().round().clamp(max=self.min_bits)
-        return torch.ceil(torch.log2((1 + used.max().round() - lowest).clamp(min=1)))
+        return table_bits(lowest, used.max())
 
     # -- export ------------------------------------------------------------------------------------------------------
 

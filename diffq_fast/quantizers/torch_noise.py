@@ -40,19 +40,18 @@ class TorchNoise:
     def _draw(self, wanted: set[QuantizedParameter]) -> dict[QuantizedParameter, Tensor]:
         made = {}
         quantizer = self._quantizer
-        for entry in self._firsts:
+        logits, options = quantizer._noise_logits(self._firsts)
+        for entry, logit in zip(self._firsts, logits, strict=True):
             like = entry.param.detach().to(reference.compute_dtype(entry.param)).reshape(-1)
             noise = torch.rand_like(like) - 0.5 if quantizer.noise == "uniform" else torch.randn_like(like) / 2
             if entry in wanted:
                 made[entry] = reference.noisy_weight(
                     entry.param,
-                    entry.logit,
+                    logit,
                     noise,
                     quantizer.group_size,
-                    quantizer.min_bits,
-                    quantizer.max_bits,
-                    quantizer.param,
-                    quantizer.range_scope == "group",
+                    per_group=quantizer.range_scope == "group",
+                    **options,
                 )
         return made
 

@@ -1,0 +1,150 @@
+"""Whole numbers of bits that fill a size: which groups are rounded up, and which down.
+
+Where learned bits have settled, one bit more is worth the same in every group. A common shift of all bits keeps it so:
+the error of a group falls like 4**-bits, so the shift multiplies what a bit is worth by one factor everywhere. Hence the
+rule: the largest common shift whose rounded bits fit, then single groups in the order of what they lack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..bits import MAX_WHOLE_BITS
+from .export import BITS_PER_MB
+
+if TYPE_CHECKING:
+    from .diffq import DiffQuantizer
+
+BISECTIONS = 60
+FILLING_ROUNDS = 64
+
+
+def table_bits(lowest: Tensor | float, highest: Tensor) -> Tensor:
+    """Bits of one entry of a weight's width table, for bits from ``lowest`` to ``highest``."""
+    return torch.ceil(torch.log2((1 + highest.round() - lowest).clamp(min=1)))
+
+
+def reachable_widths(min_bits: float, max_bits: float, extra_bits: float) -> range:
+    """The whole numbers that bits strictly between ``min_bits`` and ``max_bits`` are rounded to."""
+    found = [
+        width
+        for width in range(1, MAX_WHOLE_BITS + 1)
+        if (width == 1 or width - extra_bits - 0.5 < max_bits)
+        and (width == MAX_WHOLE_BITS or width - extra_bits + 0.5 > min_bits)
+    ]
+    return range(found[0], found[-1] + 1)
+
+
+class BitBudget:
+    """The groups of all weights of a quantizer in one row, and what any choice of bits for them costs.
+
+    Sizes are in bits and agree with ``model_size()``. On the device of the first weight; every size that is compared
+    waits for that device.
+    """
+
+    def __init__(self, quantizer: DiffQuantizer) -> None:
+        entries = [entry for entry in quantizer._firsts if entry.param.numel()]
+        self.device = entries[0].param.device if entries else torch.device("cpu")
+        self.widths = reachable_widths(quantizer.min_bits, quantizer.max_bits, quantizer.extra_bits)
+        self._min_bits, self._extra_bits = quantizer.min_bits, quantizer.extra_bits
+        self._lengths = [len(entry.logit) for entry in entries]
+        self._groups = torch.tensor(self._lengths, dtype=torch.float64, device=self.device)
+        self._owner = torch.arange(len(entries), device=self.device).repeat_interleave(self._groups.long())
+        sizes = [_group_sizes(entry.param.numel(), len(entry.logit), quantizer.group_size) for entry in entries]
+        self._elements = _row(sizes, self.device)
+        ranges = sum(self._lengths) if quantizer.range_scope == "group" else len(entries)
+        self.plain = sum(slot.param.numel() for slot in quantizer._rest) * (16 if quantizer.float16 else 32)
+        self.fixed = self.plain + 64 * ranges + 8 * len(entries)
+        self.count = int(self._elements.sum()) + sum(slot.param.numel() for slot in quantizer._rest)
+        self.quantised = int(self._elements.sum())
+
+    def row(self, per_weight: Sequence[Tensor]) -> Tensor:
+        """float64 ``[groups of all weights]`` from one tensor per weight that has elements."""
+        return _row(per_weight, self.device)
+
+    def split(self, row: Tensor) -> list[Tensor]:
+        """The inverse of :meth:`row`."""
+        return list(row.split(self._lengths))
+
+    def uniform_size(self, bits: float) -> float:
+        """The size with the same bits everywhere."""
+        return float(self.size(torch.full_like(self._elements, bits)))
+
+    def size(self, used: Tensor) -> Tensor:
+        """The size with these bits: float64 ``[groups]`` to 0-dim, in bits."""
+        tables = self._groups * table_bits(self._lowest(used), self._highest(used))
+        return (self._elements * used).sum() + tables.sum() + self.fixed
+
+    def fit(self, bits: Tensor, budget: float) -> Tensor:
+        """Whole bits whose size is at most ``budget``, and so near to it that no group more can be rounded up.
+
+        Args:
+            bits: float64 ``[groups]``: the real-valued bits, ``extra_bits`` included.
+            budget: in bits, at least ``uniform_size(widths[0])``.
+        """
+        if not len(bits):
+            return bits
+        low, high = float(self.widths[0] - bits.max()) - 1, float(self.widths[-1] - bits.min()) + 1
+        if self.size(self._rounded(bits, high)) <= budget:
+            return self._rounded(bits, high)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.size(self._rounded(bits, middle)) <= budget else (low, middle)
+        used = self._rounded(bits, low)
+        return self._filled(used, bits + low - used, budget - float(self.size(used)))
+
+    def _rounded(self, bits: Tensor, shift: float) -> Tensor:
+        return (bits + shift).round().clamp(self.widths[0], self.widths[-1])
+
+    def _filled(self, used: Tensor, lacking: Tensor, left: float) -> Tensor:
+        """One bit more for single groups, those that lack most first, while ``left`` bits last.
+
+        A group that is its weight's widest pays for what it does to the table as if it were the only one.
+        """
+        highest = self._highest(used)
+        lowest = self._lowest(used)
+        wider = self._groups * (table_bits(lowest, highest + 1) - table_bits(lowest, highest))
+        cost = self._elements + torch.where(used == highest[self._owner], wider[self._owner], 0.0)
+        order = lacking.argsort(descending=True, stable=True)
+        order = order[used[order] < self.widths[-1]]
+        for _ in range(FILLING_ROUNDS):
+            order = order[cost[order] <= left]
+            if not len(order):
+                break
+            spent = cost[order].cumsum(0)
+            taken = int((spent <= left).sum())
+            used[order[:taken]] += 1
+            left -= float(spent[taken - 1])
+            order = order[taken:]
+        return used
+
+    def _highest(self, used: Tensor) -> Tensor:
+        """float64 ``[weights]``"""
+        return torch.zeros_like(self._groups).scatter_reduce_(0, self._owner, used, "amax")
+
+    def _lowest(self, used: Tensor) -> Tensor | float:
+        """From which width the tables count, see SPEC of ``model_size``."""
+        if self._extra_bits >= 0:
+            return self._min_bits
+        lowest = torch.full_like(self._groups, torch.inf).scatter_reduce_(0, self._owner, used, "amin")
+        return lowest.round().clamp(max=self._min_bits)
+
+    def megabytes(self, bits: float) -> float:
+        return bits / BITS_PER_MB
+
+
+def _row(per_weight: Sequence[Tensor], device: torch.device) -> Tensor:
+    moved = [each.detach().to(device, torch.float64) for each in per_weight]
+    return torch.cat(moved) if moved else torch.zeros(0, dtype=torch.float64, device=device)
+
+
+def _group_sizes(count: int, groups: int, group_size: int) -> Tensor:
+    """Elements of each group; the last one may be shorter."""
+    size = group_size or count
+    sizes = torch.full((groups,), size, dtype=torch.float64)
+    sizes[-1] -= groups * size - count
+    return sizes

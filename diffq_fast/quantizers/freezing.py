@@ -1,0 +1,145 @@
+"""Freezing the bits near the end of a training, so that it trains at the widths of the export.
+
+Frozen logits stand at values that give whole bits, so every copy of them (state dict, packed file, stored state) gives
+the same widths again; the only thing that is not in the logits is that they are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ..bits import logits_from_bits, whole_bits
+from ..packed_logits import LogitRule
+from .base import drop_compiled_graphs
+from .bit_budget import BitBudget
+from .export import BITS_PER_MB
+from .selection import QuantizedParameter
+
+if TYPE_CHECKING:
+    from .diffq import DiffQuantizer
+
+# The interval in which the noise's operator is told whole bits: any that has 1 … 15 well inside.
+WHOLE_INTERVAL = (0.5, 15.5)
+
+_frozen: WeakSet[FreezableBits] = WeakSet()
+
+
+class FreezableBits:
+    """The part of a DiffQuantizer that freezes its bits. Not used by itself."""
+
+    if TYPE_CHECKING:
+        extra_bits: float
+        min_bits: float
+        max_bits: float
+        param: str
+        suffix: str
+        _firsts: list[QuantizedParameter]
+
+        def _get_bits(self, logit: Tensor) -> Tensor: ...
+        def _logits(self) -> list[nn.Parameter]: ...
+
+    _bits_are_frozen = False
+
+    @property
+    def bits_frozen(self) -> bool:
+        """Whether :meth:`freeze_bits` is in force."""
+        return self._bits_are_frozen
+
+    def freeze_bits(self: DiffQuantizer, mb: float | None = None) -> None:
+        """Round the bits for good: from now on training sees the widths of the export, and they stay.
+
+        The noise is that of whole bits, no optimizer of torch moves the logits any more, and ``true_model_size()``
+        does not change. Call it between two training steps. The logits are set to values that give these widths: a
+        state dict, a packed file and a stored state carry them, but not that they are frozen. After loading one into
+        a new quantizer, call ``freeze_bits()`` again; it finds the same widths.
+
+        Args:
+            mb: choose the rounding so that ``true_model_size()`` is at most this and as near to it as whole bits
+                allow (see ``docs/size_target.md``); None: the nearest whole bits, as an export has them.
+
+        Raises:
+            ValueError: no whole bits between min_bits and max_bits are as small as ``mb``.
+        """
+        rule = LogitRule(self.min_bits, self.max_bits, self.extra_bits, self.param, self.suffix)
+        with torch.no_grad():
+            for entry, widths in zip(self._firsts, self._widths_to_freeze(mb), strict=True):
+                entry.logit.copy_(rule.logits(widths))
+        for logit in self._logits():
+            logit.grad = None
+        self._bits_are_frozen = True
+        self._whole_logits: dict[QuantizedParameter, tuple[tuple, Tensor]] = {}
+        _frozen.add(self)
+        drop_compiled_graphs()
+
+    def unfreeze_bits(self) -> None:
+        """Let the bits be learned again, from the whole numbers at which :meth:`freeze_bits` left them."""
+        self._bits_are_frozen = False
+        _frozen.discard(self)
+        drop_compiled_graphs()
+
+    def _widths_to_freeze(self: DiffQuantizer, mb: float | None) -> list[Tensor]:
+        if mb is None:
+            return [self._widths(entry) for entry in self._firsts]
+        budget = BitBudget(self)
+        smallest = budget.uniform_size(budget.widths[0])
+        if mb * BITS_PER_MB < smallest:
+            raise ValueError(
+                f"DiffQuantizer.freeze_bits: mb must be at least {smallest / BITS_PER_MB:.6g}, the size with "
+                f"{budget.widths[0]} bits everywhere, got {mb:g}; lower min_bits, or keep the rest in half "
+                "precision (float16=True)"
+            )
+        full = [entry for entry in self._firsts if entry.param.numel()]
+        bits = budget.row([self.extra_bits + self._get_bits(entry.logit) for entry in full])
+        found = dict(zip(full, budget.split(budget.fit(bits, mb * BITS_PER_MB)), strict=True))
+        return [found.get(entry, entry.logit.detach()) for entry in self._firsts]
+
+    def _noise_logits(self: DiffQuantizer, entries: Sequence[QuantizedParameter]) -> tuple[list[Tensor], NoiseOptions]:
+        """The logits that the noise of these weights is made of, and how the operator reads them.
+
+        Frozen logits stay in the graph with gradient zero: a distributed wrapper waits for the gradient of every
+        parameter that it has once seen.
+        """
+        logits: list[Tensor] = [entry.logit for entry in entries]
+        if not self._bits_are_frozen:
+            return logits, {"min_bits": self.min_bits, "max_bits": self.max_bits, "param": self.param}
+        whole = [self._whole_logit(entry) for entry in entries]
+        options = {"min_bits": WHOLE_INTERVAL[0], "max_bits": WHOLE_INTERVAL[1], "param": "bits"}
+        return list(torch._foreach_add(whole, logits, alpha=0)), options
+
+    def _whole_logit(self, entry: QuantizedParameter) -> Tensor:
+        """The logit that gives the weight's widths in :data:`WHOLE_INTERVAL`, made once per version of its own."""
+        logit = entry.logit.detach()
+        if torch.compiler.is_compiling():
+            return self._to_whole_logit(logit)
+        stamp = (logit.data_ptr(), logit._version, logit.device, logit.dtype)
+        if self._whole_logits.get(entry, (None,))[0] != stamp:
+            self._whole_logits[entry] = (stamp, self._to_whole_logit(logit))
+        return self._whole_logits[entry][1]
+
+    def _to_whole_logit(self, logit: Tensor) -> Tensor:
+        widths = whole_bits(self._get_bits(logit), self.extra_bits)
+        return logits_from_bits(widths.to(torch.float64), *WHOLE_INTERVAL).to(torch.float32)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self._bits_are_frozen:
+            _frozen.add(self)
+
+
+NoiseOptions = dict[str, Any]
+
+
+def _drop_gradients(*_: Any) -> None:
+    """A parameter without gradient is passed over by an optimizer: no momentum, no weight decay."""
+    for quantizer in _frozen:
+        for logit in quantizer._logits():
+            logit.grad = None
+
+
+register_optimizer_step_pre_hook(_drop_gradients)
