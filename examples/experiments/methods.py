@@ -50,7 +50,6 @@ class Attached:
     quantizer: Any = None
     penalty: Callable[[], Tensor | float] = lambda: 0.0
     after_step: Callable[[], None] = lambda: None
-    finish: Callable[[], None] = lambda: None
 
 
 def attach(
@@ -75,14 +74,14 @@ def attach(
     if method.kind == "diffq":
         return Attached(quantizer, lambda: method.penalty * quantizer.model_size())
     target = diffq_fast.SizeTarget(quantizer, mb=plain / method.times, total_steps=steps)
-    return Attached(quantizer, target.penalty, target.step, quantizer.freeze_bits)
+    return Attached(quantizer, target.penalty, target.step)
 
 
 def core_methods(recipe: Recipe) -> list[Method]:
     """Those that every seed runs. Post-training quantisation comes with float32, see `grid.units`."""
     methods = [Method("float32"), *(Method("qat", bits=bits) for bits in BITS), Method("lsq", bits=4)]
     methods += [Method("diffq", penalty=penalty) for penalty in recipe.penalties]
-    return methods + [Method("target", times=times) for times in TIMES if hasattr(diffq_fast, "SizeTarget")]
+    return methods + [Method("target", times=times) for times in TIMES]
 
 
 def secondary_methods(recipe: Recipe) -> list[Method]:

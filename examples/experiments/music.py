@@ -31,14 +31,14 @@ class Music(Task):
     aim = 0.1
     difference_unit = "dB"
     recipe = Recipe(
-        start_steps=1200,
-        steps=300,
+        start_steps=1800,
+        steps=350,
         batch=4,
         start_rate=2e-3,
         rate=1e-3,
         weight_decay=1e-2,
         min_size=0.0005,
-        bits_rate=2e-2,
+        bits_rate=5e-2,
         penalties=(0.003, 0.01, 0.03, 0.1),
     )
     sizes = CHORALES

@@ -47,7 +47,6 @@ def train(
             size = f", {attached.quantizer.true_model_size():.3f} MB" if attached.quantizer else ""
             report(step / steps, f"loss {sum(losses) / len(losses):.4f}{size}")
             losses.clear()
-    attached.finish()
     return attached
 
 
