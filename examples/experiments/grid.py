@@ -15,7 +15,7 @@ from .music import Music
 from .store import Store, results_path
 from .task import Task
 from .text import Text
-from .training import run, starting_network
+from .training import run, starting_network, starting_path
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (ImagesVit, ImagesResnet, Text, Music)}
 CACHE = Path("build/experiments")
@@ -61,11 +61,7 @@ def units(plan: Plan, stores: dict[str, Store]) -> tuple[list[Unit], list[Unit]]
         wanted += [Unit(name, plan.seeds[0], method) for method in secondary_methods(recipe) if not plan.quick]
         missing += [unit for unit in wanted if not stores[name].has(unit.label, unit.seed)]
     starts = dict.fromkeys(Unit(unit.task, unit.seed, None) for unit in missing)
-    return [unit for unit in starts if not start_path(plan, unit).exists()], missing
-
-
-def start_path(plan: Plan, unit: Unit) -> Path:
-    return plan.cache() / f"{unit.task}_seed{unit.seed}.safetensors"
+    return [unit for unit in starts if not starting_path(unit.task, unit.seed, plan.cache()).exists()], missing
 
 
 _loaded: dict[str, Task] = {}  # of this process, so that its next training finds the data read

@@ -11,10 +11,9 @@ AIMED_TIMES = 8.0
 
 def full_table(task: Task, results: list[Result]) -> str:
     """One line per method, in the order of sizes."""
-    head = (
-        f"| method | seeds | smaller | size, MB | file, MB | {task.metric} | against float32, {task.difference_unit} |"
-    )
-    lines = [f"{head} front |", "|---|---|---|---|---|---|---|---|"]
+    columns = ["method", "seeds", "smaller", "size, MB", "file, MB", task.metric]
+    columns += [f"against float32, {task.difference_unit} (95 % interval)", "front"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for found in results:
         cells = [found.label, str(found.seeds), f"{found.times_smaller:.1f}×", f"{found.megabytes:.3f}"]
         cells += [f"{found.megabytes_on_disk:.3f}", quality(found), difference(found), "●" if found.on_front else ""]

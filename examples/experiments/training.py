@@ -22,8 +22,19 @@ from .task import Task, mean_score
 Report = Callable[[float, str], None]  # share of the steps that are done, what to say
 
 
+def starting_path(task: str, seed: int, cache: Path) -> Path:
+    return cache / f"{task}_seed{seed}.safetensors"
+
+
 def train(
-    task: Task, network: nn.Module, seed: int, steps: int, rate: float, method: Method, report: Report
+    task: Task,
+    network: nn.Module,
+    seed: int,
+    steps: int,
+    rate: float,
+    method: Method,
+    report: Report,
+    attach: Callable[..., Attached] = attach,
 ) -> Attached:
     """Train in place for `steps`; `seed` fixes batches and noise, the batches alike for all methods."""
     torch.manual_seed(seed)
@@ -54,7 +65,7 @@ def starting_network(task: Task, seed: int, cache: Path, report: Report) -> nn.M
     """The float32 network that every method starts from; trained once per seed, and kept in `cache`."""
     torch.manual_seed(seed)
     network = task.build()
-    path = cache / f"{task.name}_seed{seed}.safetensors"
+    path = starting_path(task.name, seed, cache)
     if path.exists():
         safetensors.torch.load_model(network, path)
         return network
