@@ -213,21 +213,23 @@ def test_a_store_keeps_its_rows_and_begins_anew_with_another_recipe(modules, sto
 def test_the_grid_lists_what_is_missing(modules, store, monkeypatch, tmp_path):
     monkeypatch.setattr(modules.grid, "CACHE", tmp_path)
     plan = modules.grid.Plan(("images_resnet",))
-    starts, trainings = modules.grid.units(plan, {"images_resnet": store})
-    assert [unit.seed for unit in starts] == [0, 1, 2]
-    labels = [unit.label for unit in trainings if unit.seed == 1]
+    stages = modules.grid.stages(plan, {"images_resnet": store})
+    assert [{(unit.seed, unit.method is None) for unit in stage} for stage in stages] == [
+        {(seed, start)} for seed in range(3) for start in (True, False)
+    ] + [{(0, True)}, {(0, False)}]
+    labels = [unit.label for unit in stages[3]]
     assert labels[0] == "float32"
     assert {"QAT 2 bits", "QAT 8 bits", "LSQ 4 bits", "DiffQ penalty 2", "SizeTarget 12x"} < set(labels)
     assert len(set(labels)) == len(labels) == 1 + 4 + 1 + 4 + 3
-    extra = {unit.label for unit in trainings if unit.seed == 0} - set(labels)
-    assert {"DiffQ penalty 2, g=4", "DiffQ penalty 2, uniform", "DiffQ penalty 2, g=16, range per group"} < extra
+    assert [unit.label for unit in stages[-1]] == [
+        f"DiffQ penalty 2, {other}" for other in ("g=4", "g=16", "uniform", "g=16, range per group")
+    ]
 
     for label in labels:
         store.add([row(label, 1, modules.methods.Method("float32"), 1.0, "1")])
     (tmp_path / "images_resnet_seed2.safetensors").touch()
-    starts, rest = modules.grid.units(plan, {"images_resnet": store})
-    assert [unit.seed for unit in starts] == [0]
-    assert rest == [unit for unit in trainings if unit.seed != 1]
+    rest = modules.grid.stages(plan, {"images_resnet": store})
+    assert rest == [stages[0], stages[1], stages[5], *stages[6:]]
 
 
 def test_the_grid_runs_what_is_missing_and_goes_on_where_it_ended(modules, resnet, monkeypatch, tmp_path, capsys):

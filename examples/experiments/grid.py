@@ -2,8 +2,8 @@
 
 import multiprocessing
 import time
-from collections.abc import Iterable
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from .images import ImagesResnet, ImagesVit
 from .methods import Method, core_methods, secondary_methods
 from .music import Music
 from .store import Store, results_path
-from .task import Task
+from .task import Recipe, Task
 from .text import Text
 from .training import run, starting_network, starting_path
 
@@ -52,16 +52,28 @@ class Plan(NamedTuple):
         return CACHE / "quick" if self.quick else CACHE
 
 
-def units(plan: Plan, stores: dict[str, Store]) -> tuple[list[Unit], list[Unit]]:
-    """(starts, trainings) that are missing: of the core for each seed in turn, then the secondary ones of one seed."""
-    missing = []
-    for name in plan.tasks:
-        recipe = plan.task(name).recipe
-        wanted = [Unit(name, seed, method) for seed in plan.seeds for method in core_methods(recipe)]
-        wanted += [Unit(name, plan.seeds[0], method) for method in secondary_methods(recipe) if not plan.quick]
-        missing += [unit for unit in wanted if not stores[name].has(unit.label, unit.seed)]
-    starts = dict.fromkeys(Unit(unit.task, unit.seed, None) for unit in missing)
-    return [unit for unit in starts if not starting_path(unit.task, unit.seed, plan.cache()).exists()], missing
+def stages(plan: Plan, stores: dict[str, Store]) -> list[list[Unit]]:
+    """What is missing, in the order in which it has to be done: for each seed the starts, then the core of the
+    methods; at last the secondary ones of the first seed. Each stage needs the one before it."""
+    ordered: list[list[Unit]] = []
+    for seed in plan.seeds:
+        ordered += with_starts(plan, missing(plan, stores, seed, core_methods))
+    if not plan.quick and SEEDS[0] in plan.seeds:
+        ordered += with_starts(plan, missing(plan, stores, SEEDS[0], secondary_methods))
+    return [stage for stage in ordered if stage]
+
+
+def missing(plan: Plan, stores: dict[str, Store], seed: int, methods: Callable[[Recipe], list[Method]]) -> list[Unit]:
+    """The trainings of a seed that are not stored yet."""
+    wanted = [Unit(name, seed, method) for name in plan.tasks for method in methods(plan.task(name).recipe)]
+    return [unit for unit in wanted if not stores[unit.task].has(unit.label, seed)]
+
+
+def with_starts(plan: Plan, trainings: list[Unit]) -> list[list[Unit]]:
+    """(the starts that these trainings need and that are not kept yet, the trainings)."""
+    starts = dict.fromkeys(Unit(unit.task, unit.seed, None) for unit in trainings)
+    kept = {unit for unit in starts if starting_path(unit.task, unit.seed, plan.cache()).exists()}
+    return [[unit for unit in starts if unit not in kept], trainings]
 
 
 _loaded: dict[str, Task] = {}  # of this process, so that its next training finds the data read
@@ -94,21 +106,24 @@ def run_grid(plan: Plan, jobs: int) -> None:
     stores = {name: Store(results_path(name, plan.quick), plan.task(name).recipe) for name in plan.tasks}
     for name in plan.tasks:
         plan.task(name).load()  # renders what has to be rendered, once
-    starts, trainings = units(plan, stores)
-    print(f"{len(starts)} trainings from scratch and {len(trainings)} from there are missing", flush=True)
+    ordered = stages(plan, stores)
+    behind = sum(map(len, ordered))
+    print(f"{behind} trainings are missing", flush=True)
     context = multiprocessing.get_context("spawn")
-    started, after = time.perf_counter(), len(trainings)
+    started, done = time.perf_counter(), 0
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        for stage, behind in ((starts, after), (trainings, 0)):
-            pending = submit(pool, plan, stage, behind, jobs)
-            for number, done in enumerate(as_completed(pending), start=1):
-                unit = pending[done]
-                stores[unit.task].add(done.result())
+        for stage in ordered:
+            pending = {}
+            for unit in stage:
+                behind -= 1
+                pending[pool.submit(work, plan, unit, behind / jobs)] = unit
+            for number, future in enumerate(as_completed(pending), start=done + 1):
+                if future.exception():
+                    pool.shutdown(cancel_futures=True)
+                unit = pending[future]
+                stores[unit.task].add(future.result())
                 minutes = (time.perf_counter() - started) / 60
-                print(f"== {number}/{len(stage)} done after {minutes:.1f} min: {unit.task} {unit.label}", flush=True)
-
-
-def submit(pool: ProcessPoolExecutor, plan: Plan, stage: Iterable[Unit], behind: int, jobs: int) -> dict[Future, Unit]:
-    stage = list(stage)
-    rounds = [(len(stage) - number + behind) / jobs for number in range(1, len(stage) + 1)]
-    return {pool.submit(work, plan, unit, left): unit for unit, left in zip(stage, rounds, strict=True)}
+                print(
+                    f"== {number} done after {minutes:.1f} min: {unit.task} seed {unit.seed} {unit.label}", flush=True
+                )
+            done += len(stage)

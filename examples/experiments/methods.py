@@ -85,10 +85,7 @@ def core_methods(recipe: Recipe) -> list[Method]:
 
 
 def secondary_methods(recipe: Recipe) -> list[Method]:
-    """Group size, noise and scope of the range, at the two middle penalties; one seed."""
-    methods = []
-    for penalty in recipe.penalties[1:3]:
-        methods += [Method("diffq", penalty=penalty, group_size=size) for size in (4, 16)]
-        methods += [Method("diffq", penalty=penalty, noise="uniform")]
-        methods += [Method("diffq", penalty=penalty, group_size=16, range_scope="group")]
-    return methods
+    """Group size, noise and scope of the range, at the second penalty; one seed."""
+    others: list[dict[str, Any]] = [{"group_size": 4}, {"group_size": 16}, {"noise": "uniform"}]
+    others.append({"group_size": 16, "range_scope": "group"})
+    return [Method("diffq", penalty=recipe.penalties[1], **other) for other in others]

@@ -16,7 +16,7 @@ from .task import Recipe, Task
 
 CACHE = Path("build/experiments")
 SECONDS = 16.384  # of each chorale; a multiple of every stride
-SEGMENT = 16_384  # samples of a training example
+SEGMENT = 8_192  # samples of a training example
 CHORALES = {"train": 140, "validation": 20, "held out": 60}
 SPLIT_SEED = 1750
 FULL_SCALE = 32_767  # stems are kept as int16
@@ -31,8 +31,8 @@ class Music(Task):
     aim = 0.1
     difference_unit = "dB"
     recipe = Recipe(
-        start_steps=1800,
-        steps=350,
+        start_steps=1500,
+        steps=300,
         batch=4,
         start_rate=2e-3,
         rate=1e-3,

@@ -54,8 +54,8 @@ class Text(Task):
     aim = 2.0
     difference_unit = "% of perplexity"
     recipe = Recipe(
-        start_steps=2500,
-        steps=350,
+        start_steps=2000,
+        steps=300,
         batch=16,
         start_rate=2e-3,
         rate=7e-4,
