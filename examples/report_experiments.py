@@ -9,6 +9,7 @@ README.md.
 from pathlib import Path
 
 from experiments.grid import TASKS
+from experiments.peer_table import peer_table
 from experiments.plots import plot
 from experiments.store import results_path
 from experiments.summary import read, summarise, task_named
@@ -31,6 +32,9 @@ def main() -> None:
         put(PAGE, name, f"{verdict(task, results)}\n\n{full_table(task, results)}")
         short += short_rows(task, results)
         print(f"{name}: {len(results)} methods. {verdict(task, results)}")
+    peer = results_path("peer", quick=False)
+    if peer.exists():
+        put(PAGE, "peer", peer_table(task_named("images_vit"), read(peer)["rows"]))
     put(README, "experiments", "\n".join(short))
 
 
