@@ -28,6 +28,9 @@ def main() -> None:
             continue
         task = task_named(name)
         results = summarise(task, read(path)["rows"])
+        anew = summarise(task, read(path)["rows"], renewed=True)
+        if anew:
+            put(PAGE, f"{name}, statistics anew", full_table(task, anew))
         plot(task, results, Path(f"docs/experiment_{name}.png"))
         put(PAGE, name, f"{verdict(task, results)}\n\n{full_table(task, results)}")
         short += short_rows(task, results)

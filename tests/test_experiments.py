@@ -89,7 +89,11 @@ def test_a_task_runs_end_to_end_with_each_kind_of_method(name, modules, request,
     rows = []
     for method in (make("float32"), make("qat", bits=3), make("lsq", bits=4), make("diffq", penalty=1.0)):
         rows += modules.training.run(task, method, 0, tmp_path, quiet)
-    sizes = {row["label"]: row["megabytes"] for row in rows}
+    anew = [row for row in rows if row["method"]["renewed"]]
+    assert [row["label"].removesuffix(", statistics anew") for row in anew] == [
+        row["label"] for row in rows if not row["method"]["renewed"] and name == "resnet"
+    ]
+    sizes = {row["label"]: row["megabytes"] for row in rows if row not in anew}
     assert list(sizes)[:6] == ["float32", *(f"PTQ {bits} bits" for bits in (2, 3, 4, 8)), "QAT 3 bits"]
     assert sizes["float32"] / sizes["PTQ 8 bits"] == pytest.approx(4, rel=0.1)
     assert sizes["QAT 3 bits"] == sizes["PTQ 3 bits"]
@@ -99,6 +103,21 @@ def test_a_task_runs_end_to_end_with_each_kind_of_method(name, modules, request,
         scores = modules.training.expanded(row["scores"])
         assert task.quality(scores) == pytest.approx(row["quality"], rel=1e-6)
         assert math.isfinite(row["quality"])
+
+
+def test_renewed_statistics_are_those_of_the_weights_of_the_evaluation_and_do_not_stay(modules, resnet):
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1, bias=False), torch.nn.BatchNorm2d(1))
+    torch.nn.init.constant_(network[0].weight, 1.0)
+    resnet.batches = lambda generator: ((torch.full((2, 1, 4, 4), level),) for level in [1.0, 3.0] * 20)
+    modules.training.renew_statistics(resnet, network, [network[1]])
+    assert float(network[1].running_mean) == pytest.approx(2.0)
+    assert float(network[1].running_var) == pytest.approx(0.0)
+
+    resnet.scores = lambda network: network[1].running_mean.int().numpy()  # 0 at first, 2 when renewed
+    network[1].reset_running_stats()
+    rows = modules.training.evaluated(resnet, network, modules.methods.Method("float32"), 0, None, 1.0)
+    assert [row["scores"] for row in rows] == ["0", "2"]
+    assert float(network[1].running_mean) == 0
 
 
 def test_size_target_ends_at_its_size(modules, resnet, tmp_path):

@@ -27,10 +27,15 @@ class Method:
     group_size: int = 8
     noise: str = "gaussian"
     range_scope: str = "tensor"
+    renewed: bool = False  # evaluated with batch statistics that were taken anew, with the weights of the evaluation
 
     @property
     def label(self) -> str:
         """Its name in tables, and with the seed the name of a run."""
+        return self._trained + (", statistics anew" if self.renewed else "")
+
+    @property
+    def _trained(self) -> str:
         if self.kind in ("diffq", "target"):
             amount = f"penalty {self.penalty:g}" if self.kind == "diffq" else f"{self.times:g}x"
             others = [f"g={self.group_size}"] if self.group_size != 8 else []

@@ -33,11 +33,15 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def summarise(task: Task, rows: list[dict[str, Any]]) -> list[Result]:
-    """One result per method, smallest model last; methods without a float32 run of the same seed are left out."""
-    plain = {row["seed"]: row for row in rows if row["label"] == "float32"}
+def summarise(task: Task, rows: list[dict[str, Any]], renewed: bool = False) -> list[Result]:
+    """One result per method, smallest model last; methods without a float32 run of the same seed are left out.
+
+    `renewed`: the runs with renewed batch statistics, float32 too, instead of those as trained.
+    """
+    kept = [row for row in rows if row["method"].get("renewed", False) == renewed]
+    plain = {row["seed"]: row for row in kept if row["method"]["kind"] == "float32"}
     by_label: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in kept:
         if row["seed"] in plain:
             by_label.setdefault(row["label"], []).append(row)
     results = [result(task, found, plain) for found in by_label.values()]

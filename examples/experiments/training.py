@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ import diffq_fast
 
 from .methods import BITS, Attached, Method, attach
 from .task import Task, mean_score
+
+RENEWAL_BATCHES = 40
+RENEWAL_SEED = 7
 
 Report = Callable[[float, str], None]  # share of the steps that are done, what to say
 
@@ -83,14 +87,43 @@ def run(task: Task, method: Method, seed: int, cache: Path, report: Report) -> l
     started = time.perf_counter()
     attached = train(task, network, seed + 1000, task.recipe.steps, task.recipe.rate, method, report)
     seconds = time.perf_counter() - started
-    rows = [row(task, network, method, seed, attached.quantizer, seconds)]
+    rows = evaluated(task, network, method, seed, attached.quantizer, seconds)
     if method.kind == "float32":
         for bits in BITS:
             rounding = Method("ptq", bits=bits)
             quantizer = attach(rounding, network, None, task.recipe, 0).quantizer
-            rows.append(row(task, network, rounding, seed, quantizer, 0.0))
+            rows += evaluated(task, network, rounding, seed, quantizer, 0.0)
             quantizer.detach()
     return rows
+
+
+def evaluated(
+    task: Task, network: nn.Module, method: Method, seed: int, quantizer: Any, seconds: float
+) -> list[dict[str, Any]]:
+    """A row, and a second one with renewed statistics where the network has batch norms; its buffers stay as they are."""
+    rows = [row(task, network, method, seed, quantizer, seconds)]
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    if norms:
+        kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        renew_statistics(task, network, norms)
+        rows.append(row(task, network, replace(method, renewed=True), seed, quantizer, seconds))
+        for name, buffer in network.named_buffers():
+            buffer.copy_(kept[name])
+    return rows
+
+
+@torch.no_grad()
+def renew_statistics(task: Task, network: nn.Module, norms: list[nn.BatchNorm2d]) -> None:
+    """Take the means and variances of batch norms anew, from training batches through the network of the evaluation:
+    those of the training are of weights with noise, or without the rounding."""
+    network.eval()
+    batches = task.batches(torch.Generator().manual_seed(RENEWAL_SEED))
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    for _ in range(RENEWAL_BATCHES):
+        network(next(batches)[0])
 
 
 def row(task: Task, network: nn.Module, method: Method, seed: int, quantizer: Any, seconds: float) -> dict[str, Any]:
