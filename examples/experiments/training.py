@@ -100,7 +100,7 @@ def run(task: Task, method: Method, seed: int, cache: Path, report: Report) -> l
 def evaluated(
     task: Task, network: nn.Module, method: Method, seed: int, quantizer: Any, seconds: float
 ) -> list[dict[str, Any]]:
-    """A row, and a second one with renewed statistics where the network has batch norms; its buffers stay as they are."""
+    """A row, and a second one with renewed statistics where it has batch norms; its buffers stay as they are."""
     rows = [row(task, network, method, seed, quantizer, seconds)]
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     if norms:
