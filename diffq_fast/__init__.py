@@ -19,6 +19,8 @@ _HOMES = {
     "save": "packed_file",
     "load": "packed_file",
     "inspect": "packed_report",
+    "BitsLog": "bits_log",
+    "plot_bits": "bits_plot",
     "save_legacy": "diffq_alias",
     "install_as_diffq": "diffq_alias",
     "backend_info": "backends",

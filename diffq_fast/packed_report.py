@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .bits_plot import BitsRow, draw_bits
 from .packed_header import ITEM_BYTES, open_file, printable
 from .packed_layout import PackedLayout, learned_suffix, read_layout
 from .packed_widths import stream_levels
@@ -95,24 +96,12 @@ class PackedReport:
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the widths of all elements, and each weight's share of widths. Needs matplotlib."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(f"inspect: a plot needs matplotlib ({error}): pip install matplotlib") from None
-        columns = range(min(self.histogram, default=1), max(self.histogram, default=1) + 1)
-        shares = [[w.histogram.get(width, 0) / max(w.count, 1) for width in columns] for w in self.weights]
-        figure = Figure(figsize=(8, 3.5 + min(0.2 * len(self.weights), 30)), layout="constrained")
-        top, bottom = figure.subplots(2, 1, height_ratios=[1, max(1, min(0.08 * len(self.weights), 12))], sharex=True)
-        top.bar(list(columns), [self.histogram.get(width, 0) for width in columns])
-        top.set(ylabel="elements", title=f"{self.bits_per_weight:.2f} bits per weight")
-        extent = (columns[0] - 0.5, columns[-1] + 0.5, len(self.weights) - 0.5, -0.5)
-        if shares:
-            image = bottom.imshow(shares, aspect="auto", extent=extent, vmin=0, cmap="viridis")
-            figure.colorbar(image, ax=bottom, label="share of the weight")
-        bottom.set_yticks(range(len(self.weights)), [weight.name for weight in self.weights], fontsize=6)
-        bottom.set(xlabel="width (bits)", xticks=list(columns))
-        figure.savefig(path, dpi=120)
+        """Draw all elements' widths, and each weight's, as bars divided by width. Needs matplotlib."""
+        rows = [BitsRow(weight.name, weight.histogram, _mean(weight.histogram)) for weight in self.weights]
+        if len(rows) > 1:
+            rows.insert(0, BitsRow("all weights", self.histogram, _mean(self.histogram)))
+        title = f"{self.bits_per_weight:.2f} bits per weight, with tables and ranges"
+        draw_bits(rows, path, title, "elements, per cent")
 
 
 def inspect(path: str | os.PathLike[str]) -> PackedReport:
@@ -162,6 +151,10 @@ def _bytes_by_purpose(layout: PackedLayout) -> dict[str, int]:
         rest = "buffers" if name in layout.buffers else "plain parameters"
         sizes[purpose.get(name, rest)] += entry.byte_count
     return sizes | {"header": layout.header.data_start}
+
+
+def _mean(histogram: Mapping[int, int]) -> float:
+    return sum(width * number for width, number in histogram.items()) / max(sum(histogram.values()), 1)
 
 
 def _span(histogram: Mapping[int, int]) -> str:

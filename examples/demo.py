@@ -9,16 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
 import mnist
 import torch
 from torch import Tensor, nn
 
 import diffq_fast
 from diffq_fast import DiffQuantizer
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SEED = 0
 OUTPUT = Path("demo-output")
@@ -43,26 +39,6 @@ def labels_in_new_process(path: Path) -> Tensor:
     command = [sys.executable, str(Path(__file__).with_name("load_packed.py")), str(path)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return torch.tensor([int(label) for label in printed.strip()])
-
-
-def plot_bits(quantizer: DiffQuantizer, path: Path) -> None:
-    """One row per layer, first layer on top: the share of its groups at each whole number of bits."""
-    layers = {name.removesuffix(".weight"): bits.round().int() for name, bits in quantizer.bits().items()}
-    means = list(quantizer.bits_per_weight().values())
-    lowest, highest = min(int(w.min()) for w in layers.values()), max(int(w.max()) for w in layers.values())
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    left = torch.zeros(len(layers))
-    for width in range(lowest, highest + 1):
-        shares = torch.tensor([float((widths == width).float().mean()) * 100 for widths in layers.values()])
-        colour = plt.get_cmap("viridis")(0.95 - 0.9 * (width - lowest) / max(1, highest - lowest))
-        axes.barh(list(layers), shares.tolist(), left=left.tolist(), color=colour, label=f"{width} bits")
-        left += shares
-    for row, mean in enumerate(means):
-        axes.annotate(f"mean {mean:.1f}", (101, row), va="center", annotation_clip=False)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="groups of 8 weights, per cent", title="Bits that each layer learned")
-    figure.legend(loc="outside right center", frameon=False)
-    figure.savefig(path, dpi=150)
 
 
 def table(megabytes: list[float], parameters: int, accuracies: list[float], files: list[Path]) -> str:
@@ -97,7 +73,7 @@ def main() -> None:
     files = [OUTPUT / "mnist_float32.pt", OUTPUT / "mnist.diffq"]
     torch.save(plain.state_dict(), files[0])
     diffq_fast.save(quantizer, files[1])
-    plot_bits(quantizer, OUTPUT / "bits_per_layer.png")
+    diffq_fast.plot_bits(quantizer, OUTPUT / "bits_per_layer.png")
 
     here, there = mnist.predict(network, held_out), labels_in_new_process(files[1])
     accuracies = [mnist.accuracy(mnist.predict(plain, held_out), held_out), mnist.accuracy(here, held_out)]

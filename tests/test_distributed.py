@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from diffq_fast import DiffQuantizer
+from diffq_fast import DiffQuantizer, SizeTarget
 from diffq_fast.quantizers import diffq
 
 
@@ -57,6 +57,7 @@ def train(rank: int, port: int, case: str, path: str) -> None:
     ready: list[str] = []
     for name, param in model.named_parameters():
         param.register_post_accumulate_grad_hook(lambda _, name=name: ready.append(name))
+    target = SizeTarget(quantizer, bits_per_weight=6, total_steps=4, freeze_at=0.75) if case == "target" else None
     torch.manual_seed(rank + 1)
     for step in range(4):
         x = torch.randn(4, 16)
@@ -66,13 +67,15 @@ def train(rank: int, port: int, case: str, path: str) -> None:
             continue
         (parallel(x).square().mean() + quantizer.model_size()).backward()
         optimizer.step()
+        if target is not None:
+            target.step()  # freezes at the third step, so that the fourth has frozen bits
         optimizer.zero_grad()
     key = diffq.functional.draw_key(torch.zeros(1))
     torch.save(({n: p.detach() for n, p in model.named_parameters()}, ready, key), f"{path}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("case", ["plain", "checkpointed", "no_sync", "compiled"])
+@pytest.mark.parametrize("case", ["plain", "checkpointed", "no_sync", "compiled", "target"])
 def test_ranks_agree_after_training(case, tmp_path):
     mp.spawn(train, (free_port(), case, str(tmp_path)), nprocs=2)
     (first, ready, key0), (second, _, key1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

@@ -1,4 +1,4 @@
-"""The README's Python examples run, in order, in one folder."""
+"""The README's and the pages' Python examples run, in order, in one folder."""
 
 import json
 import re
@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,14 @@ def test_python_examples_run(folder):
         done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
     assert "0.weight" in done.stdout
+
+
+def test_the_example_of_a_size_target_reaches_its_size(tmp_path):
+    (example,) = blocks("python", (ROOT / "docs" / "size_target.md").read_text())
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    reached, asked = re.fullmatch(r"([\d.]+) MB, asked for ([\d.]+) MB\n", done.stdout).groups()
+    assert float(reached) == pytest.approx(float(asked), rel=0.02)
 
 
 def test_command_lines_run(folder):

@@ -29,15 +29,24 @@ LAYERS = [
         "formats",
         [
             *("packed_*", "legacy_*", "bitpack", "torch_pack"),
-            *("tensor_bytes", "safetensors_writer", "atomic_file"),
+            *("tensor_bytes", "safetensors_writer", "atomic_file", "bits_plot"),
         ],
     ),
     ("quantizers", ["quantizers", "quantizers.*"]),
     ("diffq's names", ["base", "diffq", "lsq", "uniform", "ts_export", "diffq_alias", "conversion"]),
-    ("users", ["cli", "cli_*", "__main__", "integrations", "integrations.*"]),
+    ("users", ["bits_log", "cli", "cli_*", "__main__", "integrations", "integrations.*"]),
 ]
 ORACLE = ("bits", "philox", "reference", "even_levels")
-WITHOUT_TORCH = ("diffq_fast", "packed_header", "packed_widths", "packed_layout", "packed_report", "cli")
+WITHOUT_TORCH = (
+    "diffq_fast",
+    "packed_header",
+    "packed_widths",
+    "packed_layout",
+    "packed_report",
+    "bits_plot",
+    "bits_log",
+    "cli",
+)
 
 
 def module_name(path):

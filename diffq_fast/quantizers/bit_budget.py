@@ -1,8 +1,8 @@
 """Whole numbers of bits that fill a size: which groups are rounded up, and which down.
 
 Where learned bits have settled, one bit more is worth the same in every group. A common shift of all bits keeps it so:
-the error of a group falls like 4**-bits, so the shift multiplies what a bit is worth by one factor everywhere. Hence the
-rule: the largest common shift whose rounded bits fit, then single groups in the order of what they lack.
+the error of a group falls like 4**-bits, so the shift multiplies what a bit is worth by one factor everywhere. Hence
+the rule: the largest common shift whose rounded bits fit, then single groups in the order of what they lack.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ..bits import MAX_WHOLE_BITS
-from .export import BITS_PER_MB
 
 if TYPE_CHECKING:
-    from .diffq import DiffQuantizer
+    from .freezing import FreezableBits
 
 BISECTIONS = 60
 FILLING_ROUNDS = 64
@@ -42,13 +41,20 @@ def reachable_widths(min_bits: float, max_bits: float, extra_bits: float) -> ran
 class BitBudget:
     """The groups of all weights of a quantizer in one row, and what any choice of bits for them costs.
 
-    Sizes are in bits and agree with ``model_size()``. On the device of the first weight; every size that is compared
-    waits for that device.
+    Sizes are in bits, float64, and agree with ``model_size()``. On the device of the first weight; :meth:`fit` waits
+    for it about a hundred times.
+
+    Attributes:
+        widths: the whole numbers of bits that a group can have.
+        fixed: bits that are there whatever the groups have: ranges, and the parameters that are not quantised.
+        plain: of these, the parameters that are not quantised.
+        count: parameters of the model, tied ones once; quantised: those of them that are quantised.
     """
 
-    def __init__(self, quantizer: DiffQuantizer) -> None:
+    def __init__(self, quantizer: FreezableBits) -> None:
         entries = [entry for entry in quantizer._firsts if entry.param.numel()]
-        self.device = entries[0].param.device if entries else torch.device("cpu")
+        on_device = entries and entries[0].param.device.type != "mps"  # which has no float64
+        self.device = entries[0].param.device if on_device else torch.device("cpu")
         self.widths = reachable_widths(quantizer.min_bits, quantizer.max_bits, quantizer.extra_bits)
         self._min_bits, self._extra_bits = quantizer.min_bits, quantizer.extra_bits
         self._lengths = [len(entry.logit) for entry in entries]
@@ -95,46 +101,44 @@ class BitBudget:
             middle = (low + high) / 2
             low, high = (middle, high) if self.size(self._rounded(bits, middle)) <= budget else (low, middle)
         used = self._rounded(bits, low)
-        return self._filled(used, bits + low - used, budget - float(self.size(used)))
+        return self._filled(used, bits + low - used, budget)
 
     def _rounded(self, bits: Tensor, shift: float) -> Tensor:
         return (bits + shift).round().clamp(self.widths[0], self.widths[-1])
 
-    def _filled(self, used: Tensor, lacking: Tensor, left: float) -> Tensor:
-        """One bit more for single groups, those that lack most first, while ``left`` bits last.
+    def _filled(self, used: Tensor, lacking: Tensor, budget: float) -> Tensor:
+        """One bit more for single groups, those that lack most first, while the budget lasts.
 
-        A group that is its weight's widest pays for what it does to the table as if it were the only one.
+        In one round every group that would widen its weight's table pays for the table; in the next it is paid.
         """
-        highest = self._highest(used)
-        lowest = self._lowest(used)
-        wider = self._groups * (table_bits(lowest, highest + 1) - table_bits(lowest, highest))
-        cost = self._elements + torch.where(used == highest[self._owner], wider[self._owner], 0.0)
-        order = lacking.argsort(descending=True, stable=True)
-        order = order[used[order] < self.widths[-1]]
         for _ in range(FILLING_ROUNDS):
-            order = order[cost[order] <= left]
-            if not len(order):
+            left = budget - self.size(used)
+            cost = self._cost_of_one_more(used)
+            order = lacking.argsort(descending=True, stable=True)
+            order = order[(used < self.widths[-1])[order] & (cost <= left)[order]]
+            raised = order[cost[order].cumsum(0) <= left]
+            if not len(raised):
                 break
-            spent = cost[order].cumsum(0)
-            taken = int((spent <= left).sum())
-            used[order[:taken]] += 1
-            left -= float(spent[taken - 1])
-            order = order[taken:]
+            used[raised] += 1
+            lacking[raised] -= 1
         return used
+
+    def _cost_of_one_more(self, used: Tensor) -> Tensor:
+        """What one bit more costs each group, with the wider table where the group is its weight's widest."""
+        lowest, highest = self._lowest(used), self._highest(used)
+        wider = self._groups * (table_bits(lowest, highest + 1) - table_bits(lowest, highest))
+        return self._elements + torch.where(used == highest[self._owner], wider[self._owner], 0.0)
 
     def _highest(self, used: Tensor) -> Tensor:
         """float64 ``[weights]``"""
         return torch.zeros_like(self._groups).scatter_reduce_(0, self._owner, used, "amax")
 
     def _lowest(self, used: Tensor) -> Tensor | float:
-        """From which width the tables count, see SPEC of ``model_size``."""
+        """From which width the tables count, as ``model_size`` has it."""
         if self._extra_bits >= 0:
             return self._min_bits
         lowest = torch.full_like(self._groups, torch.inf).scatter_reduce_(0, self._owner, used, "amin")
         return lowest.round().clamp(max=self._min_bits)
-
-    def megabytes(self, bits: float) -> float:
-        return bits / BITS_PER_MB
 
 
 def _row(per_weight: Sequence[Tensor], device: torch.device) -> Tensor:

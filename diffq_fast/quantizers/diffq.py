@@ -18,7 +18,6 @@ from .base import remembers_arguments
 from .bit_budget import table_bits
 from .export import ExportedWeight
 from .freezing import FreezableBits
-from .learned import LearnedQuantizer
 from .replay import Maker, generator_state
 from .selection import QuantizedParameter, untied
 from .torch_noise import TorchNoise
@@ -27,7 +26,7 @@ BUCKET_BYTES = 64 * 2**20
 RNGS = ("philox", "torch")
 
 
-class DiffQuantizer(FreezableBits, LearnedQuantizer):
+class DiffQuantizer(FreezableBits):
     """Trains a model with learned numbers of bits: each weight gets noise as large as one quantisation step.
 
     Three lines in a training loop::
@@ -144,13 +143,16 @@ class DiffQuantizer(FreezableBits, LearnedQuantizer):
     def _training_bits(self, entry: QuantizedParameter) -> Tensor:
         return self._widths(entry).float() if self.bits_frozen else self._get_bits(entry.logit.detach())
 
+    def widths(self) -> dict[str, Tensor]:
+        """The whole number of bits of every group as an export has it: uint8 ``[groups]`` by weight name."""
+        return {entry.full_name: self._widths(entry) for entry in self._firsts}
+
     def bits_per_weight(self) -> dict[str, float]:
         """The mean number of bits of each weight's elements, by name, as it stands in training."""
-        return {
-            entry.full_name: float(self._total(self._training_bits(entry), entry) / entry.param.numel())
-            for entry in self._firsts
-            if entry.param.numel()
-        }
+        full = [entry for entry in self._firsts if entry.param.numel()]
+        means = [self._total(self._training_bits(entry), entry) / entry.param.numel() for entry in full]
+        values = torch.stack([mean.to(means[0]) for mean in means]).tolist() if means else []  # one wait for a device
+        return {entry.full_name: value for entry, value in zip(full, values, strict=True)}
 
     def _total(self, per_group: Tensor, entry: QuantizedParameter) -> Tensor:
         """Sum over a weight's elements of a value per group."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..bits import logits_from_bits, whole_bits
@@ -19,30 +19,30 @@ from ..packed_logits import LogitRule
 from .base import drop_compiled_graphs
 from .bit_budget import BitBudget
 from .export import BITS_PER_MB
+from .learned import LearnedQuantizer
 from .selection import QuantizedParameter
-
-if TYPE_CHECKING:
-    from .diffq import DiffQuantizer
 
 # The interval in which the noise's operator is told whole bits: any that has 1 … 15 well inside.
 WHOLE_INTERVAL = (0.5, 15.5)
 
+NoiseOptions = dict[str, Any]  # min_bits, max_bits and param, as the noise's operator takes them
+
 _frozen: WeakSet[FreezableBits] = WeakSet()
 
 
-class FreezableBits:
-    """The part of a DiffQuantizer that freezes its bits. Not used by itself."""
+class FreezableBits(LearnedQuantizer):
+    """The half of a DiffQuantizer that freezes its bits. Not used by itself."""
 
     if TYPE_CHECKING:
-        extra_bits: float
+        group_size: int
         min_bits: float
         max_bits: float
+        extra_bits: float
         param: str
-        suffix: str
-        _firsts: list[QuantizedParameter]
+        range_scope: str
 
         def _get_bits(self, logit: Tensor) -> Tensor: ...
-        def _logits(self) -> list[nn.Parameter]: ...
+        def _widths(self, entry: QuantizedParameter) -> Tensor: ...
 
     _bits_are_frozen = False
 
@@ -51,7 +51,7 @@ class FreezableBits:
         """Whether :meth:`freeze_bits` is in force."""
         return self._bits_are_frozen
 
-    def freeze_bits(self: DiffQuantizer, mb: float | None = None) -> None:
+    def freeze_bits(self, mb: float | None = None) -> None:
         """Round the bits for good: from now on training sees the widths of the export, and they stay.
 
         The noise is that of whole bits, no optimizer of torch moves the logits any more, and ``true_model_size()``
@@ -83,7 +83,7 @@ class FreezableBits:
         _frozen.discard(self)
         drop_compiled_graphs()
 
-    def _widths_to_freeze(self: DiffQuantizer, mb: float | None) -> list[Tensor]:
+    def _widths_to_freeze(self, mb: float | None) -> list[Tensor]:
         if mb is None:
             return [self._widths(entry) for entry in self._firsts]
         budget = BitBudget(self)
@@ -99,7 +99,7 @@ class FreezableBits:
         found = dict(zip(full, budget.split(budget.fit(bits, mb * BITS_PER_MB)), strict=True))
         return [found.get(entry, entry.logit.detach()) for entry in self._firsts]
 
-    def _noise_logits(self: DiffQuantizer, entries: Sequence[QuantizedParameter]) -> tuple[list[Tensor], NoiseOptions]:
+    def _noise_logits(self, entries: Sequence[QuantizedParameter]) -> tuple[list[Tensor], NoiseOptions]:
         """The logits that the noise of these weights is made of, and how the operator reads them.
 
         Frozen logits stay in the graph with gradient zero: a distributed wrapper waits for the gradient of every
@@ -130,9 +130,6 @@ class FreezableBits:
         self.__dict__.update(state)
         if self._bits_are_frozen:
             _frozen.add(self)
-
-
-NoiseOptions = dict[str, Any]
 
 
 def _drop_gradients(*_: Any) -> None:

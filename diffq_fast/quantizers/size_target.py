@@ -1,13 +1,15 @@
-"""Training to a size that is asked for, instead of to one that a hand-picked penalty happens to give.
+"""Training to a size that is asked for, instead of to the one that a hand-picked penalty happens to give.
 
-The price of a megabyte, the factor of the penalty, is that at which a common change of all bits would change the task
-loss by as much as the penalty: a multiplier read from the logits' gradients. So it follows the scale of the loss by
-itself, and at this price the optimizer moves bits between groups without changing their sum. What is left of the
-distance to the size is taken by moving all bits together, after the optimizer's step. ``docs/size_target.md``.
+The price of a megabyte, the factor of the penalty, is what a megabyte is worth to the task: by how much the task loss
+would fall if all bits together were changed so that the model grew by one. It is read from the logits' gradients, so it
+follows the scale of the loss by itself, and at this price the optimizer moves bits between groups without changing
+their sum. The way to the target is gone by moving all bits together, behind the optimizer's step, so it does not depend
+on the optimizer either. ``docs/size_target.md`` tells more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,40 +18,46 @@ from torch import Tensor
 from .bit_budget import BitBudget
 from .diffq import DiffQuantizer
 from .export import BITS_PER_MB
+from .selection import QuantizedParameter
+from .target_bounds import check_reachable
 
-CONTROLS = 1000  # of a training, at least; fewer steps: at each
+CONTROLS = 1000  # of a training of many steps; a shorter one is controlled at each second step
+RAISED_PRICE = 4.0  # times the price, in the mean on the way to the target: has the optimizer take part in the way
 PRICE_RATE = 0.05  # weight of a new reading in the running mean of the price
-ROUNDING_RATE = 0.1  # the same for what rounding does to the size
-LARGEST_MOVE = 0.25  # of a logit, at one control
+ROUNDING_RATE = 0.1  # the same for how rounding changes the size
+LARGEST_MOVE = 0.5  # of a logit, in one control
+LEAST_LEARNED = 1e-3  # of the smallest size: what the schedule takes the learned part to be at least
 
 
 class SizeTarget:
-    """Leads the size of a model to a target while it trains, whatever optimizer, learning rate and loss scale.
+    """Leads a model's size to a target while it trains, whatever the optimizer, learning rate and loss scale.
 
     In the training loop::
 
-        target = SizeTarget(quantizer, mb=2.0, total_steps=len(loader) * epochs)
+        target = SizeTarget(quantizer, mb=2.0, total_steps=epochs * len(loader))
         ...
         loss = task_loss + target.penalty()
         loss.backward()
         optimizer.step()
         target.step()  # before the gradients are cleared
 
-    The size is ``quantizer.true_model_size()``: that of the export, with whole bits, width tables, ranges and the
-    parameters that are not quantised.
+    The size is ``quantizer.true_model_size()``, that of the export: whole bits, width tables, ranges, and the
+    parameters that are not quantised. Nothing here waits for the device until the bits are frozen, once.
 
     Args:
-        quantizer: a :class:`DiffQuantizer`, set up with its optimizer.
+        quantizer: set up with its optimizer. What it is made for (model, min_bits, …) must stay.
         mb: the size in MB (2**20 bytes).
-        bits_per_weight: or, instead, the size in bits divided by the number of all parameters: 2.67 is 12 times
-            smaller than float32.
-        total_steps: of the whole training: calls of :meth:`step`.
+        bits_per_weight: or, instead, that size in bits over the number of all parameters: 32 / 12 is a twelfth of
+            float32.
+        total_steps: calls of :meth:`step` in the whole training.
+        warm_up: share of the steps in which the size stays where it is at the start.
         reach_at: share of the steps after which the size is the target; it goes there in equal ratios.
-        freeze_at: share of the steps after which the bits are frozen (``quantizer.freeze_bits``) at the target, so
-            that the training ends at the widths of the export. None: never; the rounded size is led to the target.
+        freeze_at: share of the steps after which the bits are frozen at the target (``quantizer.freeze_bits``), so
+            that the training ends at the widths of the export; 1: with the last step.
 
     Raises:
-        ValueError: an argument is out of its range, or the target cannot be reached; the text says what can.
+        TypeError: the quantizer learns no bits.
+        ValueError: an argument is out of its range, or the target is out of reach; the text says what would help.
     """
 
     def __init__(
@@ -59,75 +67,178 @@ class SizeTarget:
         bits_per_weight: float | None = None,
         *,
         total_steps: int,
+        warm_up: float = 0.05,
         reach_at: float = 0.5,
-        freeze_at: float | None = 0.9,
+        freeze_at: float = 0.9,
     ) -> None:
+        if not isinstance(quantizer, DiffQuantizer):
+            raise TypeError(f"SizeTarget: quantizer must be a DiffQuantizer, got {type(quantizer).__name__}")
+        _check_schedule(total_steps, warm_up, reach_at, freeze_at)
         budget = BitBudget(quantizer)
         self.quantizer = quantizer
-        self.mb = _megabytes(mb, bits_per_weight, budget)
-        self.total_steps, self.reach_at, self.freeze_at = total_steps, reach_at, freeze_at
-        self._every = max(1, total_steps // CONTROLS)
+        self.mb = _megabytes(mb, bits_per_weight, budget.count)
+        self.total_steps = total_steps
+        self.warm_up, self.reach_at, self.freeze_at = warm_up, reach_at, freeze_at
         self.steps = 0
-        self._floor = budget.uniform_size(quantizer.min_bits + quantizer.extra_bits) / BITS_PER_MB
-        like = torch.zeros((), device=budget.device)
-        self._price = like.clone()
-        self._start = like.clone()
-        self._rounding = like.clone()
+        check_reachable(self.mb, quantizer, budget)
+        self._smallest = budget.uniform_size(quantizer.min_bits + quantizer.extra_bits) / BITS_PER_MB
+        self._every = max(2, total_steps // CONTROLS)
         self._controls = 0
+        self._price, self._start, self._rounding = torch.zeros(3, device=budget.device).unbind()
+
+    @property
+    def price(self) -> Tensor:
+        """Loss per MB: what a megabyte is worth to the task at present. 0-dim, on the device."""
+        return self._price.clone()
 
     def penalty(self) -> Tensor:
-        """The present price times ``quantizer.model_size()``: add it to the task loss. 0-dim, on the device."""
-        return self._price * self.quantizer.model_size()
+        """A price times ``quantizer.model_size()``, to be added to the task loss. 0-dim, on the device.
+
+        On the way to the target the price is raised: bits are then given up where they are worth least. Not at the
+        steps whose gradients are read, since nobody knows by how much a clipping of gradients has scaled them.
+        """
+        return self._price * self._factor() * self.quantizer.model_size()
+
+    def _factor(self) -> float:
+        """By how much the price is raised at the present step: to ``RAISED_PRICE`` in the mean, on the way."""
+        is_read = (self.steps + 1) % self._every == 0
+        if is_read or self.steps >= self.reach_at * self.total_steps:
+            return 1.0
+        return (RAISED_PRICE * self._every - 1) / (self._every - 1)
+
+    def wanted_size(self) -> Tensor:
+        """Where the schedule has the size now, in MB. 0-dim, on the device.
+
+        On its way the part above the smallest size shrinks in equal ratios.
+        """
+        share = (self.steps / self.total_steps - self.warm_up) / (self.reach_at - self.warm_up)
+        share = min(max(share, 0.0), 1.0)
+        least = LEAST_LEARNED * self._smallest
+        start = (self._start - self._smallest).clamp(min=least)
+        return self._smallest + start ** (1 - share) * max(self.mb - self._smallest, least) ** share
 
     def step(self) -> None:
-        """Call once after each ``optimizer.step()``, before the gradients are cleared.
+        """Call once behind each ``optimizer.step()``, before the gradients are cleared.
+
+        It reads the logits' gradients and moves the logits, at each second step of a training of up to 2,000, else
+        about 1,000 times. Under a GradScaler call ``scaler.unscale_(optimizer)`` before ``scaler.step(optimizer)``.
+
+        Raises:
+            RuntimeError: the logits have no gradients.
         """
         self.steps += 1
         if self.quantizer.bits_frozen:
             return
-        if self.freeze_at is not None and self.steps >= self.freeze_at * self.total_steps:
+        if self.steps >= self.freeze_at * self.total_steps:
             self.quantizer.freeze_bits(mb=self.mb)
         elif self.steps % self._every == 0:
             self._control()
 
+    # -- one control ---------------------------------------------------------------------------------------------------
+
     def _control(self) -> None:
+        """Read the price, then move all bits so that the size is where the schedule has it."""
         entries = [entry for entry in self.quantizer._firsts if entry.param.numel()]
-        logits = [entry.logit for entry in entries]
+        size, slopes = self._size_and_slopes(entries)
+        if self._controls == 0:
+            self._start.copy_(size)
+        # A weight's group of many elements does not move further for it: all bits go by about the same.
+        elements = [float(self.quantizer.group_size or entry.param.numel()) for entry in entries]
+        directions = list(torch._foreach_div(slopes, elements))
+        gain = self._sum_of_products(slopes, directions)
+        self._controls += 1
+        self._read_price(entries, directions, gain)
+        self._move(entries, directions, (size - self._wanted_before_rounding(size)) / gain)
+
+    def _size_and_slopes(self, entries: Sequence[QuantizedParameter]) -> tuple[Tensor, list[Tensor]]:
+        """The size in MB, and its derivatives with respect to the logits."""
         with torch.enable_grad():
             size = self.quantizer.model_size()
-            slopes = torch.autograd.grad(size, logits)
-        size = size.detach()
-        group = self.quantizer.group_size
-        moves = torch._foreach_div(list(slopes), [group or entry.param.numel() for entry in entries])
-        pull = self._dot(slopes, moves)
-        self._controls += 1
-        self._reprice([logit.grad for logit in logits], moves, pull)
-        if self._controls == 1:
-            self._start.copy_(size)
-        exact = self.quantizer.model_size(exact=True).detach()
-        self._rounding += ROUNDING_RATE * ((exact / size).log() - self._rounding)
-        excess = (size - self._wanted() * (-self._rounding).exp()) / pull
-        largest = torch.stack(torch._foreach_norm(moves, torch.inf)).max() * excess.abs()
-        excess = excess * (LARGEST_MOVE / largest.clamp(min=LARGEST_MOVE))
+            slopes = torch.autograd.grad(size, [entry.logit for entry in entries])
+        return size.detach().to(self._price), list(slopes)
+
+    def _read_price(self, entries: Sequence[QuantizedParameter], directions: list[Tensor], gain: Tensor) -> None:
+        """Correct the price by what is left of the loss's slope along the common direction, penalty included.
+
+        The first readings are averaged evenly. One that is not finite, of a step that a GradScaler skipped, is left
+        out.
+        """
+        pairs = [
+            (entry.logit.grad, direction)
+            for entry, direction in zip(entries, directions, strict=True)
+            if entry.logit.grad is not None
+        ]
+        if not pairs:
+            raise RuntimeError(
+                "SizeTarget.step: the logits have no gradients; call it right behind optimizer.step(), before "
+                "zero_grad(), and add penalty() to the loss"
+            )
+        left = self._sum_of_products(*zip(*pairs, strict=True)) / gain
+        left = torch.where(left.isfinite(), left, 0.0)
+        self._price.sub_(max(1 / self._controls, PRICE_RATE) * left).clamp_(min=0)
+
+    def _wanted_before_rounding(self, size: Tensor) -> Tensor:
+        """The size that the bits must have before they are rounded, to have the wanted one afterwards."""
+        exact = self.quantizer.model_size(exact=True).detach().to(self._price)
+        self._rounding.lerp_((exact / size).log(), ROUNDING_RATE)
+        return self.wanted_size() / self._rounding.exp()
+
+    def _move(self, entries: Sequence[QuantizedParameter], directions: list[Tensor], distance: Tensor) -> None:
+        """Move all logits against their directions, none by more than ``LARGEST_MOVE``."""
+        longest = torch.stack([each.to(self._price) for each in torch._foreach_norm(directions, torch.inf)]).max()
+        distance = distance * (LARGEST_MOVE / (longest * distance.abs()).clamp(min=LARGEST_MOVE))
         with torch.no_grad():
-            torch._foreach_sub_(logits, torch._foreach_mul(moves, excess))
+            for entry, direction in zip(entries, directions, strict=True):
+                entry.logit.sub_(direction * distance.to(direction))
 
-    def _wanted(self) -> Tensor:
-        share = min(self.steps / (self.reach_at * self.total_steps), 1.0)
-        start = (self._start - self._floor).clamp(min=1e-3 * self._floor)
-        end = max(self.mb - self._floor, 1e-3 * self._floor)
-        return self._floor + start ** (1 - share) * end**share
+    def _sum_of_products(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+        """The inner product of two lists of tensors, 0-dim, on the price's device."""
+        products = [torch.dot(a.to(b), b).to(self._price) for a, b in zip(left, right, strict=True)]
+        return torch.stack(products).sum()
 
-    def _reprice(self, grads, moves, pull) -> None:
-        push = self._dot(grads, moves)
-        rate = max(1 / self._controls, PRICE_RATE)
-        self._price.copy_((self._price - rate * push / pull).clamp(min=0))
+    # -- resuming ------------------------------------------------------------------------------------------------------
 
-    def _dot(self, left, right) -> Tensor:
-        return torch.stack([(a.float() * b).sum() for a, b in zip(left, right)]).sum()
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be kept, beside model and optimizer, for a training to go on as if it had not stopped."""
+        return {
+            "steps": self.steps,
+            "controls": self._controls,
+            "price": self._price.clone(),
+            "start": self._start.clone(),
+            "rounding": self._rounding.clone(),
+            "frozen": self.quantizer.bits_frozen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a :meth:`state_dict`; frozen bits are frozen again, at the widths that the model's logits give.
+
+        Load the model's state before or after; the target, schedule and total_steps are those given to this object.
+        """
+        self.steps, self._controls = int(state["steps"]), int(state["controls"])
+        self._price.copy_(state["price"])
+        self._start.copy_(state["start"])
+        self._rounding.copy_(state["rounding"])
+        if state["frozen"]:
+            self.quantizer.freeze_bits()
+        elif self.quantizer.bits_frozen:
+            self.quantizer.unfreeze_bits()
 
 
-def _megabytes(mb: float | None, bits_per_weight: float | None, budget: BitBudget) -> float:
-    if (mb is None) == (bits_per_weight is None):
-        raise ValueError("SizeTarget: expected exactly one of mb and bits_per_weight")
-    return mb if mb is not None else bits_per_weight * budget.count / BITS_PER_MB
+def _check_schedule(total_steps: int, warm_up: float, reach_at: float, freeze_at: float) -> None:
+    if total_steps < 1 or total_steps != int(total_steps):
+        raise ValueError(f"SizeTarget: total_steps must be a whole number of at least 1, got {total_steps}")
+    if not 0 <= warm_up < reach_at <= freeze_at <= 1:
+        raise ValueError(
+            "SizeTarget: expected shares of the training 0 <= warm_up < reach_at <= freeze_at <= 1, got "
+            f"warm_up={warm_up}, reach_at={reach_at}, freeze_at={freeze_at}"
+        )
+
+
+def _megabytes(mb: float | None, bits_per_weight: float | None, count: int) -> float:
+    if mb is not None and bits_per_weight is None:
+        return float(mb)
+    if bits_per_weight is not None and mb is None:
+        return float(bits_per_weight) * count / BITS_PER_MB
+    raise ValueError(
+        f"SizeTarget: expected exactly one of mb and bits_per_weight, got mb={mb}, bits_per_weight={bits_per_weight}"
+    )
