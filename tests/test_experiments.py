@@ -362,3 +362,17 @@ def test_perplexity_differences_are_logarithms_in_per_cent(modules):
     plain, worse = np.full(5, math.log(4.0)), np.full(5, math.log(4.08))
     assert task.quality(worse) / task.quality(plain) == pytest.approx(1.02)
     assert task.differences(worse, plain).mean() == pytest.approx(-1.98, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["images_vit", "images_resnet", "text", "music"])
+def test_the_figures_on_the_page_are_those_that_are_stored(modules, monkeypatch, name):
+    """All but the intervals, whose bootstrap takes long."""
+    monkeypatch.setattr(modules.summary.mnist_claim, "bootstrap_interval", lambda differences: (0.0, 0.0))
+    task = modules.summary.task_named(name)
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    rows = modules.summary.read(ROOT / "benchmarks" / "results" / f"experiment_{name}.json")["rows"]
+    section = page.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
+    shown = [line.rsplit(" (", 1)[0] for line in section.splitlines() if line.startswith("| ")]
+    made = modules.tables.full_table(task, modules.summary.summarise(task, rows)).splitlines()
+    assert len(rows) > 10
+    assert shown == [line.rsplit(" (", 1)[0] for line in made if line.startswith("| ")]
