@@ -15,13 +15,15 @@ import torch
 import diffq_fast
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("task", "methods", "training", "store", "grid", "summary", "tables", "plots", "images", "text", "music")
+NAMES = ("task", "methods", "training", "store", "grid", "summary", "tables", "plots", "peer_table", "images", "text")
 
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    found = {name: importlib.import_module(f"experiments.{name}") for name in (*NAMES, "chorales", "demucs_net")}
+    found = {
+        name: importlib.import_module(f"experiments.{name}") for name in (*NAMES, "music", "chorales", "demucs_net")
+    }
     return SimpleNamespace(mnist=importlib.import_module("mnist"), **found)
 
 
@@ -340,6 +342,19 @@ def test_the_table_has_a_line_per_method_in_the_order_of_sizes(modules, stored_r
     ]
     assert lines[5].startswith("| DiffQ penalty 1 | 3 | 10.0× | 0.100 | 0.110 | 80.000 ± 10.000 | +0.00 (")
     assert lines[5].endswith("| ● |")
+
+
+def test_the_peer_table_pairs_the_seeds(modules):
+    method = modules.methods.Method("diffq", penalty=1.0)
+    rows = []
+    for seed in range(3):
+        for label, seconds in (("diffq 0.2.4", 3.0), ("diffq_fast", 2.0)):
+            scores = "1110" if label == "diffq_fast" and seed == 0 else "1100"
+            rows.append(row(label, seed, method, 0.1, scores) | {"cpu_seconds": seconds})
+    table = modules.peer_table.peer_table(modules.images.ImagesVit(), rows)
+    assert "| diffq 0.2.4 | 3 | 3.0 ± 0.0 | 1.0 ± 0.0 | 0.1000 ± 0.0000 | 50.00 ± 0.00 |" in table
+    assert "diffq_fast against diffq 0.2.4: +8.33 points, 95 % interval -27.52 to +44.19" in table
+    assert table.endswith("1.50 times less processor time.")
 
 
 def test_put_replaces_only_what_stands_between_the_marks(modules, tmp_path):

@@ -21,7 +21,7 @@ SHOWN = 8  # times the aim, below float32: what is worse is marked at the lower 
 
 
 def plot(task: Task, results: list[Result], path: Path) -> None:
-    """Means with standard deviations over seeds; hollow: one seed. The line is float32, the band the aim."""
+    """Mean differences from float32 with their intervals; hollow: one seed. The line is float32, the band the aim."""
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     plain = next(found for found in results if found.kind == "float32")
     axes.axhline(0, color="black", linewidth=1, label=f"float32, {plain.megabytes:.2f} MB")
@@ -52,6 +52,6 @@ def plot(task: Task, results: list[Result], path: Path) -> None:
 
 
 def spread(found: Result, at: float) -> list[list[float]]:
-    """The bootstrap interval as lengths below and above; none where the point lies off the plot."""
+    """The interval as lengths below and above; none where the point lies off the plot."""
     low, high = found.interval if at == found.difference else (at, at)
     return [[max(0.0, at - low)], [max(0.0, high - at)]]
