@@ -1,0 +1,45 @@
+"""Tables and plots of the three experiments, from the stored results alone.
+
+    python examples/report_experiments.py
+
+Reads benchmarks/results/experiment_*.json; writes docs/experiment_*.png, and the tables in docs/experiments.md and
+README.md.
+"""
+
+from pathlib import Path
+
+from experiments.grid import TASKS
+from experiments.peer_table import peer_table
+from experiments.plots import plot
+from experiments.store import results_path
+from experiments.summary import read, summarise, task_named
+from experiments.tables import full_table, put, short_rows, verdict
+
+PAGE = Path("docs/experiments.md")
+README = Path("README.md")
+
+
+def main() -> None:
+    short = ["| task | method | smaller | quality | against float32 |", "|---|---|---|---|---|"]
+    for name in TASKS:
+        path = results_path(name, quick=False)
+        if not path.exists():
+            print(f"{name}: nothing stored yet, run examples/run_experiments.py {name}")
+            continue
+        task = task_named(name)
+        results = summarise(task, read(path)["rows"])
+        anew = summarise(task, read(path)["rows"], renewed=True)
+        if anew:
+            put(PAGE, f"{name}, statistics anew", full_table(task, anew))
+        plot(task, results, Path(f"docs/experiment_{name}.png"))
+        put(PAGE, name, f"{verdict(task, results)}\n\n{full_table(task, results)}")
+        short += short_rows(task, results)
+        print(f"{name}: {len(results)} methods. {verdict(task, results)}")
+    peer = results_path("peer", quick=False)
+    if peer.exists():
+        put(PAGE, "peer", peer_table(task_named("images_vit"), read(peer)["rows"]))
+    put(README, "experiments", "\n".join(short))
+
+
+if __name__ == "__main__":
+    main()
