@@ -66,23 +66,22 @@ struct Data {
         quantize();
     }
 
-    Floats weight() { return {weights.data(), count, DType::float32}; }
+    Floats floats(std::vector<float>& values) const { return {values.data(), count, DType::float32}; }
+    Floats weight() { return floats(weights); }
     Packing packing() const {
         return {widths.data(), count, group_size, static_cast<int64_t>(words.size()), 1};
     }
     void find_range() { weight_range({weight()}, 0, false, range, extremes, 1); }
     void quantize() { quantize_pack(packing(), weight(), range, false, words.data()); }
-    void dequantize() {
-        unpack_dequantize(packing(), words.data(), range, false, {results.data(), count, DType::float32});
-    }
+    void dequantize() { unpack_dequantize(packing(), words.data(), range, false, floats(results)); }
     NoiseArguments noise(NoiseKind kind) {
         return {{weight()}, {logits.data()}, {0}, range, {1, 2}, kind, BitsRule(Param::bits, 2, 15),
                 group_size, false,           1};
     }
-    void forward(NoiseKind kind) { add_noise(noise(kind), {results.data()}); }
+    void forward(NoiseKind kind) { add_noise(noise(kind), {floats(results)}); }
     void backward(NoiseKind kind) {
         float nonfinite;
-        add_noise_backward(noise(kind), extremes, {gradients.data()}, {results.data()},
+        add_noise_backward(noise(kind), extremes, {floats(gradients)}, {results.data()},
                            {logit_gradients.data()}, &nonfinite);
     }
 };
