@@ -16,6 +16,7 @@ import torch
 
 import diffq_fast.functional
 from diffq_fast.backends import cpu, default
+from diffq_fast.backends.cpu import loading
 from diffq_fast.reference import group_count
 
 pytestmark = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
@@ -465,3 +466,29 @@ inside.wait()
 print("ended")
 """
     assert run_python(code) == "ended"
+
+
+@pytest.mark.skipif(not loading.find_team(), reason="torch has no OpenMP runtime that the core can call")
+def test_own_threads_give_what_torchs_threads_give():
+    weights = make_weights((300001, 70000), torch.float32)
+    logits, grads = make_logits(weights, 8), make_weights((300001, 70000), torch.float32, seed=2)
+    options = (8, 2.0, 15.0, "bits", "gaussian", False)
+    widths = (torch.arange(group_count(300001, 8)) % 5 + 2).to(torch.uint8)
+
+    def everything():
+        noisy, found, extremes = ops.add_noise(weights, logits, KEY, [0, 1], None, *options)
+        back = ops.add_noise_backward(grads, weights, logits, found, extremes, KEY, [0, 1], *options)
+        words = diffq_fast.functional.quantize_pack(weights[0], widths, found[:1], group_size=8)
+        return [*noisy, found, extremes, *back[0], *back[1], words]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with_torchs = everything()
+        loading.core.use_team(0)
+        with_own = everything()
+    finally:
+        loading.core.use_team(loading.find_team())
+        torch.set_num_threads(before)
+    for mine, other in zip(with_own, with_torchs, strict=True):
+        assert torch.equal(mine, other)

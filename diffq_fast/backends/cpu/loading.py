@@ -18,7 +18,7 @@ def _load() -> tuple[Any, str]:
     except ImportError as error:
         return None, f"the compiled module could not be imported: {error}"
     _choose_instruction_set(_core)
-    parallel = _find_team()
+    parallel = find_team()
     _core.use_team(parallel)
     threads = "torch's OpenMP threads" if parallel else "threads of its own"
     return _core, f"the compiled module is loaded and uses {_core.instruction_set()} and {threads}"
@@ -39,7 +39,7 @@ def _choose_instruction_set(core: Any) -> None:
         )
 
 
-def _find_team() -> int:
+def find_team() -> int:
     """The address of ``GOMP_parallel`` in the OpenMP runtime that torch itself works with, or 0.
 
     GNU's, LLVM's and Intel's runtimes have it on Linux. Its threads spin for milliseconds behind torch's operators:
