@@ -208,6 +208,41 @@ void fused_kernels_equal_quantize_then_pack() {
     }
 }
 
+// A range of its own for each group, whose rows a block must find from its middle on too.
+void fused_kernels_find_the_range_of_each_group() {
+    for (const int64_t group_size : {1, 7, 8, 100, 1500}) {
+        for (const int64_t count : kAwkwardCounts) {
+            const auto weights = random_floats(count, 3);
+            const int64_t groups = group_count(count, group_size);
+            const auto widths = random_widths(groups, 4);
+            auto range = random_floats(2 * groups, 5);
+            for (size_t g = 0; g < range.size(); g += 2)
+                range[g + 1] = range[g] + 1 + std::fabs(range[g + 1]);
+            const Floats weight{const_cast<float*>(weights.data()), count, DType::float32};
+            std::vector<uint32_t> levels(weights.size()), back(levels);
+            quantize({weight}, {widths.data()}, range.data(), group_size, true, {levels.data()}, 1);
+            const Streams streams(widths.data(), count, group_size, 1);
+            const Packing packing{widths.data(), count, group_size, streams.words(), 1};
+            std::vector<uint32_t> words(static_cast<size_t>(streams.words()));
+            CHECK(quantize_pack(packing, weight, range.data(), true, words.data()));
+            CHECK(unpack(packing, words.data(), back.data()));
+            CHECK(back == levels);
+            std::vector<float> there(weights.size()), here(weights.size());
+            dequantize({levels.data()}, {widths.data()}, range.data(), group_size, true,
+                       {{there.data(), count, DType::float32}}, 1);
+            CHECK(unpack_dequantize(packing, words.data(), range.data(), true,
+                                    {here.data(), count, DType::float32}));
+            CHECK(there == here);
+            for (size_t i = 0; i < levels.size(); ++i) {
+                const auto group = static_cast<size_t>(group_of(static_cast<int64_t>(i), group_size));
+                const float lo = range[2 * group], hi = range[2 * group + 1];
+                if (weights[i] < lo || weights[i] > hi) continue;
+                CHECK(levels[i] == expected_level(weights[i], lo, hi, widths[group]));
+            }
+        }
+    }
+}
+
 void any_float_gives_a_level_in_range() {
     std::vector<float> weights = {NAN, INFINITY, -INFINITY, 1e38f, -1e38f, 0, -0.0f, 1e-45f};
     const uint8_t width = 5;
@@ -227,4 +262,4 @@ void any_float_gives_a_level_in_range() {
 RUN_TESTS(every_width_and_count_round_trips, mixed_widths_round_trip_in_streams,
           weights_of_many_slices_pack_as_defined, too_few_words_or_wrong_widths_are_refused,
           levels_too_large_do_not_reach_their_neighbours, fused_kernels_equal_quantize_then_pack,
-          any_float_gives_a_level_in_range)
+          fused_kernels_find_the_range_of_each_group, any_float_gives_a_level_in_range)

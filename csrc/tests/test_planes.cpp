@@ -31,7 +31,7 @@ void check_layout(int64_t count, int nbits, int64_t columns) {
 
 void every_word_size_and_count_round_trips() {
     for (const int64_t count : kAwkwardCounts) {
-        for (const int nbits : {1, 2, 8, 15, 16, 20}) {
+        for (const int nbits : {1, 2, 8, 9, 15, 16, 20}) {
             for (const int64_t columns : {int64_t{1}, int64_t{32}, int64_t{33}, int64_t{500}}) {
                 check_layout<uint8_t>(count, nbits, columns);
                 check_layout<uint16_t>(count, nbits, columns);

@@ -72,6 +72,19 @@ struct Case {
     std::vector<std::vector<float>> weights, logits, grads;
     int64_t group_size;
     bool per_group;
+    Param param = Param::bits;
+
+    // Step and its slope, in double.
+    std::pair<double, double> step_at(float logit) const {
+        const double t = 1 / (1 + std::exp(-static_cast<double>(logit))), by_logit = t * (1 - t);
+        const double smallest = -std::log(std::exp2(15.0) - 1), largest = -std::log(3.0);
+        if (param == Param::noise) {
+            const double s = std::exp(t * smallest + (1 - t) * largest);
+            return {s, s * (smallest - largest) * by_logit};
+        }
+        const double s = 1 / (std::exp2(15 * t + 2 * (1 - t)) - 1);
+        return {s, -std::log(2.0) * (s + s * s) * 13 * by_logit};
+    }
 };
 
 Case make_case(const std::vector<int64_t>& counts, int64_t group_size, bool per_group) {
@@ -89,7 +102,7 @@ Case make_case(const std::vector<int64_t>& counts, int64_t group_size, bool per_
 Step run(Case& made, NoiseKind kind, int threads) {
     Step step;
     NoiseArguments arguments{
-        {},     {}, {}, nullptr, kKey, kind, BitsRule(Param::bits, 2, 15), made.group_size, made.per_group,
+        {},     {}, {}, nullptr, kKey, kind, BitsRule(made.param, 2, 15), made.group_size, made.per_group,
         threads};
     std::vector<Floats> noisy, grads;
     std::vector<void*> grad_weights;
@@ -134,11 +147,12 @@ void training_step_does_not_depend_on_threads() {
 }
 
 // Against the formula in double, for a range over the whole weight.
-void training_step_follows_the_formula() {
+void training_step_follows_the_formula_of(Param param) {
     for (const int64_t group_size : {0, 1, 2, 4, 7, 8, 16, 1500}) {
         for (const int64_t count : kAwkwardCounts) {
             if (count < 2) continue;
             Case made = make_case({count}, group_size, false);
+            made.param = param;
             const Step step = run(made, NoiseKind::uniform, 1);
             std::vector<float> z(static_cast<size_t>(count));
             fill_noise(kKey, 0, 0, count, NoiseKind::uniform, z.data(), 1);
@@ -147,17 +161,14 @@ void training_step_follows_the_formula() {
             double total = 0;
             for (size_t i = 0; i < z.size(); ++i) {
                 const auto group = static_cast<size_t>(group_of(static_cast<int64_t>(i), group_size));
-                const double t = 1 / (1 + std::exp(-static_cast<double>(made.logits[0][group])));
-                const double s = 1 / (std::exp2(15 * t + 2 * (1 - t)) - 1);
+                const double s = made.step_at(made.logits[0][group]).first;
                 CHECK(std::fabs(step.noisy[0][i] - (made.weights[0][i] + length * s * z[i])) < 2e-6);
                 sums[group] += made.grads[0][i] * static_cast<double>(z[i]);
                 magnitudes[group] += std::fabs(made.grads[0][i] * z[i]);
                 total += made.grads[0][i] * s * z[i];
             }
             for (size_t group = 0; group < sums.size(); ++group) {
-                const double t = 1 / (1 + std::exp(-static_cast<double>(made.logits[0][group])));
-                const double s = 1 / (std::exp2(15 * t + 2 * (1 - t)) - 1);
-                const double slope = -std::log(2.0) * (s + s * s) * 13 * t * (1 - t);
+                const double slope = made.step_at(made.logits[0][group]).second;
                 const double error = std::fabs(step.grad_logits[0][group] - length * sums[group] * slope);
                 CHECK(error <= 1e-5 * length * std::fabs(slope) * magnitudes[group]);
             }
@@ -172,6 +183,27 @@ void training_step_follows_the_formula() {
             }
             CHECK(changed <= 2);
         }
+    }
+}
+
+void training_step_follows_the_formula() {
+    training_step_follows_the_formula_of(Param::bits);
+    training_step_follows_the_formula_of(Param::noise);
+}
+
+void ties_in_a_group_share_the_gradient_of_its_range() {
+    for (const int64_t group_size : {8, 20, 20000}) {
+        Case made = make_case({2 * group_size}, group_size, true);
+        const auto second = static_cast<size_t>(group_size);
+        for (const size_t i : {size_t{1}, size_t{3}, size_t{6}}) made.weights[0][second + i] = 50;
+        for (const size_t i : {size_t{0}, size_t{7}}) made.weights[0][second + i] = -50;
+        const Step step = run(made, NoiseKind::uniform, 2);
+        const auto extra = [&](size_t i) {
+            return static_cast<double>(step.grad_weights[0][second + i]) - made.grads[0][second + i];
+        };
+        CHECK(extra(1) != 0 && extra(2) == 0);
+        for (const size_t i : {size_t{3}, size_t{6}}) CHECK(std::fabs(extra(i) - extra(1)) < 1e-5);
+        for (const size_t i : {size_t{0}, size_t{7}}) CHECK(std::fabs(extra(i) + 1.5 * extra(1)) < 1e-5);
     }
 }
 
@@ -271,5 +303,6 @@ void noisy_weights_and_gradients_may_have_another_dtype() {
 
 RUN_TESTS(range_finds_first_places_and_ties, range_of_constant_infinite_and_nan_weights,
           training_step_does_not_depend_on_threads, training_step_follows_the_formula,
-          ties_share_the_gradient_of_the_range, nonfinite_gradients_are_zeroed_and_counted,
-          nan_weights_and_logits_pass_on, noisy_weights_and_gradients_may_have_another_dtype)
+          ties_in_a_group_share_the_gradient_of_its_range, ties_share_the_gradient_of_the_range,
+          nonfinite_gradients_are_zeroed_and_counted, nan_weights_and_logits_pass_on,
+          noisy_weights_and_gradients_may_have_another_dtype)
