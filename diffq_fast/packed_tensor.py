@@ -57,7 +57,7 @@ class PackedTensor:
     def _weight(self, levels: Tensor) -> Tensor:
         if self.range_scope == "scale":
             half = 1 << (int(self.widths[0]) - 1) if self.count else 0
-            return (levels - half) * self.range
+            return (levels - half) * self.range.reshape(())  # a scalar weight stays one
         count = self.range.new_tensor(float(self.level_count or 0))
         return dequantize_evenly(levels, count, self.range[0], self.range[1], torch.float32)
 

@@ -119,3 +119,13 @@ def test_pack_levels_refuses_a_range_of_another_length(range_scope, found):
     levels = torch.zeros(8, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"pack_levels: weight: expected a range of \d numbers, got \[\d\]"):
         pack_levels(levels, 3, torch.tensor(found), dtype=torch.float32, range_scope=range_scope)
+
+
+@pytest.mark.parametrize("options", [{"range_scope": "scale"}, {"level_count": 3}, {}], ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (0, 2), (2, 3)])
+def test_pack_levels_keeps_every_shape(shape, options):
+    found = torch.tensor([0.5] if "range_scope" in options else [0.0, 1.5])
+    packed = pack_levels(torch.ones(shape, dtype=torch.int32), 2, found, dtype=torch.bfloat16, **options)
+    back = packed.unpack()
+    assert back.shape == shape
+    assert back.dtype == torch.bfloat16

@@ -214,7 +214,8 @@ void fused_kernels_find_the_range_of_each_group() {
         for (const int64_t count : kAwkwardCounts) {
             const auto weights = random_floats(count, 3);
             const int64_t groups = group_count(count, group_size);
-            const auto widths = random_widths(groups, 4);
+            auto widths = random_widths(groups, 4);
+            for (uint8_t& width : widths) width = width % 4 == 0 ? 9 : 5;  // streams of several blocks
             auto range = random_floats(2 * groups, 5);
             for (size_t g = 0; g < range.size(); g += 2)
                 range[g + 1] = range[g] + 1 + std::fabs(range[g + 1]);
