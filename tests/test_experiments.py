@@ -287,7 +287,7 @@ def test_the_grid_runs_what_is_missing_and_goes_on_where_it_ended(modules, resne
     assert done == ["start", "float32", "DiffQ penalty 1"]
     assert "min left" in capsys.readouterr().out
     stored = json.loads((tmp_path / "images_resnet.json").read_text())["rows"]
-    assert len(stored) == 1 + 4 + 1
+    assert len(stored) == 2 * (1 + 4 + 1)  # each once more with its batch norms' statistics anew
 
 
 # -- tables and plots -------------------------------------------------------------------------------------
