@@ -23,6 +23,10 @@ namespace diffq_fast {
 // Processors look ahead by themselves, but only within a page.
 constexpr int64_t kBytesAhead = 4096;
 
+// Items between two open blocks, which would else begin at the same place of a page each: processors take a
+// store to one for a store to another then.
+constexpr int64_t kApart = 16;
+
 // One block of a stream: levels first ... first + count - 1 of it.
 struct Block {
     Stream stream;
@@ -187,7 +191,7 @@ class SliceSorter {
     const int64_t slice_;
     Finish& finish_;
     Open open_[kMaxWidth + 1];
-    Item own_[kMaxWidth][kBlock + 16];
+    Item own_[kMaxWidth][kBlock + kApart];
 };
 
 // Sorts a weight's items into blocks. items_of(slice) says where a slice's items lie; finish(block, items) is
@@ -261,7 +265,7 @@ class SliceMerger {
 
     Make& make_;
     Open open_[kMaxWidth + 1];
-    Item own_[kMaxWidth][kBlock + 16];
+    Item own_[kMaxWidth][kBlock + kApart];
 };
 
 // Puts the blocks' items into the weight's order. make(block, items) makes a block's items, which happens

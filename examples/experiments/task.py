@@ -1,5 +1,6 @@
 """What an experiment's task gives: data, a network, the loss of one batch, one score for each held-out example."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -37,8 +38,8 @@ class Recipe:
         return {name: value for name, value in asdict(self).items() if name != "penalties"}
 
 
-class Task:
-    """Base of the tasks; a subclass gives what raises here."""
+class Task(ABC):
+    """Base of the tasks."""
 
     name: ClassVar[str]
     metric: ClassVar[str]  # name and unit, for tables
@@ -47,34 +48,35 @@ class Task:
     difference_unit: ClassVar[str]
     recipe: Recipe
 
+    @abstractmethod
     def load(self, validation: bool = False) -> None:
         """Read the data. `validation`: choices are made on a part of the training data that takes the place of the
         held-out data, and is not trained on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The network, with weights drawn from torch's generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         """Training batches without end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        raise NotImplementedError
+        """Of one batch, 0-dim."""
 
+    @abstractmethod
     def scores(self, network: nn.Module) -> np.ndarray:
         """One score for each held-out example, [examples]; the network is in eval mode, without gradients."""
-        raise NotImplementedError
 
+    @abstractmethod
     def quality(self, scores: np.ndarray) -> float:
         """The metric of all examples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def differences(self, scores: np.ndarray, plain: np.ndarray) -> np.ndarray:
         """Per example, the share of the metric's change from `plain`: their mean is the difference in
         `difference_unit`, positive where `scores` are better."""
-        raise NotImplementedError
 
 
 def mean_score(network: nn.Module, task: Task) -> np.ndarray:

@@ -12,14 +12,24 @@ struct Each {
     DIFFQ_MEMBER float one(int64_t i) const { return values[i]; }
 };
 
-// a / b, correctly rounded, from y = 1 / b correctly rounded: two steps of Newton's with the exact remainder;
-// the second one starts within an ulp of the quotient and so ends at the nearest float (P. Markstein,
-// "Computation of elementary functions on the IBM RISC System/6000 processor", 1990). Holds while the
-// remainder is not subnormal; what is smaller than that here is far below half a level.
-DIFFQ_WORD Float divide_by_known(Float a, Float b, Float y) {
-    Float q = a * y;
-    q = multiply_add(multiply_add(-q, b, a), y, q);
+// A step of Newton's with the exact remainder towards the quotient a / b, from y = 1 / b correctly rounded.
+// What starts within an ulp of it ends at the nearest float (P. Markstein, "Computation of elementary
+// functions on the IBM RISC System/6000 processor", 1990). Holds while the remainder is not subnormal; what
+// is smaller than that here is far below half a level.
+DIFFQ_WORD Float nearer_quotient(Float q, Float a, Float b, Float y) {
     return multiply_add(multiply_add(-q, b, a), y, q);
+}
+
+// a / b, correctly rounded, from y = 1 / b correctly rounded: a * y may be more than an ulp off, the first
+// step is not.
+DIFFQ_WORD Float divide_by_known(Float a, Float b, Float y) {
+    return nearer_quotient(nearer_quotient(a * y, a, b, y), a, b, y);
+}
+
+// The same for one of the 16 steps and shares up to 1, for which one step is enough: each of them was
+// compared with the division for every float in [2^-31, 1]. Beyond 1 a level is the highest one anyway.
+DIFFQ_WORD Float divide_by_step(Float share, Float step, Float inverse) {
+    return nearer_quotient(share * inverse, share, step, inverse);
 }
 
 // The rounding is the float addition of 2^23, so no float that an int cannot hold is ever converted.
@@ -60,7 +70,7 @@ static void quantize_multiplied(const float* weights, int64_t count, const Level
         expect_read(weights + i + kAhead);
         const Float offset = lesser(greater(load(weights + i) - lo, splat(0.0f)), beyond);
         const Float share = divide_by_known(offset, length, inverse_length);
-        store(round_level(divide_by_known(share, step.at(i), inverse.at(i)), top.at(i)), levels + i);
+        store(round_level(divide_by_step(share, step.at(i), inverse.at(i)), top.at(i)), levels + i);
     }
     for (; i < count; ++i) levels[i] = level_of(weights[i], rule.lo, rule.length, step.one(i), top.one(i));
 }

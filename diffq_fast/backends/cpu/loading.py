@@ -45,13 +45,12 @@ def find_team() -> int:
     GNU's, LLVM's and Intel's runtimes have it on Linux. Its threads spin for milliseconds behind torch's operators:
     the core's own threads would have to share the cores with them.
     """
-    for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.so"):
-        try:
-            parallel = ctypes.CDLL(str(library)).GOMP_parallel  # searches what the library depends on, too
-        except (OSError, AttributeError):
-            continue
-        return ctypes.cast(parallel, ctypes.c_void_p).value or 0
-    return 0
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # not there on other systems
+    try:
+        parallel = ctypes.CDLL(str(library)).GOMP_parallel  # searches what the library depends on, too
+    except (OSError, AttributeError):
+        return 0
+    return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
 core, _reason = _load()
