@@ -1,5 +1,6 @@
 """DistributedDataParallel on two processes: ranks draw their own noise and agree on weights and logits."""
 
+import os
 import socket
 
 import pytest
@@ -41,9 +42,22 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def train(rank: int, port: int, case: str, path: str) -> None:
+def run_rank(rank: int, port: int, case: str, path: str) -> None:
+    """One of the two processes.
+
+    DistributedDataParallel keeps gloo's threads alive even after the process group is destroyed and all is collected.
+    One that still works while Python ends is torn down in the middle of its C++ code, which aborts the process now
+    and then ("terminate called without an active exception"). So the process ends at once, without that end.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    train(rank, case, path)
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+def train(rank: int, case: str, path: str) -> None:
     diffq.BUCKET_BYTES = 1024  # several buckets, as a large model has
     torch.manual_seed(0)
     model = Net(checkpointed=case == "checkpointed")
@@ -75,12 +89,11 @@ def train(rank: int, port: int, case: str, path: str) -> None:
         optimizer.zero_grad()
     key = diffq.functional.draw_key(torch.zeros(1))
     torch.save(({n: p.detach() for n, p in model.named_parameters()}, ready, key), f"{path}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("case", ["plain", "checkpointed", "no_sync", "compiled", "autocast", "target"])
 def test_ranks_agree_after_training(case, tmp_path):
-    mp.spawn(train, (free_port(), case, str(tmp_path)), nprocs=2)
+    mp.spawn(run_rank, (free_port(), case, str(tmp_path)), nprocs=2)
     (first, ready, key0), (second, _, key1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     torch.manual_seed(0)
     start = dict(Net(False).named_parameters())
