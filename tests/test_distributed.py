@@ -72,7 +72,10 @@ def train(rank: int, case: str, path: str) -> None:
     ready: list[str] = []
     for name, param in model.named_parameters():
         param.register_post_accumulate_grad_hook(lambda _, name=name: ready.append(name))
-    target = SizeTarget(quantizer, bits_per_weight=6, total_steps=4, freeze_at=0.75) if case == "target" else None
+    target = None
+    if case in ("target", "rounded"):
+        schedule = {"total_steps": 4, "freeze_at": 0.75, "straight_through": case == "rounded"}
+        target = SizeTarget(quantizer, bits_per_weight=6, **schedule)
     torch.manual_seed(rank + 1)
     for step in range(4):
         x = torch.randn(4, 16)
@@ -91,7 +94,7 @@ def train(rank: int, case: str, path: str) -> None:
     torch.save(({n: p.detach() for n, p in model.named_parameters()}, ready, key), f"{path}/{rank}.pt")
 
 
-@pytest.mark.parametrize("case", ["plain", "checkpointed", "no_sync", "compiled", "autocast", "target"])
+@pytest.mark.parametrize("case", ["plain", "checkpointed", "no_sync", "compiled", "autocast", "target", "rounded"])
 def test_ranks_agree_after_training(case, tmp_path):
     mp.spawn(run_rank, (free_port(), case, str(tmp_path)), nprocs=2)
     (first, ready, key0), (second, _, key1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

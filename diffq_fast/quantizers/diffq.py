@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,9 @@ from .selection import QuantizedParameter, untied
 from .torch_noise import TorchNoise
 
 BUCKET_BYTES = 64 * 2**20
+
+# Makes the weights of a bucket for training, in a dtype, or each in its own (None).
+BucketMaker = Callable[[Sequence[QuantizedParameter], torch.dtype | None], list[Tensor]]
 RNGS = ("philox", "torch")
 
 
@@ -177,10 +180,13 @@ class DiffQuantizer(FreezableBits):
     # -- training weights --------------------------------------------------------------------------------------------
 
     def _training_maker(self) -> Maker:
-        if self.rng == "torch":
+        if self._rounds_in_training:
+            make = partial(self._by_buckets, self._rounded_weights)
+        elif self.rng == "torch":
             return TorchNoise(self, self._firsts).make
-        keys = {device: functional.draw_key(like) for device, like in self._devices().items()}
-        make = partial(self._noisy_weights, keys)
+        else:
+            keys = {device: functional.draw_key(like) for device, like in self._devices().items()}
+            make = partial(self._by_buckets, partial(self._noisy_weights, keys))
         if self._lower_precision is None or torch.compiler.is_compiling():
             return partial(make, {})
         return LoweringMaker(make, self._lower_precision.dtypes())
@@ -203,27 +209,32 @@ class DiffQuantizer(FreezableBits):
     def _devices(self) -> dict[torch.device, Tensor]:
         return {entry.param.device: entry.param for entry in reversed(self._firsts)}
 
-    def _noisy_weights(self, keys: dict[torch.device, Tensor], dtypes: Dtypes, indices: Sequence[int]) -> list[Tensor]:
+    def _by_buckets(self, make: BucketMaker, dtypes: Dtypes, indices: Sequence[int]) -> list[Tensor]:
         firsts = untied(self._qparams[index] for index in indices)
         made: dict[QuantizedParameter, Tensor] = {}
         for dtype, bucket in _buckets_by_dtype(firsts, dtypes):
-            streams = [self._streams[entry] for entry in bucket]
-            logits, bits_options = self._noise_logits(bucket)
-            noisy = functional.add_noise(
-                [entry.param for entry in bucket],
-                logits,
-                keys[bucket[0].param.device],
-                streams=streams,
-                group_size=self.group_size,
-                **bits_options,
-                noise=self.noise,
-                range_scope=self.range_scope,
-                tally=self._tally(streams, logits),
-                dtype=dtype,
-            ).noisy
-            _backward_right_behind_last_use(noisy[0])
-            made.update(zip(bucket, noisy, strict=True))
+            weights = make(bucket, dtype)
+            _backward_right_behind_last_use(weights[0])
+            made.update(zip(bucket, weights, strict=True))
         return [made[self._qparams[index].first] for index in indices]
+
+    def _noisy_weights(
+        self, keys: dict[torch.device, Tensor], bucket: Sequence[QuantizedParameter], dtype: torch.dtype | None
+    ) -> list[Tensor]:
+        streams = [self._streams[entry] for entry in bucket]
+        logits, bits_options = self._noise_logits(bucket)
+        return functional.add_noise(
+            [entry.param for entry in bucket],
+            logits,
+            keys[bucket[0].param.device],
+            streams=streams,
+            group_size=self.group_size,
+            **bits_options,
+            noise=self.noise,
+            range_scope=self.range_scope,
+            tally=self._tally(streams, logits),
+            dtype=dtype,
+        ).noisy
 
     def _tally(self, streams: list[int], logits: Sequence[Tensor]) -> Tensor | None:
         """The leaf whose gradient counts the non-finite logit gradients of a bucket. None where there are none to

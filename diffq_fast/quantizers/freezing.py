@@ -6,7 +6,7 @@ the same widths again; the only thing that is not in the logits is that they are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from .. import functional
 from ..bits import logits_from_bits, whole_bits
 from ..packed_logits import LogitRule
 from .base import drop_compiled_graphs
@@ -21,11 +22,12 @@ from .bit_budget import BitBudget
 from .export import BITS_PER_MB
 from .learned import LearnedQuantizer
 from .selection import QuantizedParameter
+from .straight_through import straight_through
 
 # The interval in which the noise's operator is told whole bits: any that has 1 … 15 well inside.
 WHOLE_INTERVAL = (0.5, 15.5)
 
-NoiseOptions = dict[str, Any]  # min_bits, max_bits and param, as the noise's operator takes them
+Options = dict[str, Any]  # of an operator, by argument
 
 _frozen: WeakSet[FreezableBits] = WeakSet()
 
@@ -41,27 +43,33 @@ class FreezableBits(LearnedQuantizer):
         param: str
         range_scope: str
 
+        def _storable(self, entry: QuantizedParameter) -> Tensor: ...
         def _get_bits(self, logit: Tensor) -> Tensor: ...
         def _widths(self, entry: QuantizedParameter) -> Tensor: ...
 
     _bits_are_frozen = False
+    _rounds_in_training = False
 
     @property
     def bits_frozen(self) -> bool:
         """Whether :meth:`freeze_bits` is in force."""
         return self._bits_are_frozen
 
-    def freeze_bits(self, mb: float | None = None) -> None:
+    def freeze_bits(self, mb: float | None = None, *, straight_through: bool = False) -> None:
         """Round the bits for good: from now on training sees the widths of the export, and they stay.
 
-        The noise is that of whole bits, no optimizer of torch moves the logits any more, and ``true_model_size()``
-        does not change. Call it between two training steps. The logits are set to values that give these widths: a
-        state dict, a packed file and a stored state carry them, but not that they are frozen. After loading one into
-        a new quantizer, call ``freeze_bits()`` again; it finds the same widths.
+        No optimizer of torch moves the logits any more, and ``true_model_size()`` does not change. Training goes on
+        with the noise of whole bits, or, with ``straight_through``, with the very weights of the export. Call it
+        between two training steps. The logits are set to values that give these widths: a state dict, a packed file
+        and a stored state carry them, but not that they are frozen. After loading one into a new quantizer, call
+        ``freeze_bits()`` again; it finds the same widths.
 
         Args:
             mb: choose the rounding so that ``true_model_size()`` is at most this and as near to it as whole bits
                 allow (see ``docs/size_target.md``); None: the nearest whole bits, as an export has them.
+            straight_through: no more noise: each training forward sees the weights rounded as they stand, and their
+                gradients are passed on to the float weights unchanged, as with ``UniformQuantizer(qat=True)``. For
+                the end of a training: the weights settle around the rounding that will be used.
 
         Raises:
             ValueError: no whole bits between min_bits and max_bits are as small as ``mb``.
@@ -73,13 +81,14 @@ class FreezableBits(LearnedQuantizer):
         for logit in self._logits():
             logit.grad = None
         self._bits_are_frozen = True
-        self._whole_logits: dict[QuantizedParameter, tuple[tuple, Tensor]] = {}
+        self._rounds_in_training = straight_through
+        self._of_frozen: dict[QuantizedParameter, tuple[tuple, Tensor]] = {}
         _frozen.add(self)
         drop_compiled_graphs()
 
     def unfreeze_bits(self) -> None:
         """Let the bits be learned again, from the whole numbers at which :meth:`freeze_bits` left them."""
-        self._bits_are_frozen = False
+        self._bits_are_frozen = self._rounds_in_training = False
         _frozen.discard(self)
         drop_compiled_graphs()
 
@@ -99,7 +108,7 @@ class FreezableBits(LearnedQuantizer):
         found = dict(zip(full, budget.split(budget.fit(bits, mb * BITS_PER_MB)), strict=True))
         return [found.get(entry, entry.logit.detach()) for entry in self._firsts]
 
-    def _noise_logits(self, entries: Sequence[QuantizedParameter]) -> tuple[list[Tensor], NoiseOptions]:
+    def _noise_logits(self, entries: Sequence[QuantizedParameter]) -> tuple[list[Tensor], Options]:
         """The logits that the noise of these weights is made of, and how the operator reads them.
 
         Frozen logits stay in the graph with gradient zero: a distributed wrapper waits for the gradient of every
@@ -108,22 +117,35 @@ class FreezableBits(LearnedQuantizer):
         logits: list[Tensor] = [entry.logit for entry in entries]
         if not self._bits_are_frozen:
             return logits, {"min_bits": self.min_bits, "max_bits": self.max_bits, "param": self.param}
-        whole = [self._whole_logit(entry) for entry in entries]
+        whole = [self._kept(entry, self._to_whole_logit) for entry in entries]
         options = {"min_bits": WHOLE_INTERVAL[0], "max_bits": WHOLE_INTERVAL[1], "param": "bits"}
         return list(torch._foreach_add(whole, logits, alpha=0)), options
 
-    def _whole_logit(self, entry: QuantizedParameter) -> Tensor:
-        """The logit that gives the weight's widths in :data:`WHOLE_INTERVAL`, made once per version of its own."""
-        logit = entry.logit.detach()
-        if torch.compiler.is_compiling():
-            return self._to_whole_logit(logit)
-        stamp = (logit.data_ptr(), logit._version, logit.device, logit.dtype)
-        if self._whole_logits.get(entry, (None,))[0] != stamp:
-            self._whole_logits[entry] = (stamp, self._to_whole_logit(logit))
-        return self._whole_logits[entry][1]
+    def _rounded_weights(self, bucket: Sequence[QuantizedParameter], dtype: torch.dtype | None) -> list[Tensor]:
+        """The bucket's weights as an export has them, in ``dtype`` (None: each in its own), straight through."""
+        groups: Options = {"group_size": self.group_size, "range_scope": self.range_scope}
+        with torch.no_grad():
+            weights = [self._storable(entry) for entry in bucket]
+            widths = [self._kept(entry, self._widths) for entry in bucket]
+            found = functional.weight_range(weights, **groups)
+            levels = functional.quantize(weights, widths, found, **groups)
+            rounded = functional.dequantize(levels, widths, found, **groups, dtype=dtype or torch.float32)
+            rounded = [each.to(dtype or entry.param.dtype) for each, entry in zip(rounded, bucket, strict=True)]
+        return straight_through([entry.param for entry in bucket], [entry.logit for entry in bucket], rounded)
 
-    def _to_whole_logit(self, logit: Tensor) -> Tensor:
-        widths = whole_bits(self._get_bits(logit), self.extra_bits)
+    def _kept(self, entry: QuantizedParameter, make: Callable[[QuantizedParameter], Tensor]) -> Tensor:
+        """What ``make`` gives for the weight's frozen logit, made once per version of it."""
+        if torch.compiler.is_compiling():
+            return make(entry)
+        logit = entry.logit.detach()
+        stamp = (logit.data_ptr(), logit._version, logit.device, logit.dtype)
+        if self._of_frozen.get(entry, (None,))[0] != stamp:
+            self._of_frozen[entry] = (stamp, make(entry))
+        return self._of_frozen[entry][1]
+
+    def _to_whole_logit(self, entry: QuantizedParameter) -> Tensor:
+        """The logit that gives the weight's widths in :data:`WHOLE_INTERVAL`."""
+        widths = whole_bits(self._get_bits(entry.logit.detach()), self.extra_bits)
         return logits_from_bits(widths.to(torch.float64), *WHOLE_INTERVAL).to(torch.float32)
 
     def __setstate__(self, state: dict) -> None:

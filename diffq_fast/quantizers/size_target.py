@@ -54,6 +54,7 @@ class SizeTarget:
         reach_at: share of the steps after which the size is the target; it goes there in equal ratios.
         freeze_at: share of the steps after which the bits are frozen at the target (``quantizer.freeze_bits``), so
             that the training ends at the widths of the export; 1: with the last step.
+        straight_through: from then on train with the rounded weights of the export instead of noise.
 
     Raises:
         TypeError: the quantizer learns no bits.
@@ -68,8 +69,9 @@ class SizeTarget:
         *,
         total_steps: int,
         warm_up: float = 0.05,
-        reach_at: float = 0.5,
-        freeze_at: float = 0.9,
+        reach_at: float = 0.4,
+        freeze_at: float = 0.5,
+        straight_through: bool = True,
     ) -> None:
         if not isinstance(quantizer, DiffQuantizer):
             raise TypeError(f"SizeTarget: quantizer must be a DiffQuantizer, got {type(quantizer).__name__}")
@@ -79,6 +81,7 @@ class SizeTarget:
         self.mb = _megabytes(mb, bits_per_weight, budget.count)
         self.total_steps = total_steps
         self.warm_up, self.reach_at, self.freeze_at = warm_up, reach_at, freeze_at
+        self.straight_through = straight_through
         self.steps = 0
         check_reachable(self.mb, quantizer, budget)
         self._smallest = budget.uniform_size(quantizer.min_bits + quantizer.extra_bits) / BITS_PER_MB
@@ -130,7 +133,7 @@ class SizeTarget:
         if self.quantizer.bits_frozen:
             return
         if self.steps >= self.freeze_at * self.total_steps:
-            self.quantizer.freeze_bits(mb=self.mb)
+            self.quantizer.freeze_bits(mb=self.mb, straight_through=self.straight_through)
         elif self.steps % self._every == 0:
             self._control()
 
@@ -219,7 +222,7 @@ class SizeTarget:
         self._start.copy_(state["start"])
         self._rounding.copy_(state["rounding"])
         if state["frozen"]:
-            self.quantizer.freeze_bits()
+            self.quantizer.freeze_bits(straight_through=self.straight_through)
         elif self.quantizer.bits_frozen:
             self.quantizer.unfreeze_bits()
 
