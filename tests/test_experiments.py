@@ -122,9 +122,11 @@ def test_renewed_statistics_are_those_of_the_weights_of_the_evaluation_and_do_no
     assert float(network[1].running_mean) == 0
 
 
-def test_size_target_ends_at_its_size(modules, resnet, tmp_path):
+@pytest.mark.parametrize("changed", [{}, {"straight_through": False}])
+def test_size_target_ends_at_its_size(changed, modules, resnet, tmp_path):
     resnet.recipe = replace(resnet.recipe, steps=20)
-    rows = modules.training.run(resnet, modules.methods.Method("target", times=8), 0, tmp_path, quiet)
+    rows = modules.training.run(resnet, modules.methods.size_target(8, **changed), 0, tmp_path, quiet)
+    assert rows[0]["label"] == ("SizeTarget 8x, noise to the end" if changed else "SizeTarget 8x")
     plain = modules.mnist.float32_megabytes(resnet.build())
     assert plain / rows[0]["megabytes"] == pytest.approx(8, rel=0.02)
 
@@ -243,7 +245,8 @@ def test_the_grid_lists_what_is_missing(modules, store, monkeypatch, tmp_path):
     assert {"QAT 2 bits", "QAT 8 bits", "LSQ 4 bits", "DiffQ penalty 2", "SizeTarget 12x"} < set(labels)
     assert len(set(labels)) == len(labels) == 1 + 4 + 1 + 4 + 3
     assert [unit.label for unit in stages[-1]] == [
-        f"DiffQ penalty 2, {other}" for other in ("g=4", "g=16", "uniform", "g=16, range per group")
+        *(f"DiffQ penalty 2, {other}" for other in ("g=4", "g=16", "uniform", "g=16, range per group")),
+        *(f"SizeTarget 8x, {other}" for other in ("g=8", "gaussian", "noise to the end")),
     ]
 
     for label in labels:

@@ -14,11 +14,16 @@ from .task import Recipe
 
 BITS = (2, 3, 4, 8)
 TIMES = (4, 8, 12)  # how many times smaller than float32, for SizeTarget
+# The learned bits' settings: with a penalty those of the paper, with SizeTarget what was best on validation data.
+DIFFQ = {"group_size": 8, "noise": "gaussian", "range_scope": "tensor", "straight_through": False}
+TARGET = {"group_size": 64, "noise": "uniform", "range_scope": "tensor", "straight_through": True}
+NOISE_TO_THE_END = {"reach_at": 0.5, "freeze_at": 0.9, "straight_through": False}  # of SizeTarget
 
 
 @dataclass(frozen=True)
 class Method:
-    """One column of settings; those that a kind does not use stay 0 or at their default."""
+    """One column of settings; those that a kind does not use stay 0 or at their default. Learned bits are made by
+    :func:`diffq` and :func:`size_target`."""
 
     kind: str  # float32, ptq, qat, lsq, diffq or target
     bits: int = 0
@@ -27,6 +32,7 @@ class Method:
     group_size: int = 8
     noise: str = "gaussian"
     range_scope: str = "tensor"
+    straight_through: bool = False  # rounded weights instead of noise once the bits are frozen
     renewed: bool = False  # evaluated with batch statistics that were taken anew, with the weights of the evaluation
 
     @property
@@ -37,11 +43,15 @@ class Method:
     @property
     def _trained(self) -> str:
         if self.kind in ("diffq", "target"):
-            amount = f"penalty {self.penalty:g}" if self.kind == "diffq" else f"{self.times:g}x"
-            others = [f"g={self.group_size}"] if self.group_size != 8 else []
-            others += [self.noise] if self.noise != "gaussian" else []
-            others += ["range per group"] if self.range_scope != "tensor" else []
-            return ", ".join([f"{'DiffQ' if self.kind == 'diffq' else 'SizeTarget'} {amount}", *others])
+            first = f"DiffQ penalty {self.penalty:g}" if self.kind == "diffq" else f"SizeTarget {self.times:g}x"
+            usual = DIFFQ if self.kind == "diffq" else TARGET
+            names = {
+                "group_size": f"g={self.group_size}",
+                "noise": self.noise,
+                "range_scope": f"range per {self.range_scope}",
+                "straight_through": "straight through" if self.straight_through else "noise to the end",
+            }
+            return ", ".join([first, *(name for key, name in names.items() if getattr(self, key) != usual[key])])
         return "float32" if self.kind == "float32" else f"{self.kind.upper()} {self.bits} bits"
 
     def stored(self) -> dict[str, Any]:
@@ -78,19 +88,32 @@ def attach(
     quantizer.setup_optimizer(optimizer, lr=recipe.bits_rate)
     if method.kind == "diffq":
         return Attached(quantizer, lambda: method.penalty * quantizer.model_size())
-    target = diffq_fast.SizeTarget(quantizer, mb=plain / method.times, total_steps=steps)
+    schedule = {} if method.straight_through else NOISE_TO_THE_END
+    target = diffq_fast.SizeTarget(quantizer, mb=plain / method.times, total_steps=steps, **schedule)
     return Attached(quantizer, target.penalty, target.step)
 
 
+def diffq(penalty: float, **changed: Any) -> Method:
+    """Learned bits with a penalty in loss per MB, noise in every step."""
+    return Method("diffq", penalty=penalty, **DIFFQ | changed)
+
+
+def size_target(times: float, **changed: Any) -> Method:
+    """Learned bits led to a size, rounded weights once it is reached."""
+    return Method("target", times=times, **TARGET | changed)
+
+
 def core_methods(recipe: Recipe) -> list[Method]:
-    """Those that every seed runs. Post-training quantisation comes with float32, see `grid.units`."""
+    """Those that every seed runs. Post-training quantisation comes with float32, see `training.run`."""
     methods = [Method("float32"), *(Method("qat", bits=bits) for bits in BITS), Method("lsq", bits=4)]
-    methods += [Method("diffq", penalty=penalty) for penalty in recipe.penalties]
-    return methods + [Method("target", times=times) for times in TIMES]
+    return methods + [diffq(penalty) for penalty in recipe.penalties] + [size_target(times) for times in TIMES]
 
 
 def secondary_methods(recipe: Recipe) -> list[Method]:
-    """Group size, noise and scope of the range, at the second penalty; one seed."""
-    others: list[dict[str, Any]] = [{"group_size": 4}, {"group_size": 16}, {"noise": "uniform"}]
-    others.append({"group_size": 16, "range_scope": "group"})
-    return [Method("diffq", penalty=recipe.penalties[1], **other) for other in others]
+    """One seed. Group size, noise and scope of the range, at the second penalty; and at an eighth of float32, what
+    each setting of SizeTarget is worth."""
+    changes: list[dict[str, Any]] = [{"group_size": 4}, {"group_size": 16}, {"noise": "uniform"}]
+    changes.append({"group_size": 16, "range_scope": "group"})
+    back: list[dict[str, Any]] = [{name: DIFFQ[name]} for name in ("group_size", "noise", "straight_through")]
+    methods = [diffq(recipe.penalties[1], **change) for change in changes]
+    return methods + [size_target(8, **change) for change in back]

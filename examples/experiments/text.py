@@ -55,7 +55,7 @@ class Text(Task):
     difference_unit = "% of perplexity"
     recipe = Recipe(
         start_steps=2000,
-        steps=300,
+        steps=900,
         batch=16,
         start_rate=2e-3,
         rate=7e-4,
