@@ -268,10 +268,17 @@ def words(count: int, group_size: int, mixed: bool) -> list[Variant]:
     def pack() -> Tensor:
         return functional.quantize_pack(weight, widths, found, group_size=group_size)
 
+    def fake() -> Tensor:
+        return functional.fake_quantize([weight], [widths], found, group_size=group_size)[0]
+
+    def check_fake() -> None:
+        assert torch.equal(fake(), unpack())
+
     return [
         copy(count),
         Variant("quantize_pack", pack, bytes=moved),
         Variant("unpack_dequantize", unpack, check, bytes=moved),
+        Variant("fake_quantize", fake, check_fake, bytes=8 * count),
     ]
 
 

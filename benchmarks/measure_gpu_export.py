@@ -35,6 +35,7 @@ def of_width(width: int) -> list[dict[str, Any]]:
             "unpack + dequantise": lambda: ops.unpack_dequantize(
                 words, widths, found, 8, False, [COUNT], torch.float32
             ),
+            "fake quantise": lambda: ops.fake_quantize([weight], [widths], found, 8, False),
         }
     )
     rows = []

@@ -78,6 +78,7 @@ TRAFFIC = [
     Traffic("quantise + pack, 4 bits of one width", 4.5, "G11"),
     Traffic("unpack + dequantise, 4 bits of one width", 4.5, "G11"),
     Traffic("quantise + pack, 8 bits", 6, ""),
+    Traffic("fake quantise", 8.125, ""),
     Traffic("unpack + dequantise, 8 bits", 6, ""),
 ]
 # The range kernel's main path has no loop to count: two comparisons for the bounds, and for each of them a

@@ -112,15 +112,16 @@ def _importance(body: list[Instruction]) -> tuple[bool, int, int]:
 
 
 def _common_path(blocks: list[list[Instruction]], followers: list[list[int]]) -> list[Instruction]:
-    """The forward way through the code that has most global accesses and, among those, fewest
+    """The forward way through the code that has most global accesses of 128 bits, then most of any, then fewest
     instructions: slow paths of divisions and of unusual arguments are left out."""
-    best: dict[int, tuple[int, int, list[int]]] = {}
+    best: dict[int, tuple[tuple[int, int, int], list[int]]] = {}
     for number in range(len(blocks) - 1, -1, -1):
         accesses = sum(bool(_GLOBAL.match(i.opcode)) for i in blocks[number])
         onward = [best[follower] for follower in followers[number] if follower > number]
-        score, length, path = max(onward, key=lambda way: way[:2], default=(0, 0, []))
-        best[number] = score + accesses, length - len(blocks[number]), [number, *path]
-    return [i for number in best[0][2] for i in blocks[number]]
+        (wide, score, length), path = max(onward, key=lambda way: way[0], default=((0, 0, 0), []))
+        here = wide + _wide_accesses(blocks[number]), score + accesses, length - len(blocks[number])
+        best[number] = here, [number, *path]
+    return [i for number in best[0][1] for i in blocks[number]]
 
 
 def main_loop(instructions: list[Instruction]) -> list[Instruction]:
@@ -135,8 +136,8 @@ def main_loop(instructions: list[Instruction]) -> list[Instruction]:
         for (head, tail), body in wide.items()
         if not any(head <= start and stop <= tail and (head, tail) != (start, stop) for start, stop in wide)
     ]
-    body = max(innermost, key=_importance, default=instructions)
-    if not _wide_accesses(body):
+    body = max(innermost, key=_importance, default=[])
+    if not body:
         body = _common_path(blocks, followers)
     return [instruction for instruction in body if instruction.opcode != "NOP"]
 

@@ -136,6 +136,7 @@ def _others() -> list[Case]:
     levels_alone = {"found": None, "order": None, "WIDTH": 5, "GROUP": 8, "PER_GROUP": False, "ORDERED": True}
     levels_alone |= {"LANES": 128}
     levels = {"source": "*fp32", "widths": "*u8", "found": "*fp32", "result": "*i32", "count": "i64"}
+    requantize = {"GROUP": 8, "PER_GROUP": False, "FUSED": True, "ROWS": 256, "COLUMNS": 8}
     return [
         Case("range", range_kernel.weight_range_kernel, _TABLES | found,
              {"FIELDS": 1, "DTYPE": tl.float32, "TILE": RANGE_TILE, "CHUNK": launching.CHUNK}, RANGE_WARPS),
@@ -149,7 +150,9 @@ def _others() -> list[Case]:
         Case("ragged backward", ragged_kernels.ragged_backward_kernel, _backward("gaussian").signature,
              ragged | types | {"PER_GROUP": True}),
         Case("quantise", export_kernels.requantize_kernel, levels,
-             {"GROUP": 8, "PER_GROUP": False, "INVERSE": False, "TILE": 2048}, fusion=False),
+             requantize | {"QUANTIZE": True, "DEQUANTIZE": False}, fusion=False),
+        Case("fake quantise", export_kernels.requantize_kernel, levels | {"result": "*fp32"},
+             requantize | {"QUANTIZE": True, "DEQUANTIZE": True}, weights=16, fusion=False),
         Case("pack", export_kernels.pack_kernel, {"source": "*i32", "words": "*i32", "count": "i32"},
              levels_alone | {"QUANTIZE": False, "FUSED": True}, fusion=False),
         Case("unpack", export_kernels.unpack_kernel, {"words": "*i32", "result": "*i32", "count": "i32"},

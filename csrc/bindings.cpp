@@ -165,6 +165,14 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         },
         Release());
     module.def(
+        "fake_quantize",
+        [](const WeightLists& weights, const Addresses& widths, Address range, int64_t group_size,
+           bool per_group, const WeightLists& results, int threads) {
+            fake_quantize(floats_of(weights), at_all<const uint8_t>(widths), at<const float>(range),
+                          group_size, per_group, floats_of(results), threads);
+        },
+        Release());
+    module.def(
         "count_widths",
         [](Address widths, int64_t groups, Address counts, int threads) {
             count_widths(at<const uint8_t>(widths), groups, at<int64_t>(counts), threads);

@@ -4,7 +4,8 @@ Every operator is functional, takes and returns lists of weights where a trainin
 given its arguments: randomness enters only as ``key``. So recomputation, compilation and graph capture are safe.
 Conventions: ``group_size`` 0 means one group; ``per_group`` is ``range_scope="group"``; ``kind`` is "uniform" or
 "gaussian"; a range is ``[weights, 2]`` or, per group, ``[groups of all weights, 2]``, each row (lo, hi).
-Noisy weights, and so their gradients, have ``dtype`` (None: each its weight's); gradients of weights have the weights'.
+Noisy and fake quantised weights have ``dtype`` (None: each its weight's), and so have the gradients that arrive for them;
+gradients of weights have the weights' dtypes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ add_noise_backward(Tensor[] grads, Tensor[] weights, Tensor[] logits, Tensor ran
 quantize(Tensor[] weights, Tensor[] widths, Tensor range, int group_size, bool per_group) -> Tensor[]
 dequantize(Tensor[] levels, Tensor[] widths, Tensor range, int group_size, bool per_group, ScalarType dtype)
     -> Tensor[]
+fake_quantize(Tensor[] weights, Tensor[] widths, Tensor range, int group_size, bool per_group,
+    ScalarType? dtype=None) -> Tensor[]
 count_widths(Tensor widths) -> Tensor
 pack(Tensor levels, Tensor widths, int group_size, int word_count) -> Tensor
 unpack(Tensor words, Tensor widths, int group_size, int count) -> Tensor
@@ -100,6 +103,11 @@ def quantize(weights, widths, range, group_size, per_group):
 @_fake
 def dequantize(levels, widths, range, group_size, per_group, dtype):
     return [level.new_empty(level.shape, dtype=dtype) for level in levels]
+
+
+@_fake
+def fake_quantize(weights, widths, range, group_size, per_group, dtype=None):
+    return [weight.new_empty(weight.shape, dtype=dtype) for weight in weights]
 
 
 @_fake

@@ -58,6 +58,7 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "packed_word_count",
     "pack",
     "quantize_pack",
+    "fake_quantize",
     "unpack",
     "dequantize",
     "unpack_dequantize",
@@ -272,6 +273,34 @@ def quantize_pack(
     check_export("quantize_pack", [weight], [widths], found, group_size, range_scope)
     words = packed_word_count(widths, weight.numel(), group_size)
     return _ops.quantize_pack.default(weight, widths, found, group_size, range_scope == "group", words)
+
+
+def fake_quantize(
+    weights: Sequence[Tensor],
+    widths: Sequence[Tensor],
+    found: Tensor,
+    *,
+    group_size: int = 8,
+    range_scope: str = "tensor",
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """``dequantize(quantize(weights))`` in one pass, without the levels in memory. Arguments as there; not
+    differentiable.
+
+    Args:
+        dtype: of the results; None: each its weight's.
+
+    >>> w = torch.tensor([0.0, 1.1, 3.0])
+    >>> fake_quantize([w], [torch.tensor([2], dtype=torch.uint8)], weight_range([w]), group_size=0)
+    [tensor([0., 1., 3.])]
+    """
+    check_weights("fake_quantize", weights)
+    check_export("fake_quantize", weights, widths, found, group_size, range_scope)
+    if dtype is not None:
+        check_output_dtype("fake_quantize", dtype)
+    with torch.no_grad():
+        per_group = range_scope == "group"
+        return _ops.fake_quantize.default(list(weights), list(widths), found, group_size, per_group, dtype)
 
 
 # -- load ------------------------------------------------------------------------------------------------------------

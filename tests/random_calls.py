@@ -133,6 +133,7 @@ def operators(a: Arguments) -> None:
         lambda: ops.add_noise_backward([a.weight()], [weight], [logits], a.found(), extremes, key, streams, *noise),
         lambda: ops.quantize([weight], [widths], a.found(), *export),
         lambda: ops.dequantize([a.levels()], [widths], a.found(), *export, a.often(torch.float32, torch.float16)),
+        lambda: ops.fake_quantize([weight], [widths], a.found(), *export, a.often(None, torch.float16, torch.int8)),
         lambda: ops.pack(a.levels(), widths, a.group_size, a.often(words.numel(), -1)),
         lambda: ops.unpack(words, widths, a.group_size, count),
         lambda: ops.quantize_pack(weight, widths, a.found(), *export, a.often(words.numel(), -1)),
@@ -159,6 +160,9 @@ CALLS: dict[str, Callable[[Arguments], Any]] = {
     "add_noise": step,
     "whole_bits": lambda a: functional.whole_bits(a.logits(), a.often(0, -3, 1e30, float("nan"))),
     "quantize": lambda a: functional.quantize([a.weight()], [a.widths()], a.found(), **both(a)),
+    "fake_quantize": lambda a: functional.fake_quantize(
+        [a.weight()], [a.widths()], a.found(), dtype=a.often(None, torch.bfloat16, torch.int8), **both(a)
+    ),
     "packed_word_count": lambda a: functional.packed_word_count(a.widths(), a.often(a.count, -1, 2**70), a.group_size),
     "pack": lambda a: functional.pack(a.levels(), a.widths(), **size(a)),
     "quantize_pack": lambda a: functional.quantize_pack(a.weight(), a.widths(), a.found(), **both(a)),

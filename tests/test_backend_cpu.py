@@ -243,6 +243,10 @@ def test_levels_and_words_equal_the_oracle(dtype, group_size, per_group):
     assert_all_equal(levels, default.quantize(weights, widths, found, group_size, per_group))
     back = ops.dequantize(levels, widths, found, group_size, per_group, dtype)
     assert_all_equal(back, default.dequantize(levels, widths, found, group_size, per_group, dtype))
+    assert_all_equal(ops.fake_quantize(weights, widths, found, group_size, per_group), back)
+    for other in DTYPES:
+        expected = default.dequantize(levels, widths, found, group_size, per_group, other)
+        assert_all_equal(ops.fake_quantize(weights, widths, found, group_size, per_group, other), expected)
     rows = rows_of(found, widths, per_group)
     for weight, width, level, restored, row in zip(weights, widths, levels, back, rows, strict=True):
         expected = default.pack(level, width, group_size, 0)
@@ -340,6 +344,10 @@ def test_operators_refuse_sizes_that_the_core_would_overrun():
         ops.quantize(weights, [widths[:7]], found, 8, False)
     with pytest.raises(ValueError, match=r"dequantize: range: expected float32 \[8, 2\], got torch.float32 \[1, 2\]"):
         ops.dequantize([levels], [widths], found, 8, True, torch.float32)
+    with pytest.raises(ValueError, match=r"fake_quantize: widths\[0\]: expected 8 values, .* got 7"):
+        ops.fake_quantize(weights, [widths[:7]], found, 8, False)
+    with pytest.raises(ValueError, match=r"fake_quantize: range: expected float32 \[8, 2\], got torch.float32 \[1, 2\]"):
+        ops.fake_quantize(weights, [widths], found, 8, True)
     with pytest.raises(ValueError, match="pack: widths must be between 1 and 16 and need exactly word_count words"):
         ops.pack(levels, widths, 8, 7)
     with pytest.raises(ValueError, match=r"unpack: widths must be .* got word_count=9"):

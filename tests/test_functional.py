@@ -133,6 +133,12 @@ BAD_CALLS = {
     "dequantize([i32(1)], [u8(3)], RANGE, dtype=torch.int8)": (TypeError, "dequantize: dtype floating torch.int8"),
     "dequantize([i32(1)], [u8(3)], RANGE[:0])": (ValueError, "dequantize: range [1, 2] [0, 2]"),
     "dequantize([i32(1)], [u8(99)], RANGE)": (ValueError, "dequantize: bits must be between 1 and 16, got 99"),
+    # fake_quantize
+    "fake_quantize([W.int()], [u8(3, 3)], RANGE)": (TypeError, "fake_quantize: weights[0] floating torch.int32"),
+    "fake_quantize([W], [u8(3)], RANGE)": (ValueError, "fake_quantize: widths[0] [2] group of 8 16 [1]"),
+    "fake_quantize([W], [u8(17, 3)], RANGE)": (ValueError, "fake_quantize: bits must be between 1 and 16, got 17"),
+    "fake_quantize([W], [u8(3, 3)], RANGE, dtype=torch.int8)": (TypeError, "fake_quantize: dtype floating torch.int8"),
+    "fake_quantize([W], [u8(3, 3)], RANGE, range_scope='x')": (ValueError, "fake_quantize: range_scope 'tensor' 'x'"),
     # unpack_dequantize
     "unpack_dequantize(WORDS, u8(3), RANGE, [9])": (ValueError, "unpack_dequantize: widths [2] [1]"),
     "unpack_dequantize(WORDS[:1], u8(3), RANGE, [3])": (ValueError, "unpack_dequantize: 3 packed words 1"),

@@ -406,6 +406,7 @@ def test_levels_words_and_weights_are_bit_equal(dtype, group_size, per_group):
         w, b, r, q, p = cuda([weight, widths, found, levels, words])
         assert_same(ops.quantize([w], [b], r, group_size, per_group), [levels])
         assert_same(ops.dequantize([q], [b], r, group_size, per_group, dtype), [restored])
+        assert_same(ops.fake_quantize([w], [b], r, group_size, per_group), [restored])
         assert_same([ops.pack(q, b, group_size, size)], [words])
         assert_same([ops.unpack(p, b, group_size, count)], [levels])
         assert_same([ops.quantize_pack(w, b, r, group_size, per_group, size)], [words])

@@ -55,7 +55,8 @@ def export(name, weight, group_size, per_group):
         words = ops.quantize_pack(weight, widths, found, group_size, per_group,
                                   sum(width * -(-n // 32) for width, n in enumerate(members)))
         back = ops.unpack_dequantize(words, widths, found, group_size, per_group, list(weight.shape), weight.dtype)
-        put(f"{name} {kind}", [*levels, words, ops.unpack(words, widths, group_size, count), back])
+        fake = ops.fake_quantize([weight], [widths], found, group_size, per_group)
+        put(f"{name} {kind}", [*levels, *fake, words, ops.unpack(words, widths, group_size, count), back])
 
 for threads in (1, 2, 3):
     torch.set_num_threads(threads)

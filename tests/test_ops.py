@@ -109,6 +109,8 @@ def test_opcheck_export_operators(per_group, dtype):
     check(ops.quantize.default, weights, widths, found, 4, per_group)
     levels = ops.quantize(weights, widths, found, 4, per_group)
     check(ops.dequantize.default, levels, widths, found, 4, per_group, dtype)
+    check(ops.fake_quantize.default, weights, widths, found, 4, per_group)
+    check(ops.fake_quantize.default, weights, widths, found, 4, per_group, torch.bfloat16)
 
 
 @pytest.mark.parametrize("index", range(6))
@@ -241,11 +243,16 @@ def test_export_and_load_equal_the_oracle(dtype, group_size, per_group):
     found, _ = ops.weight_range(weights, group_size, per_group)
     levels = ops.quantize(weights, widths, found, group_size, per_group)
     restored = ops.dequantize(levels, widths, found, group_size, per_group, dtype)
+    at_once = ops.fake_quantize(weights, widths, found, group_size, per_group)
+    in_half = ops.fake_quantize(weights, widths, found, group_size, per_group, torch.float16)
     rows = [reference.weight_range(weight, group_size, per_group) for weight in weights]
     for index, (weight, width, bounds) in enumerate(zip(weights, widths, rows, strict=True)):
         expected = reference.quantize(weight, width, bounds, group_size)
         assert torch.equal(levels[index], expected)
         assert torch.equal(restored[index], reference.dequantize(expected, width, bounds, group_size, dtype))
+        assert torch.equal(at_once[index], restored[index])
+        half = reference.dequantize(expected, width, bounds, group_size, torch.float16)
+        assert torch.equal(in_half[index], half)
         words = reference.pack(expected, width, group_size)
         assert torch.equal(ops.pack(levels[index], width, group_size, words.numel()), words)
         one = bounds, group_size, per_group

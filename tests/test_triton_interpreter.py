@@ -311,6 +311,7 @@ def test_levels_and_words_equal_the_oracle(count, group_size, per_group):
     assert_same(export.quantize([weight], *arguments), [levels])
     (restored,) = default.dequantize([levels], *arguments, torch.float32)
     assert_same(export.dequantize([levels], *arguments, torch.float32), [restored])
+    assert_same(export.fake_quantize([weight], *arguments), [restored])
     size = words_needed(widths, group_size, count)
     words = default.pack(levels, widths, group_size, size)
     assert_same([export.pack(levels, widths, group_size, size)], [words])

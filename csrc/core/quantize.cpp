@@ -73,6 +73,24 @@ void for_each_part(const std::vector<Floats>& weights, const float* range, int64
     });
 }
 
+void fake_quantize_part(const Floats& weight, int64_t first, int64_t count, const uint8_t* widths,
+                        const float* range, int64_t group_size, bool per_group, bool past_cache,
+                        const Floats& to) {
+    const bool direct = to.dtype == DType::float32;
+    for (const int64_t end = first + count; first < end; first += kBlock) {
+        const int64_t size = std::min(kBlock, end - first);
+        Elements elements;
+        const LevelRule rule = elements.fill(first, size, widths, range, group_size, per_group);
+        float buffer[kBlock], result[kBlock];
+        uint32_t levels[kBlock];
+        kernels().quantize(load_floats(weight.data, weight.dtype, first, size, buffer), size, rule, levels);
+        float* out = direct ? static_cast<float*>(to.data) + first : result;
+        kernels().dequantize(levels, size, rule, direct && past_cache, out);
+        if (!direct) store_floats(result, to.data, to.dtype, first, size);
+    }
+    kernels().finish_writes();
+}
+
 }  // namespace
 
 void quantize_part(const Floats& weight, int64_t first, int64_t count, const uint8_t* widths,
@@ -118,6 +136,18 @@ void dequantize(const std::vector<const uint32_t*>& levels, const std::vector<co
                   [&](size_t i, const float* bounds, int64_t first, int64_t count) {
                       dequantize_part(levels[i], first, count, widths[i], bounds, group_size, per_group,
                                       weights[i]);
+                  });
+}
+
+void fake_quantize(const std::vector<Floats>& weights, const std::vector<const uint8_t*>& widths,
+                   const float* range, int64_t group_size, bool per_group, const std::vector<Floats>& results,
+                   int threads) {
+    for (const Floats& result : results) expect_writes(result.data, result.count * item_size(result.dtype));
+    const bool past_cache = goes_past_cache(total_count(weights));
+    for_each_part(weights, range, group_size, per_group, threads,
+                  [&](size_t i, const float* bounds, int64_t first, int64_t count) {
+                      fake_quantize_part(weights[i], first, count, widths[i], bounds, group_size, per_group,
+                                         past_cache, results[i]);
                   });
 }
 

@@ -40,8 +40,13 @@ void dequantize(const std::vector<const uint32_t*>& levels, const std::vector<co
                 const float* range, int64_t group_size, bool per_group, const std::vector<Floats>& weights,
                 int threads);
 
-// The same for elements first ... first + count - 1 of one weight, on the caller's thread; `levels` are those
-// of all of its elements, and may lie where float32 weights go.
+// dequantize(quantize(weights)) in one pass, the levels of a block at a time in the first-level cache.
+void fake_quantize(const std::vector<Floats>& weights, const std::vector<const uint8_t*>& widths,
+                   const float* range, int64_t group_size, bool per_group, const std::vector<Floats>& results,
+                   int threads);
+
+// Of the first two, elements first ... first + count - 1 of one weight, on the caller's thread; `levels`
+// are those of all of its elements, and may lie where float32 weights go.
 void quantize_part(const Floats& weight, int64_t first, int64_t count, const uint8_t* widths,
                    const float* range, int64_t group_size, bool per_group, uint32_t* levels);
 void dequantize_part(const uint32_t* levels, int64_t first, int64_t count, const uint8_t* widths,

@@ -1,5 +1,7 @@
 // Any floats, widths and ranges: fused and apart, and on every instruction set, the same levels in the same
 // words and planes, each within its width, without touching memory that is not their own.
+#include <cstring>
+
 #include "core/packed_levels.h"
 #include "core/quantize.h"
 #include "core/streams.h"
@@ -22,6 +24,16 @@ std::vector<uint32_t> levels_of(const Case& given) {
     quantize({given.weight}, {given.widths.data()}, given.range.data(), given.group_size, given.per_group,
              {levels.data()}, 1);
     return levels;
+}
+
+void check_fake_quantize(const Case& given, const std::vector<uint32_t>& levels) {
+    const int64_t count = given.weight.count;
+    std::vector<float> there(levels.size()), here(levels.size());
+    dequantize({levels.data()}, {given.widths.data()}, given.range.data(), given.group_size, given.per_group,
+               {{there.data(), count, DType::float32}}, 1);
+    fake_quantize({given.weight}, {given.widths.data()}, given.range.data(), given.group_size,
+                  given.per_group, {{here.data(), count, DType::float32}}, 1);
+    require(levels.empty() || std::memcmp(here.data(), there.data(), levels.size() * 4) == 0);
 }
 
 void check_words(const Case& given, const Streams& streams, const std::vector<uint32_t>& levels) {
@@ -83,6 +95,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     use_kernels(instruction_set);
     require(levels_of(given) == levels);
     const Streams streams(given.widths.data(), count, given.group_size, 1);
+    check_fake_quantize(given, levels);
     check_words(given, streams, levels);
     if (!given.per_group && choices >= 128) check_planes(given, streams, levels);
     return 0;

@@ -142,8 +142,12 @@ void weights_of_many_slices_pack_as_defined() {
                     CHECK(unpack(packing, words.data(), back.data()) && back == levels);
                     CHECK(unpack_dequantize(packing, words.data(), ranges.data(), per_group,
                                             {here.data(), count, weight.dtype}));
-                    CHECK(std::memcmp(here.data(), there.data(),
-                                      static_cast<size_t>(count * item_size(weight.dtype))) == 0);
+                    const auto bytes = static_cast<size_t>(count * item_size(weight.dtype));
+                    CHECK(std::memcmp(here.data(), there.data(), bytes) == 0);
+                    std::fill(here.begin(), here.end(), 0.0f);
+                    fake_quantize({weight}, {widths.data()}, ranges.data(), group_size, per_group,
+                                  {{here.data(), count, weight.dtype}}, threads);
+                    CHECK(std::memcmp(here.data(), there.data(), bytes) == 0);
                 }
             }
         }

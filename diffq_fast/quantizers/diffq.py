@@ -277,15 +277,10 @@ class DiffQuantizer(FreezableBits):
         return [self._quantized_weight(entry) for entry in entries]
 
     def _quantized_weight(self, entry: QuantizedParameter) -> Tensor:
-        levels, widths, found = self._levels(entry)
-        return functional.dequantize(
-            [levels],
-            [widths],
-            found,
-            group_size=self.group_size,
-            range_scope=self.range_scope,
-            dtype=entry.param.dtype,
-        )[0]
+        weight, widths = self._storable(entry), self._widths(entry)
+        groups: dict[str, Any] = {"group_size": self.group_size, "range_scope": self.range_scope}
+        found = functional.weight_range([weight], **groups)
+        return functional.fake_quantize([weight], [widths], found, **groups, dtype=entry.param.dtype)[0]
 
     def _levels(self, entry: QuantizedParameter) -> tuple[Tensor, Tensor, Tensor]:
         """A weight's levels (int32, its shape), widths (uint8 ``[groups]``) and range (float32)."""

@@ -128,8 +128,7 @@ class FreezableBits(LearnedQuantizer):
             weights = [self._storable(entry) for entry in bucket]
             widths = [self._kept(entry, self._widths) for entry in bucket]
             found = functional.weight_range(weights, **groups)
-            levels = functional.quantize(weights, widths, found, **groups)
-            rounded = functional.dequantize(levels, widths, found, **groups, dtype=dtype or torch.float32)
+            rounded = functional.fake_quantize(weights, widths, found, **groups, dtype=dtype)
             rounded = [each.to(dtype or entry.param.dtype) for each, entry in zip(rounded, bucket, strict=True)]
         return straight_through([entry.param for entry in bucket], [entry.logit for entry in bucket], rounded)
 

@@ -248,6 +248,27 @@ def dequantize(levels, widths, range, group_size, per_group, dtype):
     return weights
 
 
+@_kernel
+def fake_quantize(weights, widths, range, group_size, per_group, dtype=None):
+    if not _supported(weights) or not (dtype is None or dtype in _DTYPES):
+        return default.fake_quantize(weights, widths, range, group_size, per_group, dtype)
+    counts = [weight.numel() for weight in weights]
+    _check_groups("fake_quantize", "widths", widths, counts, group_size)
+    _check_rows("fake_quantize", range, counts, group_size, per_group)
+    weights, widths, range = _contiguous(weights), _contiguous(widths, torch.uint8), range.contiguous()
+    results = _empty_like(weights, dtype)
+    core.fake_quantize(
+        _lists(weights),
+        _addresses(widths),
+        range.data_ptr(),
+        group_size,
+        per_group,
+        _lists(results),
+        torch.get_num_threads(),
+    )
+    return results
+
+
 def _packing(who: str, widths: Tensor, count: int, group_size: int, words: int) -> tuple[int, int, int, int]:
     _check_groups(who, "widths", [widths], [count], group_size)
     return widths.data_ptr(), count, group_size, words

@@ -108,6 +108,16 @@ def dequantize(levels, widths, range, group_size, per_group, dtype):
 
 
 @_kernel
+def fake_quantize(weights, widths, range, group_size, per_group, dtype=None):
+    levels = quantize(weights, widths, range, group_size, per_group)
+    bounds = _bounds_of(weights, range, group_size, per_group)
+    return [
+        reference.dequantize(level, width, bound, group_size, dtype or weight.dtype)
+        for level, width, bound, weight in zip(levels, widths, bounds, weights, strict=True)
+    ]
+
+
+@_kernel
 def count_widths(widths: Tensor) -> Tensor:
     return reference.count_widths(widths)
 

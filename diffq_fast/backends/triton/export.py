@@ -6,6 +6,7 @@ tensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,14 +38,24 @@ def _rows(found: Tensor, counts: Sequence[int], group_size: int, per_group: bool
 def _requantize(
     source: Tensor, widths: Tensor, found: Tensor, group_size: int, per_group: bool, dtype: torch.dtype
 ) -> Tensor:
+    """Levels of weights, weights of levels, or weights by way of levels, as the dtypes say (int32: levels)."""
     result = torch.empty(source.shape, dtype=dtype, device=source.device)
     count = source.numel()
     if count:
+        columns = requantize_columns(group_size, count)
         requantize_kernel[(-(-count // TILE),)](
             source.contiguous(), widths.to(torch.uint8).contiguous(), found, result, count,
-            GROUP=group_size or count, PER_GROUP=per_group, INVERSE=dtype != torch.int32, TILE=TILE, **EXACT,
+            GROUP=group_size if group_size < count else 0, PER_GROUP=per_group, QUANTIZE=source.dtype != torch.int32,
+            DEQUANTIZE=dtype != torch.int32, FUSED=not (INTERPRETED or per_group), ROWS=TILE // columns, COLUMNS=columns, **EXACT,
         )  # fmt: skip
     return result
+
+
+def requantize_columns(group_size: int, count: int) -> int:
+    """How many consecutive elements of a tile certainly have one width and range."""
+    if group_size == 0 or group_size >= count:
+        return TILE
+    return math.gcd(group_size, TILE)  # a power of two
 
 
 def quantize(weights, widths, range, group_size, per_group):
@@ -64,6 +75,16 @@ def dequantize(levels, widths, range, group_size, per_group, dtype):
     return [
         _requantize(level, width, row, group_size, per_group, dtype)
         for level, width, row in zip(levels, widths, rows, strict=True)
+    ]
+
+
+def fake_quantize(weights, widths, range, group_size, per_group, dtype=None):
+    if any(weight.dtype not in TYPES for weight in weights) or not (dtype is None or dtype in TYPES):
+        return default.fake_quantize(weights, widths, range, group_size, per_group, dtype)
+    rows = _rows(range, [weight.numel() for weight in weights], group_size, per_group)
+    return [
+        _requantize(weight, width, row, group_size, per_group, dtype or weight.dtype)
+        for weight, width, row in zip(weights, widths, rows, strict=True)
     ]
 
 

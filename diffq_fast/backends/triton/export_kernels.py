@@ -36,11 +36,16 @@ def divide(dividend, divisor, FUSED: tl.constexpr):
 @triton.jit
 def quantized(value, lo, length, width, FUSED: tl.constexpr):
     """int32 levels. Clamped before rounding, which is then half to even by adding and subtracting
-    1.5 * 2**23."""
-    level = divide(divide(value - lo, length, FUSED), step_of_width(width), FUSED)
-    highest = ((1 << width) - 1).to(tl.float32)
-    level = tl.where((level > 0) & (length != 0), level, 0.0)
-    level = tl.where(level < highest, level, highest)
+    1.5 * 2**23. FUSED: cut to the range before the division, which keeps infinities out of its remainders; NaN
+    is level 0 either way."""
+    if FUSED:
+        offset = tl.minimum(tl.maximum(value - lo, 0.0), length)
+        level = divide(divide(offset, length, True), step_of_width(width), True)
+    else:
+        level = divide(divide(value - lo, length, False), step_of_width(width), False)
+        highest = ((1 << width) - 1).to(tl.float32)
+        level = tl.where((level > 0) & (length != 0), level, 0.0)
+        level = tl.where(level < highest, level, highest)
     return ((level + 12582912.0) - 12582912.0).to(tl.int32)
 
 
@@ -59,33 +64,59 @@ def offset_and_length(found, group, inside, PER_GROUP: tl.constexpr):
 
 
 @triton.jit
+def _requantize_tile(
+    source, widths, found, result, first, count, GROUP: tl.constexpr, PER_GROUP: tl.constexpr,
+    QUANTIZE: tl.constexpr, DEQUANTIZE: tl.constexpr, FUSED: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Elements ``first`` … of the weight, in rows that each lie in one group. WHOLE: all of them exist."""
+    start = first + (tl.arange(0, ROWS) * COLUMNS)[:, None]
+    element = start + tl.arange(0, COLUMNS)[None, :]
+    group = start // GROUP if GROUP else start * 0
+    begins = start == start if WHOLE else start < count
+    width = tl.load(widths + group, begins, 1).to(tl.int32)
+    if PER_GROUP:
+        lo, length = offset_and_length(found, group, begins, True)
+    else:
+        lo, length = offset_and_length(found, tl.zeros((1, 1), tl.int32), tl.full((1, 1), True, tl.int1), False)
+    made = tl.load(source + element) if WHOLE else tl.load(source + element, element < count, 0)
+    if QUANTIZE:
+        made = quantized(made.to(tl.float32), lo, length, width, FUSED)
+    if DEQUANTIZE:
+        made = dequantized(made, lo, length, width)
+    made = made.to(result.dtype.element_ty)
+    if WHOLE:
+        tl.store(result + element, made)
+    else:
+        tl.store(result + element, made, element < count)
+
+
+@triton.jit
 def requantize_kernel(
-    source,
-    widths,
-    found,
-    result,
-    count,
-    GROUP: tl.constexpr,
-    PER_GROUP: tl.constexpr,
-    INVERSE: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Weights to levels, or (INVERSE) levels to weights. One program handles TILE elements of one weight.
+    source, widths, found, result, count, GROUP: tl.constexpr, PER_GROUP: tl.constexpr, QUANTIZE: tl.constexpr,
+    DEQUANTIZE: tl.constexpr, FUSED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Weights to levels (QUANTIZE), levels to weights (DEQUANTIZE), or weights by way of levels (both). One program
+    handles ROWS * COLUMNS elements of one weight; COLUMNS divides GROUP, and GROUP 0 is one group.
 
     ``source`` [count] float32|bf16|f16, or int32 levels, read; ``widths`` uint8 [groups], read; ``found``
     float32 [1 or groups, 2], read; ``result`` [count] int32 levels, or weights of any of the dtypes, written.
     """
-    element = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    inside = element < count
-    group = element // GROUP
-    lo, length = offset_and_length(found, group, inside, PER_GROUP)
-    width = tl.load(widths + group, inside, 1).to(tl.int32)
-    value = tl.load(source + element, inside, 0)
-    if INVERSE:
-        made = dequantized(value, lo, length, width)
+    first = tl.program_id(0).to(tl.int64) * (ROWS * COLUMNS)
+    usual = first + ROWS * COLUMNS <= count
+    if FUSED:
+        scale = tl.load(found + 1) - tl.load(found)
+        usual = usual & (scale > 8.673617379884035e-19) & (scale < 1.152921504606847e18)
+    if usual:
+        _requantize_tile(
+            source, widths, found, result, first, count, GROUP, PER_GROUP, QUANTIZE, DEQUANTIZE, FUSED, True, ROWS,
+            COLUMNS,
+        )  # fmt: skip
     else:
-        made = quantized(value.to(tl.float32), lo, length, width, False)
-    tl.store(result + element, made.to(result.dtype.element_ty), inside)
+        _requantize_tile(
+            source, widths, found, result, first, count, GROUP, PER_GROUP, QUANTIZE, DEQUANTIZE, False, False, ROWS,
+            COLUMNS,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -40,6 +40,7 @@ _LAUNCHERS = (
     backward.add_noise_backward,
     export.quantize,
     export.dequantize,
+    export.fake_quantize,
     export.pack,
     export.unpack,
     export.quantize_pack,
