@@ -4,8 +4,8 @@ Every operator is functional, takes and returns lists of weights where a trainin
 given its arguments: randomness enters only as ``key``. So recomputation, compilation and graph capture are safe.
 Conventions: ``group_size`` 0 means one group; ``per_group`` is ``range_scope="group"``; ``kind`` is "uniform" or
 "gaussian"; a range is ``[weights, 2]`` or, per group, ``[groups of all weights, 2]``, each row (lo, hi).
-Noisy and fake quantised weights have ``dtype`` (None: each its weight's), and so have the gradients that arrive for them;
-gradients of weights have the weights' dtypes.
+Noisy and fake quantised weights have ``dtype`` (None: each its weight's); so have the gradients of noisy weights, while
+those of weights have the weights'.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def _requantize(
         requantize_kernel[(-(-count // TILE),)](
             source.contiguous(), widths.to(torch.uint8).contiguous(), found, result, count,
             GROUP=group_size if group_size < count else 0, PER_GROUP=per_group, QUANTIZE=source.dtype != torch.int32,
-            DEQUANTIZE=dtype != torch.int32, FUSED=not (INTERPRETED or per_group), ROWS=TILE // columns, COLUMNS=columns, **EXACT,
+            DEQUANTIZE=dtype != torch.int32, FUSED=not (INTERPRETED or per_group), ROWS=TILE // columns,
+            COLUMNS=columns, **EXACT,
         )  # fmt: skip
     return result
 
