@@ -58,7 +58,7 @@ class Text(Task):
         steps=900,
         batch=16,
         start_rate=2e-3,
-        rate=7e-4,
+        rate=1.4e-3,
         weight_decay=1e-2,
         min_size=0.0005,
         bits_rate=5e-2,
