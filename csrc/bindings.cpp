@@ -213,8 +213,8 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         "pack_planes",
         [](Address values, int value_bytes, int64_t count, int nbits, int rows, int64_t columns,
            Address words, int threads) {
-            pack_planes({count, nbits, rows, columns}, at<const void>(values), value_bytes, at<void>(words),
-                        threads);
+            return pack_planes({count, nbits, rows, columns}, at<const void>(values), value_bytes,
+                               at<void>(words), threads);
         },
         Release());
     module.def(

@@ -4,6 +4,7 @@ Every operator is functional, takes and returns lists of weights where a trainin
 given its arguments: randomness enters only as ``key``. So recomputation, compilation and graph capture are safe.
 Conventions: ``group_size`` 0 means one group; ``per_group`` is ``range_scope="group"``; ``kind`` is "uniform" or
 "gaussian"; a range is ``[weights, 2]`` or, per group, ``[groups of all weights, 2]``, each row (lo, hi).
+``seen`` (int64, 0-dim) is from 0 to ``2**nbits - 1`` exactly when every value is; for ``nbits`` > 0.
 Noisy weights, and so their gradients, have ``dtype`` (None: each its weight's); gradients of weights have the weights'.
 """
 
@@ -38,6 +39,7 @@ quantize_planes(Tensor weight, Tensor widths, Tensor range, int group_size, int[
 unpack_dequantize(Tensor words, Tensor widths, Tensor range, int group_size, bool per_group, int[] shape,
     ScalarType dtype) -> Tensor
 pack_planes(Tensor values, int nbits, int rows, int columns) -> Tensor
+pack_planes_seen(Tensor values, int nbits, int rows, int columns) -> (Tensor planes, Tensor seen)
 unpack_planes(Tensor planes, int length) -> Tensor
 """
 _NOISE_OPTIONS = "int group_size, float min_bits, float max_bits, str param, str kind, bool per_group"
@@ -138,6 +140,11 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
     block = rows * columns
     blocks = -(-values.numel() // block) if block else 0
     return values.new_empty((blocks, nbits, columns), dtype=PLANE_DTYPES[rows])
+
+
+@_fake
+def pack_planes_seen(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    return pack_planes(values, nbits, rows, columns), values.new_empty((), dtype=torch.int64)
 
 
 @_fake

@@ -139,6 +139,7 @@ def operators(a: Arguments) -> None:
         lambda: ops.unpack_dequantize(words, widths, a.found(), *export, [count], torch.float32),
         lambda: ops.quantize_planes(weight, widths, a.found(), a.group_size, [a.count] + [0] * a.often(15, 14)),
         lambda: ops.pack_planes(a.levels(), a.often(3, 0, 20, -1), a.often(64, 8, 5), a.often(32, 70, 0, -1)),
+        lambda: ops.pack_planes_seen(a.levels(), a.often(3, 0, 20, -1), a.often(64, 8, 5), a.often(32, 70, 0, -1)),
         lambda: ops.unpack_planes(planes(a), a.often(a.count, -1, 10**7)),
         lambda: ops.count_widths(widths),
     ]

@@ -152,6 +152,7 @@ def test_opcheck_quantize_planes(index):
 def test_opcheck_plane_operators(rows, count):
     values = torch.arange(count) % 8
     check(ops.pack_planes.default, values, 3, rows, 4)
+    check(ops.pack_planes_seen.default, values, 3, rows, 4)
     check(ops.unpack_planes.default, ops.pack_planes(values, 3, rows, 4), count)
 
 
@@ -287,6 +288,10 @@ def test_planes_equal_the_oracle(dtype, rows):
         values = (torch.arange(count) * 37 % 2**nbits).to(dtype)
         planes = ops.pack_planes(values, nbits, rows, 9)
         assert torch.equal(planes, reference.pack_planes(values, nbits, rows, 9))
+        if nbits:
+            again, seen = ops.pack_planes_seen(values, nbits, rows, 9)
+            assert torch.equal(again, planes)
+            assert 0 <= seen < 2**nbits
         assert ops.unpack_planes(planes, count).tolist() == values.tolist()
 
 

@@ -90,7 +90,8 @@ struct Kernels {
     void (*pack)(int width, const uint32_t* levels, int64_t lanes, uint32_t* words);
     void (*unpack)(int width, const uint32_t* words, int64_t lanes, uint32_t* levels);
 
-    void (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* words);
+    // Returns all values of the tile joined by "or", with their sign: what has a bit that a value has.
+    uint64_t (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* words);
     void (*unpack_planes)(const PlaneTile& tile, const void* words, int16_t* values);
 };
 

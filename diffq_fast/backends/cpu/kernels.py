@@ -356,14 +356,14 @@ def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype)
     return weight
 
 
-@_kernel
-def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
+def _pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, int]:
+    """The planes, and all values joined by "or", as 64 bits without sign."""
     narrow = values.dtype in _INTEGERS and (nbits <= 16 or values.dtype != torch.uint8)  # see csrc/core/planes.h
     values = (values if narrow else values.to(torch.int64)).contiguous()
     block = rows * columns
     blocks = -(-values.numel() // block) if block else 0
     words = _empty((blocks, nbits, columns), PLANE_DTYPES[rows])
-    core.pack_planes(
+    seen = core.pack_planes(
         values.data_ptr(),
         values.element_size(),
         values.numel(),
@@ -373,7 +373,18 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
         words.data_ptr(),
         torch.get_num_threads(),
     )
-    return words
+    return words, seen
+
+
+@_kernel
+def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
+    return _pack_planes(values, nbits, rows, columns)[0]
+
+
+@_kernel
+def pack_planes_seen(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    planes, seen = _pack_planes(values, nbits, rows, columns)
+    return planes, torch.tensor(seen - 2**64 if seen >= 2**63 else seen)
 
 
 @_kernel

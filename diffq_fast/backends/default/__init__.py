@@ -146,5 +146,10 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
 
 
 @_kernel
+def pack_planes_seen(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    return reference.pack_planes(values, nbits, rows, columns), reference.worst_value(values)
+
+
+@_kernel
 def unpack_planes(planes: Tensor, length: int) -> Tensor:
     return reference.unpack_planes(planes, length)
