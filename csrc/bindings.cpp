@@ -12,6 +12,7 @@
 #include "core/range.h"
 #include "core/streams.h"
 #include "core/thread_pool.h"
+#include "core/widths.h"
 
 namespace {
 
@@ -162,6 +163,15 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
            bool per_group, const WeightLists& weights, int threads) {
             dequantize(at_all<const uint32_t>(levels), at_all<const uint8_t>(widths), at<const float>(range),
                        group_size, per_group, floats_of(weights), threads);
+        },
+        Release());
+    module.def(
+        "find_widths",
+        [](uint32_t lowest, const std::vector<float>& below, const std::vector<float>& from, Address logits,
+           int64_t count, Address widths, Address doubts, int threads) {
+            const WidthSteps steps{lowest, static_cast<int>(from.size()), below.data(), from.data()};
+            find_widths(steps, at<const float>(logits), count, at<uint8_t>(widths), at<uint8_t>(doubts),
+                        threads);
         },
         Release());
     module.def(

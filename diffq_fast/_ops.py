@@ -31,6 +31,7 @@ add_noise_backward(Tensor[] grads, Tensor[] weights, Tensor[] logits, Tensor ran
 quantize(Tensor[] weights, Tensor[] widths, Tensor range, int group_size, bool per_group) -> Tensor[]
 dequantize(Tensor[] levels, Tensor[] widths, Tensor range, int group_size, bool per_group, ScalarType dtype)
     -> Tensor[]
+widths_from_logits(Tensor logits, float min_bits, float max_bits, str param, float extra_bits) -> Tensor
 count_widths(Tensor widths) -> Tensor
 pack(Tensor levels, Tensor widths, int group_size, int word_count) -> Tensor
 unpack(Tensor words, Tensor widths, int group_size, int count) -> Tensor
@@ -102,6 +103,11 @@ def quantize(weights, widths, range, group_size, per_group):
 @_fake
 def dequantize(levels, widths, range, group_size, per_group, dtype):
     return [level.new_empty(level.shape, dtype=dtype) for level in levels]
+
+
+@_fake
+def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: str, extra_bits: float) -> Tensor:
+    return logits.new_empty(logits.shape, dtype=torch.uint8)
 
 
 @_fake

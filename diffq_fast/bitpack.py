@@ -55,11 +55,12 @@ def checked_planes(who: str, x: Tensor, nbits: int, *, rows: int, columns: int) 
     Where the planes are given, the values are looked at as they are packed, and once more only to name the wrong one.
     """
     check_kind(who, x, nbits)
-    if 0 < nbits <= MAX_LEVEL.bit_length() and x.numel() and x.dtype in _PACKED_AS_THEY_ARE:
+    as_it_is = x.dtype in _PACKED_AS_THEY_ARE
+    if 0 < nbits <= MAX_LEVEL.bit_length() and x.numel() and as_it_is:
         with suppress(ValueError):  # its text does not speak of x
             return pack_planes(x, nbits, rows=rows, columns=columns)
     nbits, bounds = _check_values(who, x, nbits)
-    return pack_planes(x.to(torch.int16), nbits, rows=rows, columns=columns, bounds=bounds)
+    return pack_planes(x if as_it_is else x.to(torch.int16), nbits, rows=rows, columns=columns, bounds=bounds)
 
 
 def check_length(who: str, length: int | None, capacity: int) -> int:

@@ -54,6 +54,7 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "noise",
     "add_noise",
     "whole_bits",
+    "widths_from_logits",
     "quantize",
     "packed_word_count",
     "pack",
@@ -204,6 +205,20 @@ def add_noise(
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
+
+
+def widths_from_logits(
+    logits: Tensor, min_bits: float, max_bits: float, param: str = "bits", extra_bits: float = 0
+) -> Tensor:
+    """The whole number of bits of each group in eval and export: uint8, of the logits' shape, without gradient.
+
+    ``whole_bits(bits_from_logits(logits, min_bits, max_bits, param), extra_bits)``, on a CPU in a tenth of the time.
+
+    >>> widths_from_logits(torch.tensor([-9.0, 0.0, 9.0]), 2, 15)
+    tensor([ 2,  8, 15], dtype=torch.uint8)
+    """
+    check_has_values("widths_from_logits", "logits", logits)
+    return _ops.widths_from_logits.default(logits.detach(), float(min_bits), float(max_bits), param, float(extra_bits))
 
 
 def quantize(

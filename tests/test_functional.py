@@ -78,6 +78,11 @@ BAD_CALLS = {
     "add_noise([W], [LOGIT], KEY, streams=[2**32])": (ValueError, "add_noise: streams 2**32 - 1 4294967296"),
     "add_noise([W], [LOGIT], KEY, tally=torch.zeros(3))": (ValueError, "add_noise: tally [1] [3]"),
     "add_noise([W], [LOGIT], KEY, tally=torch.zeros(1).long())": (TypeError, "add_noise: tally float32 int64"),
+    # widths_from_logits
+    "widths_from_logits(LOGIT, 2, 15, 'x')": (ValueError, "bits_from_logits: param 'bits', 'noise' 'x'"),
+    "widths_from_logits(LOGIT, 15, 2, 'noise')": (ValueError, "bits: 0 < min_bits < max_bits min_bits=15"),
+    "widths_from_logits(LOGIT > 0, 2, 15)": (TypeError, "bits_from_logits: logits real numbers torch.bool"),
+    "widths_from_logits(LOGIT.to('meta'), 2, 15)": (ValueError, "widths_from_logits: logits values meta"),
     # quantize
     "quantize([], [], RANGE)": (ValueError, "quantize: at least one weight none"),
     "quantize([W.int()], [u8(3, 3)], RANGE)": (TypeError, "quantize: weights[0] floating torch.int32"),

@@ -5,6 +5,7 @@ import torch
 from torch.library import opcheck
 
 from diffq_fast import functional, philox, reference
+from diffq_fast.bits import bits_from_logits, whole_bits
 
 ops = torch.ops.diffq_fast
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -125,6 +126,16 @@ def test_opcheck_packing_operators(per_group, index):
     check(ops.quantize_pack.default, weight, widths, found, 4, per_group, count)
     shape = list(weight.shape)
     check(ops.unpack_dequantize.default, words, widths, found, 4, per_group, shape, torch.float32)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+@pytest.mark.parametrize("param", PARAMS)
+def test_widths_from_logits(param, count):
+    logits = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    for each in (logits, logits.double(), logits.half(), logits[::2], logits[None]):
+        check(ops.widths_from_logits.default, each, 2.0, 15.0, param, 0.0)
+        expected = whole_bits(bits_from_logits(each, 2.0, 15.0, param))
+        assert torch.equal(ops.widths_from_logits(each, 2.0, 15.0, param, 0.0), expected)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 70001])

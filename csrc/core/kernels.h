@@ -27,6 +27,15 @@ struct LevelRule {
     const float *los, *lengths, *steps, *inverses, *tops;
 };
 
+// A finite logit has the width `lowest` and one more for each `from` that it reaches; but where it reaches
+// below[k] and not from[k], or is not finite, somebody else has to decide. Neither array needs an order.
+struct WidthSteps {
+    uint32_t lowest;
+    int count;
+    const float *below, *from;
+};
+constexpr int64_t kWidthWindow = 64;
+
 // One tile of bit planes, see planes.cpp: `columns` (at most 32) columns of all rows of a block.
 struct PlaneTile {
     int64_t count;  // values of the whole tensor; what lies behind them counts as zero
@@ -85,6 +94,10 @@ struct Kernels {
     void (*quantize)(const float* weights, int64_t count, const LevelRule& rule, uint32_t* levels);
     void (*dequantize)(const uint32_t* levels, int64_t count, const LevelRule& rule, bool past_cache,
                        float* weights);
+
+    // doubts[w] = 1 where logits 64 w ... 64 w + 63 hold one in doubt, else 0.
+    void (*find_widths)(const WidthSteps& steps, const float* logits, int64_t count, uint8_t* widths,
+                        uint8_t* doubts);
 
     // See bitpack.h.
     void (*pack)(int width, const uint32_t* levels, int64_t lanes, uint32_t* words);

@@ -1,4 +1,5 @@
 // Every instruction set that this machine runs against the scalar kernels, called directly.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -231,6 +232,39 @@ void levels_beside_boundaries_are_the_same() {
     }
 }
 
+void widths_and_doubts_are_the_same() {
+    const float below[] = {-1.0f, 0.4999f, -INFINITY, 2.0f}, from[] = {-0.9f, 0.5f, -3.0f, INFINITY};
+    for (const int64_t count : kAwkwardCounts) {
+        const int64_t windows = (count + kWidthWindow - 1) / kWidthWindow;
+        for (const int number : {0, 1, 4}) {
+            const WidthSteps steps{3, number, below, from};
+            for (const bool odd : {false, true}) {
+                auto logits = odd ? odd_floats(count) : random_floats(count, 11);
+                for (size_t i = 0; i < logits.size(); i += 90) logits[i] = below[i / 90 % 4];
+                const auto run = [&](const Kernels& kernels, uint8_t* result) {
+                    kernels.find_widths(steps, logits.data(), count, result, result + count);
+                };
+                check_same<uint8_t>(count + windows, run);
+                std::vector<uint8_t> found(static_cast<size_t>(count + windows));
+                run(*scalar_kernels(), found.data());
+                std::vector<uint8_t> doubts(static_cast<size_t>(windows));
+                for (int64_t i = 0; i < count; ++i) {
+                    const float x = logits[static_cast<size_t>(i)];
+                    int width = 3;
+                    bool doubt = !std::isfinite(x);
+                    for (int k = 0; k < number; ++k) {
+                        width += x >= from[k];
+                        doubt |= x >= below[k] && !(x >= from[k]);
+                    }
+                    CHECK(found[static_cast<size_t>(i)] == width);
+                    if (doubt) doubts[static_cast<size_t>(i / kWidthWindow)] = 1;
+                }
+                CHECK(std::equal(doubts.begin(), doubts.end(), found.begin() + count));
+            }
+        }
+    }
+}
+
 void words_are_the_same() {
     std::mt19937 generator(4);
     for (int width = 1; width <= kMaxWidth; ++width) {
@@ -287,5 +321,5 @@ void only_supported_kernels_can_be_used() {
 RUN_TESTS(uniform_noise_is_the_same, gaussian_noise_is_nearly_the_same,
           steps_and_logit_gradients_are_the_same, noisy_weights_and_products_are_the_same, sums_are_the_same,
           bounds_are_the_same, halves_are_the_same, levels_are_the_same,
-          levels_beside_boundaries_are_the_same, words_are_the_same, planes_are_the_same,
-          only_supported_kernels_can_be_used)
+          levels_beside_boundaries_are_the_same, widths_and_doubts_are_the_same, words_are_the_same,
+          planes_are_the_same, only_supported_kernels_can_be_used)

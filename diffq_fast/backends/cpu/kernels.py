@@ -12,6 +12,7 @@ from torch import Tensor
 from ..._ops import NAMESPACE
 from ...reference import PLANE_DTYPES, group_count
 from .. import default
+from . import widths as width_steps
 from .loading import core
 
 _library = torch.library.Library(NAMESPACE, "IMPL")
@@ -258,6 +259,11 @@ def _require(done: bool, who: str, word_count: int) -> None:
         raise ValueError(
             f"{who}: widths must be between 1 and 16 and need exactly word_count words, got word_count={word_count}"
         )
+
+
+@_kernel
+def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: str, extra_bits: float) -> Tensor:
+    return width_steps.widths_from_logits(logits, min_bits, max_bits, param, extra_bits)
 
 
 @_kernel

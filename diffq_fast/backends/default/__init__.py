@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ... import philox, reference
+from ... import bits, philox, reference
 from ..._ops import NAMESPACE, range_dtype
 
 _library = torch.library.Library(NAMESPACE, "IMPL")
@@ -105,6 +105,11 @@ def dequantize(levels, widths, range, group_size, per_group, dtype):
         reference.dequantize(level, width, bound, group_size, dtype)
         for level, width, bound in zip(levels, widths, bounds, strict=True)
     ]
+
+
+@_kernel
+def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: str, extra_bits: float) -> Tensor:
+    return bits.whole_bits_from_logits(logits, min_bits, max_bits, param, extra_bits)
 
 
 @_kernel
