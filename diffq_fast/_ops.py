@@ -42,6 +42,7 @@ unpack_dequantize(Tensor words, Tensor widths, Tensor range, int group_size, boo
 pack_planes(Tensor values, int nbits, int rows, int columns) -> Tensor
 pack_planes_seen(Tensor values, int nbits, int rows, int columns) -> (Tensor planes, Tensor seen)
 unpack_planes(Tensor planes, int length) -> Tensor
+checksum(Tensor data) -> Tensor
 """
 _NOISE_OPTIONS = "int group_size, float min_bits, float max_bits, str param, str kind, bool per_group"
 for _schema in _SCHEMAS.replace("\n    ", " ").replace("NOISE_OPTIONS", _NOISE_OPTIONS).strip().splitlines():
@@ -156,6 +157,11 @@ def pack_planes_seen(values: Tensor, nbits: int, rows: int, columns: int) -> tup
 @_fake
 def unpack_planes(planes: Tensor, length: int) -> Tensor:
     return planes.new_empty((length,), dtype=torch.int16)
+
+
+@_fake
+def checksum(data: Tensor) -> Tensor:
+    return torch.empty((), dtype=torch.int64)
 
 
 # -- autograd --------------------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "pack_planes",
     "quantize_planes",
     "unpack_planes",
+    "checksum",
 ]
 
 _ops = torch.ops.diffq_fast
@@ -420,3 +421,16 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
     if not 0 <= length <= capacity:
         raise ValueError(f"unpack_planes: length must be between 0 and {capacity}, what planes hold, got {length}")
     return _ops.unpack_planes.default(planes, length)
+
+
+def checksum(data: Tensor) -> int:
+    """The CRC-32 of bytes, uint8 of any shape in row-major order: that of ``zlib``, at several times its speed on most
+    processors of the last ten years.
+
+    >>> f"{checksum(torch.tensor([49, 50, 51], dtype=torch.uint8)):08x}"
+    '884863d2'
+    """
+    if data.dtype != torch.uint8:
+        raise TypeError(f"checksum: data must be uint8, got {data.dtype}")
+    check_has_values("checksum", "data", data)
+    return int(_ops.checksum.default(data))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zlib
 
 import pytest
 import torch
@@ -304,6 +305,23 @@ def test_one_value_that_does_not_fit_is_seen_wherever_it_is(where, dtype):
                 planes, seen = kernel(values, 3, 64, 32)
                 assert not 0 <= seen < 8
                 assert torch.equal(planes, reference.pack_planes(values, 3, 64, 32))
+
+
+def test_checksums_of_every_length_and_place_are_zlibs():
+    data = torch.randint(0, 256, (5000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    for first in range(17):
+        for count in (*range(300), 4095, 4096, 4097):
+            part = data[first : first + count]
+            assert int(ops.checksum(part)) == zlib.crc32(part.numpy())
+
+
+def test_a_checksum_can_go_on_from_another():
+    data = torch.randint(0, 256, (3000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
+    for start in (0, 1, 2**32 - 1, 0x12345678):
+        for first in (0, 1, 63, 64, 200, 3000):
+            part = data[first:]
+            expected = zlib.crc32(part.numpy(), start)
+            assert loading.core.crc32(start, part.data_ptr(), len(part)) == expected
 
 
 # Inputs as they come.

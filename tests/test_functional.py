@@ -162,6 +162,8 @@ BAD_CALLS = {
     "pack_planes(NONE, 3, columns=-1)": (ValueError, "pack_planes: columns positive -1"),
     "pack_planes(i32(3, 8), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits 8"),
     "pack_planes(i32(3, -1), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits -1"),
+    "checksum(W)": (TypeError, "checksum: data uint8 torch.float32"),
+    "checksum(u8(1).to('meta'))": (ValueError, "checksum: data values meta"),
     "quantize_planes(W, u8(3), RANGE)": (ValueError, "quantize_planes: widths [2] [1]"),
     "unpack_planes(PLANES.float(), 5)": (TypeError, "unpack_planes: planes torch.int64 torch.float32"),
     "unpack_planes(PLANES[0], 5)": (TypeError, "unpack_planes: planes 3-dimensional 2 dimensions"),

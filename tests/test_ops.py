@@ -1,5 +1,7 @@
 """The operators: equal to the oracle, right gradients, well registered, deterministic given a key."""
 
+import zlib
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -165,6 +167,14 @@ def test_opcheck_plane_operators(rows, count):
     check(ops.pack_planes.default, values, 3, rows, 4)
     check(ops.pack_planes_seen.default, values, 3, rows, 4)
     check(ops.unpack_planes.default, ops.pack_planes(values, 3, rows, 4), count)
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 5000])
+def test_checksum_is_zlibs(count):
+    data = torch.randint(0, 256, (count,), dtype=torch.uint8)
+    check(ops.checksum.default, data)
+    for each in (data, data[::3], data[1:], data[None]):
+        assert int(ops.checksum(each)) == zlib.crc32(each.contiguous().numpy())
 
 
 # -- equal to the oracle -----------------------------------------------------------------------------------

@@ -402,3 +402,11 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
     values = _empty([length], torch.int16)
     core.unpack_planes(planes.data_ptr(), length, nbits, rows, columns, values.data_ptr(), torch.get_num_threads())
     return values
+
+
+@_kernel
+def checksum(data: Tensor) -> Tensor:
+    if data.dtype != torch.uint8 or not core.crc32_is_fast():
+        return default.checksum(data)
+    data = data.contiguous()
+    return torch.tensor(core.crc32(0, data.data_ptr(), data.numel()))
