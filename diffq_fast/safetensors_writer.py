@@ -87,7 +87,7 @@ def _header(entries: Iterable[TensorEntry], metadata: dict[str, str]) -> bytes:
 
 
 def _checksum(data: np.ndarray) -> int:
-    return fast_checksum(torch.from_numpy(data)) if data.flags["W"] else zlib.crc32(data)
+    return fast_checksum(torch.from_numpy(data)) if data.flags["W"] else zlib.crc32(data.data)
 
 
 def _write_data(

@@ -163,4 +163,4 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
 
 @_kernel
 def checksum(data: Tensor) -> Tensor:
-    return torch.tensor(zlib.crc32(data.cpu().contiguous().numpy()))
+    return torch.tensor(zlib.crc32(data.cpu().contiguous().reshape(-1).numpy().data))
