@@ -3,6 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "core/add_noise.h"
 #include "core/block_pool.h"
 #include "core/checksum.h"
@@ -94,6 +97,14 @@ Packing packing_of(const PackingTuple& packing, int threads) {
     return {at<const uint8_t>(widths), count, group_size, words, threads};
 }
 
+WidthSteps width_steps(uint32_t lowest, const std::vector<float>& below, const std::vector<float>& from) {
+    WidthSteps steps{lowest, static_cast<int>(from.size()), {}, {}};
+    std::fill(std::begin(steps.below), std::end(steps.below), std::numeric_limits<float>::infinity());
+    std::copy(below.begin(), below.end(), steps.below);
+    std::copy(from.begin(), from.end(), steps.from);
+    return steps;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
@@ -170,9 +181,8 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         "find_widths",
         [](uint32_t lowest, const std::vector<float>& below, const std::vector<float>& from, Address logits,
            int64_t count, Address widths, Address doubts, int threads) {
-            const WidthSteps steps{lowest, static_cast<int>(from.size()), below.data(), from.data()};
-            find_widths(steps, at<const float>(logits), count, at<uint8_t>(widths), at<uint8_t>(doubts),
-                        threads);
+            find_widths(width_steps(lowest, below, from), at<const float>(logits), count, at<uint8_t>(widths),
+                        at<uint8_t>(doubts), threads);
         },
         Release());
     module.def(

@@ -28,11 +28,13 @@ struct LevelRule {
 };
 
 // A finite logit has the width `lowest` and one more for each `from` that it reaches; but where it reaches
-// below[k] and not from[k], or is not finite, somebody else has to decide. Neither array needs an order.
+// below[k] and not from[k], or is not finite, somebody else has to decide. Both ascend; below[count ...] is
+// infinite.
+constexpr int kMostWidthSteps = 15;
 struct WidthSteps {
     uint32_t lowest;
     int count;
-    const float *below, *from;
+    float below[kMostWidthSteps + 1], from[kMostWidthSteps + 1];
 };
 constexpr int64_t kWidthWindow = 64;
 

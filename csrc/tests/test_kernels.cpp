@@ -233,11 +233,14 @@ void levels_beside_boundaries_are_the_same() {
 }
 
 void widths_and_doubts_are_the_same() {
-    const float below[] = {-1.0f, 0.4999f, -INFINITY, 2.0f}, from[] = {-0.9f, 0.5f, -3.0f, INFINITY};
+    const float below[] = {-INFINITY, -1.0f, 0.4999f, 2.0f}, from[] = {-3.0f, -0.9f, 0.5f, INFINITY};
     for (const int64_t count : kAwkwardCounts) {
         const int64_t windows = (count + kWidthWindow - 1) / kWidthWindow;
         for (const int number : {0, 1, 4}) {
-            const WidthSteps steps{3, number, below, from};
+            WidthSteps steps{3, number, {}, {}};
+            std::fill(std::begin(steps.below), std::end(steps.below), INFINITY);
+            std::copy_n(below, number, steps.below);
+            std::copy_n(from, number, steps.from);
             for (const bool odd : {false, true}) {
                 auto logits = odd ? odd_floats(count) : random_floats(count, 11);
                 for (size_t i = 0; i < logits.size(); i += 90) logits[i] = below[i / 90 % 4];

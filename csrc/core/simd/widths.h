@@ -11,21 +11,20 @@ static bool find_window(const WidthSteps& steps, const float* logits, uint8_t* w
         Word above[kSets];
         for (int set = 0; set < kSets; ++set) {
             x[set] = load(logits + i + set * kLanes);
-            above[set] = Word{} + steps.lowest;
+            above[set] = none;
             const Float zero = x[set] - x[set];  // or NaN
             doubt |= choose(zero == zero, none, one);
         }
         for (int k = 0; k < steps.count; ++k) {
-            const Float below = splat(steps.below[k]), from = splat(steps.from[k]);
-            for (int set = 0; set < kSets; ++set) {
-                const Word step = choose(x[set] >= from, one, none);
-                above[set] += step;
-                doubt |= choose(x[set] >= below, one, none) ^ step;
-            }
+            const Float from = splat(steps.from[k]);
+            for (int set = 0; set < kSets; ++set) above[set] += choose(x[set] >= from, one, none);
         }
+        // The first step that a logit does not reach is the only one whose doubt can be its own.
+        for (int set = 0; set < kSets; ++set)
+            doubt |= choose(x[set] >= look_up(steps.below, above[set]), one, none);
         __builtin_memcpy(found + i, above, sizeof above);
     }
-    for (int64_t i = 0; i < kWidthWindow; ++i) widths[i] = static_cast<uint8_t>(found[i]);
+    for (int64_t i = 0; i < kWidthWindow; ++i) widths[i] = static_cast<uint8_t>(found[i] + steps.lowest);
     return sum_of(doubt) != 0;
 }
 
