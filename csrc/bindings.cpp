@@ -3,8 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "core/add_noise.h"
 #include "core/block_pool.h"
+#include "core/checksum.h"
 #include "core/dispatch.h"
 #include "core/packed_levels.h"
 #include "core/planes.h"
@@ -12,6 +16,7 @@
 #include "core/range.h"
 #include "core/streams.h"
 #include "core/thread_pool.h"
+#include "core/widths.h"
 
 namespace {
 
@@ -90,6 +95,14 @@ using PackingTuple = std::tuple<Address, int64_t, int64_t, int64_t>;
 Packing packing_of(const PackingTuple& packing, int threads) {
     const auto& [widths, count, group_size, words] = packing;
     return {at<const uint8_t>(widths), count, group_size, words, threads};
+}
+
+WidthSteps width_steps(uint32_t lowest, const std::vector<float>& below, const std::vector<float>& from) {
+    WidthSteps steps{lowest, static_cast<int>(from.size()), {}, {}};
+    std::fill(std::begin(steps.below), std::end(steps.below), std::numeric_limits<float>::infinity());
+    std::copy(below.begin(), below.end(), steps.below);
+    std::copy(from.begin(), from.end(), steps.from);
+    return steps;
 }
 
 }  // namespace
@@ -173,6 +186,14 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         },
         Release());
     module.def(
+        "find_widths",
+        [](uint32_t lowest, const std::vector<float>& below, const std::vector<float>& from, Address logits,
+           int64_t count, Address widths, Address doubts, int threads) {
+            find_widths(width_steps(lowest, below, from), at<const float>(logits), count, at<uint8_t>(widths),
+                        at<uint8_t>(doubts), threads);
+        },
+        Release());
+    module.def(
         "count_widths",
         [](Address widths, int64_t groups, Address counts, int threads) {
             count_widths(at<const uint8_t>(widths), groups, at<int64_t>(counts), threads);
@@ -217,12 +238,19 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
                                      at<const float>(range), per_group, floats);
         },
         Release());
+    module.def("crc32_is_fast", crc32_is_fast);
+    module.def(
+        "crc32",
+        [](uint32_t start, Address bytes, int64_t count) {
+            return crc32(start, at<const uint8_t>(bytes), count);
+        },
+        Release());
     module.def(
         "pack_planes",
         [](Address values, int value_bytes, int64_t count, int nbits, int rows, int64_t columns,
            Address words, int threads) {
-            pack_planes({count, nbits, rows, columns}, at<const void>(values), value_bytes, at<void>(words),
-                        threads);
+            return pack_planes({count, nbits, rows, columns}, at<const void>(values), value_bytes,
+                               at<void>(words), threads);
         },
         Release());
     module.def(

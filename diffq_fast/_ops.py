@@ -4,6 +4,7 @@ Every operator is functional, takes and returns lists of weights where a trainin
 given its arguments: randomness enters only as ``key``. So recomputation, compilation and graph capture are safe.
 Conventions: ``group_size`` 0 means one group; ``per_group`` is ``range_scope="group"``; ``kind`` is "uniform" or
 "gaussian"; a range is ``[weights, 2]`` or, per group, ``[groups of all weights, 2]``, each row (lo, hi).
+``seen`` (int64, 0-dim) is from 0 to ``2**nbits - 1`` exactly when every value is; for ``nbits`` > 0.
 Noisy and fake quantised weights have ``dtype`` (None: each its weight's); so have the gradients of noisy weights, while
 those of weights have the weights'.
 """
@@ -33,6 +34,7 @@ dequantize(Tensor[] levels, Tensor[] widths, Tensor range, int group_size, bool 
     -> Tensor[]
 fake_quantize(Tensor[] weights, Tensor[] widths, Tensor range, int group_size, bool per_group,
     ScalarType? dtype=None) -> Tensor[]
+widths_from_logits(Tensor logits, float min_bits, float max_bits, str param, float extra_bits) -> Tensor
 count_widths(Tensor widths) -> Tensor
 pack(Tensor levels, Tensor widths, int group_size, int word_count) -> Tensor
 unpack(Tensor words, Tensor widths, int group_size, int count) -> Tensor
@@ -41,7 +43,9 @@ quantize_planes(Tensor weight, Tensor widths, Tensor range, int group_size, int[
 unpack_dequantize(Tensor words, Tensor widths, Tensor range, int group_size, bool per_group, int[] shape,
     ScalarType dtype) -> Tensor
 pack_planes(Tensor values, int nbits, int rows, int columns) -> Tensor
+pack_planes_seen(Tensor values, int nbits, int rows, int columns) -> (Tensor planes, Tensor seen)
 unpack_planes(Tensor planes, int length) -> Tensor
+checksum(Tensor data) -> Tensor
 """
 _NOISE_OPTIONS = "int group_size, float min_bits, float max_bits, str param, str kind, bool per_group"
 for _schema in _SCHEMAS.replace("\n    ", " ").replace("NOISE_OPTIONS", _NOISE_OPTIONS).strip().splitlines():
@@ -111,6 +115,11 @@ def fake_quantize(weights, widths, range, group_size, per_group, dtype=None):
 
 
 @_fake
+def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: str, extra_bits: float) -> Tensor:
+    return logits.new_empty(logits.shape, dtype=torch.uint8)
+
+
+@_fake
 def count_widths(widths: Tensor) -> Tensor:
     return widths.new_empty((17,), dtype=torch.int64)
 
@@ -149,8 +158,18 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
 
 
 @_fake
+def pack_planes_seen(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    return pack_planes(values, nbits, rows, columns), values.new_empty((), dtype=torch.int64)
+
+
+@_fake
 def unpack_planes(planes: Tensor, length: int) -> Tensor:
     return planes.new_empty((length,), dtype=torch.int16)
+
+
+@_fake
+def checksum(data: Tensor) -> Tensor:
+    return torch.empty((), dtype=torch.int64)
 
 
 # -- autograd --------------------------------------------------------------------------------------------------------

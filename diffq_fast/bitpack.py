@@ -11,6 +11,8 @@ A tail is padded with zeros to a whole block. :mod:`diffq_fast.functional` holds
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -21,16 +23,21 @@ __all__ = ["pack", "unpack"]
 
 MAX_LEVEL = 2**15 - 1  # what fits the int16 that unpack gives back
 _ROWS = 64
+_PACKED_AS_THEY_ARE = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
-def check_levels(who: str, x: Tensor, nbits: int) -> tuple[int, tuple[int, int]]:
-    """The planes to write: ``nbits``, or for 0 as many as ``x`` needs; and the smallest and the largest value.
-    Refuses what no packer can hold."""
+def check_kind(who: str, x: Tensor, nbits: int) -> None:
+    """Refuses what cannot be levels, whatever its values."""
     if x.is_floating_point() or x.is_complex():
         raise TypeError(f"{who}: x must be an integer tensor, got {x.dtype}")
     if not 0 <= nbits <= 16:
         raise ValueError(f"{who}: nbits must be between 0 and 16, 0 for as few as the values need, got {nbits}")
     check_has_values(who, "x", x)
+
+
+def _check_values(who: str, x: Tensor, nbits: int) -> tuple[int, tuple[int, int]]:
+    """The planes to write: ``nbits``, or for 0 as many as ``x`` needs; and the smallest and the largest value.
+    Refuses what no packer can hold."""
     if not x.numel():
         return nbits, (0, 0)
     lowest, highest = (int(bound) for bound in x.aminmax())
@@ -40,6 +47,20 @@ def check_levels(who: str, x: Tensor, nbits: int) -> tuple[int, tuple[int, int]]
     if nbits and highest >= 2**nbits:
         raise ValueError(f"{who}: x must hold values from 0 to {2**nbits - 1} for nbits={nbits}, found {highest}")
     return nbits or highest.bit_length(), (lowest, highest)
+
+
+def checked_planes(who: str, x: Tensor, nbits: int, *, rows: int, columns: int) -> Tensor:
+    """The planes of ``x``, ``[blocks, nbits, columns]``; ``nbits`` 0: as many as its values need.
+
+    Where the planes are given, the values are looked at as they are packed, and once more only to name the wrong one.
+    """
+    check_kind(who, x, nbits)
+    as_it_is = x.dtype in _PACKED_AS_THEY_ARE
+    if 0 < nbits <= MAX_LEVEL.bit_length() and x.numel() and as_it_is:
+        with suppress(ValueError):  # its text does not speak of x
+            return pack_planes(x, nbits, rows=rows, columns=columns)
+    nbits, bounds = _check_values(who, x, nbits)
+    return pack_planes(x if as_it_is else x.to(torch.int16), nbits, rows=rows, columns=columns, bounds=bounds)
 
 
 def check_length(who: str, length: int | None, capacity: int) -> int:
@@ -71,8 +92,7 @@ def pack(x: Tensor, nbits: int = 0, block_size: int = 32) -> Tensor:
     """
     if block_size < 1:
         raise ValueError(f"bitpack.pack: block_size must be positive, got {block_size}")
-    nbits, bounds = check_levels("bitpack.pack", x, nbits)
-    return pack_planes(x.to(torch.int16), nbits, rows=_ROWS, columns=block_size, bounds=bounds)
+    return checked_planes("bitpack.pack", x, nbits, rows=_ROWS, columns=block_size)
 
 
 def unpack(packed: Tensor, length: int | None = None) -> Tensor:

@@ -54,6 +54,7 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "noise",
     "add_noise",
     "whole_bits",
+    "widths_from_logits",
     "quantize",
     "packed_word_count",
     "pack",
@@ -65,6 +66,7 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "pack_planes",
     "quantize_planes",
     "unpack_planes",
+    "checksum",
 ]
 
 _ops = torch.ops.diffq_fast
@@ -205,6 +207,20 @@ def add_noise(
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
+
+
+def widths_from_logits(
+    logits: Tensor, min_bits: float, max_bits: float, param: str = "bits", extra_bits: float = 0
+) -> Tensor:
+    """The whole number of bits of each group in eval and export: uint8, of the logits' shape, without gradient.
+
+    ``whole_bits(bits_from_logits(logits, min_bits, max_bits, param), extra_bits)``, on a CPU in a tenth of the time.
+
+    >>> widths_from_logits(torch.tensor([-9.0, 0.0, 9.0]), 2, 15)
+    tensor([ 2,  8, 15], dtype=torch.uint8)
+    """
+    check_has_values("widths_from_logits", "logits", logits)
+    return _ops.widths_from_logits.default(logits.detach(), float(min_bits), float(max_bits), param, float(extra_bits))
 
 
 def quantize(
@@ -388,6 +404,10 @@ def pack_planes(
     if columns < 0 or (columns == 0 and values.numel()):
         raise ValueError(f"pack_planes: columns must be positive, got {columns}")
     if values.numel():
+        if bounds is None and nbits:  # looked at as they are packed: a look beforehand takes half as long again
+            planes, seen = _ops.pack_planes_seen.default(values, nbits, rows, columns)
+            if 0 <= int(seen) < 2**nbits:
+                return planes
         lowest, highest = bounds or (int(bound) for bound in values.aminmax())
         if lowest < 0 or highest >= 2**nbits:
             found = f"found {lowest if lowest < 0 else highest}"
@@ -430,3 +450,16 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
     if not 0 <= length <= capacity:
         raise ValueError(f"unpack_planes: length must be between 0 and {capacity}, what planes hold, got {length}")
     return _ops.unpack_planes.default(planes, length)
+
+
+def checksum(data: Tensor) -> int:
+    """The CRC-32 of bytes, uint8 of any shape in row-major order: that of ``zlib``, at several times its speed on most
+    processors of the last ten years.
+
+    >>> f"{checksum(torch.tensor([49, 50, 51], dtype=torch.uint8)):08x}"
+    '884863d2'
+    """
+    if data.dtype != torch.uint8:
+        raise TypeError(f"checksum: data must be uint8, got {data.dtype}")
+    check_has_values("checksum", "data", data)
+    return int(_ops.checksum.default(data))

@@ -64,7 +64,7 @@ def encode_widths(widths: np.ndarray, pack_stream: PackStream | None = None) -> 
         runs = _encode_runs(widths, np.flatnonzero(np.concatenate([[True], changes])))
         if len(runs) < fixed:
             return ["runs"], runs
-    return ["fixed", lowest, bits], (pack_stream or _pack_stream)((widths - lowest).astype(np.uint8), bits)
+    return ["fixed", lowest, bits], (pack_stream or _pack_stream)((widths - lowest).astype(np.uint8, copy=False), bits)
 
 
 def fixed_bytes(groups: int, bits: int) -> int:

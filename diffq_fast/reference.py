@@ -267,6 +267,14 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
     return words.to(PLANE_DTYPES[rows])
 
 
+def worst_value(values: Tensor) -> Tensor:
+    """int64, 0-dim: the smallest value if it is negative, else the largest; 0 where there are none."""
+    if not values.numel():
+        return values.new_zeros((), dtype=torch.int64)
+    lowest, highest = values.aminmax()
+    return torch.where(lowest < 0, lowest, highest).to(torch.int64)
+
+
 def pack_planes_by_width(levels: Tensor, widths: Tensor, group_size: int) -> list[Tensor]:
     """:func:`pack_planes` (64 rows of 32 columns) of the levels of each width 1 … 16, in group order."""
     flat = levels.reshape(-1)

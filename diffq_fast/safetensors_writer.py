@@ -1,4 +1,4 @@
-"""Write a safetensors file: atomic, tensor by tensor, with checksums on the way. Standard library and numpy.
+"""Write a safetensors file: atomic, tensor by tensor, with checksums on the way.
 
 The sizes are known before the data, so the header is written first with zeros in place of the checksums, and
 once more, equally long, when the data have gone through.
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
+import torch
 
 from .atomic_file import atomic_file
+from .functional import checksum as fast_checksum
 from .packed_header import CHECKSUM_KEY, ITEM_BYTES, NO_CHECKSUM, TensorEntry, header_checksum
 
 CHUNK_BYTES = 1 << 24
@@ -84,6 +86,10 @@ def _header(entries: Iterable[TensorEntry], metadata: dict[str, str]) -> bytes:
     return len(raw).to_bytes(8, "little") + raw
 
 
+def _checksum(data: np.ndarray) -> int:
+    return fast_checksum(torch.from_numpy(data)) if data.flags["W"] else zlib.crc32(data.data)
+
+
 def _write_data(
     file: BinaryIO,
     source: TensorSource,
@@ -96,7 +102,7 @@ def _write_data(
     data = source.data()
     assert data.nbytes == entry.byte_count, f"write_safetensors: {source.name}: {data.nbytes} bytes for {entry}"
     view = data.data.cast("B")
-    checksum = summing.submit(zlib.crc32, view) if len(view) > _BYTES_BESIDE else None
+    checksum = summing.submit(_checksum, data) if len(view) > _BYTES_BESIDE else None
     for start in range(0, len(view), CHUNK_BYTES):
         part = view[start : start + CHUNK_BYTES]
         file.write(part)

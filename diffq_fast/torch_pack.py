@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .bitpack import check_length, check_levels
-from .functional import pack_planes, unpack_planes
+from .bitpack import check_kind, check_length, checked_planes
+from .functional import unpack_planes
 
 __all__ = ["pack", "unpack"]
 
@@ -38,12 +38,12 @@ def pack(x: Tensor, nbits: int = 0, storage_dtype: torch.dtype = torch.int16) ->
     if storage_dtype not in STORAGE_BITS:
         choices = ", ".join(str(dtype) for dtype in STORAGE_BITS)
         raise TypeError(f"torch_pack.pack: storage_dtype must be one of {choices}, got {storage_dtype}")
-    nbits, bounds = check_levels("torch_pack.pack", x, nbits)
+    check_kind("torch_pack.pack", x, nbits)
     rows = STORAGE_BITS[storage_dtype]
     columns = -(-x.numel() // rows)
     if not columns:
         return x.new_zeros((nbits, 0), dtype=storage_dtype)
-    return pack_planes(x.to(torch.int16), nbits, rows=rows, columns=columns, bounds=bounds)[0]
+    return checked_planes("torch_pack.pack", x, nbits, rows=rows, columns=columns)[0]
 
 
 def unpack(packed: Tensor, length: int | None = None) -> Tensor:

@@ -140,8 +140,11 @@ def operators(a: Arguments) -> None:
         lambda: ops.unpack_dequantize(words, widths, a.found(), *export, [count], torch.float32),
         lambda: ops.quantize_planes(weight, widths, a.found(), a.group_size, [a.count] + [0] * a.often(15, 14)),
         lambda: ops.pack_planes(a.levels(), a.often(3, 0, 20, -1), a.often(64, 8, 5), a.often(32, 70, 0, -1)),
+        lambda: ops.pack_planes_seen(a.levels(), a.often(3, 0, 20, -1), a.often(64, 8, 5), a.often(32, 70, 0, -1)),
         lambda: ops.unpack_planes(planes(a), a.often(a.count, -1, 10**7)),
         lambda: ops.count_widths(widths),
+        lambda: ops.checksum(a.often(widths, weight)),
+        lambda: ops.widths_from_logits(logits, a.often(2.0, -1.0), a.often(15.0, 1.0), a.often("bits", "noise"), 0.0),
     ]
     a.random.choice(calls)()
 
@@ -174,6 +177,8 @@ CALLS: dict[str, Callable[[Arguments], Any]] = {
     "pack_planes": lambda a: functional.pack_planes(
         *(a.levels(), a.often(3, 0, 16, 17, -1)), rows=a.often(64, 8, 16, 32, 5), columns=a.often(32, 1, 70, 0, -1)
     ),
+    "checksum": lambda a: functional.checksum(a.widths()),
+    "widths_from_logits": lambda a: functional.widths_from_logits(a.logits(), **a.bounds()),
     "quantize_planes": lambda a: functional.quantize_planes(a.weight(), a.widths(), a.found(), **size(a)),
     "unpack_planes": lambda a: functional.unpack_planes(planes(a), length(a)),
     "bitpack": packer(bitpack),

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zlib
 
 import pytest
 import torch
 
 import diffq_fast.functional
+from diffq_fast import reference
 from diffq_fast.backends import cpu, default
 from diffq_fast.backends.cpu import loading
 from diffq_fast.reference import group_count
@@ -292,6 +294,38 @@ def test_bit_planes_equal_the_oracle(rows, dtype):
 def test_bit_planes_above_a_values_own_bits_equal_the_oracle():
     for values in (torch.tensor([0xCE, 1, 255], dtype=torch.uint8), torch.tensor([-2, 7], dtype=torch.int16)):
         assert_all_equal([ops.pack_planes(values, 20, 64, 32)], [default.pack_planes(values, 20, 64, 32)])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("where", [0, 31, 2047, 2048, 49_998])
+def test_one_value_that_does_not_fit_is_seen_wherever_it_is(where, dtype):
+    bounds = torch.iinfo(dtype)
+    values = torch.arange(49_999).remainder(8).to(dtype)
+    assert all(0 <= kernel(values, 3, 64, 32)[1] < 8 for kernel in (ops.pack_planes_seen, default.pack_planes_seen))
+    for wrong in {8, 64, -1, bounds.min, bounds.max} - {0}:
+        if bounds.min <= wrong <= bounds.max:
+            values[where] = wrong
+            for kernel in (ops.pack_planes_seen, default.pack_planes_seen):
+                planes, seen = kernel(values, 3, 64, 32)
+                assert not 0 <= seen < 8
+                assert torch.equal(planes, reference.pack_planes(values, 3, 64, 32))
+
+
+def test_checksums_of_every_length_and_place_are_zlibs():
+    data = torch.randint(0, 256, (5000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    for first in range(17):
+        for count in (*range(300), 4095, 4096, 4097):
+            part = data[first : first + count]
+            assert int(ops.checksum(part)) == zlib.crc32(part.numpy())
+
+
+def test_a_checksum_can_go_on_from_another():
+    data = torch.randint(0, 256, (3000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
+    for start in (0, 1, 2**32 - 1, 0x12345678):
+        for first in (0, 1, 63, 64, 200, 3000):
+            part = data[first:]
+            expected = zlib.crc32(part.numpy(), start)
+            assert loading.core.crc32(start, part.data_ptr(), len(part)) == expected
 
 
 # Inputs as they come.

@@ -78,6 +78,11 @@ BAD_CALLS = {
     "add_noise([W], [LOGIT], KEY, streams=[2**32])": (ValueError, "add_noise: streams 2**32 - 1 4294967296"),
     "add_noise([W], [LOGIT], KEY, tally=torch.zeros(3))": (ValueError, "add_noise: tally [1] [3]"),
     "add_noise([W], [LOGIT], KEY, tally=torch.zeros(1).long())": (TypeError, "add_noise: tally float32 int64"),
+    # widths_from_logits
+    "widths_from_logits(LOGIT, 2, 15, 'x')": (ValueError, "bits_from_logits: param 'bits', 'noise' 'x'"),
+    "widths_from_logits(LOGIT, 15, 2, 'noise')": (ValueError, "bits: 0 < min_bits < max_bits min_bits=15"),
+    "widths_from_logits(LOGIT > 0, 2, 15)": (TypeError, "bits_from_logits: logits real numbers torch.bool"),
+    "widths_from_logits(LOGIT.to('meta'), 2, 15)": (ValueError, "widths_from_logits: logits values meta"),
     # quantize
     "quantize([], [], RANGE)": (ValueError, "quantize: at least one weight none"),
     "quantize([W.int()], [u8(3, 3)], RANGE)": (TypeError, "quantize: weights[0] floating torch.int32"),
@@ -163,6 +168,8 @@ BAD_CALLS = {
     "pack_planes(NONE, 3, columns=-1)": (ValueError, "pack_planes: columns positive -1"),
     "pack_planes(i32(3, 8), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits 8"),
     "pack_planes(i32(3, -1), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits -1"),
+    "checksum(W)": (TypeError, "checksum: data uint8 torch.float32"),
+    "checksum(u8(1).to('meta'))": (ValueError, "checksum: data values meta"),
     "quantize_planes(W, u8(3), RANGE)": (ValueError, "quantize_planes: widths [2] [1]"),
     "unpack_planes(PLANES.float(), 5)": (TypeError, "unpack_planes: planes torch.int64 torch.float32"),
     "unpack_planes(PLANES[0], 5)": (TypeError, "unpack_planes: planes 3-dimensional 2 dimensions"),

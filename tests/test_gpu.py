@@ -433,4 +433,7 @@ def test_planes_are_bit_equal():
             values = torch.randint(0, 2**11, (count,)).to(torch.int16)
             planes = default.pack_planes(values, 11, rows, columns)
             assert_same([ops.pack_planes(values.cuda(), 11, rows, columns)], [planes])
+            again, seen = ops.pack_planes_seen(values.cuda(), 11, rows, columns)
+            assert_same([again], [planes])
+            assert 0 <= seen < 2**11
             assert_same([ops.unpack_planes(planes.cuda(), count)], [values])

@@ -72,7 +72,11 @@ for threads in (1, 2, 3):
     for count in (1, 5, 2047, 2049, 100000):
         values = torch.randint(0, 2**12, (count,), generator=generator, dtype=torch.int16)
         planes = ops.pack_planes(values, 12, 64, 32)
+        seen = ops.pack_planes_seen(values, 12, 64, 32)[1]
+        assert 0 <= seen < 2**12
         put(f"{threads} planes {count}", [planes, ops.unpack_planes(planes, count)])
+        logits = torch.randn(count, generator=generator) * 3
+        put(f"{threads} widths {count}", [ops.widths_from_logits(logits, 2.0, 15.0, "bits", 0.0)])
 print(json.dumps([digests, ops.noise(KEY, 5, 3, 3000, "gaussian").tolist()]))
 """
 

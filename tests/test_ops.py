@@ -1,10 +1,13 @@
 """The operators: equal to the oracle, right gradients, well registered, deterministic given a key."""
 
+import zlib
+
 import pytest
 import torch
 from torch.library import opcheck
 
 from diffq_fast import functional, philox, reference
+from diffq_fast.bits import bits_from_logits, whole_bits
 
 ops = torch.ops.diffq_fast
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -129,6 +132,16 @@ def test_opcheck_packing_operators(per_group, index):
     check(ops.unpack_dequantize.default, words, widths, found, 4, per_group, shape, torch.float32)
 
 
+@pytest.mark.parametrize("count", [0, 1, 5000])
+@pytest.mark.parametrize("param", PARAMS)
+def test_widths_from_logits(param, count):
+    logits = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    for each in (logits, logits.double(), logits.half(), logits[::2], logits[None]):
+        check(ops.widths_from_logits.default, each, 2.0, 15.0, param, 0.0)
+        expected = whole_bits(bits_from_logits(each, 2.0, 15.0, param))
+        assert torch.equal(ops.widths_from_logits(each, 2.0, 15.0, param, 0.0), expected)
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 70001])
 def test_count_widths(count):
     widths = torch.randint(0, 256, (count,), dtype=torch.uint8) % 20
@@ -154,7 +167,16 @@ def test_opcheck_quantize_planes(index):
 def test_opcheck_plane_operators(rows, count):
     values = torch.arange(count) % 8
     check(ops.pack_planes.default, values, 3, rows, 4)
+    check(ops.pack_planes_seen.default, values, 3, rows, 4)
     check(ops.unpack_planes.default, ops.pack_planes(values, 3, rows, 4), count)
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 5000])
+def test_checksum_is_zlibs(count):
+    data = torch.randint(0, 256, (count,), dtype=torch.uint8)
+    check(ops.checksum.default, data)
+    for each in (data, data[::3], data[1:], data[None]):
+        assert int(ops.checksum(each)) == zlib.crc32(each.contiguous().numpy())
 
 
 # -- equal to the oracle -----------------------------------------------------------------------------------
@@ -294,6 +316,10 @@ def test_planes_equal_the_oracle(dtype, rows):
         values = (torch.arange(count) * 37 % 2**nbits).to(dtype)
         planes = ops.pack_planes(values, nbits, rows, 9)
         assert torch.equal(planes, reference.pack_planes(values, nbits, rows, 9))
+        if nbits:
+            again, seen = ops.pack_planes_seen(values, nbits, rows, 9)
+            assert torch.equal(again, planes)
+            assert 0 <= seen < 2**nbits
         assert ops.unpack_planes(planes, count).tolist() == values.tolist()
 
 

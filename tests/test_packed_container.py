@@ -35,6 +35,15 @@ def test_golden_bytes_are_made_again(name, tmp_path):
     assert GOLDEN[name]().write(tmp_path / "new").read_bytes() == golden(name).read_bytes()
 
 
+@pytest.mark.parametrize("count", [2**18, 2**18 + 1, 400_003])
+def test_checksums_of_tensors_above_a_megabyte_are_those_of_an_independent_reader(count, tmp_path):
+    large = torch.randint(-(2**31), 2**31, (count,), dtype=torch.int32, generator=torch.Generator().manual_seed(count))
+    write_packed(tmp_path / "new", {}, {"large": large, "odd": large[1:].view(torch.uint8)[3:], "small": large[:9]})
+    _, plain, _ = decode_file(tmp_path / "new")  # compares the checksums
+    assert plain["large"] == large.numpy().tobytes()
+    assert read_packed(tmp_path / "new").tensor("odd").equal(large[1:].view(torch.uint8)[3:])
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_files_read_like_the_independent_reader_reads_them(name):
     contents = read_packed(golden(name))

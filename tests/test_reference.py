@@ -469,6 +469,7 @@ def test_planes_equal_what_diffq_packed(golden, width, count):
     levels = packers[f"levels.{width}.{count}"]
     blocks = packers[f"bitpack.{width}.{count}"]
     assert torch.equal(reference.pack_planes(levels, width, 64, 32), blocks)
+    assert reference.worst_value(levels) == max(levels.tolist(), default=0)
     assert torch.equal(reference.unpack_planes(blocks, count), levels)
     rectangle = packers[f"torch_pack.{width}.{count}"]
     columns = math.ceil(count / 16)

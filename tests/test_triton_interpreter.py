@@ -391,4 +391,8 @@ def test_planes_equal_the_oracle(rows, columns):
             values = torch.randint(0, 1 << nbits, (count,), generator=generator).to(torch.int16)
             planes = default.pack_planes(values, nbits, rows, columns)
             assert_same([export.pack_planes(values, nbits, rows, columns)], [planes])
+            assert_same(
+                export.pack_planes_seen(values, nbits, rows, columns),
+                default.pack_planes_seen(values, nbits, rows, columns),
+            )
             assert_same([export.unpack_planes(planes, count)], [default.unpack_planes(planes, count)])

@@ -47,6 +47,10 @@ DIFFQ_WORD Float greater(Float a, Float b) {
 DIFFQ_WORD Word larger(Word a, Word b) {
     return (Word)_mm256_max_epu32((__m256i)a, (__m256i)b);
 }
+// table: 16 floats.
+DIFFQ_WORD Float look_up(const float* table, Word index) {
+    return (Float)_mm256_i32gather_ps(table, (__m256i)index, 4);
+}
 DIFFQ_WORD void store_past_cache(Float value, float* to) {
     _mm256_stream_ps(to, value);
 }

@@ -54,6 +54,10 @@ DIFFQ_WORD Float greater(Float a, Float b) {
 DIFFQ_WORD Word larger(Word a, Word b) {
     return (Word)_mm512_max_epu32((__m512i)a, (__m512i)b);
 }
+// table: 16 floats.
+DIFFQ_WORD Float look_up(const float* table, Word index) {
+    return (Float)_mm512_permutexvar_ps((__m512i)index, _mm512_loadu_ps(table));
+}
 DIFFQ_WORD void store_past_cache(Float value, float* to) {
     _mm512_stream_ps(to, value);
 }

@@ -39,6 +39,10 @@ DIFFQ_WORD Float greater(Float a, Float b) {
 DIFFQ_WORD Word larger(Word a, Word b) {
     return (Word)vmaxq_u32((uint32x4_t)a, (uint32x4_t)b);
 }
+// table: 16 floats.
+DIFFQ_WORD Float look_up(const float* table, Word index) {
+    return Float{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
+}
 DIFFQ_WORD void store_past_cache(Float value, float* to) {
     store(value, to);
 }

@@ -22,6 +22,7 @@ constexpr int kLanes = 1;
 #include "core/scalar/range.h"
 #include "core/simd/floats.h"
 #include "core/scalar/quantize.h"
+#include "core/simd/widths.h"
 #include "core/scalar/bitpack.h"
 #include "core/simd/planes.h"
 #include "core/simd/table.h"

@@ -27,6 +27,17 @@ struct LevelRule {
     const float *los, *lengths, *steps, *inverses, *tops;
 };
 
+// A finite logit has the width `lowest` and one more for each `from` that it reaches; but where it reaches
+// below[k] and not from[k], or is not finite, somebody else has to decide. Both ascend; below[count ...] is
+// infinite.
+constexpr int kMostWidthSteps = 15;
+struct WidthSteps {
+    uint32_t lowest;
+    int count;
+    float below[kMostWidthSteps + 1], from[kMostWidthSteps + 1];
+};
+constexpr int64_t kWidthWindow = 64;
+
 // One tile of bit planes, see planes.cpp: `columns` (at most 32) columns of all rows of a block.
 struct PlaneTile {
     int64_t count;  // values of the whole tensor; what lies behind them counts as zero
@@ -86,11 +97,16 @@ struct Kernels {
     void (*dequantize)(const uint32_t* levels, int64_t count, const LevelRule& rule, bool past_cache,
                        float* weights);
 
+    // doubts[w] = 1 where logits 64 w ... 64 w + 63 hold one in doubt, else 0.
+    void (*find_widths)(const WidthSteps& steps, const float* logits, int64_t count, uint8_t* widths,
+                        uint8_t* doubts);
+
     // See bitpack.h.
     void (*pack)(int width, const uint32_t* levels, int64_t lanes, uint32_t* words);
     void (*unpack)(int width, const uint32_t* words, int64_t lanes, uint32_t* levels);
 
-    void (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* words);
+    // Returns all values of the tile joined by "or", with their sign: what has a bit that a value has.
+    uint64_t (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* words);
     void (*unpack_planes)(const PlaneTile& tile, const void* words, int16_t* values);
 };
 

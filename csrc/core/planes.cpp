@@ -1,6 +1,7 @@
 #include "core/planes.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/dispatch.h"
 #include "core/groups.h"
@@ -32,10 +33,16 @@ void for_each_tile(const PlaneShape& shape, int threads, Body&& body) {
 
 }  // namespace
 
-void pack_planes(const PlaneShape& shape, const void* values, int value_bytes, void* words, int threads) {
-    if (shape.nbits == 0) return;
-    for_each_tile(shape, threads,
-                  [&](const PlaneTile& tile) { kernels().pack_planes(tile, values, value_bytes, words); });
+uint64_t pack_planes(const PlaneShape& shape, const void* values, int value_bytes, void* words, int threads) {
+    if (shape.nbits == 0) return 0;
+    std::atomic<uint64_t> seen{0};
+    for_each_tile(shape, threads, [&](const PlaneTile& tile) {
+        const uint64_t found = kernels().pack_planes(tile, values, value_bytes, words);
+        // Written only where it adds a bit, so that threads seldom take the line from one another.
+        if ((found & ~seen.load(std::memory_order_relaxed)) != 0)
+            seen.fetch_or(found, std::memory_order_relaxed);
+    });
+    return seen.load();
 }
 
 void unpack_planes(const PlaneShape& shape, const void* words, int16_t* values, int threads) {

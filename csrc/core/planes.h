@@ -14,8 +14,9 @@ struct PlaneShape {
 };
 
 // values: integers of value_bytes bytes, unsigned of 1 (for at most 16 planes) or signed of 2, 4 or 8. words:
-// [blocks][nbits][columns] unsigned of rows bits.
-void pack_planes(const PlaneShape& shape, const void* values, int value_bytes, void* words, int threads);
+// [blocks][nbits][columns] unsigned of rows bits. Returns all values joined by "or", with their sign, 0 for
+// no planes: below 2^nbits if and only if every value is from 0 to 2^nbits - 1.
+uint64_t pack_planes(const PlaneShape& shape, const void* values, int value_bytes, void* words, int threads);
 void unpack_planes(const PlaneShape& shape, const void* words, int16_t* values, int threads);
 
 }  // namespace diffq_fast

@@ -48,7 +48,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
     const auto values = input.items<uint8_t>(count * value_bytes);
     std::vector<uint8_t> packed(words.size(), 0xA5);
-    pack_planes(shape, values.data(), value_bytes, packed.data(), 1);
+    const uint64_t seen = pack_planes(shape, values.data(), value_bytes, packed.data(), 1);
+    uint64_t joined = 0;
+    for (int64_t i = 0; i < count; ++i) joined |= static_cast<uint64_t>(value_at(values, value_bytes, i));
+    require(seen == (nbits == 0 ? 0 : joined));
     // Behind the values as many elements as half of them, not all of a block: those cost as much.
     for (int64_t i = 0; i < std::min(blocks * block, count + count / 2 + 8); ++i) {
         for (int bit = 0; bit < nbits; ++bit)

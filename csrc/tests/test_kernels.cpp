@@ -1,4 +1,5 @@
 // Every instruction set that this machine runs against the scalar kernels, called directly.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -231,6 +232,42 @@ void levels_beside_boundaries_are_the_same() {
     }
 }
 
+void widths_and_doubts_are_the_same() {
+    const float below[] = {-INFINITY, -1.0f, 0.4999f, 2.0f}, from[] = {-3.0f, -0.9f, 0.5f, INFINITY};
+    for (const int64_t count : kAwkwardCounts) {
+        const int64_t windows = (count + kWidthWindow - 1) / kWidthWindow;
+        for (const int number : {0, 1, 4}) {
+            WidthSteps steps{3, number, {}, {}};
+            std::fill(std::begin(steps.below), std::end(steps.below), INFINITY);
+            std::copy_n(below, number, steps.below);
+            std::copy_n(from, number, steps.from);
+            for (const bool odd : {false, true}) {
+                auto logits = odd ? odd_floats(count) : random_floats(count, 11);
+                for (size_t i = 0; i < logits.size(); i += 90) logits[i] = below[i / 90 % 4];
+                const auto run = [&](const Kernels& kernels, uint8_t* result) {
+                    kernels.find_widths(steps, logits.data(), count, result, result + count);
+                };
+                check_same<uint8_t>(count + windows, run);
+                std::vector<uint8_t> found(static_cast<size_t>(count + windows));
+                run(*scalar_kernels(), found.data());
+                std::vector<uint8_t> doubts(static_cast<size_t>(windows));
+                for (int64_t i = 0; i < count; ++i) {
+                    const float x = logits[static_cast<size_t>(i)];
+                    int width = 3;
+                    bool doubt = !std::isfinite(x);
+                    for (int k = 0; k < number; ++k) {
+                        width += x >= from[k];
+                        doubt |= x >= below[k] && !(x >= from[k]);
+                    }
+                    CHECK(found[static_cast<size_t>(i)] == width);
+                    if (doubt) doubts[static_cast<size_t>(i / kWidthWindow)] = 1;
+                }
+                CHECK(std::equal(doubts.begin(), doubts.end(), found.begin() + count));
+            }
+        }
+    }
+}
+
 void words_are_the_same() {
     std::mt19937 generator(4);
     for (int width = 1; width <= kMaxWidth; ++width) {
@@ -258,8 +295,11 @@ void planes_are_the_same() {
                     const PlaneTile tile{rows * columns - missing, nbits, rows, columns, 0, 0, columns};
                     const int64_t bytes = nbits * columns * rows / 8;
                     for (const int value_bytes : {1, 2, 4, 8}) {
+                        std::vector<uint8_t> room(static_cast<size_t>(bytes));
+                        const uint64_t seen =
+                            scalar_kernels()->pack_planes(tile, source.data(), value_bytes, room.data());
                         check_same<uint8_t>(bytes, [&](const Kernels& kernels, uint8_t* words) {
-                            kernels.pack_planes(tile, source.data(), value_bytes, words);
+                            CHECK(kernels.pack_planes(tile, source.data(), value_bytes, words) == seen);
                         });
                     }
                     check_same<int16_t>(tile.count, [&](const Kernels& kernels, int16_t* values) {
@@ -284,5 +324,5 @@ void only_supported_kernels_can_be_used() {
 RUN_TESTS(uniform_noise_is_the_same, gaussian_noise_is_nearly_the_same,
           steps_and_logit_gradients_are_the_same, noisy_weights_and_products_are_the_same, sums_are_the_same,
           bounds_are_the_same, halves_are_the_same, levels_are_the_same,
-          levels_beside_boundaries_are_the_same, words_are_the_same, planes_are_the_same,
-          only_supported_kernels_can_be_used)
+          levels_beside_boundaries_are_the_same, widths_and_doubts_are_the_same, words_are_the_same,
+          planes_are_the_same, only_supported_kernels_can_be_used)

@@ -14,8 +14,10 @@ void check_layout(int64_t count, int nbits, int64_t columns) {
     for (int16_t& value : values) value = static_cast<int16_t>(generator() & ((1u << nbits) - 1));
     std::vector<Word> words(static_cast<size_t>(blocks * nbits * columns)), again(words);
     const PlaneShape shape{count, nbits, kWordBits, columns};
-    pack_planes(shape, values.data(), 2, words.data(), 1);
-    pack_planes(shape, values.data(), 2, again.data(), 3);
+    uint64_t joined = 0;
+    for (const int16_t value : values) joined |= static_cast<uint64_t>(value);
+    CHECK(pack_planes(shape, values.data(), 2, words.data(), 1) == joined);
+    CHECK(pack_planes(shape, values.data(), 2, again.data(), 3) == joined);
     CHECK(words == again);
     for (int64_t i = 0; i < blocks * block; i += 7) {
         const int64_t k = i / block, row = i % block / columns, column = i % columns;
@@ -63,10 +65,38 @@ void planes_above_a_values_bits_hold_its_sign() {
     check_planes_above<int64_t>(0xFFFFE);
 }
 
+// One value with one bit, wherever it stands, is seen whole, whatever planes are asked for.
+template <typename Value>
+void check_seen(int64_t count) {
+    std::vector<Value> values(static_cast<size_t>(count));
+    std::vector<uint64_t> words(static_cast<size_t>((count / 64 + 64) * 17));
+    for (int bit = 0; bit < static_cast<int>(sizeof(Value)) * 8; ++bit) {
+        const size_t place = static_cast<size_t>(bit * 977 % count);
+        const Value value =
+            static_cast<Value>(uint64_t{1} << bit);  // the highest one of a signed value: -2^bit
+        values[place] = value;
+        for (const int nbits : {1, 8, 16}) {
+            const uint64_t seen =
+                pack_planes({count, nbits, 64, 32}, values.data(), sizeof(Value), words.data(), 3);
+            CHECK(seen == static_cast<uint64_t>(static_cast<int64_t>(value)));
+        }
+        values[place] = 0;
+    }
+}
+
+void every_bit_of_every_value_is_seen() {
+    for (const int64_t count : {1, 33, 2047, 2048, 40000}) {
+        check_seen<uint8_t>(count);
+        check_seen<int16_t>(count);
+        check_seen<int32_t>(count);
+        check_seen<int64_t>(count);
+    }
+}
+
 void no_planes_and_no_columns_write_nothing() {
     const std::vector<int64_t> values = {1, 2, 3};
-    pack_planes({3, 0, 64, 32}, values.data(), 8, nullptr, 1);
-    pack_planes({3, 4, 64, 0}, values.data(), 8, nullptr, 1);
+    CHECK(pack_planes({3, 0, 64, 32}, values.data(), 8, nullptr, 1) == 0);
+    CHECK(pack_planes({3, 4, 64, 0}, values.data(), 8, nullptr, 1) == 0);
     pack_planes({300, 0, 8, 70}, std::vector<int64_t>(300, 1).data(), 8, nullptr, 1);  // several tiles
     std::vector<int16_t> back(300, 9);
     unpack_planes({300, 0, 8, 70}, nullptr, back.data(), 1);
@@ -76,4 +106,4 @@ void no_planes_and_no_columns_write_nothing() {
 }  // namespace
 
 RUN_TESTS(every_word_size_and_count_round_trips, planes_above_a_values_bits_hold_its_sign,
-          no_planes_and_no_columns_write_nothing)
+          every_bit_of_every_value_is_seen, no_planes_and_no_columns_write_nothing)

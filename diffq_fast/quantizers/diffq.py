@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, legacy_entries
-from ..bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits, whole_bits_from_logits
+from ..bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
 from ..philox import NOISE_KINDS
 from ..reference import group_count
 from .base import remembers_arguments
@@ -146,7 +146,7 @@ class DiffQuantizer(FreezableBits):
 
     def _widths(self, entry: QuantizedParameter) -> Tensor:
         logit = entry.logit.detach()
-        return whole_bits_from_logits(logit, self.min_bits, self.max_bits, self.param, self.extra_bits)
+        return functional.widths_from_logits(logit, self.min_bits, self.max_bits, self.param, self.extra_bits)
 
     def bits(self) -> dict[str, Tensor]:
         """The bits of every group as training sees them: float32 ``[groups]`` by weight name, without gradient.

@@ -34,6 +34,9 @@ DIFFQ_WORD Word choose(Int condition, Word yes, Word no) {
 DIFFQ_WORD Float multiply_add(Float a, Float b, Float c) {
     return a * b + c;
 }
+DIFFQ_WORD Float look_up(const float* table, Word index) {
+    return table[index];
+}
 DIFFQ_WORD int64_t sum_of(Word value) {
     return value;
 }

@@ -51,26 +51,37 @@ DIFFQ_WORD RowPlace place_of(const PlaneTile& tile, int row) {
     return {first, left <= 0 ? 0 : left < tile.columns ? left : tile.columns};
 }
 
+// All values of a column joined by "or".
+template <typename Value>
+struct Seen {
+    Value columns[kTile];
+};
+
 // 16 bits from bit `shift` on of a row's values.
 template <typename Value>
-DIFFQ_WORD void load_row(const PlaneTile& tile, const Value* values, int row, int shift, uint16_t* bits) {
+DIFFQ_WORD void load_row(const PlaneTile& tile, const Value* values, int row, int shift, uint16_t* bits,
+                         Seen<Value>& seen) {
     const RowPlace place = place_of(tile, row);
     const Value* from = values + place.first;
     if (place.size == kTile) {
         for (int64_t c = 0; c < kTile; ++c) bits[c] = static_cast<uint16_t>(from[c] >> shift);
+        for (int64_t c = 0; c < kTile; ++c) seen.columns[c] = static_cast<Value>(seen.columns[c] | from[c]);
         return;
     }
-    for (int64_t c = 0; c < kTile; ++c)
-        bits[c] = c < place.size ? static_cast<uint16_t>(from[c] >> shift) : 0;
+    for (int64_t c = 0; c < kTile; ++c) {
+        const Value value = c < place.size ? from[c] : Value{0};
+        bits[c] = static_cast<uint16_t>(value >> shift);
+        seen.columns[c] = static_cast<Value>(seen.columns[c] | value);
+    }
 }
 
 // Planes of 16 rows from first_row on; where `few` of them, at most 8, are wanted, the low bytes of rows r
 // and r + 8 go through the transposition as one row:  |row r + 8|row r|
 template <typename Value>
 DIFFQ_WORD void make_planes(const PlaneTile& tile, const Value* values, int first_row, int shift, bool few,
-                            Slab<16>& slab) {
+                            Slab<16>& slab, Seen<Value>& seen) {
     const int rows = tile.rows < 16 ? tile.rows : 16;
-    for (int row = 0; row < rows; ++row) load_row(tile, values, first_row + row, shift, slab.rows[row]);
+    for (int row = 0; row < rows; ++row) load_row(tile, values, first_row + row, shift, slab.rows[row], seen);
     for (int row = rows; row < 16; ++row) __builtin_memset(slab.rows[row], 0, sizeof slab.rows[row]);
     if (!few) return transpose(slab);
     Slab<8> bytes;
@@ -120,14 +131,15 @@ DIFFQ_WORD void split_words(const uint64_t* words, Slab<16>* slabs, int bit) {
 }
 
 template <typename Value, typename Word>
-static void pack_tile(const PlaneTile& tile, const Value* values, Word* words) {
+static uint64_t pack_tile(const PlaneTile& tile, const Value* values, Word* words) {
     constexpr int kSlabs = sizeof(Word) > 2 ? sizeof(Word) / 2 : 1;
+    Seen<Value> seen = {};
     for (int first_bit = 0; first_bit < tile.nbits; first_bit += 16) {
         const int nbits = tile.nbits - first_bit < 16 ? tile.nbits - first_bit : 16;
         // Bits above the value's own are its sign, as a shift of the signed value would give.
         const int top = static_cast<int>(sizeof(Value)) * 8 - 1, shift = first_bit < top ? first_bit : top;
         Slab<16> slabs[kSlabs];
-        for (int s = 0; s < kSlabs; ++s) make_planes(tile, values, 16 * s, shift, nbits <= 8, slabs[s]);
+        for (int s = 0; s < kSlabs; ++s) make_planes(tile, values, 16 * s, shift, nbits <= 8, slabs[s], seen);
         Word* out = words + (tile.block * tile.nbits + first_bit) * tile.row_length + tile.column;
         for (int bit = 0; bit < nbits; ++bit, out += tile.row_length) {
             Word plane[kTile];
@@ -139,6 +151,9 @@ static void pack_tile(const PlaneTile& tile, const Value* values, Word* words) {
             }
         }
     }
+    Value all = 0;
+    for (int64_t c = 0; c < kTile; ++c) all = static_cast<Value>(all | seen.columns[c]);
+    return static_cast<uint64_t>(static_cast<int64_t>(all));
 }
 
 DIFFQ_WORD void make_values(bool few, Slab<16>& slab) {
@@ -181,7 +196,7 @@ static void unpack_tile(const PlaneTile& tile, const Word* words, int16_t* value
 }
 
 template <typename Value>
-static void pack_values(const PlaneTile& tile, const Value* values, void* words) {
+static uint64_t pack_values(const PlaneTile& tile, const Value* values, void* words) {
     switch (tile.rows) {
         case 8:
             return pack_tile(tile, values, static_cast<uint8_t*>(words));
@@ -194,7 +209,7 @@ static void pack_values(const PlaneTile& tile, const Value* values, void* words)
     }
 }
 
-static void pack_planes(const PlaneTile& tile, const void* values, int value_bytes, void* words) {
+static uint64_t pack_planes(const PlaneTile& tile, const void* values, int value_bytes, void* words) {
     switch (value_bytes) {
         case 1:
             return pack_values(tile, static_cast<const uint8_t*>(values), words);

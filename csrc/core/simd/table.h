@@ -8,6 +8,7 @@ static constexpr Kernels kKernels = {
     find_bounds,
     floats_from_halves, halves_from_floats,
     quantize, dequantize,
+    find_widths,
     pack, unpack,
     pack_planes, unpack_planes,
 };

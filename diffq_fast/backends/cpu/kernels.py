@@ -12,6 +12,7 @@ from torch import Tensor
 from ..._ops import NAMESPACE
 from ...reference import PLANE_DTYPES, group_count
 from .. import default
+from . import widths as width_steps
 from .loading import core
 
 _library = torch.library.Library(NAMESPACE, "IMPL")
@@ -282,6 +283,11 @@ def _require(done: bool, who: str, word_count: int) -> None:
 
 
 @_kernel
+def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: str, extra_bits: float) -> Tensor:
+    return width_steps.widths_from_logits(logits, min_bits, max_bits, param, extra_bits)
+
+
+@_kernel
 def count_widths(widths: Tensor) -> Tensor:
     if widths.dtype != torch.uint8:
         return default.count_widths(widths)
@@ -377,14 +383,14 @@ def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype)
     return weight
 
 
-@_kernel
-def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
+def _pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, int]:
+    """The planes, and all values joined by "or", as 64 bits without sign."""
     narrow = values.dtype in _INTEGERS and (nbits <= 16 or values.dtype != torch.uint8)  # see csrc/core/planes.h
     values = (values if narrow else values.to(torch.int64)).contiguous()
     block = rows * columns
     blocks = -(-values.numel() // block) if block else 0
     words = _empty((blocks, nbits, columns), PLANE_DTYPES[rows])
-    core.pack_planes(
+    seen = core.pack_planes(
         values.data_ptr(),
         values.element_size(),
         values.numel(),
@@ -394,7 +400,18 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
         words.data_ptr(),
         torch.get_num_threads(),
     )
-    return words
+    return words, seen
+
+
+@_kernel
+def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
+    return _pack_planes(values, nbits, rows, columns)[0]
+
+
+@_kernel
+def pack_planes_seen(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    planes, seen = _pack_planes(values, nbits, rows, columns)
+    return planes, torch.tensor(seen - 2**64 if seen >= 2**63 else seen)
 
 
 @_kernel
@@ -406,3 +423,11 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
     values = _empty([length], torch.int16)
     core.unpack_planes(planes.data_ptr(), length, nbits, rows, columns, values.data_ptr(), torch.get_num_threads())
     return values
+
+
+@_kernel
+def checksum(data: Tensor) -> Tensor:
+    if data.dtype != torch.uint8 or not core.crc32_is_fast():
+        return default.checksum(data)
+    data = data.contiguous()
+    return torch.tensor(core.crc32(0, data.data_ptr(), data.numel()))

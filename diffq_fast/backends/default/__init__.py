@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ... import philox, reference
+from ... import bits, philox, reference
 from ..._ops import NAMESPACE, range_dtype
 
 _library = torch.library.Library(NAMESPACE, "IMPL")
@@ -118,6 +119,11 @@ def fake_quantize(weights, widths, range, group_size, per_group, dtype=None):
 
 
 @_kernel
+def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: str, extra_bits: float) -> Tensor:
+    return bits.whole_bits_from_logits(logits, min_bits, max_bits, param, extra_bits)
+
+
+@_kernel
 def count_widths(widths: Tensor) -> Tensor:
     return reference.count_widths(widths)
 
@@ -156,5 +162,15 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
 
 
 @_kernel
+def pack_planes_seen(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    return reference.pack_planes(values, nbits, rows, columns), reference.worst_value(values)
+
+
+@_kernel
 def unpack_planes(planes: Tensor, length: int) -> Tensor:
     return reference.unpack_planes(planes, length)
+
+
+@_kernel
+def checksum(data: Tensor) -> Tensor:
+    return torch.tensor(zlib.crc32(data.cpu().contiguous().reshape(-1).numpy().data))

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...reference import MAX_WIDTH, PLANE_DTYPES, group_count, stream_words
+from ...reference import MAX_WIDTH, PLANE_DTYPES, group_count, stream_words, worst_value
 from .. import default
 from .arithmetic import INTERPRETED
 from .export_kernels import pack_kernel, requantize_kernel, unpack_kernel
@@ -217,6 +217,10 @@ def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
             PLANES=triton.next_power_of_2(nbits), ROWS=rows, LANES=PLANE_LANES, num_warps=WARPS,
         )  # fmt: skip
     return planes
+
+
+def pack_planes_seen(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    return pack_planes(values, nbits, rows, columns), worst_value(values)
 
 
 def quantize_planes(weight, widths, range, group_size, level_counts):

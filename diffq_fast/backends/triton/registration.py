@@ -47,6 +47,7 @@ _LAUNCHERS = (
     export.quantize_planes,
     export.unpack_dequantize,
     export.pack_planes,
+    export.pack_planes_seen,
     export.unpack_planes,
 )
 for _launcher in _LAUNCHERS:
