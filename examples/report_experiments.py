@@ -10,6 +10,7 @@ from pathlib import Path
 
 from experiments.grid import TASKS
 from experiments.peer_table import peer_table
+from experiments.penalty_table import penalty_table
 from experiments.plots import plot
 from experiments.store import results_path
 from experiments.summary import read, summarise, task_named
@@ -38,6 +39,9 @@ def main() -> None:
     peer = results_path("peer", quick=False)
     if peer.exists():
         put(PAGE, "peer", peer_table(task_named("images_vit"), read(peer)["rows"]))
+    penalty = results_path("penalty", quick=False)
+    if penalty.exists():
+        put(PAGE, "penalty", penalty_table(task_named("text"), read(penalty)["rows"]))
     put(README, "experiments", "\n".join(short))
 
 

@@ -16,6 +16,7 @@ import diffq_fast
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("task", "methods", "training", "store", "grid", "summary", "tables", "plots", "peer_table", "images", "text")
+NAMES += ("penalty_table",)
 
 
 @pytest.fixture
@@ -358,6 +359,14 @@ def test_the_peer_table_pairs_the_seeds(modules):
     assert "| diffq 0.2.4 | 3 | 3.0 ± 0.0 | 1.0 ± 0.0 | 0.1000 ± 0.0000 | 50.00 ± 0.00 |" in table
     assert "diffq_fast against diffq 0.2.4: +8.33 points, 95 % interval -27.52 to +44.19" in table
     assert table.endswith("1.50 times less processor time.")
+
+
+def test_the_penalty_table_pairs_each_penalty_with_its_target(modules):
+    task = modules.text.Text()
+    by_hand = row("penalty 2", 1, modules.methods.diffq(2.0), 0.2, [math.log(4.0)] * 3)
+    led = row("SizeTarget for 2", 1, modules.methods.size_target(6.0), 0.19, [math.log(3.96)] * 3)
+    table = modules.penalty_table.penalty_table(task, [by_hand | {"quality": 4.0}, led | {"quality": 3.96}])
+    assert table.splitlines()[2:] == ["| 1 | 2 | 0.2000 | 4.0000 | 0.1900 | 3.9600 | +1.01 |"]
 
 
 def test_put_replaces_only_what_stands_between_the_marks(modules, tmp_path):
