@@ -290,11 +290,6 @@ class DiffQuantizer(FreezableBits):
         levels = functional.quantize([weight], [widths], found, group_size=size, range_scope=scope)[0]
         return levels, widths, found
 
-    def _storable(self, entry: QuantizedParameter) -> Tensor:
-        """A weight as it is exported."""
-        weight = self._float_value(entry)
-        return weight.float() if weight.dtype == torch.float64 else weight
-
     # -- size --------------------------------------------------------------------------------------------------------
 
     def _quantized_bits(self, exact: bool) -> Tensor | float:

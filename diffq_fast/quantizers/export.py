@@ -81,6 +81,11 @@ class Export:
     def _tell_faults(self) -> None:
         """Warn of what was counted on the device since the last time."""
 
+    def _storable(self, entry: QuantizedParameter) -> Tensor:
+        """A weight as an export quantises it."""
+        weight = self._float_value(entry)
+        return weight.float() if weight.dtype == torch.float64 else weight
+
     # -- size ----------------------------------------------------------------------------------------------------------
 
     @property

@@ -89,12 +89,18 @@ class UniformQuantizer(BaseQuantizer):
         return (weight + (quantised - weight).detach()).to(entry.param.dtype)
 
     def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
-        return [self._dequantize(*self._levels(entry), entry.param.dtype) for entry in entries]
+        if not self._is_whole:
+            return [self._dequantize(*self._levels(entry), entry.param.dtype) for entry in entries]
+        return [self._rounded_at_once(entry) for entry in entries]
+
+    def _rounded_at_once(self, entry: QuantizedParameter) -> Tensor:
+        weight = self._storable(entry)
+        found, width = functional.weight_range([weight]), self._width(weight.device)
+        return functional.fake_quantize([weight], [width], found, group_size=0, dtype=entry.param.dtype)[0]
 
     def _levels(self, entry: QuantizedParameter, found: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A weight's levels (int32, its shape) and range (float32 ``[1, 2]``), which may be known."""
-        weight = self._float_value(entry)
-        weight = weight.float() if weight.dtype == torch.float64 else weight
+        weight = self._storable(entry)
         found = functional.weight_range([weight]) if found is None else found
         if self._is_whole:
             return functional.quantize([weight], [self._width(weight.device)], found, group_size=0)[0], found
