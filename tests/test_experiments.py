@@ -348,6 +348,19 @@ def test_the_table_has_a_line_per_method_in_the_order_of_sizes(modules, stored_r
     assert lines[5].endswith("| ● |")
 
 
+def test_the_short_table_has_the_best_of_each_kind_that_is_small_enough(modules, stored_rows):
+    task = modules.images.ImagesResnet()
+    labels = ["QAT 4 bits", "QAT 3 bits", "QAT 8 bits"]
+    sizes, scores = (0.14, 0.1, 0.25), ("1111111100", "1111111000", "1111111111")  # of 1 MB
+    rows = list(stored_rows)
+    for label, size, score in zip(labels, sizes, scores, strict=True):
+        method = modules.methods.Method("qat", bits=int(label.split()[1]))
+        rows += [row(label, seed, method, size, score) for seed in range(2)]
+    lines = modules.tables.short_rows(task, modules.summary.summarise(task, rows))
+    named = [line.split("|")[2].strip() for line in lines]
+    assert named == ["float32", "PTQ 4 bits", "QAT 4 bits", "DiffQ penalty 1"]  # not QAT 8 bits, 4 times smaller
+
+
 def test_the_peer_table_pairs_the_seeds(modules):
     method = modules.methods.Method("diffq", penalty=1.0)
     rows = []
