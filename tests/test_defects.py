@@ -202,7 +202,7 @@ def test_eval_quantises_once_per_version_of_the_weights():
     def quantise_calls(action):
         with Calls() as calls:
             action()
-        return calls.counts.get("quantize", 0)
+        return calls.counts.get("fake_quantize", 0)
 
     assert quantise_calls(lambda: model(x)) == 4
     assert quantise_calls(lambda: [model(x) for _ in range(3)]) == 0
