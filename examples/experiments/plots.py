@@ -27,7 +27,7 @@ def plot(task: Task, results: list[Result], path: Path) -> None:
     axes.axhline(0, color="black", linewidth=1, label=f"float32, {plain.megabytes:.2f} MB")
     axes.axhspan(-task.aim, task.aim, color="black", alpha=0.07)
     floor = -SHOWN * task.aim
-    for kind, (colour, marker, name) in STYLES.items():
+    for height, (kind, (colour, marker, name)) in enumerate(STYLES.items()):
         several = [found for found in results if found.kind == kind and found.seeds > 1]
         for found in several:
             at = max(found.difference, floor)
@@ -35,7 +35,9 @@ def plot(task: Task, results: list[Result], path: Path) -> None:
                 found.times_smaller, at, yerr=spread(found, at), color=colour, marker=marker, markersize=7, capsize=2
             )
             if found.difference < floor:
-                axes.annotate(f"{found.difference:.3g}", (found.times_smaller, at), (4, 4), textcoords="offset points")
+                offset = {"xytext": (4, 4 + 10 * height), "textcoords": "offset points", "ha": "right"}
+                said = f"{found.difference:.3g}"
+                axes.annotate(said, (found.times_smaller, at), color=colour, fontsize="small", **offset)
         if several:
             line = sorted((found.times_smaller, max(found.difference, floor)) for found in several)
             axes.plot(*zip(*line, strict=True), color=colour, linewidth=0.8, marker=marker, label=name)
