@@ -214,7 +214,7 @@ def widths_from_logits(
 ) -> Tensor:
     """The whole number of bits of each group in eval and export: uint8, of the logits' shape, without gradient.
 
-    ``whole_bits(bits_from_logits(logits, min_bits, max_bits, param), extra_bits)``, on a CPU in a tenth of the time.
+    ``whole_bits(bits_from_logits(logits, min_bits, max_bits, param), extra_bits)``, and faster than that on a CPU.
 
     >>> widths_from_logits(torch.tensor([-9.0, 0.0, 9.0]), 2, 15)
     tensor([ 2,  8, 15], dtype=torch.uint8)

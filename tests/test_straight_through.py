@@ -142,13 +142,15 @@ def test_a_compiled_model_gives_the_same_results_and_gradients():
 
 
 def test_autocast_with_weights_in_its_dtype_changes_no_result():
-    results = []
+    results, seen = [], []
     for noisy_dtype in (None, "auto"):
         model = frozen(noisy_dtype=noisy_dtype).model
+        model[2].register_forward_pre_hook(lambda layer, args: seen.append(layer.weight.dtype))
         with torch.autocast("cpu", torch.bfloat16):
             out = model(batch())
         out.float().square().sum().backward()
         results.append([out.detach(), *(param.grad for param in model.parameters())])
+    assert seen == [torch.float32, torch.bfloat16]
     for one, other in zip(*results, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)

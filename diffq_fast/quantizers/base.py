@@ -33,6 +33,7 @@ from .replay import (
 )
 from .selection import QuantizedParameter, Slot, in_half_precision, select, untied
 from .steps import optimizer_steps
+from .straight_through import straight_through
 
 
 def remembers_arguments(init: Callable) -> Callable:
@@ -55,24 +56,6 @@ def drop_compiled_graphs() -> None:
     """Have everything compiled anew: graphs that were traced before check neither for new hooks nor what hooks read."""
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The second tensor, with the gradient going to the first."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, quantised: Tensor) -> Tensor:
-        return quantised.view_as(quantised)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-def _straight_through(weight: Tensor, quantised: Tensor) -> Tensor:
-    if not torch.is_grad_enabled() or not weight.requires_grad:
-        return quantised
-    return _StraightThrough.apply(weight, quantised)
 
 
 class BaseQuantizer(Export):
@@ -341,7 +324,8 @@ class BaseQuantizer(Export):
         if self._saved is not None:
             return [entry.param.view_as(entry.param) for entry in entries]
         tensors = self._eval_weights()[1]
-        return [_straight_through(entry.param, tensors[index]) for entry, index in zip(entries, indices, strict=True)]
+        pairs = zip(entries, indices, strict=True)
+        return [straight_through([entry.param], [tensors[index]])[0] for entry, index in pairs]
 
     def _rounded(self, slots: Sequence[Slot]) -> list[Tensor]:
         """Each slot's value as an export keeps it; tied weights are made once."""

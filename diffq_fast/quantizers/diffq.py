@@ -274,13 +274,7 @@ class DiffQuantizer(FreezableBits):
         return (self.extra_bits, self.min_bits, self.max_bits, self.param)
 
     def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
-        return [self._quantized_weight(entry) for entry in entries]
-
-    def _quantized_weight(self, entry: QuantizedParameter) -> Tensor:
-        weight, widths = self._storable(entry), self._widths(entry)
-        groups: dict[str, Any] = {"group_size": self.group_size, "range_scope": self.range_scope}
-        found = functional.weight_range([weight], **groups)
-        return functional.fake_quantize([weight], [widths], found, **groups, dtype=entry.param.dtype)[0]
+        return [self._as_exported([entry], [self._widths(entry)], None)[0] for entry in entries]
 
     def _levels(self, entry: QuantizedParameter) -> tuple[Tensor, Tensor, Tensor]:
         """A weight's levels (int32, its shape), widths (uint8 ``[groups]``) and range (float32)."""

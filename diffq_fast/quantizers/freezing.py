@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .. import functional
-from ..bits import logits_from_bits, whole_bits
+from ..bits import logits_from_bits
 from ..packed_logits import LogitRule
 from .base import drop_compiled_graphs
 from .bit_budget import BitBudget
@@ -122,14 +122,19 @@ class FreezableBits(LearnedQuantizer):
 
     def _rounded_weights(self, bucket: Sequence[QuantizedParameter], dtype: torch.dtype | None) -> list[Tensor]:
         """The bucket's weights as an export has them, in ``dtype`` (None: each in its own), straight through."""
-        groups: Options = {"group_size": self.group_size, "range_scope": self.range_scope}
         with torch.no_grad():
-            weights = [self._storable(entry) for entry in bucket]
-            widths = [self._kept(entry, self._widths) for entry in bucket]
-            found = functional.weight_range(weights, **groups)
-            rounded = functional.fake_quantize(weights, widths, found, **groups, dtype=dtype)
-            rounded = [each.to(dtype or entry.param.dtype) for each, entry in zip(rounded, bucket, strict=True)]
-        return straight_through([entry.param for entry in bucket], [entry.logit for entry in bucket], rounded)
+            rounded = self._as_exported(bucket, [self._kept(entry, self._widths) for entry in bucket], dtype)
+        return straight_through([entry.param for entry in bucket], rounded, [entry.logit for entry in bucket])
+
+    def _as_exported(
+        self, bucket: Sequence[QuantizedParameter], widths: Sequence[Tensor], dtype: torch.dtype | None
+    ) -> list[Tensor]:
+        """Weights of one device, rounded to these widths, in ``dtype`` (None: each in its own)."""
+        groups: Options = {"group_size": self.group_size, "range_scope": self.range_scope}
+        weights = [self._storable(entry) for entry in bucket]
+        found = functional.weight_range(weights, **groups)
+        rounded = functional.fake_quantize(weights, widths, found, **groups, dtype=dtype)
+        return [each.to(dtype or entry.param.dtype) for each, entry in zip(rounded, bucket, strict=True)]
 
     def _kept(self, entry: QuantizedParameter, make: Callable[[QuantizedParameter], Tensor]) -> Tensor:
         """What ``make`` gives for the weight's frozen logit, made once per version of it."""
@@ -143,8 +148,7 @@ class FreezableBits(LearnedQuantizer):
 
     def _to_whole_logit(self, entry: QuantizedParameter) -> Tensor:
         """The logit that gives the weight's widths in :data:`WHOLE_INTERVAL`."""
-        widths = whole_bits(self._get_bits(entry.logit.detach()), self.extra_bits)
-        return logits_from_bits(widths.to(torch.float64), *WHOLE_INTERVAL).to(torch.float32)
+        return logits_from_bits(self._widths(entry).to(torch.float64), *WHOLE_INTERVAL).to(torch.float32)
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

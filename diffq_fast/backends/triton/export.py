@@ -42,7 +42,7 @@ def _requantize(
     result = torch.empty(source.shape, dtype=dtype, device=source.device)
     count = source.numel()
     if count:
-        columns = requantize_columns(group_size, count)
+        columns = _requantize_columns(group_size, count)
         requantize_kernel[(-(-count // TILE),)](
             source.contiguous(), widths.to(torch.uint8).contiguous(), found, result, count,
             GROUP=group_size if group_size < count else 0, PER_GROUP=per_group, QUANTIZE=source.dtype != torch.int32,
@@ -52,7 +52,7 @@ def _requantize(
     return result
 
 
-def requantize_columns(group_size: int, count: int) -> int:
+def _requantize_columns(group_size: int, count: int) -> int:
     """How many consecutive elements of a tile certainly have one width and range."""
     if group_size == 0 or group_size >= count:
         return TILE
