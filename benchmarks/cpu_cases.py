@@ -18,7 +18,9 @@ from harness import Variant
 from torch import Tensor, nn
 
 import diffq_fast
-from diffq_fast import bitpack, functional, philox, reference
+from diffq_fast import bitpack, functional
+from diffq_fast.reference import operators as reference
+from diffq_fast.reference import philox
 
 HAS_PEER = importlib.util.find_spec("diffq") is not None
 HAS_BITSHUFFLE = importlib.util.find_spec("bitshuffle") is not None

@@ -28,7 +28,7 @@ echo "== tests"
 # Alone, without the suite's conftest: that one needs packages which a bare GPU machine may lack. In four processes,
 # as most of the time goes into compiling kernels, one for each combination of dtypes and group sizes.
 mkdir "$built/gpu_tests"
-cp tests/test_gpu.py "$built/gpu_tests/"
+cp tests/gpu/test_gpu.py "$built/gpu_tests/"
 pytest() { # seconds, arguments
     (cd "$built/gpu_tests" && timeout "$1" "$PYTHON" -P -m pytest -q -p no:cacheprovider \
         -W ignore::pytest.PytestUnknownMarkWarning "${@:2}")
@@ -44,7 +44,7 @@ for part in "${parts[@]}"; do wait "$part" || status=1; done
 cat "$built"/part_* >"$OUT/gpu_tests.txt"
 grep -hE "^(FAILED|ERROR)|passed|failed|no tests" "$OUT/gpu_tests.txt" | tail -15
 # Apart, and last of the tests: a program that waits for ever would take the other results with it.
-cp tests/test_gpu_ticketed.py "$built/gpu_tests/"
+cp tests/gpu/test_gpu_ticketed.py "$built/gpu_tests/"
 pytest 45 test_gpu_ticketed.py >"$OUT/gpu_tests_ticketed.txt" 2>&1 || status=1
 tail -5 "$OUT/gpu_tests_ticketed.txt"
 

@@ -6,9 +6,46 @@ Importing this package imports nothing heavy: each public name loads its module 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import __version__
+from .compat import names
+
+if TYPE_CHECKING:
+    from . import functional
+    from .backends import backend_info
+    from .compat import ts_export
+    from .compat.alias import install_as_diffq, save_legacy
+    from .legacy.state import load_legacy
+    from .packed.report import inspect
+    from .packed.save_load import load, save
+    from .quantizers.diffq import DiffQuantizer
+    from .quantizers.lsq import LSQ
+    from .quantizers.restore import restore_quantized_state
+    from .quantizers.size_target import SizeTarget
+    from .quantizers.uniform import UniformQuantizer
+    from .watch.bits_log import BitsLog
+    from .watch.bits_plot import plot_bits
+
+__all__ = [
+    "LSQ",
+    "BitsLog",
+    "DiffQuantizer",
+    "SizeTarget",
+    "UniformQuantizer",
+    "__version__",
+    "backend_info",
+    "functional",
+    "inspect",
+    "install_as_diffq",
+    "load",
+    "load_legacy",
+    "plot_bits",
+    "restore_quantized_state",
+    "save",
+    "save_legacy",
+    "ts_export",
+]
 
 _HOMES = {
     "DiffQuantizer": "quantizers.diffq",
@@ -16,23 +53,22 @@ _HOMES = {
     "LSQ": "quantizers.lsq",
     "SizeTarget": "quantizers.size_target",
     "restore_quantized_state": "quantizers.restore",
-    "save": "packed_file",
-    "load": "packed_file",
-    "inspect": "packed_report",
-    "BitsLog": "bits_log",
-    "plot_bits": "bits_plot",
-    "save_legacy": "diffq_alias",
-    "install_as_diffq": "diffq_alias",
+    "save": "packed.save_load",
+    "load": "packed.save_load",
+    "inspect": "packed.report",
+    "BitsLog": "watch.bits_log",
+    "plot_bits": "watch.bits_plot",
+    "save_legacy": "compat.alias",
+    "load_legacy": "legacy.state",
+    "install_as_diffq": "compat.alias",
     "backend_info": "backends",
 }
-_MODULES = ("functional", "ts_export")
-__all__ = ["__version__", *_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    elif name in _MODULES:
+    elif name in names.DIFFQ_MODULES or name == "functional":
         value = importlib.import_module(f".{name}", __name__)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -42,3 +78,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))
+
+
+names.install()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .reference import MAX_WIDTH, group_count, per_element, stream_words
+from .reference.operators import MAX_WIDTH, group_count, per_element, stream_words
 
 RANGE_SCOPES = ("tensor", "group")
 

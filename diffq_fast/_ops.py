@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .reference import PLANE_DTYPES, group_count
+from .reference.operators import PLANE_DTYPES, group_count
 
 NAMESPACE = "diffq_fast"
 _library = torch.library.Library(NAMESPACE, "DEF")

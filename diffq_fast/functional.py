@@ -41,9 +41,9 @@ from ._checks import (
     level_counts,
     word_count,
 )
-from .bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
-from .philox import NOISE_KINDS
-from .reference import MAX_WIDTH, PLANE_DTYPES
+from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
+from .reference.operators import MAX_WIDTH, PLANE_DTYPES
+from .reference.philox import NOISE_KINDS
 
 __all__ = [  # noqa: RUF022  (the order of the data flow)
     "bits_from_logits",

@@ -2,13 +2,12 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+from support.paths import GOLDEN
 
 HAS_PEER = importlib.util.find_spec("diffq") is not None  # asked before any test can install the alias
 

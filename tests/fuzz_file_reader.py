@@ -26,23 +26,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from support.paths import DATA
+
 GUIDED = "--guided" in sys.argv
 if GUIDED:
     import atheris
 
-    READER = ("header", "layout", "widths", "container", "tensor", "file", "fill", "report", "logits", "attached")
-    with atheris.instrument_imports(include=[f"diffq_fast.packed_{name}" for name in READER]):
-        import diffq_fast.packed_file  # noqa: F401
+    with atheris.instrument_imports(include=["diffq_fast.packed", "diffq_fast.files"]):
+        import diffq_fast.packed.save_load  # noqa: F401
 
 import torch
-from packed_examples import GOLDEN, Example, example_weight
-from packed_forgery import Forgery
 from torch import nn
 
-from diffq_fast.packed_file import inspect, load, read_packed
-from diffq_fast.packed_header import ITEM_BYTES, PackedFileError
+from diffq_fast.files.safetensors_reader import ITEM_BYTES, PackedFileError
+from diffq_fast.packed.save_load import inspect, load, read_packed
+from support.packed_examples import GOLDEN, Example, example_weight
+from support.packed_forgery import Forgery
 
-DATA = Path(__file__).parent / "data"
 SPARE_BYTES = 1 << 30  # of address space, beside what is in use before the first run
 CPU_SECONDS = 20  # of one run; a wall clock would count pauses
 LARGEST = 32768

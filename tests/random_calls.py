@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_arguments import Arguments
 from torch import Tensor, nn
 
 import diffq_fast
 import diffq_fast.functional as functional
-from diffq_fast import bitpack, packed_file, torch_pack
-from diffq_fast.packed_tensor import pack_levels, pack_weight
+from diffq_fast import bitpack, torch_pack
+from diffq_fast.packed import save_load as packed_file
+from diffq_fast.packed.tensor import pack_levels, pack_weight
+from support.random_arguments import Arguments
 
 EXPECTED = (TypeError, ValueError)
 OPERATOR_ERRORS = (*EXPECTED, RuntimeError, KeyError)  # a schema's, a missing choice

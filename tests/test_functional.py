@@ -209,7 +209,7 @@ def test_functions_are_listed_and_defined_in_the_order_of_the_data_flow():
     assert [name for name in F.__all__ if name in defined] == defined
     imported = [name for name in F.__all__ if name not in defined]
     assert imported == ["bits_from_logits", "logits_from_bits", "step_from_bits", "whole_bits"]
-    assert all(getattr(F, name).__module__ == "diffq_fast.bits" for name in imported)
+    assert all(getattr(F, name).__module__ == "diffq_fast.reference.bits" for name in imported)
 
 
 def test_every_public_function_is_documented_and_typed():

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from diffq_fast import functional, philox, reference
-from diffq_fast.bits import bits_from_logits, whole_bits
+from diffq_fast import functional
+from diffq_fast.reference import operators as reference
+from diffq_fast.reference import philox
+from diffq_fast.reference.bits import bits_from_logits, whole_bits
 
 ops = torch.ops.diffq_fast
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

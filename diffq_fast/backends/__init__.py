@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import _ops  # noqa: F401  (the schemas come first)
+from .._version import __version__
 
 
 def _load() -> dict[str, ModuleType]:
@@ -30,8 +31,6 @@ def backend_info() -> dict[str, Any]:
     >>> sorted(backend_info())
     ['backends', 'device', 'platform', 'python', 'torch', 'version']
     """
-    from .. import __version__
-
     backends: dict[str, dict[str, Any]] = {
         "default": {"active": True, "reason": "plain PyTorch, the reference for every device"}
     }

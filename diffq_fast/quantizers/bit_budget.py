@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..bits import MAX_WHOLE_BITS
+from ..reference.bits import MAX_WHOLE_BITS
 
 if TYPE_CHECKING:
     from .freezing import FreezableBits

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import functional, legacy_entries
-from ..bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
-from ..philox import NOISE_KINDS
-from ..reference import group_count
+from .. import functional
+from ..legacy import entries as legacy_entries
+from ..reference.bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
+from ..reference.operators import group_count
+from ..reference.philox import NOISE_KINDS
 from .base import remembers_arguments
 from .bit_budget import table_bits
 from .export import ExportedWeight

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import functional, legacy_state
-from ..legacy_pickler import pickled_size
-from ..tensor_bytes import memory_key
+from .. import functional
+from ..files.tensor_bytes import memory_key
+from ..legacy import state as legacy_state
+from ..legacy.pickler import pickled_size
 from .selection import QuantizedParameter, Slot
 
 BITS_PER_MB = 8 * 2**20
@@ -26,7 +27,7 @@ class ExportedWeight(NamedTuple):
     """A quantised weight on its way to a packed file; ``aliases`` are the other names of the same tensor.
 
     Where the levels are not those of ``functional.quantize`` they are given, with their range, see
-    :func:`diffq_fast.packed_tensor.pack_levels`.
+    :func:`diffq_fast.packed.tensor.pack_levels`.
     """
 
     name: str

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .. import functional
-from ..bits import logits_from_bits
-from ..packed_logits import LogitRule
+from ..reference.bits import logits_from_bits
+from ..reference.logit_rule import LogitRule
 from .base import drop_compiled_graphs
 from .bit_budget import BitBudget
 from .export import BITS_PER_MB

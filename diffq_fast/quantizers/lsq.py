@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import legacy_entries
+from ..legacy import entries as legacy_entries
 from .base import remembers_arguments
 from .export import ExportedWeight, refuse_other_bits
 from .learned import LearnedQuantizer

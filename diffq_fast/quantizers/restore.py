@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .. import legacy_state
+from ..legacy import state as legacy_state
 from .base import BaseQuantizer
 from .diffq import DiffQuantizer
 from .lsq import LSQ
@@ -28,7 +28,7 @@ def restore_quantized_state(model: nn.Module, state: Any) -> None:
     Args:
         model: a model of the same architecture, without a quantizer.
         state: the dict (see ``docs/migrating_from_diffq.md`` for reading files), or what
-            :func:`diffq_fast.legacy_state.parse_state` made of it.
+            :func:`diffq_fast.legacy.state.parse_state` made of it.
 
     Raises:
         ValueError: the state has no ``meta``, is of an unknown quantizer, or does not fit the model, which is

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import reference
+from ..reference import operators as reference
 from .selection import QuantizedParameter
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import functional, legacy_entries
-from ..even_levels import dequantize_evenly, level_count, quantize_evenly
+from .. import functional
+from ..legacy import entries as legacy_entries
+from ..reference.even_levels import dequantize_evenly, level_count, quantize_evenly
 from .base import BaseQuantizer, remembers_arguments
 from .export import ExportedWeight, refuse_other_bits
 from .replay import Maker

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffq_fast.atomic_file import atomic_file
+from diffq_fast.files.atomic_file import atomic_file
 
 from . import chorales
 from .demucs_net import Separator

@@ -6,7 +6,7 @@ from typing import Any
 
 import mnist_claim
 
-from diffq_fast.atomic_file import atomic_file
+from diffq_fast.files.atomic_file import atomic_file
 
 from .task import Recipe
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._ops import NAMESPACE
-from ...reference import PLANE_DTYPES, group_count
+from ...reference.operators import PLANE_DTYPES, group_count
 from .. import default
 from . import widths as width_steps
 from .loading import core

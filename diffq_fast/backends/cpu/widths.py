@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...bits import LOGITS_IN_CACHE, MAX_WHOLE_BITS, bits_from_logits, whole_bits, whole_bits_from_logits
+from ...reference.bits import LOGITS_IN_CACHE, MAX_WHOLE_BITS, bits_from_logits, whole_bits, whole_bits_from_logits
 from .loading import core
 
 # Float32 bits below 16 were found within 4.3 * 2**-20 of the float64 ones, and adding extra bits rounds once more.

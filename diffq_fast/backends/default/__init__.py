@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ... import bits, philox, reference
 from ..._ops import NAMESPACE, range_dtype
+from ...reference import bits, philox
+from ...reference import operators as reference
 
 _library = torch.library.Library(NAMESPACE, "IMPL")
 

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...reference import MAX_WIDTH, PLANE_DTYPES, group_count, stream_words, worst_value
+from ...reference.operators import MAX_WIDTH, PLANE_DTYPES, group_count, stream_words, worst_value
 from .. import default
 from .arithmetic import INTERPRETED
 from .export_kernels import pack_kernel, requantize_kernel, unpack_kernel

@@ -1,4 +1,4 @@
-"""Device functions for the noise of docs/philox.md; ``diffq_fast/philox.py`` is their oracle.
+"""Device functions for the noise of docs/philox.md; ``diffq_fast/reference/philox.py`` is their oracle.
 
 A tile is ``TILE`` consecutive elements of one weight, starting at a multiple of ``TILE``: 2**32 blocks of
 eight elements are a multiple of it, so all of a tile's blocks share the high counter word.

@@ -1,0 +1,281 @@
+"""The command line: `diffq-fast inspect | verify | pack | unpack | convert | doctor`.
+
+Exit codes: 0 all is well, 1 a damaged file or a failure, 2 wrong usage, 130 interrupted. Results go to stdout,
+errors and progress to stderr; with --json the result, or {"error": …}, is a JSON object on stdout. Torch is imported
+by the commands that compute, so `inspect` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from .._version import __version__
+from ..files.safetensors_reader import printable
+from ..packed.report import inspect
+from .convert import add_arguments as add_convert_arguments
+from .convert import convert_file
+
+MOST_ELEMENTS = 2**60  # of a tensor, as docs/packed_format.md has it
+MOST_EXTRA_BITS = 1000  # what a reader of the file takes
+
+
+class UsageError(Exception):
+    """Arguments that do not go together: exit code 2."""
+
+
+class ProgressLine:
+    """One line on stderr that shows how far a command is; silent unless wanted or on a terminal."""
+
+    def __init__(self, verb: str, wanted: bool) -> None:
+        self.verb = verb
+        self.shown = wanted or sys.stderr.isatty()
+        self.percent = -1
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        percent = 100 * done // max(total, 1)
+        if self.shown and percent != self.percent:
+            self.percent = percent
+            print(
+                f"\r{self.verb} {percent:3d} %  {printable(name)[:60]:<60}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.percent >= 0:
+            print(file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UsageError as error:
+        arguments.parser.error(str(error))
+        return 2
+    except KeyboardInterrupt:
+        print(f"diffq-fast {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has had enough
+        return 1
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"diffq-fast {arguments.command}: {error}", file=sys.stderr)
+        if arguments.json:
+            print(json.dumps({"error": str(error)}))
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="diffq-fast", description="Look into, check, make and unpack packed model files."
+    )
+    parser.add_argument("--version", action="version", version=f"diffq-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run, parser=added)
+        added.add_argument("--json", action="store_true", help="print the result as JSON")
+        return added
+
+    added = command("inspect", run_inspect, "Show what a packed file holds and what it costs; levels are not read.")
+    added.add_argument("file")
+    added.add_argument("--plot", metavar="PNG", help="draw the widths to an image (needs matplotlib)")
+    added = command("verify", run_verify, "Check every checksum and decode every weight.")
+    added.add_argument("file")
+    _add_progress(added)
+    added = command("pack", run_pack, "Pack an ordinary safetensors checkpoint: by its logits, or at --bits.")
+    _add_pack_arguments(added)
+    text = "Write a packed file as an ordinary safetensors checkpoint: all names, tied ones as copies."
+    added = command("unpack", run_unpack, text)
+    added.add_argument("file")
+    added.add_argument("output")
+    _add_progress(added)
+    text = "Convert a file of diffq or Demucs to a packed file, without running what it names."
+    add_convert_arguments(command("convert", run_convert, text))
+    command("doctor", run_doctor, "Say which backends are active, and why or why not.")
+    return parser
+
+
+def _add_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--progress", action="store_true", help="show progress even where stderr is no terminal")
+
+
+def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="safetensors checkpoint")
+    parser.add_argument("output", help="packed file to write")
+    _add_progress(parser)
+    size = "elements per group; default: inferred from the logits, or one group with --bits"
+    parser.add_argument("--group-size", type=int, metavar="G", help=size)
+    trained = parser.add_argument_group("a checkpoint with logits (as given to DiffQuantizer)")
+    trained.add_argument("--suffix", help="logits of NAME are NAME + suffix (default _diffq)")
+    trained.add_argument("--min-bits", type=float, help="(default 2)")
+    trained.add_argument("--max-bits", type=float, help="(default 15)")
+    trained.add_argument("--param", choices=("bits", "noise"), help="(default bits)")
+    trained.add_argument("--extra-bits", type=float, help="(default 0)")
+    plain = parser.add_argument_group("post-training packing of any checkpoint")
+    plain.add_argument("--bits", type=int, metavar="B", help="one width for all weights, 1 to 16")
+    plain.add_argument("--range-scope", choices=("tensor", "group"), help="one range per tensor (default) or group")
+    plain.add_argument("--min-size", type=float, metavar="MB", help="keep smaller tensors as they are (default 0.01)")
+    help_exclude = "keep tensors whose name, or its last part, matches; may be repeated"
+    plain.add_argument("--exclude", action="append", metavar="PATTERN", help=help_exclude)
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    report = inspect(arguments.file)
+    if arguments.plot:
+        report.plot(arguments.plot)
+    print(report.to_json() if arguments.json else report.table())
+    return 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from ..packed.contents import read_packed
+
+    with ProgressLine("verifying", arguments.progress) as progress:
+        contents = read_packed(arguments.file, progress)
+        for packed in contents.packed.values():
+            packed.unpack()
+    found = {"ok": True, "weights": len(contents.packed), "plain": len(contents.plain)}
+    found["bytes"] = os.path.getsize(arguments.file)
+    text = f"{arguments.file}: all {found['bytes']:,} bytes are sound: "
+    _print(arguments, found, text + f"{found['weights']} weights, {found['plain']} plain tensors")
+    return 0
+
+
+def run_pack(arguments: argparse.Namespace) -> int:
+    trained = _given(arguments, "suffix", "min_bits", "max_bits", "param", "extra_bits")
+    plain = _given(arguments, "range_scope", "min_size", "exclude")
+    size = _given(arguments, "group_size")
+    if size.get("group_size", 0) < 0:
+        raise UsageError(f"--group-size must be 0 (one group) or positive, got {size['group_size']}")
+    if size.get("group_size", 0) >= MOST_ELEMENTS:
+        raise UsageError(f"--group-size must be below 2**60, got {size['group_size']}; 0 is one group")
+    if arguments.bits is not None:
+        _pack_at_bits(arguments, trained, plain | size)
+    else:
+        _pack_with_logits(arguments, trained, plain, size)
+    report = inspect(arguments.output)
+    text = f"{arguments.output}: {report.file_bytes:,} bytes, {report.bits_per_weight:.2f} bits per weight"
+    _print(arguments, report.to_dict(), f"{text}, {len(report.weights)} weights packed")
+    return 0
+
+
+def _pack_at_bits(arguments: argparse.Namespace, trained: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    if trained:
+        raise UsageError(f"{_options(trained)} describe logits and do not go with --bits")
+    if math.isnan(plain.get("min_size", 0)):
+        raise UsageError("--min-size must be a number of MB, got nan")
+    if not 1 <= arguments.bits <= 16:
+        raise UsageError(f"--bits must be between 1 and 16, got {arguments.bits}")
+    if plain.get("range_scope") == "group" and not plain.get("group_size"):
+        raise UsageError("--range-scope group needs a --group-size above 0")
+    from ..packed.checkpoint import has_logits, pack_at_bits
+
+    if has_logits(arguments.file, "_diffq"):
+        raise UsageError(f"{arguments.file} holds logits, which say the widths; leave --bits out")
+    with ProgressLine("packing", arguments.progress) as progress:
+        packed, double = pack_at_bits(arguments.file, arguments.output, arguments.bits, **plain, progress=progress)
+    if double:
+        names = ", ".join(map(printable, double[:3])) + (", …" if len(double) > 3 else "")
+        note = f"{len(double)} float64 tensors are kept as they are, unpacked ({names}); convert them to float32 first"
+        print(f"diffq-fast pack: {note}", file=sys.stderr)
+    elif not packed:
+        note = "no tensor was packed: none is floating, above --min-size and not excluded"
+        print(f"diffq-fast pack: {note}", file=sys.stderr)
+
+
+def _pack_with_logits(
+    arguments: argparse.Namespace,
+    trained: Mapping[str, Any],
+    plain: Mapping[str, Any],
+    size: Mapping[str, Any],
+) -> None:
+    if plain:
+        raise UsageError(f"{_options(plain)} only go with --bits")
+    from ..packed.checkpoint import has_logits, pack_with_logits
+    from ..reference.logit_rule import LogitRule
+
+    rule = LogitRule(**trained)
+    if not 0 < rule.min_bits < rule.max_bits <= 15:
+        raise UsageError(f"expected 0 < --min-bits < --max-bits <= 15, got {rule.min_bits:g} and {rule.max_bits:g}")
+    if not abs(rule.extra_bits) <= MOST_EXTRA_BITS:
+        raise UsageError(
+            f"--extra-bits must be between -{MOST_EXTRA_BITS} and {MOST_EXTRA_BITS}, got {rule.extra_bits:g}"
+        )
+    if not rule.suffix:
+        raise UsageError("--suffix must not be empty")
+    if not has_logits(arguments.file, rule.suffix):
+        raise UsageError(f"{arguments.file} has no logits NAME{rule.suffix}; give --suffix, or --bits to pack at")
+    with ProgressLine("packing", arguments.progress) as progress:
+        pack_with_logits(arguments.file, arguments.output, rule, **size, progress=progress)
+
+
+def run_unpack(arguments: argparse.Namespace) -> int:
+    from ..packed.checkpoint import unpack_file
+
+    with ProgressLine("unpacking", arguments.progress) as progress:
+        unpack_file(arguments.file, arguments.output, progress)
+    size = os.path.getsize(arguments.output)
+    _print(arguments, {"output": arguments.output, "bytes": size}, f"{arguments.output}: {size:,} bytes")
+    return 0
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    result, text = convert_file(arguments)
+    lines = [line if line.isprintable() else ascii(line) for line in text.splitlines()]
+    _print(arguments, result, "\n".join(lines))
+    return 0
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a warning would say is part of the answer
+        from .. import backend_info
+
+        info = backend_info()
+    _print(arguments, info, "\n".join(_describe(info)))
+    return 0
+
+
+def _describe(info: Mapping[str, Any], indent: str = "") -> list[str]:
+    """One line per entry; a backend's line says whether it is active, and why or why not."""
+    lines = []
+    for name, value in info.items():
+        if not isinstance(value, Mapping):
+            lines.append(f"{indent}{name:<12}{value}")
+        elif "active" in value:
+            state = "active" if value["active"] else "not active"
+            others = [f"{key}: {each}" for key, each in value.items() if key not in ("active", "reason")]
+            reason = [str(value["reason"])] if value.get("reason") else []
+            lines.append(f"{indent}{name:<12}{'; '.join([state, *reason, *others])}")
+        else:
+            lines += [f"{indent}{name}", *_describe(value, indent + "  ")]
+    return lines
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were on the command line."""
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
+def _options(names: Mapping[str, Any]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def _print(arguments: argparse.Namespace, result: Any, text: str) -> None:
+    print(json.dumps(result, indent=2) if arguments.json else text)

@@ -1,0 +1,262 @@
+"""A stored state of diffq or a Demucs package becomes a packed file, level for level.
+
+The four kinds of diffq_fast.legacy.state are read without running anything that they name. diffq stores neither names
+nor buffers, and in its packed form not even shapes; whatever cannot be carried over is said.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..files.safetensors_reader import FORMAT, PackedFileError, open_file, read_header
+from ..legacy.entries import decode_diffq_entry, decode_lsq_entry, decode_uniform_entry
+from ..legacy.state import LegacyPackage, LegacyState, load_legacy
+from ..packed.contents import write_packed
+from ..packed.tensor import PackedTensor, pack_levels
+from ..quantizers.restore import QUANTIZERS
+from ..reference.even_levels import level_count
+
+
+@dataclass
+class Conversion:
+    """What a packed file is to hold, and what of the old file it cannot hold.
+
+    half: names kept in float16. lost: one sentence for each thing that is not carried over.
+    """
+
+    quantizer: str
+    arguments: dict[str, Any]
+    packed: dict[str, PackedTensor] = field(default_factory=dict)
+    plain: dict[str, Tensor] = field(default_factory=dict)
+    ties: dict[str, str] = field(default_factory=dict)
+    half: set[str] = field(default_factory=set)
+    lost: list[str] = field(default_factory=list)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the packed file; arguments that JSON cannot hold are left out, and counted as lost."""
+        stated = {name: value for name, value in self.arguments.items() if _is_json(value)}
+        self.lost += [f"the quantizer's argument {name}" for name in self.arguments if name not in stated]
+        info = {"class": self.quantizer, "arguments": stated}
+        write_packed(path, self.packed, self.plain, self.ties, self.half, info)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    model: Any = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Conversion:
+    """Write what ``source`` holds as a packed file ``target``; the values are those that diffq restores, bit for bit.
+
+    Args:
+        source: a file of one of the kinds (a) to (d) of :mod:`diffq_fast.legacy.state`.
+        target: the packed file, replaced atomically.
+        model: a callable that builds the model, with the arguments that a Demucs package states; it gives names,
+            shapes and ties. Without it, weights are called ``quantized.0`` and so on, by position.
+        arguments: of the quantizer that wrote the file, where the file does not state them.
+
+    Raises:
+        ValueError: the file is none of these, needs the model, or does not fit it.
+    """
+    _refuse_packed(os.fspath(source))
+    found = load_legacy(source)
+    package = found if isinstance(found, LegacyPackage) else None
+    state = found.state if isinstance(found, LegacyPackage) else found
+    built = _build(model, package) if model is not None else None
+    if isinstance(state, LegacyState):
+        conversion = _convert_state(state, built, dict(arguments or {}), os.fspath(source))
+    else:
+        conversion = _convert_plain(state)
+    if package:
+        conversion.lost.append(f"how to build the model ({package.klass}, its arguments)")
+        conversion.lost += ["the training arguments"] if package.training_args is not None else []
+    conversion.write(target)
+    return conversion
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _refuse_packed(path: str) -> None:
+    with open_file(path) as file, suppress(PackedFileError):
+        if read_header(file, path).metadata.get("format") != FORMAT:
+            return
+        raise ValueError(f"convert: {path} is a packed file of diffq_fast already; nothing is left to convert")
+
+
+def _build(model: Any, package: LegacyPackage | None) -> nn.Module:
+    try:
+        built = model(*package.args, **package.kwargs) if package else model()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"convert: the model could not be built: {type(error).__name__}: {error}") from error
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"convert: the model must be a torch.nn.Module, got {type(built).__name__}")
+    return built
+
+
+def _convert_plain(state: Mapping[str, Any]) -> Conversion:
+    """A package that is not quantised: tensors by name."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    conversion = Conversion("none", {}, plain={name: value.contiguous() for name, value in tensors.items()})
+    conversion.lost += [f"{name}, which is no tensor" for name in state if name not in tensors]
+    return conversion
+
+
+def _convert_state(state: LegacyState, model: nn.Module | None, arguments: dict[str, Any], source: str) -> Conversion:
+    name = state.quantizer or _quantizer_of(state.quantized, source)
+    if state.meta is None and name == "DiffQuantizer":
+        arguments = _inferred(state.quantized) | arguments
+    _check_arguments(name, arguments, "the arguments given", unknown=True)
+    _check_arguments(name, state.init_kwargs, f"{source}: meta", unknown=False)
+    arguments = arguments | state.init_kwargs
+    conversion = Conversion(name, arguments)
+    if model is None:
+        _take_by_position(conversion, state, source)
+    else:
+        _take_by_model(conversion, state, model)
+    return conversion
+
+
+def _check_arguments(quantizer: str, arguments: Mapping[str, Any], where: str, *, unknown: bool) -> None:
+    """Each argument is of the kind that its default is; with ``unknown``, it is one that the quantizer has."""
+    parameters = inspect.signature(QUANTIZERS[quantizer]).parameters
+    for name, value in arguments.items():
+        if name not in parameters or name == "model":
+            if unknown:
+                known = ", ".join(each for each in parameters if each != "model")
+                raise ValueError(f"convert: {where}: {quantizer} has no argument {name!r}; it has {known}")
+            continue
+        expected, default = None, parameters[name].default
+        if isinstance(default, bool):
+            expected = None if isinstance(value, bool | int) else "true or false"
+        elif name == "group_size":
+            expected = None if isinstance(value, int) and 0 <= value < 2**60 else "a whole number, 0 or more"
+        elif isinstance(default, int | float):
+            expected = None if _is_number(value) else "a number"
+        elif isinstance(default, str):
+            expected = None if isinstance(value, str) else "a text"
+        elif not isinstance(value, str | list | tuple | set) or not all(isinstance(each, str) for each in value):
+            expected = "a list of patterns"
+        if expected:
+            raise ValueError(f"convert: {where}: {name} of {quantizer} must be {expected}, got {value!r:.60}")
+
+
+def _is_number(value: Any) -> bool:
+    single = isinstance(value, Tensor) and value.numel() == 1
+    return single or (isinstance(value, int | float | Fraction) and not isinstance(value, bool) and value == value)
+
+
+def _quantizer_of(entries: Sequence[Any], source: str) -> str:
+    """Of an older state without meta: told by the form of its entries."""
+    if not entries or len(entries[0]) == 3:
+        return "DiffQuantizer"
+    if len(entries[0]) == 2:
+        return "UniformQuantizer" if isinstance(entries[0][1], list | tuple) else "LSQ"
+    raise ValueError(f"convert: {source}: entries of {len(entries[0])} parts are of no known quantizer")
+
+
+def _inferred(entries: Sequence[Any]) -> dict[str, Any]:
+    """The group size, from unpacked levels ``[groups, g]``."""
+    levels = entries[0][0] if entries else None
+    return {"group_size": levels.shape[1]} if isinstance(levels, Tensor) and levels.dim() == 2 else {}
+
+
+# -- without the model -----------------------------------------------------------------------------------------------
+
+
+def _take_by_position(conversion: Conversion, state: LegacyState, source: str) -> None:
+    for index, entry in enumerate(state.quantized):
+        levels = entry[0] if entry else None
+        if state.packed or not isinstance(levels, Tensor):
+            raise ValueError(
+                f"convert: {source}: its levels are packed, and diffq keeps no shapes with them; give the model that "
+                "they belong to (--model module:callable)"
+            )
+        name = f"quantized.{index}"
+        conversion.packed[name] = _packed(conversion, entry, tuple(levels.shape), torch.float32, name)
+    for kind, tensors in (("float16", state.float16), ("others", state.others)):
+        conversion.plain |= {f"{kind}.{index}": tensor.float() for index, tensor in enumerate(tensors)}
+    conversion.half |= {f"float16.{index}" for index in range(len(state.float16))}
+    conversion.lost.append("names (diffq stores none; --model gives them), so weights are called quantized.0 …")
+    if conversion.quantizer == "DiffQuantizer" and state.quantized:
+        conversion.lost.append("the shapes of the weights, which are [groups, group size] here")
+    conversion.lost.append("buffers, if the model has any (diffq stores none)")
+
+
+# -- with the model --------------------------------------------------------------------------------------------------
+
+
+def _take_by_model(conversion: Conversion, state: LegacyState, model: nn.Module) -> None:
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = [name for name in model.state_dict() if name not in parameters]
+    quantizer = QUANTIZERS[conversion.quantizer](model, **conversion.arguments)
+    entries = [entry for entry in quantizer._qparams if entry.other is None]
+    rest = state.float16 if quantizer.float16 else state.others
+    counts = {
+        "quantised parameters": (len(entries), len(state.quantized)),
+        "other parameters": (len(quantizer._rest), len(rest)),
+    }
+    for what, (expected, stored_count) in counts.items():
+        if expected != stored_count:
+            raise ValueError(
+                f"convert: the model has {expected} {what}, the file {stored_count}; is it this model, with these "
+                f"arguments of the quantizer ({json.dumps(conversion.arguments, default=str)})?"
+            )
+    names = quantizer._aliases()
+    for entry, stored in zip(entries, state.quantized, strict=True):
+        param = entry.param
+        conversion.packed[entry.full_name] = _packed(
+            conversion, stored, tuple(param.shape), param.dtype, entry.full_name
+        )
+    for slot, value in zip(quantizer._rest, rest, strict=True):
+        if slot.param.shape != value.shape:
+            found = f"the model has {list(slot.param.shape)}, the file {list(value.shape)}"
+            raise ValueError(f"convert: {slot.full_name}: {found}")
+        conversion.plain[slot.full_name] = value.to(slot.param.dtype)
+    for slot in (*entries, *quantizer._rest):
+        others = [name for name in names.get(id(slot.param), []) if name != slot.full_name]
+        conversion.ties |= dict.fromkeys(others, slot.full_name)
+    conversion.half |= quantizer.half_names
+    if buffers:
+        conversion.lost.append("buffers, which diffq does not store: " + ", ".join(buffers))
+
+
+# -- one weight ------------------------------------------------------------------------------------------------------
+
+
+def _packed(conversion: Conversion, entry: Any, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> PackedTensor:
+    """The levels of one entry of the state, packed."""
+    arguments = conversion.arguments
+    if conversion.quantizer == "DiffQuantizer":
+        group_size = arguments.get("group_size", 1)
+        min_bits = arguments.get("min_bits", 2)
+        decoded = decode_diffq_entry(entry, shape, group_size=group_size, min_bits=min_bits, name=name)
+        words = functional.pack(decoded.levels, decoded.widths, group_size=group_size)
+        return PackedTensor(words, decoded.widths, torch.tensor(decoded.range), shape, dtype, group_size)
+    bits = arguments.get("bits", 8)
+    if conversion.quantizer == "UniformQuantizer":
+        levels, found = decode_uniform_entry(entry, shape, bits=bits, name=name)
+        count = int(level_count(bits))
+        width = (count - 1).bit_length()
+        return pack_levels(levels, width, torch.tensor(found), dtype=dtype, level_count=count, name=name)
+    indices, scale = decode_lsq_entry(entry, shape, bits=bits, name=name)
+    width = math.ceil(bits)
+    levels = indices + 2 ** (width - 1)
+    return pack_levels(levels, width, scale, dtype=dtype, range_scope="scale", name=name)

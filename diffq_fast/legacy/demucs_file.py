@@ -1,0 +1,71 @@
+"""Demucs 4.1 packages: safetensors files whose metadata say where each tensor belongs.
+
+Metadata ``structure`` is a JSON tree of the state: {"_tensor": key}, {"_dict": [[key, node], …]}, {"_list":
+[…]}, {"_tuple": […]}, {"_class": "a.b.C"} or a plain value. ``klass`` is a dotted name; ``args`` and
+``kwargs`` are JSON, a Fraction in them {"_type": "fraction", "numerator", "denominator"}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from .unpickler import inert_class
+
+
+def is_safetensors(file: BinaryIO) -> bool:
+    file.seek(0)
+    head = file.read(9)
+    file.seek(0)
+    return head[8:9] == b"{" and head[:1] != b"\x80"
+
+
+def read_safetensors(file: BinaryIO, name: str) -> dict[str, Any]:
+    """The fields of a package: tensors back in their places in the tree ``structure``."""
+    import safetensors.torch  # here, so that training needs nothing but torch
+
+    data = file.read()
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        texts = header["__metadata__"]
+        values = {key: json.loads(texts[key]) for key in ("args", "kwargs", "structure")}
+        return {"klass": texts["klass"], "state": _from_tree(values["structure"], tensors),
+                "args": _from_plain(values["args"]), "kwargs": _from_plain(values["kwargs"])}  # fmt: skip
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name}: not a readable safetensors package of Demucs 4.1 ({problem:.300})") from error
+
+
+def _from_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The value of one node of ``structure``."""
+    if not isinstance(node, dict):
+        return [_from_tree(child, tensors) for child in node] if isinstance(node, list) else node
+    if len(node) != 1:
+        raise ValueError(f"a node with {len(node)} keys")
+    ((kind, content),) = node.items()
+    if kind == "_tensor":
+        return tensors[content]
+    if kind == "_class":
+        return inert_class(content)
+    if kind == "_dict":
+        return {key: _from_tree(child, tensors) for key, child in content}
+    if kind in ("_list", "_tuple"):
+        children = [_from_tree(child, tensors) for child in content]
+        return children if kind == "_list" else tuple(children)
+    raise ValueError(f"a node of the unknown kind {kind:.40}")
+
+
+def _from_plain(value: Any) -> Any:
+    """A value of args or kwargs: JSON, where a Fraction is a dict with _type."""
+    if isinstance(value, list):
+        return [_from_plain(part) for part in value]
+    if isinstance(value, dict) and value.get("_type") == "fraction":
+        return Fraction(int(value["numerator"]), int(value["denominator"]))
+    if isinstance(value, dict):
+        return {key: _from_plain(part) for key, part in value.items()}
+    return value

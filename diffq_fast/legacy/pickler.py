@@ -1,0 +1,89 @@
+"""Writes states that the original diffq reads, with neither package importing the other.
+
+diffq pickles the quantizer's class by its name, ``diffq.diffq.DiffQuantizer``. An ordinary pickler would
+import that name first; this one just writes it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, BinaryIO, ClassVar
+
+import torch
+
+from .state import CLASS_NAMES, quantizer_name
+
+
+class ClassName:
+    """A class that is only a dotted name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class NamePickler(pickle._Pickler):
+    """A pickler that writes a :class:`ClassName` as the class of that name."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+
+def _save_class_name(self: Any, klass: ClassName) -> None:
+    module, _, name = klass.name.rpartition(".")
+    if self.proto >= 4:
+        self.save(module)
+        self.save(name)
+        self.write(pickle.STACK_GLOBAL)
+    else:
+        self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
+    self.memoize(klass)
+
+
+NamePickler.dispatch[ClassName] = _save_class_name
+
+
+def _with_class_name(state: Mapping[str, Any], klass: str | None) -> dict[str, Any]:
+    if "meta" not in state:
+        return dict(state)
+    name = klass or CLASS_NAMES[quantizer_name(state["meta"]["klass"])]
+    return {**state, "meta": {**state["meta"], "klass": ClassName(name)}}
+
+
+def save_legacy_state(
+    state: Mapping[str, Any], path: str | os.PathLike[str] | BinaryIO, klass: str | None = None
+) -> None:
+    """``torch.save(state, path)`` with the class named as diffq names it.
+
+    Args:
+        state: from :func:`diffq_fast.legacy.state.build_state`; ``meta["klass"]`` a class of ours or a dotted
+        name. path: a path, written whole or not at all (a temporary file beside it, then a rename), or a
+        binary file. klass: the dotted name to write; when left out, diffq's name for the class in ``meta``.
+
+    Raises:
+        ValueError: ``meta["klass"]`` is none of the three quantizers.
+    """
+    named = _with_class_name(state, klass)
+    pickler = SimpleNamespace(__name__="pickle", Pickler=NamePickler)
+    if not isinstance(path, str | os.PathLike):
+        torch.save(named, path, pickle_module=pickler)
+        return
+    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            torch.save(named, file, pickle_module=pickler)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def pickled_size(state: Mapping[str, Any]) -> int:
+    """Bytes of ``pickle.dumps(state)`` as diffq would count them, whatever the class is called here."""
+    buffer = io.BytesIO()
+    NamePickler(buffer, pickle.DEFAULT_PROTOCOL).dump(_with_class_name(state, None))
+    return buffer.getbuffer().nbytes

@@ -1,0 +1,274 @@
+"""diffq's stored states, read and written: ``torch.save(state)``, and three ways in which Demucs wraps one.
+
+    (a) diffq        {quantized: [entry, …], float16: [tensor, …], others: [tensor, …],
+                      meta: {init_kwargs, klass, packed, torch_pack}}
+    (b) Demucs v2    {compressed: zlib(torch.save(state without meta, widths [groups, 1]))}
+    (c) Demucs v3/4  {klass, args, kwargs, state, training_args}, the state with an extra key __quantized
+    (d) Demucs 4.1   a safetensors file with metadata klass, args, kwargs, structure
+
+Position ties an entry to a parameter, not a name, so this module knows neither modules nor parameters; the
+quantizers do. The entries themselves are :mod:`diffq_fast.legacy.entries`'. Nothing here imports or runs what
+a file names (:mod:`diffq_fast.legacy.unpickler`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from .demucs_file import is_safetensors, read_safetensors
+from .entries import width_base
+from .fields import describe
+from .torch_file import read_torch_file
+from .unpickler import legacy_name
+
+CLASS_NAMES = {
+    "DiffQuantizer": "diffq.diffq.DiffQuantizer",
+    "UniformQuantizer": "diffq.uniform.UniformQuantizer",
+    "LSQ": "diffq.lsq.LSQ",
+}
+MAX_BYTES = 2**32
+
+
+@dataclass
+class LegacyState:
+    """A state whose outer form has been checked; its entries are checked as they are decoded.
+
+    quantized: entries in selection order; float16, others: tensors; meta: None for older states, else
+    init_kwargs, klass (a dotted name), packed, torch_pack; packed, torch_pack: from meta, else from the
+    entries' form, and None where that does not tell (decode such entries with ``packed=None``).
+    """
+
+    quantized: list[tuple]
+    float16: list[Tensor] = field(default_factory=list)
+    others: list[Tensor] = field(default_factory=list)
+    meta: dict[str, Any] | None = None
+    packed: bool | None = None
+    torch_pack: bool | None = None
+
+    @property
+    def init_kwargs(self) -> dict[str, Any]:
+        """Arguments of the quantizer that wrote the state; empty without meta."""
+        return dict(self.meta["init_kwargs"]) if self.meta else {}
+
+    @property
+    def quantizer(self) -> str | None:
+        """ "DiffQuantizer", "UniformQuantizer" or "LSQ"; None without meta."""
+        return quantizer_name(self.meta["klass"]) if self.meta else None
+
+
+@dataclass
+class LegacyPackage:
+    """A Demucs package: how to build the model, and its state, a plain dict where it is not quantised.
+
+    klass is a dotted name and is not imported; objects of unknown classes in the rest are inert.
+    """
+
+    klass: str
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    state: LegacyState | dict[str, Any]
+    training_args: Any = None
+
+
+def quantizer_name(klass: object) -> str:
+    """ "DiffQuantizer", "UniformQuantizer" or "LSQ" for a class of diffq's or ours, or its dotted name."""
+    full = legacy_name(klass)
+    package, name = full.partition(".")[0], full.rpartition(".")[2]
+    if package not in ("diffq", "diffq_fast") or name not in CLASS_NAMES:
+        expected = ", ".join(CLASS_NAMES.values())
+        raise ValueError(f"legacy state: meta: klass must be one of {expected}, found {full:.80}")
+    return name
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+def build_meta(init_kwargs: Mapping[str, Any], klass: object, *, packed: bool, torch_pack: bool) -> dict[str, Any]:
+    """``state["meta"]``. A fractional ``min_bits`` of a packed state is written as its widths' base.
+
+    diffq adds ``min_bits`` to the packed widths, and finds no group of a fractional width. A packed state
+    with ``group_size=0`` cannot be read by diffq at all. Both are warned about.
+    """
+    kwargs = dict(init_kwargs)
+    if packed and quantizer_name(klass) == "DiffQuantizer":
+        written = kwargs.get("min_bits", 2)
+        if isinstance(written, float) or written < 1:
+            kwargs["min_bits"] = width_base(written)
+        if kwargs.get("min_bits", 2) != written:
+            warnings.warn(
+                f"legacy state: min_bits={written} is written as {kwargs['min_bits']}, so that diffq can "
+                "read the widths; packed=False or the native format keep it",
+                stacklevel=2,
+            )
+        if kwargs.get("group_size", 1) == 0:
+            warnings.warn(
+                "legacy state: diffq 0.2.4 cannot read a packed state with group_size=0 (diffq_fast can); "
+                "packed=False writes one that it reads",
+                stacklevel=2,
+            )
+    return {"init_kwargs": kwargs, "klass": klass, "packed": packed, "torch_pack": packed and torch_pack}
+
+
+def build_state(
+    entries: Sequence[tuple],
+    float16: Sequence[Tensor] = (),
+    others: Sequence[Tensor] = (),
+    meta: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The state of form (a): entries as they are, the tensors as float16 and float32 copies on the CPU."""
+    state: dict[str, Any] = {
+        "quantized": list(entries),
+        "float16": [tensor.detach().to("cpu", torch.float16, copy=True).contiguous() for tensor in float16],
+        "others": [tensor.detach().to("cpu", torch.float32, copy=True).contiguous() for tensor in others],
+    }
+    if meta is not None:
+        state["meta"] = dict(meta)
+    return state
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+
+def parse_state(state: Any) -> LegacyState:
+    """The state, or a bare list of entries, as a :class:`LegacyState`; other keys are ignored.
+
+    Raises ValueError, saying what was expected, when it is neither.
+    """
+    if isinstance(state, LegacyState):
+        return state
+    if isinstance(state, list | tuple):
+        state = {"quantized": state}
+    if not isinstance(state, Mapping) or "quantized" not in state:
+        raise ValueError(f"legacy state: expected a dict with the key 'quantized' or a list, found {_summary(state)}")
+    entries = list(_items(state, "quantized", tuple))
+    float16, others = (list(_items(state, key, Tensor)) for key in ("float16", "others"))
+    meta = state.get("meta")
+    if meta is None:
+        packed, torch_pack = _detect_form(entries)
+        return LegacyState(entries, float16, others, packed=packed, torch_pack=torch_pack)
+    if not isinstance(meta, Mapping) or not {"init_kwargs", "klass"} <= meta.keys():
+        raise ValueError(f"legacy state: meta: expected a dict with init_kwargs and klass, found {_summary(meta)}")
+    packed, torch_pack = bool(meta.get("packed", False)), bool(meta.get("torch_pack", False))
+    if not isinstance(meta["init_kwargs"], Mapping):
+        raise ValueError(
+            f"legacy state: meta: expected init_kwargs to be a dict, found {_summary(meta['init_kwargs'])}"
+        )
+    known = {"init_kwargs": dict(meta["init_kwargs"]), "klass": legacy_name(meta["klass"])}
+    return LegacyState(
+        entries,
+        float16,
+        others,
+        meta={**known, "packed": packed, "torch_pack": torch_pack},
+        packed=packed,
+        torch_pack=torch_pack,
+    )
+
+
+def _items(state: Mapping, key: str, kind: type) -> Sequence[Any]:
+    items = state.get(key, [])
+    if not isinstance(items, list | tuple):
+        raise ValueError(f"legacy state: {key}: expected a list, found {describe(items)}")
+    for index, item in enumerate(items):
+        if not isinstance(item, kind) and not (kind is tuple and isinstance(item, list)):
+            raise ValueError(f"legacy state: {key}[{index}]: expected a {kind.__name__}, found {describe(item)}")
+    return items
+
+
+def _detect_form(entries: Sequence[Any]) -> tuple[bool | None, bool | None]:
+    """(packed, torch_pack) from the entries' form, None where it does not tell."""
+    for entry in entries:
+        first = entry[0] if entry else None
+        if isinstance(first, list | tuple):
+            planes = next((part for part in (*first, entry[-1]) if isinstance(part, Tensor)), None)
+            return True, planes is not None and planes.dim() == 2
+        if len(entry) == 3:
+            return False, False
+        if isinstance(first, Tensor) and first.dtype == torch.int64:
+            return True, False
+    return None, None
+
+
+def load_legacy(
+    source: str | os.PathLike[str] | BinaryIO, *, max_bytes: int = MAX_BYTES
+) -> LegacyState | LegacyPackage:
+    """What a file of diffq or Demucs holds, any of (a) to (d), without running or importing what it names.
+
+    Args:
+        source: a path, or a binary file that can seek.
+        max_bytes: how large a compressed file (b) may become, 4 GiB when left out.
+
+    Returns:
+        :class:`LegacyState` for (a) and (b), :class:`LegacyPackage` for (c) and (d).
+
+    Raises:
+        ValueError: naming the file, when it is none of them, damaged, truncated or hostile.
+    """
+    if isinstance(source, str | os.PathLike):
+        with Path(source).open("rb") as file:
+            return _load_file(file, os.fspath(source), max_bytes)
+    return _load_file(source, str(getattr(source, "name", "file")), max_bytes)
+
+
+def _load_file(file: BinaryIO, name: str, max_bytes: int) -> LegacyState | LegacyPackage:
+    if is_safetensors(file):
+        return _parse_package(read_safetensors(file, name), name)
+    value = read_torch_file(file, name)
+    if isinstance(value, Mapping) and isinstance(value.get("compressed"), bytes):
+        value = read_torch_file(io.BytesIO(_decompress(value["compressed"], max_bytes, name)), name)
+    if isinstance(value, Mapping) and "klass" in value and "state" in value:
+        return _parse_package(value, name)
+    return _parse_in_file(value, name)
+
+
+def _parse_in_file(state: Any, name: str) -> LegacyState:
+    try:
+        return parse_state(state)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _parse_package(fields: Mapping[str, Any], name: str) -> LegacyPackage:
+    state = fields["state"]
+    if not isinstance(state, Mapping) or not isinstance(fields.get("kwargs", {}), Mapping):
+        raise ValueError(f"{name}: expected a package with a dict as state and as kwargs, found {_summary(state)}")
+    quantised = isinstance(state.get("quantized"), list | tuple)
+    return LegacyPackage(
+        klass=legacy_name(fields["klass"]),
+        args=fields.get("args", ()),
+        kwargs=dict(fields.get("kwargs", {})),
+        state=_parse_in_file(state, name) if quantised else dict(state),
+        training_args=fields.get("training_args"),
+    )
+
+
+def _decompress(data: bytes, max_bytes: int, name: str) -> bytes:
+    decompressor = zlib.decompressobj()
+    try:
+        plain = decompressor.decompress(data, max_bytes + 1)
+    except zlib.error as error:
+        raise ValueError(f"{name}: its compressed state is damaged ({error})") from error
+    if len(plain) > max_bytes:
+        raise ValueError(
+            f"{name}: its compressed state is larger than max_bytes={max_bytes:,} when decompressed; "
+            "if you trust the file, pass a larger max_bytes"
+        )
+    if not decompressor.eof:
+        raise ValueError(f"{name}: its compressed state ends early; the file is truncated")
+    return plain
+
+
+def _summary(value: object) -> str:
+    """The keys of a dict, or the type."""
+    if isinstance(value, Mapping):
+        return f"a dict with the keys {[key for key in value if isinstance(key, str)]}"[:200]
+    return describe(value)

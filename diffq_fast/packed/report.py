@@ -1,0 +1,177 @@
+"""What a packed file holds and what it costs, read from its header and width tables: no torch, no levels."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..files.safetensors_reader import ITEM_BYTES, open_file, printable
+from ..watch.bits_plot import BitsRow, draw_bits
+from .layout import PackedLayout, learned_suffix, read_layout
+from .widths import stream_levels
+
+PURPOSES = ("levels", "widths", "ranges", "plain parameters", "buffers", "logits", "header")
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """One quantised weight.
+
+    histogram: width -> elements of that width. bytes: levels, widths and ranges.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group_size: int
+    range_scope: str
+    groups: int
+    histogram: dict[int, int]
+    bytes: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True)
+class PackedReport:
+    """Result of :func:`inspect`.
+
+    file_bytes: the sum of bytes_by_purpose. float_bytes: the same tensors unpacked, in their own dtypes.
+    """
+
+    path: str
+    file_bytes: int
+    float_bytes: int
+    quantizer: dict[str, Any]
+    weights: tuple[WeightReport, ...]
+    bytes_by_purpose: dict[str, int]
+    ties: dict[str, str]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per quantised element over all weights: levels, widths and ranges."""
+        count = sum(weight.count for weight in self.weights)
+        return 8 * sum(weight.bytes for weight in self.weights) / count if count else 0.0
+
+    @property
+    def histogram(self) -> dict[int, int]:
+        """width -> elements of that width, over all weights."""
+        widths = sorted({width for weight in self.weights for width in weight.histogram})
+        return {width: sum(weight.histogram.get(width, 0) for weight in self.weights) for width in widths}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        overall = {"bits_per_weight": self.bits_per_weight, "histogram": self.histogram}
+        weights = [asdict(weight) | {"bits_per_weight": weight.bits_per_weight} for weight in self.weights]
+        return asdict(self) | overall | {"weights": weights}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    def table(self) -> str:
+        """The report as text: one line per weight, then bytes by purpose and the totals."""
+        rows = [("weight", "shape", "group", "bits/weight", "widths", "bytes")]
+        for weight in self.weights:
+            shape = "x".join(map(str, weight.shape)) or "scalar"
+            group = "all" if weight.group_size == 0 else str(weight.group_size)
+            numbers = (f"{weight.bits_per_weight:.2f}", _span(weight.histogram), f"{weight.bytes:,}")
+            rows.append((printable(weight.name), shape, group, *numbers))
+        spaces = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(_align(row, spaces)).rstrip() for row in rows] + [""]
+        lines += [f"{purpose:<17}{size:>14,} bytes" for purpose, size in self.bytes_by_purpose.items() if size]
+        ratio = f", {self.float_bytes / self.file_bytes:.2f} times smaller than unpacked"
+        lines += [f"{'in all':<17}{self.file_bytes:>14,} bytes{ratio}", ""]
+        lines += [f"{self.bits_per_weight:.2f} bits per weight; by width: {_histogram_text(self.histogram)}"]
+        lines += [f"tied: {printable(alias)} = {printable(name)}" for alias, name in self.ties.items()]
+        return "\n".join(lines)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw all elements' widths, and each weight's, as bars divided by width. Needs matplotlib."""
+        rows = [BitsRow(weight.name, weight.histogram, _mean(weight.histogram)) for weight in self.weights]
+        if len(rows) > 1:
+            rows.insert(0, BitsRow("all weights", self.histogram, _mean(self.histogram)))
+        title = f"{self.bits_per_weight:.2f} bits per weight, with tables and ranges"
+        draw_bits(rows, path, title, "elements, per cent")
+
+
+def inspect(path: str | os.PathLike[str]) -> PackedReport:
+    """Report what a packed file holds. Header and width tables are verified; the levels are not read.
+
+    Raises:
+        PackedFileError: naming the file and the tensor. OSError: the file cannot be read.
+    """
+    path = os.fspath(path)
+    with open_file(path) as file:
+        layout = read_layout(file, path)
+    weights = tuple(_weight_report(layout, name) for name in layout.weights)
+    sizes = _bytes_by_purpose(layout)
+    float_bytes = sum(weight.count * ITEM_BYTES[weight.dtype] for weight in weights)
+    for name in layout.plain:
+        entry = layout.header.tensors[name]
+        float_bytes += math.prod(entry.shape) * ITEM_BYTES[layout.half.get(name, entry.dtype)]
+    return PackedReport(path, layout.header.file_bytes, float_bytes, layout.quantizer, weights, sizes, layout.ties)
+
+
+def _weight_report(layout: PackedLayout, name: str) -> WeightReport:
+    weight, widths = layout.weights[name], layout.widths[name]
+    levels = stream_levels(widths, weight.count, weight.group_size)
+    histogram = {width: number for width, number in enumerate(levels) if number}
+    parts = (layout.header.tensors.get(name + part) for part in (".words", ".widths", ".range"))
+    size = sum(part.byte_count for part in parts if part)
+    return WeightReport(
+        name,
+        weight.shape,
+        weight.dtype,
+        weight.group_size,
+        weight.range_scope,
+        weight.groups,
+        histogram,
+        size,
+    )
+
+
+def _bytes_by_purpose(layout: PackedLayout) -> dict[str, int]:
+    purpose: dict[str, str] = {}
+    for part, name in ((".words", "levels"), (".widths", "widths"), (".range", "ranges")):
+        purpose |= {weight + part: name for weight in layout.weights}
+    suffix = learned_suffix(layout.quantizer)
+    purpose |= {f"{weight}{suffix}": "logits" for weight in layout.weights}
+    sizes = dict.fromkeys(PURPOSES, 0)
+    for name, entry in layout.header.tensors.items():
+        rest = "buffers" if name in layout.buffers else "plain parameters"
+        sizes[purpose.get(name, rest)] += entry.byte_count
+    return sizes | {"header": layout.header.data_start}
+
+
+def _mean(histogram: Mapping[int, int]) -> float:
+    return sum(width * number for width, number in histogram.items()) / max(sum(histogram.values()), 1)
+
+
+def _span(histogram: Mapping[int, int]) -> str:
+    if not histogram:
+        return "-"
+    lowest, highest = min(histogram), max(histogram)
+    return str(lowest) if lowest == highest else f"{lowest}-{highest}"
+
+
+def _histogram_text(histogram: Mapping[int, int]) -> str:
+    total = sum(histogram.values())
+    return ", ".join(f"{width}: {number / total:.1%}" for width, number in histogram.items()) or "none"
+
+
+def _align(row: tuple[str, ...], spaces: list[int]) -> list[str]:
+    """The name to the left, everything else to the right."""
+    return [
+        cell.ljust(space) if not column else cell.rjust(space)
+        for column, (cell, space) in enumerate(zip(row, spaces, strict=True))
+    ]

@@ -1,0 +1,128 @@
+"""Watching bits and size during training: a row of a CSV file, and TensorBoard's scalars."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files.atomic_file import atomic_file
+
+
+class BitsLog:
+    """Writes the size in MB and the mean bits of each weight, every so many steps.
+
+    In the training loop::
+
+        log = BitsLog(quantizer, csv="bits.csv", every=100)
+        ...
+        log.step(step, loss=loss, price=target.price)
+
+    A logged step waits for the device; the others do nothing. In distributed training, let one process log.
+
+    Args:
+        quantizer: a DiffQuantizer.
+        csv: path of a file with a header and one row per logged step, each written at once and whole. An existing
+            file is gone on with: a last line that a crash cut off is removed, and so are rows from the first new
+            step on, which a training that was resumed from a checkpoint logs again.
+        tensorboard: a ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``. Scalars
+            ``size_mb``, ``bits/<weight>``, and the caller's under their own names.
+        every: steps from one logged step to the next; those that it divides are logged.
+
+    Raises:
+        ValueError: there is nothing to write to, or ``every`` is not positive.
+    """
+
+    def __init__(
+        self,
+        quantizer: Any,
+        *,
+        csv: str | os.PathLike[str] | None = None,
+        tensorboard: Any = None,
+        every: int = 1,
+    ) -> None:
+        if csv is None and tensorboard is None:
+            raise ValueError("BitsLog: expected csv, tensorboard or both, got neither")
+        if every < 1:
+            raise ValueError(f"BitsLog: every must be at least 1, got {every}")
+        self.quantizer = quantizer
+        self.tensorboard = tensorboard
+        self.every = every
+        self._table = None if csv is None else CsvTable(Path(csv))
+
+    def step(self, step: int, **scalars: Any) -> None:
+        """Log one step if it is its turn.
+
+        Args:
+            step: its number, growing from call to call.
+            scalars: further values (numbers or 0-dim tensors); always the same names.
+
+        Raises:
+            ValueError: the CSV file has other columns, or a name is taken.
+        """
+        if step % self.every:
+            return
+        bits = self.quantizer.bits_per_weight()
+        values = {"size_mb": self.quantizer.true_model_size()}
+        values |= {f"bits/{name}": mean for name, mean in bits.items()}
+        taken = (values.keys() | {"step"}) & scalars.keys()
+        if taken:
+            raise ValueError(f"BitsLog.step: {', '.join(sorted(taken))} is logged already; name it otherwise")
+        values |= {name: float(value) for name, value in scalars.items()}
+        if self._table is not None:
+            self._table.append({"step": step, **values})
+        if self.tensorboard is not None:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
+
+
+class CsvTable:
+    """A CSV file that grows by whole rows, whose first column is the step."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns: list[str] | None = None
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row; the first one decides the columns, or has to have those of the file."""
+        if self._columns is None:
+            self._begin(list(row), int(row["step"]))
+        if self._columns != list(row):
+            raise self._misfit(list(row), self._columns or [])
+        self._write(_line(list(row.values())))
+
+    def _begin(self, columns: list[str], step: int) -> None:
+        text = self._path.read_bytes().decode() if self._path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # behind it stands what a crash has cut off
+        rows = list(csv.reader(io.StringIO(whole, newline="")))
+        if rows and rows[0] != columns:
+            raise self._misfit(columns, rows[0])
+        kept = [row for row in rows[1:] if int(row[0]) < step]
+        if len(kept) + 1 != len(rows) or whole != text:
+            with atomic_file(self._path) as file:
+                file.write("".join(_line(row) for row in [columns, *kept]).encode())
+        self._columns = columns
+
+    def _write(self, line: str) -> None:
+        """One call of the system for the whole row, so that rows of a killed process are whole or not there."""
+        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(handle, line.encode())
+        finally:
+            os.close(handle)
+
+    def _misfit(self, given: Sequence[str], stored: Sequence[str]) -> ValueError:
+        differing = sorted(set(given) ^ set(stored)) or ["their order"]
+        return ValueError(
+            f"BitsLog: {self._path} has other columns than this step (differing: {', '.join(differing)}); log the "
+            "same weights and scalars at every step, or give the path of a new file"
+        )
+
+
+def _line(values: Sequence[Any]) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()

@@ -1,0 +1,417 @@
+"""The experiments of examples/: the grid's list and resumption, methods, statistics, tables, plots, and each task end
+to end with two steps."""
+
+import importlib
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import diffq_fast
+from support.paths import ROOT
+
+NAMES = ("task", "methods", "training", "store", "grid", "summary", "tables", "plots", "peer_table", "images", "text")
+NAMES += ("penalty_table",)
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    found = {
+        name: importlib.import_module(f"experiments.{name}") for name in (*NAMES, "music", "chorales", "demucs_net")
+    }
+    return SimpleNamespace(mnist=importlib.import_module("mnist"), **found)
+
+
+def small(task):
+    """The task with two steps from scratch and three from there."""
+    task.recipe = replace(task.recipe, start_steps=2, steps=3, batch=4)
+    return task
+
+
+def digits(mnist, count: int):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(count, 1, mnist.PIXELS, mnist.PIXELS, generator=generator)
+    return mnist.Digits(images, torch.arange(count) % mnist.CLASSES)
+
+
+@pytest.fixture
+def resnet(modules):
+    task = small(modules.images.ImagesResnet())
+    task.train, task.held_out = digits(modules.mnist, 20), digits(modules.mnist, 30)
+    return task
+
+
+@pytest.fixture
+def vit(modules):
+    task = small(modules.images.ImagesVit())
+    task.train, task.held_out = digits(modules.mnist, 20), digits(modules.mnist, 30)
+    return task
+
+
+@pytest.fixture
+def text(modules, monkeypatch):
+    """The text task on a page of English from the standard library."""
+    topics = importlib.import_module("pydoc_data.topics").topics
+    task = small(modules.text.Text())
+    monkeypatch.setattr(task, "read", lambda: topics["assignment"])
+    monkeypatch.setattr(modules.text, "CHUNK", 200)
+    task.load()
+    return task
+
+
+@pytest.fixture
+def music(modules, monkeypatch, tmp_path):
+    """The music task on three chorales of two seconds."""
+    for package in ("music21", "pretty_midi", "tinysoundfont"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    monkeypatch.setattr(modules.music, "CACHE", tmp_path)
+    monkeypatch.setattr(modules.music, "SEGMENT", 1024)
+    task = small(modules.music.Music())
+    task.sizes, task.seconds = {"train": 1, "validation": 1, "held out": 1}, 2.048
+    task.load()
+    return task
+
+
+def quiet(share: float, text: str) -> None:
+    assert 0 < share <= 1
+    assert text.startswith("loss")
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "text", "music"])
+def test_a_task_runs_end_to_end_with_each_kind_of_method(name, modules, request, tmp_path):
+    torch.set_num_threads(1)
+    task = request.getfixturevalue(name)
+    make = modules.methods.Method
+    rows = []
+    for method in (make("float32"), make("qat", bits=3), make("lsq", bits=4), make("diffq", penalty=1.0)):
+        rows += modules.training.run(task, method, 0, tmp_path, quiet)
+    anew = [row for row in rows if row["method"]["renewed"]]
+    assert [row["label"].removesuffix(", statistics anew") for row in anew] == [
+        row["label"] for row in rows if not row["method"]["renewed"] and name == "resnet"
+    ]
+    sizes = {row["label"]: row["megabytes"] for row in rows if row not in anew}
+    assert list(sizes)[:6] == ["float32", *(f"PTQ {bits} bits" for bits in (2, 3, 4, 8)), "QAT 3 bits"]
+    assert sizes["float32"] / sizes["PTQ 8 bits"] == pytest.approx(4, rel=0.1)
+    assert sizes["QAT 3 bits"] == sizes["PTQ 3 bits"]
+    assert sizes["DiffQ penalty 1"] == pytest.approx(sizes["PTQ 8 bits"], rel=0.1)  # three steps from 8 bits
+    for row in rows:
+        assert row["megabytes_on_disk"] == pytest.approx(row["megabytes"], abs=0.06), row["label"]
+        scores = modules.training.expanded(row["scores"])
+        assert task.quality(scores) == pytest.approx(row["quality"], rel=1e-6)
+        assert math.isfinite(row["quality"])
+
+
+def test_renewed_statistics_are_those_of_the_weights_of_the_evaluation_and_do_not_stay(modules, resnet):
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1, bias=False), torch.nn.BatchNorm2d(1))
+    torch.nn.init.constant_(network[0].weight, 1.0)
+    resnet.batches = lambda generator: ((torch.full((2, 1, 4, 4), level),) for level in [1.0, 3.0] * 20)
+    modules.training.renew_statistics(resnet, network, [network[1]])
+    assert float(network[1].running_mean) == pytest.approx(2.0)
+    assert float(network[1].running_var) == pytest.approx(0.0)
+
+    resnet.scores = lambda network: network[1].running_mean.int().numpy()  # 0 at first, 2 when renewed
+    network[1].reset_running_stats()
+    rows = modules.training.evaluated(resnet, network, modules.methods.Method("float32"), 0, None, 1.0)
+    assert [row["scores"] for row in rows] == ["0", "2"]
+    assert float(network[1].running_mean) == 0
+
+
+@pytest.mark.parametrize("changed", [{}, {"straight_through": False}])
+def test_size_target_ends_at_its_size(changed, modules, resnet, tmp_path):
+    resnet.recipe = replace(resnet.recipe, steps=20)
+    rows = modules.training.run(resnet, modules.methods.size_target(8, **changed), 0, tmp_path, quiet)
+    assert rows[0]["label"] == ("SizeTarget 8x, noise to the end" if changed else "SizeTarget 8x")
+    plain = modules.mnist.float32_megabytes(resnet.build())
+    assert plain / rows[0]["megabytes"] == pytest.approx(8, rel=0.02)
+
+
+def test_every_method_trains_from_the_same_network_on_the_same_batches(modules, resnet, tmp_path):
+    first = modules.training.starting_network(resnet, 3, tmp_path, quiet).state_dict()
+    again = modules.training.starting_network(resnet, 3, tmp_path, quiet).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    seen = []
+
+    def loss(network, batch):
+        seen.append(batch[1])
+        return torch.nn.functional.cross_entropy(network(batch[0]), batch[1])
+
+    resnet.loss = loss
+    for method in (modules.methods.Method("float32"), modules.methods.Method("diffq", penalty=1.0)):
+        modules.training.run(resnet, method, 3, tmp_path, quiet)
+    assert len(seen) == 2 * resnet.recipe.steps
+    for plain, noisy in zip(seen[: len(seen) // 2], seen[len(seen) // 2 :], strict=True):
+        assert torch.equal(plain, noisy)
+
+
+def test_text_holds_out_whole_chunks_and_trains_on_none_of_them(modules, monkeypatch):
+    task = modules.text.Text()
+    monkeypatch.setattr(modules.text, "CHUNK", 130)
+    letters = "".join(chr(ord("a") + number) * 130 for number in range(20))  # each chunk one letter
+    monkeypatch.setattr(task, "read", lambda: letters)
+    task.load()
+    held_out, train = task.held_out, task.train
+    task.load(validation=True)
+    assert held_out.shape == task.held_out.shape == (2, modules.text.CONTEXT + 1)
+    assert held_out.unique().tolist() == [19]
+    assert task.held_out.unique().tolist() == [9]
+    assert torch.equal(train, task.train)
+    assert train.unique().tolist() == [number for number in range(20) if number not in (9, 19)]
+
+
+def test_notes_are_read_with_ties_rests_and_backups(modules):
+    part = importlib.import_module("xml.etree.ElementTree").fromstring(
+        "<part><measure><attributes><divisions>2</divisions></attributes>"
+        "<note><pitch><step>C</step><octave>4</octave></pitch><duration>2</duration><tie type='start'/></note>"
+        "<note><pitch><step>C</step><octave>4</octave></pitch><duration>1</duration><tie type='stop'/></note>"
+        "<note><rest/><duration>1</duration></note><backup><duration>1</duration></backup>"
+        "<note><pitch><step>B</step><alter>-1</alter><octave>3</octave></pitch><duration>4</duration></note>"
+        "<note><chord/><pitch><step>D</step><octave>4</octave></pitch><duration>4</duration></note>"
+        "</measure></part>"
+    )
+    notes = [tuple(note) for note in modules.chorales.read_part(part)]
+    assert notes == [(0.0, 1.5, 60), (1.5, 3.5, 58), (1.5, 3.5, 62)]
+
+
+def test_the_separator_keeps_the_length_and_scales_with_its_input(modules):
+    torch.manual_seed(0)
+    network = modules.demucs_net.Separator(stems=4, channels=4, depth=3)
+    mixtures = torch.randn(2, 256)
+    stems = network(mixtures)
+    assert stems.shape == (2, 4, 256)
+    torch.testing.assert_close(network(100 * mixtures), 100 * stems, rtol=0.02, atol=0.05)
+
+
+def test_sdr_of_a_known_distortion(modules):
+    task = modules.music.Music()
+    task.held_out = torch.full((1, 4, 64), 1000, dtype=torch.int16)
+    off = 1000 / modules.music.FULL_SCALE * 1.1
+    scores = task.scores(lambda mixtures: torch.full((1, 4, 64), off))
+    assert scores == pytest.approx([20.0], abs=1e-3)
+
+
+# -- the grid ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(modules, tmp_path):
+    return modules.store.Store(tmp_path / "experiment.json", modules.images.ImagesResnet.recipe)
+
+
+def row(label: str, seed: int, method, megabytes: float, scores: str) -> dict:
+    right = [int(digit) for digit in scores]
+    return {
+        "label": label,
+        "seed": seed,
+        "method": method.stored(),
+        "megabytes": megabytes,
+        "megabytes_on_disk": megabytes + 0.01,
+        "quality": 100 * sum(right) / len(right),
+        "seconds": 1.0,
+        "scores": scores,
+    }
+
+
+def test_a_store_keeps_its_rows_and_begins_anew_with_another_recipe(modules, store, capsys):
+    make = modules.methods.Method
+    store.add([row("float32", 1, make("float32"), 1.0, "11")])
+    store.add([row("float32", 0, make("float32"), 1.0, "10"), row("float32", 1, make("float32"), 1.0, "01")])
+    stored = json.loads(store.path.read_text())
+    assert [(found["seed"], found["scores"]) for found in stored["rows"]] == [(0, "10"), (1, "01")]
+    assert {"machine", "versions", "recipe", "rows"} == set(stored)
+    assert stored["versions"]["diffq_fast"] == diffq_fast.__version__
+    recipe = modules.images.ImagesResnet.recipe
+    same = modules.store.Store(store.path, replace(recipe, penalties=(1.0,)))
+    assert [same.has("float32", seed) for seed in range(3)] == [True, True, False]
+    assert capsys.readouterr().out == ""
+    assert modules.store.Store(store.path, replace(recipe, steps=1)).rows == []
+    assert "beginning anew" in capsys.readouterr().out
+
+
+def test_the_grid_lists_what_is_missing(modules, store, monkeypatch, tmp_path):
+    monkeypatch.setattr(modules.grid, "CACHE", tmp_path)
+    plan = modules.grid.Plan(("images_resnet",))
+    stages = modules.grid.stages(plan, {"images_resnet": store})
+    assert [{(unit.seed, unit.method is None) for unit in stage} for stage in stages] == [
+        {(seed, start)} for seed in range(3) for start in (True, False)
+    ] + [{(0, True)}, {(0, False)}]
+    labels = [unit.label for unit in stages[3]]
+    assert labels[0] == "float32"
+    assert {"QAT 2 bits", "QAT 8 bits", "LSQ 4 bits", "DiffQ penalty 2", "SizeTarget 12x"} < set(labels)
+    assert len(set(labels)) == len(labels) == 1 + 4 + 1 + 4 + 3
+    assert [unit.label for unit in stages[-1]] == [
+        *(f"DiffQ penalty 2, {other}" for other in ("g=4", "g=16", "uniform", "g=16, range per group")),
+        *(f"SizeTarget 8x, {other}" for other in ("g=8", "gaussian", "noise to the end")),
+    ]
+
+    for label in labels:
+        store.add([row(label, 1, modules.methods.Method("float32"), 1.0, "1")])
+    (tmp_path / "images_resnet_seed2.safetensors").touch()
+    rest = modules.grid.stages(plan, {"images_resnet": store})
+    assert rest == [stages[0], stages[1], stages[5], *stages[6:]]
+
+
+def test_the_grid_runs_what_is_missing_and_goes_on_where_it_ended(modules, resnet, monkeypatch, tmp_path, capsys):
+    """In this process instead of in a pool of others: two methods, the second start has one of them left."""
+    done = []
+
+    class Pool:
+        def __init__(self, jobs, mp_context):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def submit(self, work, plan, unit, rounds):
+            future = importlib.import_module("concurrent.futures").Future()
+            done.append(unit.label)
+            future.set_result(work(plan, unit, rounds))
+            return future
+
+    resnet.load = lambda validation=False: None
+    monkeypatch.setattr(modules.grid, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(modules.grid, "CACHE", tmp_path)
+    monkeypatch.setattr(modules.grid.Plan, "task", lambda plan, name: resnet)
+    monkeypatch.setattr(modules.grid, "results_path", lambda name, quick: tmp_path / f"{name}.json")
+    monkeypatch.setattr(modules.grid, "secondary_methods", lambda recipe: [])
+    methods = [modules.methods.Method("float32"), modules.methods.Method("diffq", penalty=1.0)]
+    plan = modules.grid.Plan(("images_resnet",), seeds=(0,))
+    for count in (1, 2):
+        monkeypatch.setattr(modules.grid, "core_methods", lambda recipe, count=count: methods[:count])
+        modules.grid.run_grid(plan, jobs=1)
+    assert done == ["start", "float32", "DiffQ penalty 1"]
+    assert "min left" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "images_resnet.json").read_text())["rows"]
+    assert len(stored) == 2 * (1 + 4 + 1)  # each once more with its batch norms' statistics anew
+
+
+# -- tables and plots -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored_rows(modules):
+    """Three seeds of float32 and of two methods, 10 examples each."""
+    make = modules.methods.Method
+    rows = []
+    for seed in range(3):
+        rows.append(row("float32", seed, make("float32"), 1.0, "1111111100"))
+        rows.append(row("PTQ 4 bits", seed, make("ptq", bits=4), 0.125, "1111100000"))
+        rows.append(
+            row("DiffQ penalty 1", seed, make("diffq", penalty=1.0), 0.1, "1111111" + "1" * seed + "0" * (3 - seed))
+        )
+    rows.append(row("DiffQ penalty 1, g=4", 0, make("diffq", penalty=1.0, group_size=4), 0.11, "1111111111"))
+    return rows
+
+
+def test_summary_of_a_stored_file(modules, stored_rows):
+    task = modules.images.ImagesResnet()
+    results = {found.label: found for found in modules.summary.summarise(task, stored_rows)}
+    learned = results["DiffQ penalty 1"]
+    assert (learned.seeds, learned.times_smaller, learned.quality) == (3, pytest.approx(10), pytest.approx(80))
+    assert learned.quality_spread == pytest.approx(10)
+    assert learned.difference == pytest.approx(0)
+    assert learned.interval[0] < 0 < learned.interval[1]
+    assert results["PTQ 4 bits"].difference == pytest.approx(-30)
+    assert results["PTQ 4 bits"].interval == (pytest.approx(-60, abs=1), pytest.approx(0, abs=1))
+    assert [label for label, found in results.items() if found.on_front] == ["DiffQ penalty 1"]  # float32 is not better
+    assert results["DiffQ penalty 1, g=4"].seeds == 1
+
+
+def test_the_verdict_names_what_reaches_the_aim_and_says_so_if_nothing_does(modules, stored_rows):
+    task = modules.images.ImagesResnet()
+    results = modules.summary.summarise(task, stored_rows)
+    assert modules.tables.verdict(task, results).endswith("met by DiffQ penalty 1 (10.0×, +0.00).")
+    worse = [found._replace(difference=found.difference - 1) for found in results]
+    assert "**not met**; nearest is DiffQ penalty 1 (10.0×, -1.00)" in modules.tables.verdict(task, worse)
+    assert "no run of several seeds" in modules.tables.verdict(task, results[:1])
+
+
+def test_the_table_has_a_line_per_method_in_the_order_of_sizes(modules, stored_rows):
+    task = modules.images.ImagesResnet()
+    lines = modules.tables.full_table(task, modules.summary.summarise(task, stored_rows)).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "float32",
+        "PTQ 4 bits",
+        "DiffQ penalty 1, g=4",
+        "DiffQ penalty 1",
+    ]
+    assert lines[5].startswith("| DiffQ penalty 1 | 3 | 10.0× | 0.100 | 0.110 | 80.000 ± 10.000 | +0.00 (")
+    assert lines[5].endswith("| ● |")
+
+
+def test_the_short_table_has_the_best_of_each_kind_that_is_small_enough(modules, stored_rows):
+    task = modules.images.ImagesResnet()
+    labels = ["QAT 4 bits", "QAT 3 bits", "QAT 8 bits"]
+    sizes, scores = (0.14, 0.1, 0.25), ("1111111100", "1111111000", "1111111111")  # of 1 MB
+    rows = list(stored_rows)
+    for label, size, score in zip(labels, sizes, scores, strict=True):
+        method = modules.methods.Method("qat", bits=int(label.split()[1]))
+        rows += [row(label, seed, method, size, score) for seed in range(2)]
+    lines = modules.tables.short_rows(task, modules.summary.summarise(task, rows))
+    named = [line.split("|")[2].strip() for line in lines]
+    assert named == ["float32", "PTQ 4 bits", "QAT 4 bits", "DiffQ penalty 1"]  # not QAT 8 bits, 4 times smaller
+
+
+def test_the_peer_table_pairs_the_seeds(modules):
+    method = modules.methods.Method("diffq", penalty=1.0)
+    rows = []
+    for seed in range(3):
+        for label, seconds in (("diffq 0.2.4", 3.0), ("diffq_fast", 2.0)):
+            scores = "1110" if label == "diffq_fast" and seed == 0 else "1100"
+            rows.append(row(label, seed, method, 0.1, scores) | {"cpu_seconds": seconds})
+    table = modules.peer_table.peer_table(modules.images.ImagesVit(), rows)
+    assert "| diffq 0.2.4 | 3 | 3.0 ± 0.0 | 1.0 ± 0.0 | 0.1000 ± 0.0000 | 50.00 ± 0.00 |" in table
+    assert "diffq_fast against diffq 0.2.4: +8.33 points, 95 % interval -27.52 to +44.19" in table
+    assert table.endswith("1.50 times less processor time.")
+
+
+def test_the_penalty_table_pairs_each_penalty_with_its_target(modules):
+    task = modules.text.Text()
+    by_hand = row("penalty 2", 1, modules.methods.diffq(2.0), 0.2, [math.log(4.0)] * 3)
+    led = row("SizeTarget for 2", 1, modules.methods.size_target(6.0), 0.19, [math.log(3.96)] * 3)
+    table = modules.penalty_table.penalty_table(task, [by_hand | {"quality": 4.0}, led | {"quality": 3.96}])
+    assert table.splitlines()[2:] == ["| 1 | 2 | 0.2000 | 4.0000 | 0.1900 | 3.9600 | +1.01 |"]
+
+
+def test_put_replaces_only_what_stands_between_the_marks(modules, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter\n")
+    modules.tables.put(page, "a", "new \\1")
+    assert page.read_text() == "before\n<!-- a -->\nnew \\1\n<!-- end of a -->\nafter\n"
+    with pytest.raises(ValueError, match=r"expected the lines <!-- b --> and <!-- end of b -->, found False and False"):
+        modules.tables.put(page, "b", "new")
+
+
+def test_the_plot_is_written(modules, stored_rows, tmp_path):
+    task = modules.images.ImagesResnet()
+    modules.plots.plot(task, modules.summary.summarise(task, stored_rows), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_perplexity_differences_are_logarithms_in_per_cent(modules):
+    task = modules.text.Text()
+    plain, worse = np.full(5, math.log(4.0)), np.full(5, math.log(4.08))
+    assert task.quality(worse) / task.quality(plain) == pytest.approx(1.02)
+    assert task.differences(worse, plain).mean() == pytest.approx(-1.98, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["images_vit", "images_resnet", "text", "music"])
+def test_the_figures_on_the_page_are_those_that_are_stored(modules, monkeypatch, name):
+    """All but the intervals, whose bootstrap takes long."""
+    monkeypatch.setattr(modules.summary.mnist_claim, "bootstrap_interval", lambda differences: (0.0, 0.0))
+    task = modules.summary.task_named(name)
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    rows = modules.summary.read(ROOT / "benchmarks" / "results" / f"experiment_{name}.json")["rows"]
+    section = page.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
+    shown = [line.rsplit(" (", 1)[0] for line in section.splitlines() if line.startswith("| ")]
+    made = modules.tables.full_table(task, modules.summary.summarise(task, rows)).splitlines()
+    assert len(rows) > 10
+    assert shown == [line.rsplit(" (", 1)[0] for line in made if line.startswith("| ")]

@@ -1,0 +1,121 @@
+"""The contents of the golden packed files. Run as a script it writes them anew (for a new version only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffq_fast.packed.contents import write_packed
+from diffq_fast.packed.tensor import PackedTensor, pack_levels, pack_weight
+from diffq_fast.packed.widths import group_count
+from support.paths import DATA
+
+
+@dataclass
+class Example:
+    packed: dict[str, PackedTensor]
+    plain: dict[str, Tensor] = field(default_factory=dict)
+    ties: dict[str, str] = field(default_factory=dict)
+    half: set[str] = field(default_factory=set)
+    quantizer_info: dict | None = None
+    buffers: set[str] = field(default_factory=set)
+
+    def write(self, path: str | Path) -> Path:
+        write_packed(path, self.packed, self.plain, self.ties, self.half, self.quantizer_info, buffers=self.buffers)
+        return Path(path)
+
+
+def scattered(count: int, seed: int) -> np.ndarray:
+    """float32 multiples of 2^-24 in [-1/2, 1/2), the same on every machine and in every version."""
+    mixed = (np.arange(count, dtype=np.uint64) + np.uint64(seed)) * np.uint64(2654435761) % np.uint64(2**32)
+    return ((mixed >> np.uint64(8)).astype(np.float64) / 2**24 - 0.5).astype(np.float32)
+
+
+def example_weight(
+    shape: tuple[int, ...],
+    widths: list[int] | int,
+    group_size: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    range_scope: str = "tensor",
+    seed: int = 0,
+) -> PackedTensor:
+    """A packed weight of scattered values; the widths are repeated to one per group."""
+    count = int(np.prod(shape))
+    weight = torch.from_numpy(scattered(count, seed)).reshape(shape).to(dtype)
+    cycle = [widths] if isinstance(widths, int) else widths
+    per_group = np.resize(np.array(cycle, dtype=np.uint8), group_count(count, group_size))
+    return pack_weight(weight, torch.from_numpy(per_group), group_size=group_size, range_scope=range_scope)
+
+
+def documented() -> Example:
+    """Section 9 of docs/packed_format.md."""
+    weight = torch.tensor([[0, 1, 2], [3, 0.5, 3]])
+    packed = pack_weight(weight, torch.tensor([2, 3], dtype=torch.uint8), group_size=4)
+    info = {"class": "DiffQuantizer", "arguments": {"group_size": 4}}
+    return Example({"w": packed}, {"b": torch.tensor([0.25])}, {"v": "w"}, {"b"}, info)
+
+
+def kinds() -> Example:
+    """Every width, coding, dtype, scope and kind of tensor; blocks of 1,024 and ragged ends."""
+    packed = {
+        "all_widths": example_weight((16, 81), list(range(1, 17)), 8),
+        "blocks.weight": example_weight((2100,), [3, 3, 3, 3, 4], 7, seed=1),
+        "fixed": example_weight((90, 13), [9, 2, 5, 2, 7, 3], 4, seed=2),
+        "runs": example_weight((999,), [4] * 60 + [11] * 40, 8, seed=3),
+        "long_runs": example_weight((4500,), [2] * 2500 + [1] * 2000, 1, seed=4),
+        "one_group": example_weight((5, 7), 6, 0, seed=5),
+        "per_group": example_weight((7, 9), [4, 8], 8, range_scope="group", seed=6),
+        "half.weight": example_weight((40,), [5, 12], 8, dtype=torch.float16, seed=7),
+        "brain.weight": example_weight((41,), [5, 16], 8, dtype=torch.bfloat16, seed=8),
+        "constant": pack_weight(torch.full((3, 5), -0.75), torch.tensor([3], dtype=torch.uint8), group_size=0),
+        "empty": example_weight((0, 4), 5, 8),
+        "scalar": example_weight((), 5, 8, seed=9),
+    }
+    plain = {
+        "bias": torch.from_numpy(scattered(9, 10)),
+        "fine": torch.from_numpy(scattered(3, 11)).double(),
+        "brain.bias": torch.from_numpy(scattered(5, 12)).bfloat16(),
+        "norm.running_mean": torch.from_numpy(scattered(4, 13)),
+        "norm.num_batches_tracked": torch.tensor(7),
+        "mask": torch.tensor([[True, False], [False, True]]),
+        "größe": torch.arange(3, dtype=torch.int16),
+        "nothing": torch.empty(0, 2),
+    }
+    info = {"class": "DiffQuantizer", "arguments": {"group_size": 8, "min_bits": 2.5, "float16": True}}
+    ties = {"head.weight": "fixed", "head.bias": "bias"}
+    buffers = {"norm.running_mean", "norm.num_batches_tracked", "mask"}
+    return Example(packed, plain, ties, {"bias", "fine", "brain.bias"}, info, buffers)
+
+
+def even_and_scaled() -> Example:
+    """Levels in a number that is no power of two, and indices times a scale."""
+    levels = torch.from_numpy((scattered(1100, 1) + 0.5) * 776).to(torch.int32)
+    few = torch.tensor([[0, 1, 2], [2, 1, 0]], dtype=torch.int32)
+    found = torch.tensor([-0.375, 1.1])
+    packed = {
+        "even": pack_levels(levels, 10, found, dtype=torch.float32, level_count=776),
+        "even.few": pack_levels(few, 2, found, dtype=torch.float16, level_count=3),
+        "scaled": pack_levels(
+            levels.remainder(16), 4, torch.tensor([0.0371]), dtype=torch.float32, range_scope="scale"
+        ),
+        "scaled.down": pack_levels(few, 2, torch.tensor([-1.7]), dtype=torch.bfloat16, range_scope="scale"),
+    }
+    return Example(
+        packed, {"bias": torch.from_numpy(scattered(9, 10))}, quantizer_info={"class": "LSQ", "arguments": {}}
+    )
+
+
+GOLDEN = {
+    "packed_v1_documented": documented,
+    "packed_v1_kinds": kinds,
+    "packed_v1_even_and_scaled": even_and_scaled,
+}
+
+if __name__ == "__main__":
+    for name, example in GOLDEN.items():
+        print(example().write(DATA / f"{name}.safetensors"))

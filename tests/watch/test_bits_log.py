@@ -1,0 +1,141 @@
+"""Watching a training: rows of a CSV file that outlive crashes and resumes, and TensorBoard's scalars."""
+
+import csv
+
+import pytest
+import torch
+
+from diffq_fast import BitsLog, DiffQuantizer
+from support.models import mlp
+
+
+@pytest.fixture
+def quantizer():
+    torch.manual_seed(0)
+    made = DiffQuantizer(mlp(), min_size=0.001, group_size=8, init_bits=6)
+    for logit in made._logits():
+        torch.nn.init.normal_(logit)
+    return made
+
+
+class Recorder:
+    def __init__(self):
+        self.seen = []
+
+    def add_scalar(self, name, value, step):
+        self.seen.append((name, value, step))
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_holds_step_size_bits_and_scalars(quantizer, tmp_path):
+    log = BitsLog(quantizer, csv=tmp_path / "bits.csv")
+    log.step(0, loss=torch.tensor(0.5), price=3)
+    quantizer.freeze_bits()
+    log.step(1, loss=0.25, price=2.0)
+    first, second = rows(tmp_path / "bits.csv")
+    assert list(first) == ["step", "size_mb", "bits/0.weight", "bits/2.weight", "loss", "price"]
+    assert (first["step"], first["loss"], first["price"]) == ("0", "0.5", "3.0")
+    assert float(second["size_mb"]) == quantizer.true_model_size()
+    for name, bits in quantizer.bits_per_weight().items():
+        assert float(second[f"bits/{name}"]) == bits
+        assert float(first[f"bits/{name}"]) != bits
+
+
+def test_only_every_so_many_steps_are_logged(quantizer, tmp_path):
+    writer = Recorder()
+    log = BitsLog(quantizer, csv=tmp_path / "bits.csv", tensorboard=writer, every=5)
+    for step in range(11):
+        log.step(step)
+    assert [row["step"] for row in rows(tmp_path / "bits.csv")] == ["0", "5", "10"]
+    assert sorted({step for *_, step in writer.seen}) == [0, 5, 10]
+
+
+def test_other_steps_do_not_read_what_they_are_given(quantizer):
+    class Unreadable:
+        def __float__(self):
+            raise AssertionError
+
+    BitsLog(quantizer, tensorboard=Recorder(), every=2).step(1, loss=Unreadable())
+
+
+def test_tensorboard_reads_the_same_values(quantizer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(tmp_path) as writer:
+        log = BitsLog(quantizer, tensorboard=writer)
+        for step in range(3):
+            log.step(step, loss=step / 2)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()["scalars"]) == {"size_mb", "bits/0.weight", "bits/2.weight", "loss"}
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    assert events.Scalars("size_mb")[2].value == pytest.approx(quantizer.true_model_size(), rel=1e-6)
+    bits = quantizer.bits_per_weight()["0.weight"]
+    assert events.Scalars("bits/0.weight")[0].value == pytest.approx(bits, rel=1e-6)
+
+
+def test_a_resumed_log_goes_on_and_replaces_the_steps_that_come_again(quantizer, tmp_path):
+    path = tmp_path / "bits.csv"
+    log = BitsLog(quantizer, csv=path)
+    for step in range(5):
+        log.step(step, run=1)
+    log = BitsLog(quantizer, csv=path)
+    for step in (3, 4, 5):
+        log.step(step, run=2)
+    assert [(row["step"], row["run"]) for row in rows(path)] == [
+        *((str(step), "1.0") for step in range(3)),
+        *((str(step), "2.0") for step in (3, 4, 5)),
+    ]
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.99])
+def test_a_line_that_a_crash_cut_off_is_removed(quantizer, tmp_path, kept):
+    path = tmp_path / "bits.csv"
+    log = BitsLog(quantizer, csv=path)
+    log.step(0)
+    log.step(1)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][: int(kept * len(lines[2]))])
+    BitsLog(quantizer, csv=path).step(2)
+    assert [row["step"] for row in rows(path)] == ["0", "2"]
+    assert all(None not in row.values() for row in rows(path))
+
+
+def test_a_header_that_a_crash_cut_off_is_written_anew(quantizer, tmp_path):
+    path = tmp_path / "bits.csv"
+    path.write_text("step,si")
+    BitsLog(quantizer, csv=path).step(4)
+    assert [row["step"] for row in rows(path)] == ["4"]
+
+
+def test_rows_of_a_log_that_is_never_closed_are_in_the_file(quantizer, tmp_path):
+    log = BitsLog(quantizer, csv=tmp_path / "bits.csv")
+    for step in range(3):
+        log.step(step)
+        assert len(rows(tmp_path / "bits.csv")) == step + 1
+
+
+def test_other_columns_are_refused_and_the_file_is_left(quantizer, tmp_path):
+    path = tmp_path / "bits.csv"
+    log = BitsLog(quantizer, csv=path)
+    log.step(0, loss=1)
+    before = path.read_bytes()
+    for later in (log, BitsLog(quantizer, csv=path)):
+        with pytest.raises(ValueError, match=r"bits.csv has other columns .*differing: accuracy, loss"):
+            later.step(1, accuracy=2)
+    assert path.read_bytes() == before
+
+
+def test_a_name_that_is_taken_is_refused(quantizer):
+    with pytest.raises(ValueError, match="size_mb is logged already"):
+        BitsLog(quantizer, tensorboard=Recorder()).step(0, size_mb=1)
+
+
+@pytest.mark.parametrize(("options", "text"), [({}, "got neither"), ({"csv": "x", "every": 0}, "every must be")])
+def test_a_log_that_could_log_nothing_is_refused(quantizer, options, text):
+    with pytest.raises(ValueError, match=text):
+        BitsLog(quantizer, **options)
