@@ -245,7 +245,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 def run_doctor(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a warning would say is part of the answer
-        from .. import backend_info
+        from ..backends import backend_info
 
         info = backend_info()
     _print(arguments, info, "\n".join(_describe(info)))

@@ -226,7 +226,7 @@ def test_doctor_says_what_is_active_and_why(capsys, monkeypatch):
         "triton": {"active": False, "reason": "no GPU"},
     }
     info = {"version": "1", "cuda": None, "backends": backends}
-    monkeypatch.setattr(diffq_fast, "backend_info", lambda: info, raising=False)
+    monkeypatch.setattr("diffq_fast.backends.backend_info", lambda: info)
     assert run("doctor") == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
@@ -294,7 +294,7 @@ def test_a_missing_folder_is_named_as_it_was_given(command, tmp_path, capsys):
 
 def test_an_interrupt_ends_quietly_and_leaves_no_litter(tmp_path):
     program = (
-        "import signal, sys, time; from diffq_fast import cli\n"
+        "import signal, sys, time; from diffq_fast.cli import main as cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(self, *_): print('working', flush=True); time.sleep(60)\n"
         "cli.ProgressLine.__call__ = wait\n"

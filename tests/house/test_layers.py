@@ -35,7 +35,6 @@ LAYERS = [
     ("command line", ["cli", "cli.*", "__main__"]),
     ("root", ["diffq_fast"]),  # loads each public name when it is first used
 ]
-ORACLE = ("reference", "reference.philox", "reference.bits", "reference.operators", "reference.even_levels")
 WITHOUT_TORCH = (
     "diffq_fast",
     "files.safetensors_reader",
@@ -56,6 +55,7 @@ def module_name(path):
 
 
 SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+ORACLE = [module for module in SOURCES if module.split(".")[0] == "reference"]
 
 
 def layer_of(module):
@@ -152,13 +152,14 @@ def test_the_package_itself_imports_names_alone():
 def test_the_oracle_imports_torch_only():
     for module in ORACLE:
         inside, outside = imports_of(module)
-        assert outside - set(sys.stdlib_module_names) == {"torch"}
+        assert outside - set(sys.stdlib_module_names) <= {"torch"}
         assert inside <= set(ORACLE)
 
 
 def test_only_functional_loads_the_backends_and_only_backends_read_the_schemas():
     loaders = {module for module in SOURCES if "backends" in {name.split(".")[0] for name in imports_of(module)[0]}}
-    assert {module for module in loaders if not module.startswith("backends")} == {"functional"}
+    doctor = "cli.main"  # reports on them
+    assert {module for module in loaders if not module.startswith("backends")} == {"functional", doctor}
     readers = {module for module in SOURCES if "_ops" in imports_of(module)[0]}
     assert {module.split(".")[0] for module in readers} == {"backends"}
     callers = {module for module in SOURCES if "_core" in imports_of(module)[0]}

@@ -224,7 +224,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     path = documented().write(tmp_path / "model.safetensors")
     old = path.read_bytes()
     code = (
-        "import os, signal, sys; from packed_examples import kinds\n"
+        "import os, signal, sys; from support.packed_examples import kinds\n"
         "from diffq_fast.packed.contents import write_packed\n"
         "example, seen = kinds(), []\n"
         "def progress(name, done, total):\n"

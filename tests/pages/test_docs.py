@@ -62,7 +62,7 @@ def test_links_lead_somewhere():
 
 def test_every_test_that_a_page_names_exists():
     defined = set()
-    for path in (ROOT / "tests").glob("test_*.py"):
+    for path in (ROOT / "tests").rglob("test_*.py"):
         defined |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "migrating_from_diffq.md").read_text()))
     assert len(named) > 15

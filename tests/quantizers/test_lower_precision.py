@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -169,11 +170,23 @@ class Scaled(nn.Linear):
         return super().forward(x) * self.weight.exp().mean()
 
 
+def has_lstm_in_bfloat16():
+    """Whether torch runs an LSTM under autocast here: on processors without AVX-512 it does not."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            nn.LSTM(8, 8)(torch.randn(2, 3, 8))
+    except RuntimeError:
+        return False
+    return True
+
+
 def test_other_modules_keep_their_own_dtype():
+    recurrent = nn.LSTM if has_lstm_in_bfloat16() else partial(nn.RNN, num_layers=2)
+
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.gru, self.lstm = nn.GRU(8, 8, batch_first=True), nn.LSTM(8, 8, batch_first=True)
+            self.gru, self.lstm = nn.GRU(8, 8, batch_first=True), recurrent(8, 8, batch_first=True)
             self.norm, self.prelu = nn.GroupNorm(2, 8), nn.PReLU(8)
             self.scaled, self.bilinear = Scaled(8, 8), nn.Bilinear(8, 8, 8)
             self.free = nn.Parameter(torch.randn(8))

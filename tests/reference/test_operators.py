@@ -67,7 +67,10 @@ def assert_close_to_the_largest(found, expected, tolerance=1e-6):
 def test_noisy_weight_equals_diffq_bit_for_bit(noise_case):
     tensors, group_size, options = noise_case
     noisy = noisy_of(tensors["weight"], tensors["logit"], tensors["z"], group_size, **options)
-    assert torch.equal(noisy, tensors["noisy"])
+    if options["param"] == "bits" or torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert torch.equal(noisy, tensors["noisy"])
+    else:  # the file was drawn with AVX-512, and torch's exponential has another last bit with other instructions
+        assert_close_to_the_largest(noisy, tensors["noisy"], tolerance=2**-23)
     assert not torch.equal(noisy, tensors["weight"])
 
 
