@@ -7,18 +7,16 @@ import os
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
 from .._version import __version__
 from ..legacy.pickler import save_legacy_state
+from ..quantizers.base import BaseQuantizer
+from ..quantizers.registry import scheme_of, schemes
 from .names import DIFFQ_MODULES, PACKAGE
 
-if TYPE_CHECKING:
-    from ..quantizers.base import BaseQuantizer
-
-CLASSES = {"DiffQuantizer": "diffq", "UniformQuantizer": "uniform", "LSQ": "lsq"}
 STANDS_FOR = "0.2.4"
 
 
@@ -46,13 +44,13 @@ def install_as_diffq() -> None:
         module = importlib.import_module(f"{PACKAGE}.{submodule}")
         setattr(alias, submodule, module)
         sys.modules[f"diffq.{submodule}"] = module
-    classes = [getattr(getattr(alias, submodule), name) for name, submodule in CLASSES.items()]
-    for klass in classes:
-        klass.__module__ = f"diffq.{CLASSES[klass.__name__]}"
+    named = {scheme.diffq_name: scheme.quantizer for scheme in schemes().values() if scheme.diffq_name}
+    for name, klass in named.items():
+        klass.__module__ = name.rpartition(".")[0]
         setattr(alias, klass.__name__, klass)
     alias.restore_quantized_state = alias.base.restore_quantized_state
     sys.modules["diffq"] = alias
-    torch.serialization.add_safe_globals(classes)
+    torch.serialization.add_safe_globals(list(named.values()))
 
 
 class _Alias(ModuleType):
@@ -90,4 +88,5 @@ def save_legacy(
     Raises:
         ValueError: what diffq's states cannot hold, named; :func:`diffq_fast.save` holds it.
     """
-    save_legacy_state(quantizer.get_quantized_state(packed=packed, torch_pack=torch_pack), path)
+    state = quantizer.get_quantized_state(packed=packed, torch_pack=torch_pack)
+    save_legacy_state(state, path, scheme_of(type(quantizer)).stored_name)

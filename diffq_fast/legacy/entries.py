@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +75,32 @@ class LSQEntry(NamedTuple):
 def width_base(min_bits: float) -> int:
     """What a packed table of widths counts from: ``min_bits``, or the whole number below it, at least 1."""
     return max(1, math.floor(min_bits))
+
+
+def readable_diffq_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a DiffQuantizer as the ``meta`` of a packed state has them.
+
+    diffq adds ``min_bits`` to the packed widths, and finds no group of a fractional width: a fractional one is written
+    as what the widths count from. A packed state with ``group_size=0`` cannot be read by diffq at all. Both are warned
+    about.
+    """
+    readable = dict(arguments)
+    written = readable.get("min_bits", 2)
+    if isinstance(written, float) or written < 1:
+        readable["min_bits"] = width_base(written)
+    if readable.get("min_bits", 2) != written:
+        warnings.warn(
+            f"legacy state: min_bits={written} is written as {readable['min_bits']}, so that diffq can "
+            "read the widths; packed=False or the native format keep it",
+            stacklevel=4,
+        )
+    if readable.get("group_size", 1) == 0:
+        warnings.warn(
+            "legacy state: diffq 0.2.4 cannot read a packed state with group_size=0 (diffq_fast can); "
+            "packed=False writes one that it reads",
+            stacklevel=4,
+        )
+    return readable
 
 
 # -- DiffQ ---------------------------------------------------------------------------------------------------

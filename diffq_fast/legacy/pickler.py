@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 
-from .state import CLASS_NAMES, quantizer_name
+from .unpickler import legacy_name
 
 
 class ClassName:
@@ -48,22 +48,19 @@ NamePickler.dispatch[ClassName] = _save_class_name
 def _with_class_name(state: Mapping[str, Any], klass: str | None) -> dict[str, Any]:
     if "meta" not in state:
         return dict(state)
-    name = klass or CLASS_NAMES[quantizer_name(state["meta"]["klass"])]
+    name = legacy_name(state["meta"]["klass"]) if klass is None else klass
     return {**state, "meta": {**state["meta"], "klass": ClassName(name)}}
 
 
 def save_legacy_state(
     state: Mapping[str, Any], path: str | os.PathLike[str] | BinaryIO, klass: str | None = None
 ) -> None:
-    """``torch.save(state, path)`` with the class named as diffq names it.
+    """``torch.save(state, path)``, with the quantizer's class as a dotted name.
 
     Args:
-        state: from :func:`diffq_fast.legacy.state.build_state`; ``meta["klass"]`` a class of ours or a dotted
-        name. path: a path, written whole or not at all (a temporary file beside it, then a rename), or a
-        binary file. klass: the dotted name to write; when left out, diffq's name for the class in ``meta``.
-
-    Raises:
-        ValueError: ``meta["klass"]`` is none of the three quantizers.
+        state: from :func:`diffq_fast.legacy.state.build_state`; ``meta["klass"]`` is a class or a dotted name.
+        path: a path, written whole or not at all (a temporary file beside it, then a rename), or a binary file.
+        klass: the dotted name to write instead of the one in ``meta``.
     """
     named = _with_class_name(state, klass)
     pickler = SimpleNamespace(__name__="pickle", Pickler=NamePickler)
@@ -82,8 +79,8 @@ def save_legacy_state(
             os.unlink(temporary)
 
 
-def pickled_size(state: Mapping[str, Any]) -> int:
-    """Bytes of ``pickle.dumps(state)`` as diffq would count them, whatever the class is called here."""
+def pickled_size(state: Mapping[str, Any], klass: str | None = None) -> int:
+    """Bytes of ``pickle.dumps(state)``, with the class named as in :func:`save_legacy_state`."""
     buffer = io.BytesIO()
-    NamePickler(buffer, pickle.DEFAULT_PROTOCOL).dump(_with_class_name(state, None))
+    NamePickler(buffer, pickle.DEFAULT_PROTOCOL).dump(_with_class_name(state, klass))
     return buffer.getbuffer().nbytes

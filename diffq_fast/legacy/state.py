@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,16 +25,10 @@ import torch
 from torch import Tensor
 
 from .demucs_file import is_safetensors, read_safetensors
-from .entries import width_base
 from .fields import describe
 from .torch_file import read_torch_file
 from .unpickler import legacy_name
 
-CLASS_NAMES = {
-    "DiffQuantizer": "diffq.diffq.DiffQuantizer",
-    "UniformQuantizer": "diffq.uniform.UniformQuantizer",
-    "LSQ": "diffq.lsq.LSQ",
-}
 MAX_BYTES = 2**32
 
 
@@ -61,9 +54,9 @@ class LegacyState:
         return dict(self.meta["init_kwargs"]) if self.meta else {}
 
     @property
-    def quantizer(self) -> str | None:
-        """ "DiffQuantizer", "UniformQuantizer" or "LSQ"; None without meta."""
-        return quantizer_name(self.meta["klass"]) if self.meta else None
+    def klass(self) -> str | None:
+        """The dotted name of the quantizer that wrote the state; None without meta."""
+        return self.meta["klass"] if self.meta else None
 
 
 @dataclass
@@ -80,43 +73,12 @@ class LegacyPackage:
     training_args: Any = None
 
 
-def quantizer_name(klass: object) -> str:
-    """ "DiffQuantizer", "UniformQuantizer" or "LSQ" for a class of diffq's or ours, or its dotted name."""
-    full = legacy_name(klass)
-    package, name = full.partition(".")[0], full.rpartition(".")[2]
-    if package not in ("diffq", "diffq_fast") or name not in CLASS_NAMES:
-        expected = ", ".join(CLASS_NAMES.values())
-        raise ValueError(f"legacy state: meta: klass must be one of {expected}, found {full:.80}")
-    return name
-
-
 # -- writing -------------------------------------------------------------------------------------------------
 
 
 def build_meta(init_kwargs: Mapping[str, Any], klass: object, *, packed: bool, torch_pack: bool) -> dict[str, Any]:
-    """``state["meta"]``. A fractional ``min_bits`` of a packed state is written as its widths' base.
-
-    diffq adds ``min_bits`` to the packed widths, and finds no group of a fractional width. A packed state
-    with ``group_size=0`` cannot be read by diffq at all. Both are warned about.
-    """
-    kwargs = dict(init_kwargs)
-    if packed and quantizer_name(klass) == "DiffQuantizer":
-        written = kwargs.get("min_bits", 2)
-        if isinstance(written, float) or written < 1:
-            kwargs["min_bits"] = width_base(written)
-        if kwargs.get("min_bits", 2) != written:
-            warnings.warn(
-                f"legacy state: min_bits={written} is written as {kwargs['min_bits']}, so that diffq can "
-                "read the widths; packed=False or the native format keep it",
-                stacklevel=2,
-            )
-        if kwargs.get("group_size", 1) == 0:
-            warnings.warn(
-                "legacy state: diffq 0.2.4 cannot read a packed state with group_size=0 (diffq_fast can); "
-                "packed=False writes one that it reads",
-                stacklevel=2,
-            )
-    return {"init_kwargs": kwargs, "klass": klass, "packed": packed, "torch_pack": packed and torch_pack}
+    """``state["meta"]``: the quantizer's class and arguments, and the form of the entries."""
+    return {"init_kwargs": dict(init_kwargs), "klass": klass, "packed": packed, "torch_pack": packed and torch_pack}
 
 
 def build_state(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -13,10 +14,10 @@ from torch.nn.parameter import is_lazy
 
 from ..files.safetensors_writer import Progress
 from ..files.tensor_bytes import memory_key
-from ..reference.logit_rule import LogitRule
+from ..quantizers.registry import Rule
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
-from .layout import compact_json
+from .layout import compact_json, learned_suffix
 from .logit_rule import read_rule
 from .matching import Learned, learned_entries, unlike_the_file
 from .report import inspect
@@ -42,17 +43,17 @@ def save(
     Raises:
         ValueError: a NaN or infinite weight, named. TypeError: an entry that no safetensors file can hold.
     """
-    packed: dict[str, PackedTensor] = {}
-    ties: dict[str, str] = {}
-    for record in quantizer.export_weights():
-        packed[record.name] = _packed(record)
-        ties |= dict.fromkeys(record.aliases, record.name)
-    plain, plain_ties = _stored_once(quantizer.plain_state(logits))
-    stored = quantizer.stored_names()
-    half = {plain_ties.get(name, name) for each in quantizer.half_names for name in (stored.get(each, each),)}
-    buffers = {name for name, _ in quantizer.model.named_buffers() if name in plain}
-    info = quantizer.describe()
-    write_packed(path, packed, plain, ties | plain_ties, half, info, buffers=buffers, progress=progress)
+    exported = quantizer.export_model(learned=logits)
+    packed = {record.name: _packed(record) for record in exported.weights}
+    ties = {alias: record.name for record in exported.weights for alias in record.aliases}
+    plain, plain_ties = _stored_once(exported.plain)
+    half = {plain_ties.get(name, name) for name in exported.half}
+    info, rule = quantizer.describe(), quantizer.rule()
+    if rule is not None and learned_suffix(info) != rule.suffix:
+        info["arguments"]["suffix"] = rule.suffix
+    write_packed(
+        path, packed, plain, ties | plain_ties, half, info, buffers=exported.buffers & plain.keys(), progress=progress
+    )
 
 
 @overload
@@ -110,9 +111,9 @@ def _packed(record: Any) -> PackedTensor:
     options = {"range_scope": record.range_scope, "name": record.name}
     if record.levels is None:
         widths = record.widths.to(record.weight.device)
-        return pack_weight(record.weight, widths, group_size=int(record.group_size), found=record.range, **options)
+        return pack_weight(record.weight, widths, group_size=int(record.group_size), found=record.ranges, **options)
     width, dtype = int(record.widths[0]), record.weight.dtype
-    return pack_levels(record.levels, width, record.range, dtype=dtype, level_count=record.level_count, **options)
+    return pack_levels(record.levels, width, record.ranges, dtype=dtype, level_count=record.level_count, **options)
 
 
 def _stored_once(plain: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -130,50 +131,38 @@ def _stored_once(plain: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
 
 
 def _learned_values(
-    learned: Mapping[str, Learned], contents: PackedContents, rule: LogitRule
+    learned: Mapping[str, Learned], contents: PackedContents, rule: Rule
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Logits and scales by name, and what is wrong where the widths of the file are out of reach."""
     values, problems = {}, []
     for name, entry in learned.items():
         packed, stored = contents.packed[entry.weight], entry.weight + rule.suffix
-        differing = _differing(entry.rule, rule)
+        differing = entry.rule.differing(rule)
         if stored in contents and not differing:
             values[name] = contents.tensor(stored)
-        elif packed.range_scope == "scale":
-            values[name] = packed.range.reshape(())
         else:
-            values[name] = entry.rule.logits(packed.widths)
+            values[name] = entry.rule.learned(packed)
             problems += _out_of_reach(name, entry, packed, values[name], differing, contents)
     return values, problems
-
-
-def _differing(own: LogitRule, of_file: LogitRule) -> dict[str, Any]:
-    """The quantizer's arguments that make other bits of a logit than those of the file do."""
-    names = ("min_bits", "max_bits", "extra_bits", "param")
-    return {name: getattr(own, name) for name in names if getattr(own, name) != getattr(of_file, name)}
 
 
 def _out_of_reach(
     name: str,
     entry: Learned,
     packed: PackedTensor,
-    logits: Tensor,
+    learned: Tensor,
     differing: Mapping[str, Any],
     contents: PackedContents,
 ) -> list[str]:
-    """A problem where the logits do not give the widths, a warning where no other arguments would."""
-    changed = int((entry.rule.widths(logits) != packed.widths).sum())
+    """A problem where what is learned does not give the widths, a warning where no other arguments would."""
+    changed = entry.rule.changed(packed, learned)
     if not changed:
         return []
     found = f"{name}: {changed} of {len(packed.widths)} groups have widths that "
     if differing and contents.quantizer["class"] != "none":
         given = ", ".join(f"{argument}={value}" for argument, value in differing.items())
         return [f"{found}{type(entry.quantizer).__name__} with {given} cannot give"]
-    warnings.warn(
-        f"load: {contents.path}: {found}bits strictly between {entry.rule.min_bits:g} and {entry.rule.max_bits:g} "
-        "cannot give; their logits come near",
-        stacklevel=4,
-    )
+    warnings.warn(f"load: {contents.path}: {found}{entry.rule.reach} cannot give; their logits come near", stacklevel=4)
     return []
 
 
@@ -181,7 +170,7 @@ def _misfits(
     targets: Mapping[str, Any],
     learned: Mapping[str, Learned],
     contents: PackedContents,
-    rule: LogitRule,
+    rule: Rule,
     strict: bool,
 ) -> list[str]:
     """One text for every entry of the model and of the file that does not fit."""
@@ -203,17 +192,14 @@ def _misfits(
     return problems + _tie_conflicts(targets, contents) + hint
 
 
-def _learned_misfit(target: Any, entry: Learned, contents: PackedContents, rule: LogitRule) -> str | None:
+def _learned_misfit(target: Any, entry: Learned, contents: PackedContents, rule: Rule) -> str | None:
     """Why the weight's logits or scale cannot be the model's."""
     packed, stored = contents.packed[entry.weight], entry.weight + rule.suffix
-    if packed.range_scope == "scale":
-        return f"expected one scale, the model has {list(target.shape)}" if target.dim() else None
-    groups = len(packed.widths)
-    if tuple(target.shape) != (groups,):
-        found = f"the model has {list(target.shape)} logits, the file {groups} groups of "
-        return f"{found}{packed.group_size}; use the same group_size"
-    if stored in contents and contents.shape(stored) != (groups,):
-        return f"expected {groups} logits, the file has {list(contents.shape(stored))}"
+    shape = entry.rule.shape(packed)
+    if tuple(target.shape) != shape:
+        return entry.rule.misfit(packed, list(target.shape))
+    if stored in contents and contents.shape(stored) != shape:
+        return f"expected {math.prod(shape)} {entry.rule.noun}, the file has {list(contents.shape(stored))}"
     return None
 
 

@@ -32,9 +32,8 @@ def inside_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def next_sequence_number() -> int:
-    """The number that autograd gives to the next node of this thread."""
-    return torch.autograd._get_sequence_nr()
+# The number that autograd gives to the next node of this thread.
+next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr
 
 
 def never_compiled_by_itself(function: Callable) -> Callable:
@@ -83,6 +82,14 @@ class Forwards:
         self._replays: list[Replay] = []
         self._served: tuple[int, int] | None = None
         self._forgotten_below = 0
+
+    def ended(self, forward: Forward, start: int) -> None:
+        """A call of the whole model that began at number ``start`` has ended: remember it."""
+        if inside_backward():
+            self.remember_replay(forward, start)
+        else:
+            forward.start, forward.stop = start, next_sequence_number()
+            self.remember(forward)
 
     def remember(self, forward: Forward) -> None:
         """Keep a forward that has ended; the oldest one may be forgotten for it."""
@@ -184,6 +191,12 @@ def unseen_by_checkpoints() -> Iterator[None]:
     selective checkpoint does not see them when it computes again."""
     with saved_tensors_hooks(_same, _same), _disable_current_modes() if inside_backward() else nullcontext():
         yield
+
+
+def make_unseen(maker: Maker, indices: Sequence[int]) -> list[Tensor]:
+    """What ``maker`` makes, with nothing of it seen by a checkpoint."""
+    with unseen_by_checkpoints():
+        return maker(indices)
 
 
 def _same(tensor: Tensor) -> Tensor:

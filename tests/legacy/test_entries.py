@@ -84,7 +84,7 @@ def test_diffq_files_decode_to_what_diffq_restored_and_encode_to_the_same_entry(
     state, parameters = selected(name)
     kwargs = state.init_kwargs
     group_size, min_bits = kwargs.get("group_size", 1), kwargs.get("min_bits", 2)
-    assert state.quantizer == "DiffQuantizer"
+    assert state.klass == "diffq.diffq.DiffQuantizer"
     for entry, (key, restored) in zip(state.quantized, parameters, strict=True):
         decoded = decode_diffq_entry(entry, restored.shape, group_size=group_size, min_bits=min_bits, name=key)
         assert torch.equal(dequantized(decoded, group_size), restored)

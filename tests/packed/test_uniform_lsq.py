@@ -60,11 +60,11 @@ def test_a_model_with_lsq_gets_its_scales_too(logits, suffix, tmp_path):
     model, other = Tied(), Tied()
     quantizer, reader = attach("LSQ", model, 4, suffix=suffix), attach("LSQ", other, 4, suffix=suffix)
     with torch.no_grad():
-        for entry in quantizer._firsts:
+        for entry in quantizer.selection.originals:
             entry.scale.mul_(1.7)
     diffq_fast.save(quantizer, tmp_path / "model.safetensors", logits=logits)
     diffq_fast.load(tmp_path / "model.safetensors", other)
-    for entry, source in zip(reader._firsts, quantizer._firsts, strict=True):
+    for entry, source in zip(reader.selection.originals, quantizer.selection.originals, strict=True):
         assert torch.equal(entry.scale, source.scale)
     x = torch.randn(2, 32)
     assert torch.equal(other.eval()(x), model.eval()(x))

@@ -13,7 +13,7 @@ from support.models import mlp
 def quantizer():
     torch.manual_seed(0)
     made = DiffQuantizer(mlp(), min_size=0.001, group_size=8, init_bits=6)
-    for logit in made._logits():
+    for logit in made.learned_parameters():
         torch.nn.init.normal_(logit)
     return made
 

@@ -1,4 +1,5 @@
-"""Whole numbers of bits that fill a size: which groups are rounded up, and which down.
+"""What learned bits take in a file, and whole numbers of bits that fill a size: which groups are rounded up, and which
+down.
 
 Where learned bits have settled, one bit more is worth the same in every group. A common shift of all bits keeps it so:
 the error of a group falls like 4**-bits, so the shift multiplies what a bit is worth by one factor everywhere. Hence
@@ -8,22 +9,53 @@ the rule: the largest common shift whose rounded bits fit, then single groups in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..reference.bits import MAX_WHOLE_BITS
-
-if TYPE_CHECKING:
-    from .freezing import FreezableBits
+from ..reference.operators import group_count
 
 BISECTIONS = 60
 FILLING_ROUNDS = 64
 
 
+class SizeRule(NamedTuple):
+    """What decides the size of weights whose bits are learned."""
+
+    group_size: int
+    min_bits: float
+    max_bits: float
+    extra_bits: float
+    range_scope: str
+
+    def weight_bits(self, used: Tensor, count: int) -> Tensor:
+        """Bits of a weight of ``count`` elements whose groups use ``used`` bits: levels, ranges, table of widths.
+
+        Only the levels are differentiable.
+        """
+        ranges = len(used) if self.range_scope == "group" else 1
+        table = len(used) * self._table_bits(used.detach())
+        return self.total(used, count) + (64 * ranges + 8) + table
+
+    def total(self, per_group: Tensor, count: int) -> Tensor:
+        """Sum over a weight's elements of a value per group."""
+        size = self.group_size or count
+        total = size * per_group.sum()
+        missing = len(per_group) * size - count
+        return total - missing * per_group[-1] if missing else total
+
+    def _table_bits(self, used: Tensor) -> Tensor:
+        """Bits of one entry of a weight's table of widths."""
+        lowest: float | Tensor = self.min_bits
+        if self.extra_bits < 0:
+            lowest = used.min().round().clamp(max=self.min_bits)
+        return table_bits(lowest, used.max())
+
+
 def table_bits(lowest: Tensor | float, highest: Tensor) -> Tensor:
-    """Bits of one entry of a weight's width table, for bits from ``lowest`` to ``highest``."""
+    """Bits of one entry of a weight's table of widths, for bits from ``lowest`` to ``highest``."""
     return torch.ceil(torch.log2((1 + highest.round() - lowest).clamp(min=1)))
 
 
@@ -41,8 +73,13 @@ def reachable_widths(min_bits: float, max_bits: float, extra_bits: float) -> ran
 class BitBudget:
     """The groups of all weights of a quantizer in one row, and what any choice of bits for them costs.
 
-    Sizes are in bits, float64, and agree with ``model_size()``. On the device of the first weight; :meth:`fit` waits
-    for it about a hundred times.
+    Sizes are in bits, float64, and agree with ``model_size()``. :meth:`fit` waits for the device about a hundred times.
+
+    Args:
+        rule: the quantizer's.
+        counts: elements of each weight; none of them 0.
+        plain: parameters that are not quantised, and their bits.
+        device: where to compute.
 
     Attributes:
         widths: the whole numbers of bits that a group can have.
@@ -51,26 +88,26 @@ class BitBudget:
         count: parameters of the model, tied ones once; quantised: those of them that are quantised.
     """
 
-    def __init__(self, quantizer: FreezableBits) -> None:
-        entries = [entry for entry in quantizer._firsts if entry.param.numel()]
-        on_device = entries and entries[0].param.device.type != "mps"  # which has no float64
-        self.device = entries[0].param.device if on_device else torch.device("cpu")
-        self.widths = reachable_widths(quantizer.min_bits, quantizer.max_bits, quantizer.extra_bits)
-        self._min_bits, self._extra_bits = quantizer.min_bits, quantizer.extra_bits
-        self._lengths = [len(entry.logit) for entry in entries]
+    def __init__(self, rule: SizeRule, counts: Sequence[int], plain: tuple[int, int], device: torch.device) -> None:
+        self.device = device if device.type != "mps" else torch.device("cpu")  # which has no float64
+        self.widths = reachable_widths(rule.min_bits, rule.max_bits, rule.extra_bits)
+        self._min_bits, self._extra_bits = rule.min_bits, rule.extra_bits
+        self._lengths = [group_count(count, rule.group_size) for count in counts]
         self._groups = torch.tensor(self._lengths, dtype=torch.float64, device=self.device)
-        self._owner = torch.arange(len(entries), device=self.device).repeat_interleave(self._groups.long())
-        sizes = [_group_sizes(entry.param.numel(), len(entry.logit), quantizer.group_size) for entry in entries]
-        self._elements = _row(sizes, self.device)
-        ranges = sum(self._lengths) if quantizer.range_scope == "group" else len(entries)
-        self.plain = sum(slot.param.numel() for slot in quantizer._rest) * (16 if quantizer.float16 else 32)
-        self.fixed = self.plain + 64 * ranges + 8 * len(entries)
-        self.count = int(self._elements.sum()) + sum(slot.param.numel() for slot in quantizer._rest)
-        self.quantised = int(self._elements.sum())
+        owners = torch.arange(len(counts), dtype=torch.int64, device=self.device)
+        self._owner = owners.repeat_interleave(self._groups.long())
+        pairs = zip(counts, self._lengths, strict=True)
+        self._elements = self.row([_group_sizes(count, groups, rule.group_size) for count, groups in pairs])
+        ranges = sum(self._lengths) if rule.range_scope == "group" else len(counts)
+        plain_count, self.plain = plain
+        self.fixed = self.plain + 64 * ranges + 8 * len(counts)
+        self.quantised = sum(counts)
+        self.count = self.quantised + plain_count
 
     def row(self, per_weight: Sequence[Tensor]) -> Tensor:
         """float64 ``[groups of all weights]`` from one tensor per weight that has elements."""
-        return _row(per_weight, self.device)
+        moved = [each.detach().to(self.device, torch.float64) for each in per_weight]
+        return torch.cat(moved) if moved else torch.zeros(0, dtype=torch.float64, device=self.device)
 
     def split(self, row: Tensor) -> list[Tensor]:
         """The inverse of :meth:`row`."""
@@ -141,14 +178,9 @@ class BitBudget:
         return lowest.round().clamp(max=self._min_bits)
 
 
-def _row(per_weight: Sequence[Tensor], device: torch.device) -> Tensor:
-    moved = [each.detach().to(device, torch.float64) for each in per_weight]
-    return torch.cat(moved) if moved else torch.zeros(0, dtype=torch.float64, device=device)
-
-
 def _group_sizes(count: int, groups: int, group_size: int) -> Tensor:
     """Elements of each group; the last one may be shorter."""
     size = group_size or count
-    sizes = torch.full((groups,), size, dtype=torch.float64)
+    sizes = torch.full((groups,), size, dtype=torch.float64, device="cpu")
     sizes[-1] -= groups * size - count
     return sizes

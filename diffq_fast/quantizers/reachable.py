@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .bit_budget import BitBudget
-from .diffq import DiffQuantizer
-from .export import BITS_PER_MB
+from typing import Any
+
+from .base import BITS_PER_MB
+from .sizes import BitBudget
 
 
-def check_reachable(mb: float, quantizer: DiffQuantizer, budget: BitBudget) -> None:
+def check_reachable(mb: float, quantizer: Any, budget: BitBudget) -> None:
     """Refuse a target that no whole bits give.
 
     Raises:
@@ -41,7 +42,7 @@ def _parts(budget: BitBudget) -> str:
     )
 
 
-def _ways_down(quantizer: DiffQuantizer, budget: BitBudget) -> str:
+def _ways_down(quantizer: Any, budget: BitBudget) -> str:
     """What to change, with what it saves, most specific first."""
     ways = []
     if budget.widths[0] > 1:

@@ -1,0 +1,233 @@
+"""The weights that a training forward of DiffQ sees: noisy, or, with frozen bits, rounded.
+
+Weights are made in buckets: 300 small tensors need a few launches, and each bucket's autograd node runs right behind
+the last use of its weights, so that a distributed wrapper can send gradients while others are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..reference import operators as reference
+from .attachment import Draw
+from .frozen import FrozenBits
+from .lower_precision import LOWER_DTYPES, Dtypes, LoweringMaker, LowerPrecision
+from .replay import generator_state
+from .selection import QuantizedParameter, Selection, params_and_logits, untied
+
+BUCKET_BYTES = 64 * 2**20
+
+
+class NoiseSettings(NamedTuple):
+    """How noise is made of logits, with the names of :class:`diffq_fast.DiffQuantizer`'s arguments."""
+
+    group_size: int
+    min_bits: float
+    max_bits: float
+    param: str
+    noise: str
+    range_scope: str
+
+
+class Piece(NamedTuple):
+    """A weight of a bucket. ``stream`` is its index among the untied weights."""
+
+    entry: QuantizedParameter
+    weight: nn.Parameter
+    logit: nn.Parameter
+    stream: int
+
+
+# Makes the weights of a bucket for training, in a dtype, or each in its own (None).
+BucketMaker = Callable[[Sequence[Piece], torch.dtype | None], list[Tensor]]
+
+
+class TrainingWeights:
+    """Makes the weights of one training forward after the other.
+
+    Args:
+        selection: the weights.
+        settings: how noise is made, asked at each forward.
+        frozen: says whether bits are frozen, and rounds the weights then.
+        lowering: which weights may be made in autocast's dtype; None: none.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        settings: Callable[[], NoiseSettings],
+        frozen: FrozenBits,
+        lowering: LowerPrecision | None,
+    ) -> None:
+        self._selection, self._settings, self._frozen, self._lowering = selection, settings, frozen, lowering
+        self._streams = {entry: index for index, entry in enumerate(selection.originals)}
+        self._nonfinite: dict[tuple[int, ...], Tensor] = {}
+
+    # -- one forward -------------------------------------------------------------------------------------------------
+
+    def draw(self, rng: str) -> Draw:
+        """Draw what is random in one forward: a key for each device, or, with ``rng`` "torch", the noise itself."""
+        devices = {entry.param.device: entry.param for entry in reversed(self._selection.originals)}
+        generators = None if torch.compiler.is_compiling() else tuple(map(generator_state, devices))
+        if self._frozen.rounds_weights:
+            make: BucketMaker = self._rounded
+        elif rng == "torch":
+            return Draw(TorchNoise(self._selection, self._settings(), self._frozen).make, generators)
+        else:
+            keys = {device: functional.draw_key(like) for device, like in devices.items()}
+            make = partial(self._noisy, keys)
+        if self._lowering is None or torch.compiler.is_compiling():
+            return Draw(partial(self._by_buckets, make, {}), generators)
+        return Draw(LoweringMaker(partial(self._by_buckets, make), self._lowering.dtypes()), generators)
+
+    def _by_buckets(self, make: BucketMaker, dtypes: Dtypes, indices: Sequence[int]) -> list[Tensor]:
+        entries = [self._selection.quantised[index] for index in indices]
+        made: dict[QuantizedParameter, Tensor] = {}
+        for dtype, bucket in _buckets_by_dtype(self._pieces(entries), dtypes):
+            weights = make(bucket, dtype)
+            _run_backward_behind_last_use(weights[0])
+            made.update(zip((piece.entry for piece in bucket), weights, strict=True))
+        return [made[entry.tied_to or entry] for entry in entries]
+
+    def _pieces(self, entries: Iterable[QuantizedParameter]) -> list[Piece]:
+        originals = untied(entries)
+        weights, logits = params_and_logits(originals)
+        streams = [self._streams[entry] for entry in originals]
+        return [Piece(*each) for each in zip(originals, weights, logits, streams, strict=True)]
+
+    def _noisy(
+        self, keys: dict[torch.device, Tensor], bucket: Sequence[Piece], dtype: torch.dtype | None
+    ) -> list[Tensor]:
+        weights, streams = [piece.weight for piece in bucket], [piece.stream for piece in bucket]
+        settings, logits = self._frozen.noise_of(self._settings(), bucket)
+        return functional.add_noise(
+            weights,
+            logits,
+            keys[weights[0].device],
+            streams=streams,
+            **settings._asdict(),
+            tally=self._counter(streams, logits),
+            dtype=dtype,
+        ).noisy
+
+    def _rounded(self, bucket: Sequence[Piece], dtype: torch.dtype | None) -> list[Tensor]:
+        return self._frozen.rounded(bucket, dtype)
+
+    # -- non-finite gradients ----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make the counters of all buckets: a compiled forward cannot."""
+        for bucket in _buckets(self._pieces(self._selection.originals)):
+            self._counter([piece.stream for piece in bucket], [piece.logit for piece in bucket])
+
+    def _counter(self, streams: Sequence[int], logits: Sequence[Tensor]) -> Tensor | None:
+        """The leaf whose gradient counts the non-finite logit gradients of a bucket. None where there are none to
+        count, or none can be made (inside a compiled graph that comes before :meth:`prepare`)."""
+        if not torch.is_grad_enabled() or not any(logit.requires_grad for logit in logits):
+            return None
+        key, device = tuple(streams), logits[0].device
+        counter = self._nonfinite.get(key)
+        if torch.compiler.is_compiling() or (counter is not None and counter.device == device):
+            return counter
+        self._nonfinite[key] = torch.zeros(len(key), dtype=torch.float32, device=device, requires_grad=True)
+        return self._nonfinite[key]
+
+    def take_nonfinite(self) -> dict[str, int]:
+        """How many logit gradients of each weight, by name, were not finite since the last call. Waits for the device
+        where any backward has run."""
+        counts: dict[str, int] = {}
+        for streams, counter in self._nonfinite.items():
+            if counter.grad is not None:
+                for stream, count in zip(streams, counter.grad.tolist(), strict=True):
+                    name = self._selection.originals[stream].full_name
+                    counts[name] = counts.get(name, 0) + int(count)
+                counter.grad = None
+        return {name: count for name, count in counts.items() if count}
+
+
+class TorchNoise:
+    """Noise from torch's own generator, in the order in which diffq 0.2.4 draws it: the mode in which parity is tested.
+
+    Keeps the generators' states of one forward, not the noise, to draw again in a checkpoint.
+    """
+
+    def __init__(self, selection: Selection, settings: NoiseSettings, frozen: FrozenBits) -> None:
+        self._selection, self._settings, self._frozen = selection, settings, frozen
+        devices = [entry.param.device for entry in selection.originals]
+        self._cuda_devices = sorted({device.index for device in devices if device.type == "cuda"})
+        self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in self._cuda_devices)]
+        self._drawn = False
+
+    def make(self, indices: Sequence[int]) -> list[Tensor]:
+        """The noisy weights of the quantised parameters ``indices``."""
+        wanted = [self._selection.quantised[index].original for index in indices]
+        if not self._drawn:
+            self._drawn = True
+            made = self._draw(set(wanted))
+        else:
+            with torch.random.fork_rng(self._cuda_devices):
+                self._restore_generators()
+                made = self._draw(set(wanted))
+        return [made[entry] for entry in wanted]
+
+    def _draw(self, wanted: set[QuantizedParameter]) -> dict[QuantizedParameter, Tensor]:
+        made = {}
+        originals = self._selection.originals
+        pieces = [Piece(*each, 0) for each in zip(originals, *params_and_logits(originals), strict=True)]
+        settings, logits = self._frozen.noise_of(self._settings, pieces)
+        for piece, logit in zip(pieces, logits, strict=True):
+            like = piece.weight.detach().to(reference.compute_dtype(piece.weight)).reshape(-1)
+            noise = torch.rand_like(like) - 0.5 if settings.noise == "uniform" else torch.randn_like(like) / 2
+            if piece.entry in wanted:
+                made[piece.entry] = reference.noisy_weight(
+                    piece.weight,
+                    logit,
+                    noise,
+                    settings.group_size,
+                    min_bits=settings.min_bits,
+                    max_bits=settings.max_bits,
+                    param=settings.param,
+                    per_group=settings.range_scope == "group",
+                )
+        return made
+
+    def _restore_generators(self) -> None:
+        torch.set_rng_state(self._states[0])
+        for index, state in zip(self._cuda_devices, self._states[1:], strict=True):
+            torch.cuda.set_rng_state(state, index)
+
+
+def _buckets(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Consecutive weights of one device, about ``BUCKET_BYTES`` together."""
+    bucket: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        weight = piece.weight
+        if bucket and (size >= BUCKET_BYTES or weight.device != bucket[0].weight.device):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(piece)
+        size += weight.numel() * weight.element_size()
+    if bucket:
+        yield bucket
+
+
+def _buckets_by_dtype(pieces: Sequence[Piece], dtypes: Dtypes) -> Iterator[tuple[torch.dtype | None, list[Piece]]]:
+    """The buckets of the weights that are made in their own dtype (None), then of those in each other one."""
+    for dtype in (None, *LOWER_DTYPES) if dtypes else (None,):
+        for bucket in _buckets(piece for piece in pieces if dtypes.get(piece.entry) == dtype):
+            yield dtype, bucket
+
+
+def _run_backward_behind_last_use(noisy: Tensor) -> None:
+    """Autograd runs ready nodes by descending number. Made first, a bucket's node would run after the backward of the
+    whole model; with the highest number it runs as soon as its last gradient is there, and DDP can overlap."""
+    if not torch.compiler.is_compiling() and noisy.grad_fn is not None:
+        node: Any = noisy.grad_fn
+        node._set_sequence_nr(2**62)
