@@ -32,10 +32,12 @@ from .selection import Selection, Slot
 
 
 class Draw(NamedTuple):
-    """What is random in one training forward: how to make its weights, and where the random generators stood."""
+    """What one forward sees: how its weights are made, where the random generators stood before, and what it sees
+    besides in the place of parameters."""
 
     maker: Maker
     generators: Hashable = None
+    rest: Sequence[tuple[Slot, Tensor]] = ()
 
 
 class Source(Protocol):
@@ -44,8 +46,8 @@ class Source(Protocol):
     def begin_training(self) -> Draw | None:
         """A training forward begins. None: it sees the weights as they are."""
 
-    def begin_eval(self) -> tuple[Maker, list[tuple[Slot, Tensor]]]:
-        """An eval forward begins: how to make its weights, and what else it sees in the place of parameters."""
+    def begin_eval(self) -> Draw:
+        """An eval forward begins."""
 
     def traced_training(self) -> Maker | None:
         """The same as :meth:`begin_training` inside a compiled graph, where nothing is remembered."""
@@ -118,15 +120,17 @@ class Attachment:
         with self._nesting.lock:
             if not self._nesting.enter(module):
                 return
-            self._take()
+            if self._shown:
+                self._take()
             self._replayed.clear()
             self._open = None
-            if module.training:
-                self._enter_training()
-            else:
-                maker, rest = self.source.begin_eval()
-                self._show(Forward(maker))
-                self._put(rest)
+            draw = self.source.begin_training() if module.training else self.source.begin_eval()
+            if draw is not None:
+                forward, start, tensors = self.forwards.begin(draw.maker, draw.generators, self._everything)
+                self._put(zip(self._entries, tensors, strict=True), forward, self._everything)
+                self._open = (forward, start)
+                if draw.rest:
+                    self._put(draw.rest)
 
     @never_compiled_by_itself
     def after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -137,41 +141,24 @@ class Attachment:
         with self._nesting.lock:
             if not self._nesting.leave():
                 return
-            self._take()
+            if self._shown:
+                self._take()
             if self._open is not None:
                 self.forwards.ended(*self._open)
                 self._open = None
 
-    def _enter_training(self) -> None:
-        draw = self.source.begin_training()
-        if draw is None:
-            return
-        forward = Forward(*draw)
-        if inside_backward():
-            forward = self.forwards.of_root_call(forward)
-        self._show(forward)
+    def _put(
+        self, pairs: Iterable[tuple[Slot, Tensor]], forward: Forward | None = None, indices: Sequence[int] = ()
+    ) -> None:
+        """Shadow parameters, remembering which: another quantizer on the same model has shadows of its own.
 
-    def _show(self, forward: Forward) -> None:
-        """Put the tensors of ``forward`` in the place of the whole model's weights, and note where it starts."""
-        start = next_sequence_number()
-        self._put_made(forward, self._everything)
-        if not torch.is_grad_enabled():
-            forward.before = start - 1
-        self._open = (forward, start)
-
-    def _put_made(self, forward: Forward, indices: Sequence[int]) -> None:
-        """Make tensors of ``forward`` and put them in the place of the weights ``indices``."""
-        entries = [self._entries[index] for index in indices]
-        self._put(zip(entries, make_unseen(forward.make, indices), strict=True))
-        if self._lowering is not None:
-            self._shown |= self._lowering.lowered(forward.make, indices, entries)
-
-    def _put(self, pairs: Iterable[tuple[Slot, Tensor]]) -> None:
-        """Shadow parameters, remembering which: another quantizer on the same model has shadows of its own."""
+        ``forward`` made the tensors, those of ``indices``.
+        """
         pairs = list(pairs)
-        if pairs:
-            self._shown.update((slot, None) for slot, _ in pairs)
-            shadows.put(pairs)
+        self._shown.update((slot, None) for slot, _ in pairs)
+        shadows.put(pairs)
+        if self._lowering is not None and forward is not None:
+            self._shown |= self._lowering.lowered(forward.make, indices, [self._entries[index] for index in indices])
 
     def _take(self, slots: Iterable[Slot] | None = None) -> None:
         """Take away the shadows of ``slots``, or all that this quantizer has put."""
@@ -214,7 +201,8 @@ class Attachment:
         # Without gradients this is the first run of a reentrant checkpoint within the recomputation: its node is the
         # one made last, and it will be the current one when this part is computed once more.
         start = next_sequence_number() - (not torch.is_grad_enabled())
-        self._put_made(forward, missing)
+        entries = [self._entries[index] for index in missing]
+        self._put(zip(entries, make_unseen(forward.make, missing), strict=True), forward, missing)
         self._replayed.append((forward, start, missing))
 
     @never_compiled_by_itself

@@ -176,9 +176,7 @@ class BaseQuantizer:
         """A training forward begins: what it sees. Called by the attachment."""
         if self._learned is not None and not self._learned.may_train:
             raise self._learned.refuse_training()
-        if self._eval.in_place:
-            self._eval.put_back()
-        self._eval.forget()
+        self._eval.leave()
         return self.training_draw()
 
     def traced_training(self) -> Maker | None:
@@ -188,9 +186,9 @@ class BaseQuantizer:
         draw = self.training_draw()
         return None if draw is None else draw.maker
 
-    def begin_eval(self) -> tuple[Maker, list[tuple[Slot, Tensor]]]:
-        """An eval forward begins: what makes its weights, and what else it sees. Called by the attachment."""
-        return self._eval.make, self._eval.rest()
+    def begin_eval(self) -> Draw:
+        """An eval forward begins: what it sees. Called by the attachment."""
+        return Draw(self._eval.make, rest=self._eval.rest())
 
     def traced_eval(self) -> list[tuple[Slot, Tensor]]:
         """The same inside a compiled graph."""

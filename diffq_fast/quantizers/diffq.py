@@ -117,7 +117,7 @@ class DiffQuantizer(BaseQuantizer):
         self.learn(suffix, self._initial_logits)
         lowering = LowerPrecision(model, self.selection.quantised) if noisy_dtype == "auto" else None
         self._frozen = FrozenBits(self.selection.originals, self.widths_of, self._as_exported)
-        self._training = TrainingWeights(self.selection, self._settings, self._frozen, lowering)
+        self._training = TrainingWeights(self.selection, self._frozen, lowering)
         self.attach(lowering)
 
     def _initial_logits(self, entry: QuantizedParameter) -> Tensor:
@@ -228,14 +228,11 @@ class DiffQuantizer(BaseQuantizer):
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def training_draw(self) -> Draw:
-        return self._training.draw(self.rng)
+        bits = self.min_bits, self.max_bits, self.param
+        return self._training.draw(NoiseSettings(self.group_size, *bits, self.noise, self.range_scope), self.rng)
 
     def training_may_begin(self) -> None:
         self._training.prepare()
-
-    def _settings(self) -> NoiseSettings:
-        rule = self.min_bits, self.max_bits, self.param
-        return NoiseSettings(self.group_size, *rule, self.noise, self.range_scope)
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
         return [self._as_exported([entry], [self.widths_of(entry)], None)[0] for entry in entries]

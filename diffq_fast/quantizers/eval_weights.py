@@ -49,10 +49,11 @@ class EvalWeights:
         """Whether the parameters themselves hold the quantised weights."""
         return self._replaced is not None
 
-    def forget(self) -> None:
-        """Make the weights anew when they are wanted next."""
-        if self._kept:
-            self._kept.clear()
+    def leave(self) -> None:
+        """Training begins: put the float weights back, and keep nothing."""
+        if self._replaced is not None:
+            self.put_back()
+        self._kept.clear()
 
     def make(self, indices: Sequence[int]) -> list[Tensor]:
         """The quantised weights of these indices. A ``Maker`` that holds no tensor, so that remembered forwards keep no
@@ -125,7 +126,7 @@ class EvalWeights:
         """Write the quantised weights into the parameters. False when they are there already."""
         if self._replaced is not None:
             return False
-        self.forget()  # a write through .data is not seen by a version, and this may be made permanent
+        self._kept.clear()  # a write through .data is not seen by a version, and this may be made permanent
         slots, tensors = self._made()
         with torch.no_grad():
             self._replaced = {}

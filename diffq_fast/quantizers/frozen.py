@@ -84,14 +84,12 @@ class FrozenBits:
             entry.logit.grad = None
 
     def noise_of(self, settings: Any, bucket: Sequence[Piece]) -> tuple[Any, list[Tensor]]:
-        """The settings (a NamedTuple) and logits that the noise of these weights is made of.
+        """The settings (a NamedTuple) and logits that the noise of these weights is made of while bits are frozen.
 
         Frozen logits stay in the graph with gradient zero: a distributed wrapper waits for the gradient of every
         parameter that it has once seen.
         """
         logits: list[Tensor] = [piece.logit for piece in bucket]
-        if not self.active:
-            return settings, logits
         whole = [self._once(piece, self._to_whole_logit) for piece in bucket]
         low, high = WHOLE_INTERVAL
         settings = settings._replace(min_bits=low, max_bits=high, param="bits")

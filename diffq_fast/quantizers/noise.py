@@ -6,7 +6,7 @@ the last use of its weights, so that a distributed wrapper can send gradients wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from ..reference import operators as reference
 from .attachment import Draw
 from .frozen import FrozenBits
 from .lower_precision import LOWER_DTYPES, Dtypes, LoweringMaker, LowerPrecision
-from .replay import generator_state
 from .selection import QuantizedParameter, Selection, params_and_logits, untied
 
 BUCKET_BYTES = 64 * 2**20
@@ -53,59 +52,58 @@ class TrainingWeights:
 
     Args:
         selection: the weights.
-        settings: how noise is made, asked at each forward.
         frozen: says whether bits are frozen, and rounds the weights then.
         lowering: which weights may be made in autocast's dtype; None: none.
     """
 
-    def __init__(
-        self,
-        selection: Selection,
-        settings: Callable[[], NoiseSettings],
-        frozen: FrozenBits,
-        lowering: LowerPrecision | None,
-    ) -> None:
-        self._selection, self._settings, self._frozen, self._lowering = selection, settings, frozen, lowering
+    def __init__(self, selection: Selection, frozen: FrozenBits, lowering: LowerPrecision | None) -> None:
+        self.entries = selection.quantised
+        self._selection, self._frozen, self._lowering = selection, frozen, lowering
         self._streams = {entry: index for index, entry in enumerate(selection.originals)}
         self._nonfinite: dict[tuple[int, ...], Tensor] = {}
 
     # -- one forward -------------------------------------------------------------------------------------------------
 
-    def draw(self, rng: str) -> Draw:
+    def draw(self, settings: NoiseSettings, rng: str) -> Draw:
         """Draw what is random in one forward: a key for each device, or, with ``rng`` "torch", the noise itself."""
-        devices = {entry.param.device: entry.param for entry in reversed(self._selection.originals)}
-        generators = None if torch.compiler.is_compiling() else tuple(map(generator_state, devices))
+        weights, logits = params_and_logits(self._selection.originals)
+        devices = {weight.device: weight for weight in reversed(weights)}
+        compiling = torch.compiler.is_compiling()
+        generators = None if compiling else tuple([generator_state(device) for device in devices])
         if self._frozen.rounds_weights:
-            make: BucketMaker = self._rounded
+            make: BucketMaker = self._frozen.rounded
         elif rng == "torch":
-            return Draw(TorchNoise(self._selection, self._settings(), self._frozen).make, generators)
+            return Draw(TorchNoise(self._selection, settings, self._frozen).make, generators)
         else:
             keys = {device: functional.draw_key(like) for device, like in devices.items()}
-            make = partial(self._noisy, keys)
-        if self._lowering is None or torch.compiler.is_compiling():
-            return Draw(partial(self._by_buckets, make, {}), generators)
-        return Draw(LoweringMaker(partial(self._by_buckets, make), self._lowering.dtypes()), generators)
+            make = partial(self._noisy, settings, keys)
+        pieces = None if compiling else self._pieces(self._selection.originals, weights, logits)
+        weights_of_forward = ForwardWeights(self, make, pieces)
+        if self._lowering is None or compiling:
+            return Draw(weights_of_forward, generators)
+        return Draw(LoweringMaker(weights_of_forward.in_dtypes, self._lowering.dtypes()), generators)
 
-    def _by_buckets(self, make: BucketMaker, dtypes: Dtypes, indices: Sequence[int]) -> list[Tensor]:
-        entries = [self._selection.quantised[index] for index in indices]
-        made: dict[QuantizedParameter, Tensor] = {}
-        for dtype, bucket in _buckets_by_dtype(self._pieces(entries), dtypes):
-            weights = make(bucket, dtype)
-            _run_backward_behind_last_use(weights[0])
-            made.update(zip((piece.entry for piece in bucket), weights, strict=True))
-        return [made[entry.tied_to or entry] for entry in entries]
+    def pieces(self, entries: Iterable[QuantizedParameter]) -> list[Piece]:
+        """Of untied entries, as they are now."""
+        entries = list(entries)
+        return self._pieces(entries, *params_and_logits(entries))
 
-    def _pieces(self, entries: Iterable[QuantizedParameter]) -> list[Piece]:
-        originals = untied(entries)
-        weights, logits = params_and_logits(originals)
-        streams = [self._streams[entry] for entry in originals]
-        return [Piece(*each) for each in zip(originals, weights, logits, streams, strict=True)]
+    def _pieces(self, entries: Sequence[QuantizedParameter], *tensors: Sequence[nn.Parameter]) -> list[Piece]:
+        streams = [self._streams[entry] for entry in entries]
+        return [Piece(*each) for each in zip(entries, *tensors, streams, strict=True)]
 
     def _noisy(
-        self, keys: dict[torch.device, Tensor], bucket: Sequence[Piece], dtype: torch.dtype | None
+        self,
+        settings: NoiseSettings,
+        keys: dict[torch.device, Tensor],
+        bucket: Sequence[Piece],
+        dtype: torch.dtype | None,
     ) -> list[Tensor]:
-        weights, streams = [piece.weight for piece in bucket], [piece.stream for piece in bucket]
-        settings, logits = self._frozen.noise_of(self._settings(), bucket)
+        weights = [piece.weight for piece in bucket]
+        logits: list[Tensor] = [piece.logit for piece in bucket]
+        streams = [piece.stream for piece in bucket]
+        if self._frozen.active:
+            settings, logits = self._frozen.noise_of(settings, bucket)
         return functional.add_noise(
             weights,
             logits,
@@ -116,14 +114,11 @@ class TrainingWeights:
             dtype=dtype,
         ).noisy
 
-    def _rounded(self, bucket: Sequence[Piece], dtype: torch.dtype | None) -> list[Tensor]:
-        return self._frozen.rounded(bucket, dtype)
-
     # -- non-finite gradients ----------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Make the counters of all buckets: a compiled forward cannot."""
-        for bucket in _buckets(self._pieces(self._selection.originals)):
+        for bucket in _buckets(self.pieces(self._selection.originals)):
             self._counter([piece.stream for piece in bucket], [piece.logit for piece in bucket])
 
     def _counter(self, streams: Sequence[int], logits: Sequence[Tensor]) -> Tensor | None:
@@ -149,6 +144,40 @@ class TrainingWeights:
                     counts[name] = counts.get(name, 0) + int(count)
                 counter.grad = None
         return {name: count for name, count in counts.items() if count}
+
+
+class ForwardWeights:
+    """The ``Maker`` of one forward.
+
+    Args:
+        weights: finds the weights of given entries as they are.
+        make: makes those of a bucket.
+        fresh: the pieces of the whole model, if they are known: used once, then read anew, so that forwards that are
+            remembered keep no old weights alive.
+    """
+
+    def __init__(self, weights: TrainingWeights, make: BucketMaker, fresh: list[Piece] | None) -> None:
+        self._weights, self._make, self._fresh = weights, make, fresh
+
+    def __call__(self, indices: Sequence[int]) -> list[Tensor]:
+        return self.in_dtypes({}, indices)
+
+    def in_dtypes(self, dtypes: Dtypes, indices: Sequence[int]) -> list[Tensor]:
+        """The weights of these indices, those of ``dtypes`` in these dtypes."""
+        entries = [self._weights.entries[index] for index in indices]
+        pieces, self._fresh = self._fresh, None
+        if pieces is None or len(entries) != len(self._weights.entries):
+            pieces = self._weights.pieces(untied(entries))
+        made: dict[QuantizedParameter, Tensor] = {}
+        for dtype, bucket in _buckets_by_dtype(pieces, dtypes):
+            weights = self._make(bucket, dtype)
+            # Autograd runs ready nodes by descending number. Made first, a bucket's node would run after the backward
+            # of the whole model; with the highest number it runs as soon as its last gradient is there.
+            node: Any = None if torch.compiler.is_compiling() else weights[0].grad_fn
+            if node is not None:
+                node._set_sequence_nr(2**62)
+            made.update(zip([piece.entry for piece in bucket], weights, strict=True))
+        return [made[entry.tied_to or entry] for entry in entries]
 
 
 class TorchNoise:
@@ -180,7 +209,10 @@ class TorchNoise:
         made = {}
         originals = self._selection.originals
         pieces = [Piece(*each, 0) for each in zip(originals, *params_and_logits(originals), strict=True)]
-        settings, logits = self._frozen.noise_of(self._settings, pieces)
+        settings = self._settings
+        logits: list[Tensor] = [piece.logit for piece in pieces]
+        if self._frozen.active:
+            settings, logits = self._frozen.noise_of(settings, pieces)
         for piece, logit in zip(pieces, logits, strict=True):
             like = piece.weight.detach().to(reference.compute_dtype(piece.weight)).reshape(-1)
             noise = torch.rand_like(like) - 0.5 if settings.noise == "uniform" else torch.randn_like(like) / 2
@@ -225,9 +257,12 @@ def _buckets_by_dtype(pieces: Sequence[Piece], dtypes: Dtypes) -> Iterator[tuple
             yield dtype, bucket
 
 
-def _run_backward_behind_last_use(noisy: Tensor) -> None:
-    """Autograd runs ready nodes by descending number. Made first, a bucket's node would run after the backward of the
-    whole model; with the highest number it runs as soon as its last gradient is there, and DDP can overlap."""
-    if not torch.compiler.is_compiling() and noisy.grad_fn is not None:
-        node: Any = noisy.grad_fn
-        node._set_sequence_nr(2**62)
+def generator_state(device: torch.device) -> Hashable:
+    """A value that tells whether torch's generator of ``device`` stands where it stood before."""
+    if device.type == "meta":
+        return None
+    if device.type == "cuda":  # without waiting for the device
+        generator = torch.cuda.default_generators[device.index]
+        return (device, generator.initial_seed(), generator.get_offset())
+    module = torch if device.type == "cpu" else torch.get_device_module(device)
+    return (device, hash(module.get_rng_state().numpy().tobytes()))

@@ -22,7 +22,8 @@ def put(pairs: Iterable[tuple[Slot, Tensor]]) -> None:
     for slot, tensor in pairs:
         slot.module.__dict__[slot.name] = tensor
         slot.module.__dict__[SHADOWED] = True
-        _set_flat_weight(slot, tensor)
+        if slot.rnn_index is not None:
+            _set_flat_weight(slot, tensor)
 
 
 def guard(module: nn.Module) -> bool:
@@ -47,10 +48,10 @@ def take(slots: Iterable[Slot]) -> None:
     for slot in slots:
         slot.module.__dict__.pop(slot.name, None)
         slot.module.__dict__[SHADOWED] = False
-        _set_flat_weight(slot, slot.param)
+        if slot.rnn_index is not None:
+            _set_flat_weight(slot, slot.param)
 
 
 def _set_flat_weight(slot: Slot, tensor: Tensor) -> None:
     """RNN modules read a list of their own."""
-    if slot.rnn_index is not None:
-        cast(nn.RNNBase, slot.module)._flat_weights[slot.rnn_index] = tensor
+    cast(nn.RNNBase, slot.module)._flat_weights[cast(int, slot.rnn_index)] = tensor
