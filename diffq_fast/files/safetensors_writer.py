@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-import torch
 
-from ..functional import checksum as fast_checksum
 from .atomic_file import atomic_file
 from .safetensors_reader import CHECKSUM_KEY, ITEM_BYTES, NO_CHECKSUM, TensorEntry, header_checksum
 
@@ -87,7 +85,7 @@ def _header(entries: Iterable[TensorEntry], metadata: dict[str, str]) -> bytes:
 
 
 def _checksum(data: np.ndarray) -> int:
-    return fast_checksum(torch.from_numpy(data)) if data.flags["W"] else zlib.crc32(data.data)
+    return zlib.crc32(data.data)
 
 
 def _write_data(

@@ -60,7 +60,7 @@ def checked_planes(who: str, x: Tensor, nbits: int, *, rows: int, columns: int) 
         with suppress(ValueError):  # its text does not speak of x
             return pack_planes(x, nbits, rows=rows, columns=columns)
     nbits, bounds = _check_values(who, x, nbits)
-    return pack_planes(x if as_it_is else x.to(torch.int16), nbits, rows=rows, columns=columns, bounds=bounds)
+    return pack_planes(x if as_it_is else x.to(torch.int16), nbits, rows=rows, columns=columns, limits=bounds)
 
 
 def check_length(who: str, length: int | None, capacity: int) -> int:

@@ -127,10 +127,12 @@ class Attachment:
             draw = self.source.begin_training() if module.training else self.source.begin_eval()
             if draw is not None:
                 forward, start, tensors = self.forwards.begin(draw.maker, draw.generators, self._everything)
-                self._put(zip(self._entries, tensors, strict=True), forward, self._everything)
+                pairs = [*zip(self._entries, tensors, strict=True), *draw.rest]
+                self._shown.update(dict.fromkeys(dict(pairs)))
+                shadows.put(pairs)
+                if self._lowering is not None:
+                    self._shown |= self._lowering.lowered(forward.make, self._everything, self._entries)
                 self._open = (forward, start)
-                if draw.rest:
-                    self._put(draw.rest)
 
     @never_compiled_by_itself
     def after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -142,23 +144,11 @@ class Attachment:
             if not self._nesting.leave():
                 return
             if self._shown:
-                self._take()
+                shadows.take(self._shown)
+                self._shown.clear()
             if self._open is not None:
                 self.forwards.ended(*self._open)
                 self._open = None
-
-    def _put(
-        self, pairs: Iterable[tuple[Slot, Tensor]], forward: Forward | None = None, indices: Sequence[int] = ()
-    ) -> None:
-        """Shadow parameters, remembering which: another quantizer on the same model has shadows of its own.
-
-        ``forward`` made the tensors, those of ``indices``.
-        """
-        pairs = list(pairs)
-        self._shown.update((slot, None) for slot, _ in pairs)
-        shadows.put(pairs)
-        if self._lowering is not None and forward is not None:
-            self._shown |= self._lowering.lowered(forward.make, indices, [self._entries[index] for index in indices])
 
     def _take(self, slots: Iterable[Slot] | None = None) -> None:
         """Take away the shadows of ``slots``, or all that this quantizer has put."""
@@ -202,7 +192,10 @@ class Attachment:
         # one made last, and it will be the current one when this part is computed once more.
         start = next_sequence_number() - (not torch.is_grad_enabled())
         entries = [self._entries[index] for index in missing]
-        self._put(zip(entries, make_unseen(forward.make, missing), strict=True), forward, missing)
+        self._shown.update(dict.fromkeys(entries))
+        shadows.put(zip(entries, make_unseen(forward.make, missing), strict=True))
+        if self._lowering is not None:
+            self._shown |= self._lowering.lowered(forward.make, missing, entries)
         self._replayed.append((forward, start, missing))
 
     @never_compiled_by_itself

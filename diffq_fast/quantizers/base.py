@@ -176,7 +176,8 @@ class BaseQuantizer:
         """A training forward begins: what it sees. Called by the attachment."""
         if self._learned is not None and not self._learned.may_train:
             raise self._learned.refuse_training()
-        self._eval.leave()
+        if self._eval.kept or self._eval.in_place:
+            self._eval.leave()
         return self.training_draw()
 
     def traced_training(self) -> Maker | None:

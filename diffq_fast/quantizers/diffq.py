@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from .. import functional
 from ..legacy import entries as legacy_entries
 from ..reference.bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
+from ..reference.groups import group_count
 from ..reference.logit_rule import LogitRule
-from ..reference.operators import group_count
+from ..reference.options import NoiseOptions
 from ..reference.philox import NOISE_KINDS
 from .arguments import remembers_arguments
 from .attachment import Draw
@@ -23,7 +24,7 @@ from .export import ExportedWeight
 from .frozen import FrozenBits
 from .learned_parameters import LearnedParameters
 from .lower_precision import LowerPrecision
-from .noise import NoiseSettings, TrainingWeights
+from .noise import TrainingWeights
 from .registry import Levels, Scheme, register
 from .selection import QuantizedParameter
 from .sizes import BitBudget, SizeRule
@@ -228,8 +229,8 @@ class DiffQuantizer(BaseQuantizer):
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def training_draw(self) -> Draw:
-        bits = self.min_bits, self.max_bits, self.param
-        return self._training.draw(NoiseSettings(self.group_size, *bits, self.noise, self.range_scope), self.rng)
+        rule = self.min_bits, self.max_bits, self.param
+        return self._training.draw(NoiseOptions(self.group_size, *rule, self.noise, self.range_scope), self.rng)
 
     def training_may_begin(self) -> None:
         self._training.prepare()

@@ -35,25 +35,24 @@ class EvalWeights:
         model: with other quantizers on it, perhaps.
         selection: its weights.
         float16: round the parameters that are not quantised too.
+
+    Attributes:
+        kept: what eval has made and may show again.
+        in_place: whether the parameters themselves hold the quantised weights.
     """
 
     def __init__(self, rounding: Rounding, model: nn.Module, selection: Selection, float16: bool) -> None:
         self._rounding, self._model, self._selection, self._float16 = rounding, model, selection, float16
-        self._kept: dict[Slot, tuple[tuple, Tensor, Tensor]] = {}
-        self._replaced: dict[Slot, tuple[Tensor, Tensor]] | None = None
+        self.kept: dict[Slot, tuple[tuple, Tensor, Tensor]] = {}
+        self._replaced: dict[Slot, tuple[Tensor, Tensor]] = {}
+        self.in_place = False
 
     # -- for a forward -----------------------------------------------------------------------------------------------
 
-    @property
-    def in_place(self) -> bool:
-        """Whether the parameters themselves hold the quantised weights."""
-        return self._replaced is not None
-
     def leave(self) -> None:
         """Training begins: put the float weights back, and keep nothing."""
-        if self._replaced is not None:
-            self.put_back()
-        self._kept.clear()
+        self.put_back()
+        self.kept.clear()
 
     def make(self, indices: Sequence[int]) -> list[Tensor]:
         """The quantised weights of these indices. A ``Maker`` that holds no tensor, so that remembered forwards keep no
@@ -101,15 +100,15 @@ class EvalWeights:
         slots = self._slots()
         options = self._rounding.eval_options()
         stamps = {slot: _stamp(slot, options) for slot in slots}
-        stale = [slot for slot in slots if self._kept.get(slot, (None,))[0] != stamps[slot]]
+        stale = [slot for slot in slots if self.kept.get(slot, (None,))[0] != stamps[slot]]
         if stale:
             self._rounding.tell_faults()
             with torch.inference_mode(False), torch.no_grad():
                 fresh = self._rounded(stale)
             for slot, tensor in zip(stale, fresh, strict=True):
                 # The source is kept too: as long as it lives, no other tensor has its address.
-                self._kept[slot] = (stamps[slot], tensor, slot.param.detach())
-        return slots, [self._kept[slot][1] for slot in slots]
+                self.kept[slot] = (stamps[slot], tensor, slot.param.detach())
+        return slots, [self.kept[slot][1] for slot in slots]
 
     def _rounded(self, slots: Sequence[Slot]) -> list[Tensor]:
         """Each slot's value as an export keeps it; tied weights are made once."""
@@ -124,12 +123,13 @@ class EvalWeights:
 
     def put_in_place(self) -> bool:
         """Write the quantised weights into the parameters. False when they are there already."""
-        if self._replaced is not None:
+        if self.in_place:
             return False
-        self._kept.clear()  # a write through .data is not seen by a version, and this may be made permanent
+        self.kept.clear()  # a write through .data is not seen by a version, and this may be made permanent
         slots, tensors = self._made()
         with torch.no_grad():
-            self._replaced = {}
+            self._replaced.clear()
+            self.in_place = True
             for slot, tensor in zip(slots, tensors, strict=True):
                 if getattr(slot, "tied_to", None) is None:
                     self._replaced[slot] = (slot.param.detach().clone(), tensor)
@@ -138,34 +138,35 @@ class EvalWeights:
 
     def put_back(self) -> None:
         """Put the float weights back; one that was written in the meantime keeps what was written."""
-        if self._replaced is None:
+        if not self.in_place:
             return
         with torch.no_grad():
             for slot, (value, _) in self._replaced.items():
                 if not self._is_rewritten(slot):
                     slot.param.copy_(value)
-        self._replaced = None
+        self.keep_in_place()
 
     def keep_in_place(self) -> None:
-        """Make what is in place permanent."""
-        self._replaced = None
+        """Make what is in the parameters permanent."""
+        self._replaced.clear()
+        self.in_place = False
 
     def float_value(self, slot: Slot) -> Tensor:
         """The slot's training value, whether or not the quantised weights are in place."""
         slot = getattr(slot, "original", slot)
-        if self._replaced is None or self._is_rewritten(slot):
+        if not self.in_place or self._is_rewritten(slot):
             return slot.param.detach()
         return self._replaced.get(slot, (slot.param.detach(),))[0]
 
     def _is_rewritten(self, slot: Slot) -> bool:
         """Whether the slot's parameter holds something else than :meth:`put_in_place` has written."""
-        if self._replaced is None or slot not in self._replaced:
+        if slot not in self._replaced:
             return True
         written = self._replaced[slot][1].to(slot.param)
         return not torch.equal(slot.param.nan_to_num(), written.nan_to_num())
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": {}}
+        return {**self.__dict__, "kept": {}}
 
 
 def _stamp(slot: Slot, options: Hashable) -> tuple:

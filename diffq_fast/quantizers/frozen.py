@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..reference.bits import logits_from_bits
 from ..reference.logit_rule import LogitRule
+from ..reference.options import NoiseOptions
 from .selection import QuantizedParameter
 from .straight_through import straight_through
 
@@ -83,8 +84,8 @@ class FrozenBits:
         for entry in self._entries:
             entry.logit.grad = None
 
-    def noise_of(self, settings: Any, bucket: Sequence[Piece]) -> tuple[Any, list[Tensor]]:
-        """The settings (a NamedTuple) and logits that the noise of these weights is made of while bits are frozen.
+    def noise_of(self, options: NoiseOptions, bucket: Sequence[Piece]) -> tuple[NoiseOptions, list[Tensor]]:
+        """The options and logits that the noise of these weights is made of while bits are frozen.
 
         Frozen logits stay in the graph with gradient zero: a distributed wrapper waits for the gradient of every
         parameter that it has once seen.
@@ -92,8 +93,8 @@ class FrozenBits:
         logits: list[Tensor] = [piece.logit for piece in bucket]
         whole = [self._once(piece, self._to_whole_logit) for piece in bucket]
         low, high = WHOLE_INTERVAL
-        settings = settings._replace(min_bits=low, max_bits=high, param="bits")
-        return settings, list(torch._foreach_add(whole, logits, alpha=0))
+        options = options._replace(min_bits=low, max_bits=high, param="bits")
+        return options, list(torch._foreach_add(whole, logits, alpha=0))
 
     def rounded(self, bucket: Sequence[Piece], dtype: torch.dtype | None) -> list[Tensor]:
         """The bucket's weights as an export has them, in ``dtype`` (None: each in its own), straight through."""

@@ -8,30 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..reference import operators as reference
+from ..reference.add_noise import noisy_weight
+from ..reference.groups import compute_dtype
+from ..reference.options import NoiseOptions
 from .attachment import Draw
 from .frozen import FrozenBits
 from .lower_precision import LOWER_DTYPES, Dtypes, LoweringMaker, LowerPrecision
-from .selection import QuantizedParameter, Selection, params_and_logits, untied
+from .selection import QuantizedParameter, Selection, untied
 
 BUCKET_BYTES = 64 * 2**20
-
-
-class NoiseSettings(NamedTuple):
-    """How noise is made of logits, with the names of :class:`diffq_fast.DiffQuantizer`'s arguments."""
-
-    group_size: int
-    min_bits: float
-    max_bits: float
-    param: str
-    noise: str
-    range_scope: str
 
 
 class Piece(NamedTuple):
@@ -64,37 +55,41 @@ class TrainingWeights:
 
     # -- one forward -------------------------------------------------------------------------------------------------
 
-    def draw(self, settings: NoiseSettings, rng: str) -> Draw:
+    def draw(self, options: NoiseOptions, rng: str) -> Draw:
         """Draw what is random in one forward: a key for each device, or, with ``rng`` "torch", the noise itself."""
-        weights, logits = params_and_logits(self._selection.originals)
-        devices = {weight.device: weight for weight in reversed(weights)}
+        pieces = self.pieces(self._selection.originals)
+        devices = {piece.weight.device: piece.weight for piece in reversed(pieces)}
         compiling = torch.compiler.is_compiling()
         generators = None if compiling else tuple([generator_state(device) for device in devices])
         if self._frozen.rounds_weights:
             make: BucketMaker = self._frozen.rounded
         elif rng == "torch":
-            return Draw(TorchNoise(self._selection, settings, self._frozen).make, generators)
+            return Draw(TorchNoise(self._selection, options, self._frozen).make, generators)
         else:
             keys = {device: functional.draw_key(like) for device, like in devices.items()}
-            make = partial(self._noisy, settings, keys)
-        pieces = None if compiling else self._pieces(self._selection.originals, weights, logits)
-        weights_of_forward = ForwardWeights(self, make, pieces)
+            make = partial(self._noisy, options, keys)
+        weights_of_forward = ForwardWeights(self, make, None if compiling else pieces)
         if self._lowering is None or compiling:
             return Draw(weights_of_forward, generators)
         return Draw(LoweringMaker(weights_of_forward.in_dtypes, self._lowering.dtypes()), generators)
 
-    def pieces(self, entries: Iterable[QuantizedParameter]) -> list[Piece]:
-        """Of untied entries, as they are now."""
-        entries = list(entries)
-        return self._pieces(entries, *params_and_logits(entries))
-
-    def _pieces(self, entries: Sequence[QuantizedParameter], *tensors: Sequence[nn.Parameter]) -> list[Piece]:
-        streams = [self._streams[entry] for entry in entries]
-        return [Piece(*each) for each in zip(entries, *tensors, streams, strict=True)]
+    def pieces(self, entries: Sequence[QuantizedParameter]) -> list[Piece]:
+        """Of untied entries, as they are now. Read directly where they stand: with 300 small weights, a property for
+        each would take as long as their kernels."""
+        places = [(entry, entry.module._parameters, self._streams[entry]) for entry in entries]
+        tensors = [(each.get(entry.name), each.get(entry.learned_name or "")) for entry, each, _ in places]
+        if any(
+            weight is None or logit is None for weight, logit in tensors
+        ):  # detached, or gone: entries know, or say so
+            tensors = [(entry.param, entry.logit) for entry in entries]
+        return [
+            Piece(entry, cast(nn.Parameter, weight), cast(nn.Parameter, logit), stream)
+            for (entry, _, stream), (weight, logit) in zip(places, tensors, strict=True)
+        ]
 
     def _noisy(
         self,
-        settings: NoiseSettings,
+        options: NoiseOptions,
         keys: dict[torch.device, Tensor],
         bucket: Sequence[Piece],
         dtype: torch.dtype | None,
@@ -103,14 +98,14 @@ class TrainingWeights:
         logits: list[Tensor] = [piece.logit for piece in bucket]
         streams = [piece.stream for piece in bucket]
         if self._frozen.active:
-            settings, logits = self._frozen.noise_of(settings, bucket)
+            options, logits = self._frozen.noise_of(options, bucket)
         return functional.add_noise(
             weights,
             logits,
             keys[weights[0].device],
+            options,
             streams=streams,
-            **settings._asdict(),
-            tally=self._counter(streams, logits),
+            nonfinite=self._counter(streams, logits),
             dtype=dtype,
         ).noisy
 
@@ -169,15 +164,18 @@ class ForwardWeights:
         if pieces is None or len(entries) != len(self._weights.entries):
             pieces = self._weights.pieces(untied(entries))
         made: dict[QuantizedParameter, Tensor] = {}
-        for dtype, bucket in _buckets_by_dtype(pieces, dtypes):
+        buckets = list(_buckets_by_dtype(pieces, dtypes))
+        owners = [[piece.entry for piece in bucket] for _, bucket in buckets]
+        wanted = [entry.tied_to or entry for entry in entries]
+        for (dtype, bucket), owner in zip(buckets, owners, strict=True):
             weights = self._make(bucket, dtype)
             # Autograd runs ready nodes by descending number. Made first, a bucket's node would run after the backward
             # of the whole model; with the highest number it runs as soon as its last gradient is there.
             node: Any = None if torch.compiler.is_compiling() else weights[0].grad_fn
             if node is not None:
                 node._set_sequence_nr(2**62)
-            made.update(zip([piece.entry for piece in bucket], weights, strict=True))
-        return [made[entry.tied_to or entry] for entry in entries]
+            made.update(zip(owner, weights, strict=True))
+        return list(map(made.__getitem__, wanted))
 
 
 class TorchNoise:
@@ -186,8 +184,8 @@ class TorchNoise:
     Keeps the generators' states of one forward, not the noise, to draw again in a checkpoint.
     """
 
-    def __init__(self, selection: Selection, settings: NoiseSettings, frozen: FrozenBits) -> None:
-        self._selection, self._settings, self._frozen = selection, settings, frozen
+    def __init__(self, selection: Selection, options: NoiseOptions, frozen: FrozenBits) -> None:
+        self._selection, self._options, self._frozen = selection, options, frozen
         devices = [entry.param.device for entry in selection.originals]
         self._cuda_devices = sorted({device.index for device in devices if device.type == "cuda"})
         self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in self._cuda_devices)]
@@ -208,25 +206,16 @@ class TorchNoise:
     def _draw(self, wanted: set[QuantizedParameter]) -> dict[QuantizedParameter, Tensor]:
         made = {}
         originals = self._selection.originals
-        pieces = [Piece(*each, 0) for each in zip(originals, *params_and_logits(originals), strict=True)]
-        settings = self._settings
+        pieces = [Piece(entry, entry.param, entry.logit, 0) for entry in originals]
+        options = self._options
         logits: list[Tensor] = [piece.logit for piece in pieces]
         if self._frozen.active:
-            settings, logits = self._frozen.noise_of(settings, pieces)
+            options, logits = self._frozen.noise_of(options, pieces)
         for piece, logit in zip(pieces, logits, strict=True):
-            like = piece.weight.detach().to(reference.compute_dtype(piece.weight)).reshape(-1)
-            noise = torch.rand_like(like) - 0.5 if settings.noise == "uniform" else torch.randn_like(like) / 2
+            like = piece.weight.detach().to(compute_dtype(piece.weight)).reshape(-1)
+            noise = torch.rand_like(like) - 0.5 if options.noise_kind == "uniform" else torch.randn_like(like) / 2
             if piece.entry in wanted:
-                made[piece.entry] = reference.noisy_weight(
-                    piece.weight,
-                    logit,
-                    noise,
-                    settings.group_size,
-                    min_bits=settings.min_bits,
-                    max_bits=settings.max_bits,
-                    param=settings.param,
-                    per_group=settings.range_scope == "group",
-                )
+                made[piece.entry] = noisy_weight(piece.weight, logit, noise, options)
         return made
 
     def _restore_generators(self) -> None:

@@ -88,10 +88,9 @@ def untied(entries: Iterable[QuantizedParameter]) -> list[QuantizedParameter]:
     return list({entry.tied_to or entry: None for entry in entries})
 
 
-def params_and_logits(entries: Iterable[QuantizedParameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters of untied entries, and what is learned for them."""
-    entries = list(entries)
-    return [entry.param for entry in entries], [entry.logit for entry in entries]
+def params_of(slots: Iterable[Slot]) -> list[nn.Parameter]:
+    """The parameters in these places, as they are now."""
+    return [slot.param for slot in slots]
 
 
 @dataclass

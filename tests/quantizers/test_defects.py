@@ -216,7 +216,7 @@ def test_eval_quantises_once_per_version_of_the_weights():
     model.load_state_dict({name: value * 2 for name, value in model.state_dict().items()})
     assert quantise_calls(lambda: model(x)) == 4
     assert not torch.equal(model(x), before)
-    assert quantizer._eval._kept
+    assert quantizer._eval.kept
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

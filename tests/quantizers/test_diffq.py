@@ -608,6 +608,6 @@ def test_remembered_forwards_keep_no_weights_alive():
             model.train(training)(torch.randn(2, 8))
         references.append(weakref.ref(model.__dict__.pop("seen")))
     assert references[-1]() is not None
-    quantizer._eval._kept.clear()
+    quantizer._eval.kept.clear()
     gc.collect()
     assert [reference() for reference in references] == [None] * 4

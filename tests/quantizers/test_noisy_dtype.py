@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffq_fast.reference.operators import group_count
 from torch.library import opcheck
 
 from diffq_fast import functional
 from diffq_fast.backends import cpu, default
-from diffq_fast.reference.operators import group_count
 
 ops = torch.ops.diffq_fast
 BACKENDS = {"default": (default.add_noise, default.add_noise_backward)}

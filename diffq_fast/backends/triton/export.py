@@ -15,7 +15,9 @@ import triton
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...reference.operators import MAX_WIDTH, PLANE_DTYPES, group_count, stream_words, worst_value
+from ...reference.groups import MAX_WIDTH, group_count
+from ...reference.planes import PLANE_DTYPES, worst_value
+from ...reference.words import stream_words
 from .. import default
 from .arithmetic import INTERPRETED
 from .export_kernels import pack_kernel, requantize_kernel, unpack_kernel
