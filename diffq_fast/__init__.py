@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .backends import backend_info
     from .compat import ts_export
     from .compat.alias import install_as_diffq, save_legacy
+    from .functional import empty_cache
     from .legacy.state import load_legacy
     from .packed.report import inspect
     from .packed.save_load import load, save
@@ -35,6 +36,7 @@ __all__ = [
     "UniformQuantizer",
     "__version__",
     "backend_info",
+    "empty_cache",
     "functional",
     "inspect",
     "install_as_diffq",
@@ -62,6 +64,7 @@ _HOMES = {
     "load_legacy": "legacy.state",
     "install_as_diffq": "compat.alias",
     "backend_info": "backends",
+    "empty_cache": "functional",
 }
 
 

@@ -45,39 +45,57 @@ BAD_CALLS = {
     "weight_range([W], group_size=2**63)": (ValueError, "weight_range: group_size below 2**63 9223372036854775808"),
     "weight_range([W.to_sparse()])": (TypeError, "weight_range: weights[0] dense torch.sparse_coo"),
     # noise
-    "noise(KEY, 0, 10, first=2**63 - 10)": (ValueError, "noise: first + count below 2**63 first=9223372036854775798"),
+    "noise(KEY, 0, 10, begin=2**63 - 10)": (ValueError, "noise: begin + count below 2**63 begin=9223372036854775798"),
     "noise(KEY, 0, 2**60)": (ValueError, "noise: count below 2**60 count=1152921504606846976"),
     "noise(KEY.int(), 0, 2)": (TypeError, "noise: key int64 torch.int32"),
     "noise(KEY[None], 0, 2)": (TypeError, "noise: key without dimensions [1]"),
-    "noise(KEY, 0, 2, noise='normal')": (ValueError, "noise: noise 'uniform', 'gaussian' 'normal'"),
+    "noise(KEY, 0, 2, noise_kind='normal')": (ValueError, "noise: noise_kind 'uniform', 'gaussian' 'normal'"),
     "noise(KEY, -1, 2)": (ValueError, "noise: stream between 0 and 2**32 - 1 -1"),
     "noise(KEY, 2**32, 2)": (ValueError, "noise: stream between 0 and 2**32 - 1 4294967296"),
     "noise(KEY, 0, -1)": (ValueError, "noise: count not be negative count=-1"),
-    "noise(KEY, 0, 1, first=-8)": (ValueError, "noise: first not be negative first=-8"),
+    "noise(KEY, 0, 1, begin=-8)": (ValueError, "noise: begin not be negative begin=-8"),
     # add_noise
     "add_noise([], [], KEY)": (ValueError, "add_noise: at least one weight none"),
     "add_noise([W.int()], [LOGIT], KEY)": (TypeError, "add_noise: weights[0] floating torch.int32"),
     "add_noise([W], [LOGIT], KEY.float())": (TypeError, "add_noise: key int64 torch.float32"),
-    "add_noise([W], [LOGIT], KEY, group_size=-8)": (ValueError, "add_noise: group_size positive -8"),
-    "add_noise([W], [LOGIT], KEY, noise='x')": (ValueError, "add_noise: noise 'uniform', 'gaussian' 'x'"),
-    "add_noise([W], [LOGIT], KEY, param='x')": (ValueError, "add_noise: param 'bits', 'noise' 'x'"),
-    "add_noise([W], [LOGIT], KEY, range_scope='x')": (ValueError, "add_noise: range_scope 'tensor', 'group' 'x'"),
-    "add_noise([W], [LOGIT], KEY, min_bits=0)": (ValueError, "add_noise: 0 < min_bits < max_bits min_bits=0"),
-    "add_noise([W], [LOGIT], KEY, max_bits=2)": (ValueError, "add_noise: 0 < min_bits < max_bits max_bits=2"),
-    "add_noise([W], [LOGIT], KEY, max_bits=NAN)": (ValueError, "add_noise: 0 < min_bits < max_bits max_bits=nan"),
-    "add_noise([W], [LOGIT], KEY, max_bits=128)": (ValueError, "add_noise: max_bits < 128 max_bits=128"),
+    "add_noise([W], [LOGIT], KEY, Options(group_size=-8))": (ValueError, "add_noise: group_size positive -8"),
+    "add_noise([W], [LOGIT], KEY, Options(noise_kind='x'))": (
+        ValueError,
+        "add_noise: noise_kind 'uniform', 'gaussian' 'x'",
+    ),
+    "add_noise([W], [LOGIT], KEY, Options(param='x'))": (ValueError, "add_noise: param 'bits', 'noise' 'x'"),
+    "add_noise([W], [LOGIT], KEY, Options(range_scope='x'))": (
+        ValueError,
+        "add_noise: range_scope 'tensor', 'group' 'x'",
+    ),
+    "add_noise([W], [LOGIT], KEY, Options(min_bits=0))": (
+        ValueError,
+        "add_noise: 0 < min_bits < max_bits min_bits=0",
+    ),
+    "add_noise([W], [LOGIT], KEY, Options(max_bits=2))": (
+        ValueError,
+        "add_noise: 0 < min_bits < max_bits max_bits=2",
+    ),
+    "add_noise([W], [LOGIT], KEY, Options(max_bits=NAN))": (
+        ValueError,
+        "add_noise: 0 < min_bits < max_bits max_bits=nan",
+    ),
+    "add_noise([W], [LOGIT], KEY, Options(max_bits=128))": (ValueError, "add_noise: max_bits < 128 max_bits=128"),
     "add_noise([W], [LOGIT], KEY.to('meta'))": (ValueError, "add_noise: key cpu meta"),
     "add_noise([W], [], KEY)": (ValueError, "add_noise: 1 logits, one per weight 0"),
     "add_noise([W, W], [LOGIT, LOGIT[:1]], KEY)": (ValueError, "add_noise: logits[1] [2] group of 8 16 [1]"),
-    "add_noise([W], [LOGIT], KEY, group_size=0)": (ValueError, "add_noise: logits[0] [1] group of all 16 [2]"),
+    "add_noise([W], [LOGIT], KEY, Options(group_size=0))": (
+        ValueError,
+        "add_noise: logits[0] [1] group of all 16 [2]",
+    ),
     "add_noise([W], [LOGIT[None]], KEY)": (ValueError, "add_noise: logits[0] [2] [1, 2]"),
     "add_noise([W], [LOGIT.to('meta')], KEY)": (ValueError, "add_noise: logits[0] meta cpu"),
     "add_noise([W], [LOGIT.long()], KEY)": (TypeError, "add_noise: logits[0] floating torch.int64"),
     "add_noise([W], [LOGIT], KEY, streams=[0, 1])": (ValueError, "add_noise: 1 streams, one per weight 2"),
     "add_noise([W], [LOGIT], KEY, streams=[-1])": (ValueError, "add_noise: streams between 0 and 2**32 - 1 -1"),
     "add_noise([W], [LOGIT], KEY, streams=[2**32])": (ValueError, "add_noise: streams 2**32 - 1 4294967296"),
-    "add_noise([W], [LOGIT], KEY, tally=torch.zeros(3))": (ValueError, "add_noise: tally [1] [3]"),
-    "add_noise([W], [LOGIT], KEY, tally=torch.zeros(1).long())": (TypeError, "add_noise: tally float32 int64"),
+    "add_noise([W], [LOGIT], KEY, nonfinite=torch.zeros(3))": (ValueError, "add_noise: nonfinite [1] [3]"),
+    "add_noise([W], [LOGIT], KEY, nonfinite=torch.zeros(1).long())": (TypeError, "add_noise: nonfinite float32 int64"),
     # widths_from_logits
     "widths_from_logits(LOGIT, 2, 15, 'x')": (ValueError, "bits_from_logits: param 'bits', 'noise' 'x'"),
     "widths_from_logits(LOGIT, 15, 2, 'noise')": (ValueError, "bits: 0 < min_bits < max_bits min_bits=15"),
@@ -92,11 +110,11 @@ BAD_CALLS = {
     "quantize([W], [i32(3, 3)], RANGE)": (TypeError, "quantize: widths uint8 torch.int32"),
     "quantize([W], [u8(3, 0)], RANGE)": (ValueError, "quantize: bits must be between 1 and 16, got 0"),
     "quantize([W], [u8(17, 3)], RANGE)": (ValueError, "quantize: bits must be between 1 and 16, got 17"),
-    "quantize([W], [u8(3, 3)], RANGE.double())": (ValueError, "quantize: range float32 [1, 2] torch.float64"),
-    "quantize([W], [u8(3, 3)], RANGE[0])": (ValueError, "quantize: range float32 [1, 2] [2]"),
-    "quantize([W], [u8(3, 3)], RANGE, range_scope='group')": (ValueError, "quantize: range [2, 2] [1, 2]"),
+    "quantize([W], [u8(3, 3)], RANGE.double())": (ValueError, "quantize: ranges float32 [1, 2] torch.float64"),
+    "quantize([W], [u8(3, 3)], RANGE[0])": (ValueError, "quantize: ranges float32 [1, 2] [2]"),
+    "quantize([W], [u8(3, 3)], RANGE, range_scope='group')": (ValueError, "quantize: ranges [2, 2] [1, 2]"),
     "quantize([W], [u8(3, 3)], RANGE, range_scope='x')": (ValueError, "quantize: range_scope 'tensor', 'group' 'x'"),
-    "quantize([W], [u8(3, 3)], RANGE.to('meta'))": (ValueError, "quantize: range meta cpu"),
+    "quantize([W], [u8(3, 3)], RANGE.to('meta'))": (ValueError, "quantize: ranges meta cpu"),
     # packed_word_count
     "packed_word_count(u8(3), -5, 8)": (ValueError, "packed_word_count: count -5"),
     "packed_word_count(u8(), -5, 8)": (ValueError, "packed_word_count: count -5"),
@@ -120,7 +138,7 @@ BAD_CALLS = {
     "quantize_pack(W, u8(3), RANGE)": (ValueError, "quantize_pack: widths [2] [1]"),
     "quantize_pack(W, u8(3, 18), RANGE)": (ValueError, "quantize_pack: bits must be between 1 and 16, got 18"),
     "quantize_pack(W, u8(3, 3), RANGE, group_size=-1)": (ValueError, "quantize_pack: group_size positive -1"),
-    "quantize_pack(W, u8(3, 3), RANGE.half())": (ValueError, "quantize_pack: range float32 torch.float16"),
+    "quantize_pack(W, u8(3, 3), RANGE.half())": (ValueError, "quantize_pack: ranges float32 torch.float16"),
     # unpack
     "unpack(WORDS, u8(3), 9)": (ValueError, "unpack: widths [2] [1]"),
     "unpack(WORDS, u8(3), -1)": (ValueError, "unpack: count -1"),
@@ -136,22 +154,22 @@ BAD_CALLS = {
     "dequantize([W], [u8(3, 3)], RANGE)": (TypeError, "dequantize: levels[0] int32 torch.float32"),
     "dequantize([i32(1)], [u8()], RANGE)": (ValueError, "dequantize: widths[0] [1] [0]"),
     "dequantize([i32(1)], [u8(3)], RANGE, dtype=torch.int8)": (TypeError, "dequantize: dtype floating torch.int8"),
-    "dequantize([i32(1)], [u8(3)], RANGE[:0])": (ValueError, "dequantize: range [1, 2] [0, 2]"),
+    "dequantize([i32(1)], [u8(3)], RANGE[:0])": (ValueError, "dequantize: ranges [1, 2] [0, 2]"),
     "dequantize([i32(1)], [u8(99)], RANGE)": (ValueError, "dequantize: bits must be between 1 and 16, got 99"),
     # fake_quantize
     "fake_quantize([W.int()], [u8(3, 3)], RANGE)": (TypeError, "fake_quantize: weights[0] floating torch.int32"),
     "fake_quantize([W], [u8(3)], RANGE)": (ValueError, "fake_quantize: widths[0] [2] group of 8 16 [1]"),
-    "fake_quantize([W], [u8(17, 3)], RANGE)": (ValueError, "fake_quantize: bits must be between 1 and 16, got 17"),
+    "fake_quantize([W], [i32(3, 3)], RANGE)": (TypeError, "fake_quantize: widths uint8 torch.int32"),
     "fake_quantize([W], [u8(3, 3)], RANGE, dtype=torch.int8)": (TypeError, "fake_quantize: dtype floating torch.int8"),
     "fake_quantize([W], [u8(3, 3)], RANGE, range_scope='x')": (ValueError, "fake_quantize: range_scope 'tensor' 'x'"),
     # unpack_dequantize
     "unpack_dequantize(WORDS, u8(3), RANGE, [9])": (ValueError, "unpack_dequantize: widths [2] [1]"),
     "unpack_dequantize(WORDS[:1], u8(3), RANGE, [3])": (ValueError, "unpack_dequantize: 3 packed words 1"),
-    "unpack_dequantize(WORDS, u8(3), RANGE.long(), [3])": (ValueError, "unpack_dequantize: range float32 torch.int64"),
+    "unpack_dequantize(WORDS, u8(3), RANGE.long(), [3])": (ValueError, "unpack_dequantize: ranges float32 torch.int64"),
     "unpack_dequantize(WORDS, u8(3), RANGE, [3], dtype=torch.bool)": (TypeError, "unpack_dequantize: dtype floating"),
     "unpack_dequantize(WORDS, u8(3), RANGE, [-1])": (ValueError, "unpack_dequantize: -1"),
     "unpack_dequantize(WORDS, u8(3), RANGE, [-1, -3])": (ValueError, "unpack_dequantize: shape [-1, -3]"),
-    "unpack_dequantize(WORDS, u8(3), RANGE.to('meta'), [3])": (ValueError, "unpack_dequantize: range cpu meta"),
+    "unpack_dequantize(WORDS, u8(3), RANGE.to('meta'), [3])": (ValueError, "unpack_dequantize: ranges cpu meta"),
     "unpack_dequantize(NONE, u8(), RANGE, [2**40, 2**40])": (
         ValueError,
         "unpack_dequantize: shape 2**60 1099511627776",
@@ -162,14 +180,12 @@ BAD_CALLS = {
     "pack_planes(W, 3)": (TypeError, "pack_planes: values integers torch.float32"),
     "pack_planes(W > 3, 3)": (TypeError, "pack_planes: values integers torch.bool"),
     "pack_planes(i32(1), 3, rows=5)": (ValueError, "pack_planes: rows [8, 16, 32, 64] 5"),
-    "pack_planes(i32(1), 17)": (ValueError, "pack_planes: nbits between 0 and 16 17"),
-    "pack_planes(i32(1), -1)": (ValueError, "pack_planes: nbits between 0 and 16 -1"),
+    "pack_planes(i32(1), 17)": (ValueError, "pack_planes: width between 0 and 16 17"),
+    "pack_planes(i32(1), -1)": (ValueError, "pack_planes: width between 0 and 16 -1"),
     "pack_planes(i32(1), 3, columns=0)": (ValueError, "pack_planes: columns positive 0"),
     "pack_planes(NONE, 3, columns=-1)": (ValueError, "pack_planes: columns positive -1"),
     "pack_planes(i32(3, 8), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits 8"),
     "pack_planes(i32(3, -1), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits -1"),
-    "checksum(W)": (TypeError, "checksum: data uint8 torch.float32"),
-    "checksum(u8(1).to('meta'))": (ValueError, "checksum: data values meta"),
     "quantize_planes(W, u8(3), RANGE)": (ValueError, "quantize_planes: widths [2] [1]"),
     "unpack_planes(PLANES.float(), 5)": (TypeError, "unpack_planes: planes torch.int64 torch.float32"),
     "unpack_planes(PLANES[0], 5)": (TypeError, "unpack_planes: planes 3-dimensional 2 dimensions"),
@@ -183,7 +199,7 @@ BAD_CALLS = {
 def test_bad_arguments_are_answered_with_the_promised_words(call):
     error, words = BAD_CALLS[call]
     with pytest.raises(error) as caught:
-        eval(f"F.{call}", {**globals(), "NAN": float("nan")})
+        eval(f"F.{call}", {**globals(), "NAN": float("nan"), "Options": F.NoiseOptions})
     message = str(caught.value)
     assert message.startswith(words.split()[0])
     at = 0
@@ -194,7 +210,7 @@ def test_bad_arguments_are_answered_with_the_promised_words(call):
 
 def test_every_function_that_can_refuse_has_a_row():
     rows = {call.partition("(")[0] for call in BAD_CALLS}
-    assert set(F.__all__) - rows == {"draw_key"}
+    assert set(F.__all__) - rows == {"draw_key", "empty_cache", "NoiseOptions"}
 
 
 def test_examples_in_the_docstrings_run():
@@ -205,17 +221,21 @@ def test_examples_in_the_docstrings_run():
 
 def test_functions_are_listed_and_defined_in_the_order_of_the_data_flow():
     tree = ast.parse(inspect.getsource(F))
-    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    defined = [name for name in functions if not name.startswith("_")]
     assert [name for name in F.__all__ if name in defined] == defined
     imported = [name for name in F.__all__ if name not in defined]
-    assert imported == ["bits_from_logits", "logits_from_bits", "step_from_bits", "whole_bits"]
-    assert all(getattr(F, name).__module__ == "diffq_fast.reference.bits" for name in imported)
+    assert imported == ["NoiseOptions", "bits_from_logits", "logits_from_bits", "step_from_bits", "whole_bits"]
+    homes = {getattr(F, name).__module__ for name in imported}
+    assert homes == {"diffq_fast.reference.bits", "diffq_fast.reference.options"}
 
 
 def test_every_public_function_is_documented_and_typed():
     for name in F.__all__:
         function = getattr(F, name)
         assert inspect.getdoc(function), name
+        if isinstance(function, type):
+            continue
         signature = inspect.signature(function)
         assert signature.return_annotation is not signature.empty, name
         for parameter in signature.parameters.values():
@@ -253,10 +273,7 @@ def test_a_range_fits_the_export_of_its_weight(dtype):
 def test_add_noise_defaults_are_diffqs_and_its_streams_count_up():
     weights, logits = [torch.randn(16), torch.randn(16)], [torch.zeros(2), torch.zeros(2)]
     noisy, found = F.add_noise(weights, logits, KEY)
-    explicit = F.add_noise(
-        weights, logits, KEY, streams=[0, 1], group_size=8, min_bits=2, max_bits=15, param="bits",
-        noise="gaussian", range_scope="tensor",
-    )  # fmt: skip
+    explicit = F.add_noise(weights, logits, KEY, F.NoiseOptions(8, 2, 15, "bits", "gaussian", "tensor"), streams=[0, 1])
     assert all(torch.equal(a, b) for a, b in zip(noisy, explicit.noisy, strict=True))
     assert torch.equal(found, F.weight_range(weights))
     z = F.noise(KEY, 1, 16)
@@ -282,7 +299,7 @@ def test_a_group_larger_than_the_weight_costs_no_memory_and_is_the_whole_weight(
         for group_size in (0, 16, 2**45, 2**63 - 1):
             weight, logit = W.to(dtype).requires_grad_(), torch.zeros(1, requires_grad=True)
             options = {"group_size": group_size, "range_scope": "group"}
-            noisy, found = F.add_noise([weight], [logit], KEY, **options)
+            noisy, found = F.add_noise([weight], [logit], KEY, F.NoiseOptions(**options))
             grads = torch.autograd.grad((noisy[0] ** 2).sum(), (weight, logit))
             found = found.to(torch.float32)
             levels = F.quantize([weight], [u8(5)], found, **options)[0]
