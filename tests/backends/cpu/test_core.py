@@ -85,7 +85,7 @@ def test_operators_refuse_sizes_that_the_core_would_overrun():
         ops.add_noise(weights, [torch.zeros(7)], KEY, [0], None, *options(8))
     with pytest.raises(ValueError, match=r"quantize: widths\[0\]: expected 8 values, .* got 7"):
         ops.quantize(weights, [widths[:7]], found, 8, False)
-    with pytest.raises(ValueError, match=r"dequantize: range: expected float32 \[8, 2\], got torch.float32 \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"dequantize: ranges: expected float32 \[8, 2\], got torch.float32 \[1, 2\]"):
         ops.dequantize([levels], [widths], found, 8, True, torch.float32)
     with pytest.raises(ValueError, match=r"fake_quantize: widths\[0\]: expected 8 values, .* got 7"):
         ops.fake_quantize(weights, [widths[:7]], found, 8, False)
@@ -112,7 +112,7 @@ def test_operators_refuse_keys_streams_and_dtypes_that_the_core_would_overrun():
             ops.add_noise_backward(grads, weights, logits, *bounds, key, streams, *options(8))
     with pytest.raises(ValueError, match="noise: expected one int64 key"):
         ops.noise(KEY.to(torch.int32), 0, 0, 8, "uniform")
-    with pytest.raises(ValueError, match="noise: first and count must not be negative nor reach"):
+    with pytest.raises(ValueError, match="noise: begin and count must not be negative nor reach"):
         ops.noise(KEY, 0, 2**63 - 8, 8, "uniform")
     for extremes in (bounds[1].to(torch.int32), bounds[1][:0], bounds[1].flatten()):
         with pytest.raises(ValueError, match=r"add_noise_backward: extremes: expected int64 \[1, 4\]"):
