@@ -10,12 +10,12 @@
 #include <string>
 #include <vector>
 
-#include "core/add_noise.h"
-#include "core/dispatch.h"
-#include "core/packed_levels.h"
-#include "core/planes.h"
-#include "core/range.h"
-#include "core/streams.h"
+#include "core/pack/packed_levels.h"
+#include "core/pack/planes.h"
+#include "core/pack/streams.h"
+#include "core/runtime/dispatch.h"
+#include "core/train/add_noise.h"
+#include "core/train/range.h"
 
 using namespace diffq_fast;
 

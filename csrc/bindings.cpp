@@ -6,17 +6,17 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/add_noise.h"
-#include "core/block_pool.h"
-#include "core/checksum.h"
-#include "core/dispatch.h"
-#include "core/packed_levels.h"
-#include "core/planes.h"
-#include "core/quantize.h"
-#include "core/range.h"
-#include "core/streams.h"
-#include "core/thread_pool.h"
-#include "core/widths.h"
+#include "core/pack/checksum.h"
+#include "core/pack/packed_levels.h"
+#include "core/pack/planes.h"
+#include "core/pack/quantize.h"
+#include "core/pack/streams.h"
+#include "core/pack/widths.h"
+#include "core/runtime/block_pool.h"
+#include "core/runtime/dispatch.h"
+#include "core/runtime/thread_pool.h"
+#include "core/train/add_noise.h"
+#include "core/train/range.h"
 
 namespace {
 

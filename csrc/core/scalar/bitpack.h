@@ -1,5 +1,5 @@
-// Levels <-> words of one block, see core/bitpack.h, for any number of lanes: bit by bit's definition, a row
-// at a time.
+// Levels <-> words of one block, see core/pack/bitpack.h, for any number of lanes: bit by bit's definition, a
+// row at a time.
 
 static void pack(int width, const uint32_t* levels, int64_t lanes, uint32_t* words) {
     const uint32_t mask = (uint32_t{1} << width) - 1;

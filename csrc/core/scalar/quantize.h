@@ -1,4 +1,4 @@
-// weight -> level and back, see core/quantize.h.
+// weight -> level and back, see core/pack/quantize.h.
 
 static float pick(const float* each, int64_t i, float same) {
     return each != nullptr ? each[i] : same;

@@ -1,4 +1,4 @@
-// Whole blocks of 32 lanes <-> words, see core/bitpack.h: vectors hold kLanes lanes of one row.
+// Whole blocks of 32 lanes <-> words, see core/pack/bitpack.h: vectors hold kLanes lanes of one row.
 
 // Row kRow of a lane starts in word kRow * kWidth / 32, and runs over into the next one where that is not
 // enough.

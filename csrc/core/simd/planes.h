@@ -1,5 +1,5 @@
-// Tiles of bit planes, see core/planes.h: loops over 32 columns of 16 bits, which the compiler turns into
-// vectors.
+// Tiles of bit planes, see core/pack/planes.h: loops over 32 columns of 16 bits, which the compiler turns
+// into vectors.
 
 constexpr int64_t kTile = 32;  // columns handled together
 

@@ -1,4 +1,4 @@
-// weight -> level and back, see core/quantize.h.
+// weight -> level and back, see core/pack/quantize.h.
 
 // One value for a whole block, or a pointer to one per element.
 struct Same {

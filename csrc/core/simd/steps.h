@@ -1,4 +1,4 @@
-// logit -> step and its slope, see core/bits.h: the float32 arithmetic of diffq_fast/bits.py.
+// logit -> step and its slope, see core/train/bits.h: the float32 arithmetic of diffq_fast/bits.py.
 
 DIFFQ_WORD Float sigmoid(Float logit) {
     return splat(1.0f) / (splat(1.0f) + exp_float(-logit));

@@ -1,4 +1,4 @@
-// logit -> width by thresholds, see core/kernels.h.
+// logit -> width by thresholds, see core/isa/kernels.h.
 
 // A whole window; returns whether one of its logits is in doubt.
 static bool find_window(const WidthSteps& steps, const float* logits, uint8_t* widths) {
