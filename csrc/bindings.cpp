@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/pack/checksum.h"
 #include "core/pack/packed_levels.h"
 #include "core/pack/planes.h"
 #include "core/pack/quantize.h"
@@ -236,13 +235,6 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
             const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
             return unpack_dequantize(packing_of(packing, threads), at<const uint32_t>(words),
                                      at<const float>(range), per_group, floats);
-        },
-        Release());
-    module.def("crc32_is_fast", crc32_is_fast);
-    module.def(
-        "crc32",
-        [](uint32_t start, Address bytes, int64_t count) {
-            return crc32(start, at<const uint8_t>(bytes), count);
         },
         Release());
     module.def(

@@ -36,8 +36,6 @@ CpuFeatures detect() {
     CpuFeatures found;
     const Registers first = cpuid(1), seventh = cpuid(7);
     constexpr uint32_t kFma = 1u << 12, kOsXsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;
-    constexpr uint32_t kPclmul = 1u << 1, kSse41 = 1u << 19;
-    found.pclmul = all_of(first.ecx, kPclmul | kSse41);
     if (!all_of(first.ecx, kOsXsave)) return found;
     constexpr uint32_t kYmm = 0x06, kZmm = 0xE6;  // SSE and AVX state; with masks and both halves of ZMM
     const uint32_t saved = saved_registers();

@@ -7,7 +7,6 @@ struct CpuFeatures {
     bool avx2 = false;    // with FMA and F16C
     bool avx512 = false;  // F, BW, DQ and VL
     bool neon = false;
-    bool pclmul = false;  // products of polynomials, with SSE 4.1
 };
 
 const CpuFeatures& cpu_features();
