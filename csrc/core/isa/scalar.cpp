@@ -14,7 +14,7 @@ constexpr int kLanes = 1;
 
 // In the order of their use of one another.
 // clang-format off
-#include "core/scalar/words.h"
+#include "core/scalar/vectors.h"
 #include "core/simd/elementary.h"
 #include "core/simd/steps.h"
 #include "core/scalar/noise.h"
@@ -23,7 +23,7 @@ constexpr int kLanes = 1;
 #include "core/simd/floats.h"
 #include "core/scalar/quantize.h"
 #include "core/simd/widths.h"
-#include "core/scalar/bitpack.h"
+#include "core/scalar/words.h"
 #include "core/simd/planes.h"
 #include "core/simd/table.h"
 // clang-format on

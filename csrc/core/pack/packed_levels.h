@@ -22,17 +22,17 @@ struct Packing {
 bool pack(const Packing& packing, const uint32_t* levels, uint32_t* words);
 bool unpack(const Packing& packing, const uint32_t* words, uint32_t* levels);
 
-// range: one row (lo, hi), or one per group.
-bool quantize_pack(const Packing& packing, const Floats& weight, const float* range, bool per_group,
+// ranges: the weight's (lo, hi), or with `per_group` that of each group.
+bool quantize_pack(const Packing& packing, const Floats& weight, const float* ranges, bool per_group,
                    uint32_t* words);
 
 // Levels as diffq's bit planes (planes.h, 64 rows of 32 columns), the groups of each width by themselves in
-// group order: planes[width - 1] is uint64 [blocks][width][32] for 16 widths. False, and nothing done, when
-// there are not level_counts[width - 1] levels of each width. word_count is not used.
+// group order: planes[width - 1] is uint64 [blocks][width][32] for each width up to kMaxWidth. False, and
+// nothing done, when there are not level_counts[width - 1] levels of each width. word_count is not used.
 bool quantize_planes(const Packing& packing, const Floats& weight, const float* range,
                      const std::vector<int64_t>& level_counts, const std::vector<void*>& planes);
 
-bool unpack_dequantize(const Packing& packing, const uint32_t* words, const float* range, bool per_group,
+bool unpack_dequantize(const Packing& packing, const uint32_t* words, const float* ranges, bool per_group,
                        const Floats& weight);
 
 }  // namespace diffq_fast

@@ -27,17 +27,19 @@ constexpr int64_t kBytesAhead = 4096;
 // store to one for a store to another then.
 constexpr int64_t kApart = 16;
 
-// One block of a stream: levels first ... first + count - 1 of it.
+// One block of a stream: some of its levels.
 struct Block {
     Stream stream;
-    int64_t first, count;
+    Span span;
 
-    int64_t lanes() const { return lanes_of(count); }
-    int64_t word() const { return stream.first_word + first / kRows * stream.width; }
+    int64_t count() const { return span.count; }
+    int64_t lanes() const { return lanes_of(span.count); }
+    int64_t word() const { return stream.first_word + span.begin / kBlockRows * stream.width; }
 };
 
-inline Block block_at(const Stream& stream, int64_t first, int64_t size) {
-    return {stream, first, std::min(size, stream.levels - first)};
+// The block of `size` levels that begins at level `begin`, or what the stream has of it.
+inline Block block_at(const Stream& stream, int64_t begin, int64_t size) {
+    return {stream, {begin, std::min(size, stream.levels - begin)}};
 }
 
 // A number of items that the compiler knows.
@@ -49,7 +51,7 @@ using Fixed = std::integral_constant<int64_t, kSize>;
 template <typename Size, typename Body>
 void for_each_group_of(Size size, const Slice& slice, const uint8_t* widths, Body&& body) {
     widths += slice.first_group;
-    const int64_t whole = slice.count / size, rest = slice.count % size;
+    const int64_t whole = slice.span.count / size, rest = slice.span.count % size;
     for (int64_t group = 0; group < whole; ++group) body(widths[group], group * size, size);
     if (rest > 0) body(widths[whole], whole * size, rest);
 }
@@ -79,20 +81,20 @@ DIFFQ_FAST_INLINE void copy_items(const Item* from, Size size, Item* to) {
 
 // The blocks that are not filled by one slice alone, and the one at the end of a stream that is not full:
 // each has memory of its own, into which every slice puts its part.
-template <typename Item, int64_t kBlock>
+template <typename Item, int64_t kSize>
 class SharedBlocks {
   public:
     explicit SharedBlocks(const Streams& streams)
         : places_(static_cast<size_t>(streams.slices() + 1) * kWidths),
-          blocks_(find(streams)),
-          items_(static_cast<int64_t>(blocks_.size() * kBlock * sizeof(Item))) {}
+          blocks_(shared_by(streams)),
+          items_(static_cast<int64_t>(blocks_.size() * kSize * sizeof(Item))) {}
 
     // The block that the beginning of a slice cuts into two.
     Item* cut_by(int64_t slice, int width) const { return items(places_[place(slice, width)]); }
 
     int64_t size() const { return static_cast<int64_t>(blocks_.size()); }
     const Block& block(int64_t index) const { return blocks_[static_cast<size_t>(index)]; }
-    Item* items(int64_t index) const { return static_cast<Item*>(items_.data()) + index * kBlock; }
+    Item* items(int64_t index) const { return static_cast<Item*>(items_.data()) + index * kSize; }
 
   private:
     static constexpr size_t kWidths = kMaxWidth + 1;
@@ -101,21 +103,21 @@ class SharedBlocks {
         return static_cast<size_t>(slice) * kWidths + static_cast<size_t>(width);
     }
 
-    std::vector<Block> find(const Streams& streams) {
-        std::vector<Block> found;
+    std::vector<Block> shared_by(const Streams& streams) {
+        std::vector<Block> shared;
         for (const Stream& stream : streams.streams()) {
             int64_t last = -1;
             for (int64_t slice = 1; slice <= streams.slices(); ++slice) {
                 const int64_t level = streams.levels_before(slice, stream.width);
-                if (level % kBlock == 0) continue;
-                if (level / kBlock != last) {
-                    last = level / kBlock;
-                    found.push_back(block_at(stream, last * kBlock, kBlock));
+                if (level % kSize == 0) continue;
+                if (level / kSize != last) {
+                    last = level / kSize;
+                    shared.push_back(block_at(stream, last * kSize, kSize));
                 }
-                places_[place(slice, stream.width)] = static_cast<int64_t>(found.size()) - 1;
+                places_[place(slice, stream.width)] = static_cast<int64_t>(shared.size()) - 1;
             }
         }
-        return found;
+        return shared;
     }
 
     std::vector<int64_t> places_;
@@ -124,10 +126,10 @@ class SharedBlocks {
 };
 
 // One slice's way into the blocks. finish(block, items) is called for each one that the slice alone fills.
-template <typename Item, int64_t kBlock, typename Finish>
+template <typename Item, int64_t kSize, typename Finish>
 class SliceSorter {
   public:
-    SliceSorter(const Streams& streams, const SharedBlocks<Item, kBlock>& shared, int64_t slice,
+    SliceSorter(const Streams& streams, const SharedBlocks<Item, kSize>& shared, int64_t slice,
                 Finish& finish)
         : shared_(shared), slice_(slice), finish_(finish) {
         for (const Stream& stream : streams.streams()) {
@@ -159,19 +161,19 @@ class SliceSorter {
         Item *at = nullptr, *end = nullptr;
         Stream stream{};
         int64_t begin = 0, stop = 0;  // the slice's levels of this width
-        int64_t first = 0;            // the block's first level
+        int64_t block_begin = 0;      // the block's first level
         bool shared = false;
     };
 
     void start(Open& open, int64_t level) {
-        open.first = level / kBlock * kBlock;
-        const bool before = open.first<open.begin, behind = open.first + kBlock> open.stop;
+        open.block_begin = level / kSize * kSize;
+        const bool before = open.block_begin<open.begin, behind = open.block_begin + kSize> open.stop;
         open.shared = before || behind;
         Item* const items = before   ? shared_.cut_by(slice_, open.stream.width)
                             : behind ? shared_.cut_by(slice_ + 1, open.stream.width)
                                      : own_[open.stream.width - 1];
-        open.at = items + (level - open.first);
-        open.end = items + kBlock;
+        open.at = items + (level - open.block_begin);
+        open.end = items + kSize;
     }
 
     template <typename Size>
@@ -183,25 +185,25 @@ class SliceSorter {
     }
 
     void close(Open& open) {
-        if (!open.shared) finish_(Block{open.stream, open.first, kBlock}, open.end - kBlock);
-        if (open.first + kBlock < open.stop) start(open, open.first + kBlock);
+        if (!open.shared) finish_(Block{open.stream, {open.block_begin, kSize}}, open.end - kSize);
+        if (open.block_begin + kSize < open.stop) start(open, open.block_begin + kSize);
     }
 
-    const SharedBlocks<Item, kBlock>& shared_;
+    const SharedBlocks<Item, kSize>& shared_;
     const int64_t slice_;
     Finish& finish_;
     Open open_[kMaxWidth + 1];
-    Item own_[kMaxWidth][kBlock + kApart];
+    Item own_[kMaxWidth][kSize + kApart];
 };
 
 // Sorts a weight's items into blocks. items_of(slice) says where a slice's items lie; finish(block, items) is
 // called once for every block of every stream, in parallel.
-template <typename Item, int64_t kBlock, typename Source, typename Finish>
+template <typename Item, int64_t kSize, typename Source, typename Finish>
 void sort_into_blocks(const Streams& streams, const uint8_t* widths, int threads, Source&& items_of,
                       Finish&& finish) {
-    const SharedBlocks<Item, kBlock> shared(streams);
+    const SharedBlocks<Item, kSize> shared(streams);
     parallel_for(streams.slices(), threads, [&](int64_t index) {
-        SliceSorter<Item, kBlock, Finish> sorter(streams, shared, index, finish);
+        SliceSorter<Item, kSize, Finish> sorter(streams, shared, index, finish);
         const Slice slice = streams.slice(index);
         const Item* const items = items_of(slice);
         for_each_group(slice, widths, streams.group_size(),
@@ -212,7 +214,7 @@ void sort_into_blocks(const Streams& streams, const uint8_t* widths, int threads
 }
 
 // One slice's way out of the blocks. make(block, items) makes a block's items.
-template <typename Item, int64_t kBlock, typename Make>
+template <typename Item, int64_t kSize, typename Make>
 class SliceMerger {
   public:
     SliceMerger(const Streams& streams, int64_t slice, Make& make) : make_(make) {
@@ -248,12 +250,12 @@ class SliceMerger {
 
     void refill(Open& open) {
         Item* const items = own_[open.stream.width - 1];
-        const int64_t first = open.next / kBlock * kBlock;
-        const Block block = block_at(open.stream, first, kBlock);
+        const int64_t begin = open.next / kSize * kSize;
+        const Block block = block_at(open.stream, begin, kSize);
         make_(block, items);
-        open.at = items + (open.next - first);
-        open.end = items + block.count;
-        open.next = first + block.count;
+        open.at = items + (open.next - begin);
+        open.end = items + block.count();
+        open.next = begin + block.count();
     }
 
     template <typename Size>
@@ -265,17 +267,17 @@ class SliceMerger {
 
     Make& make_;
     Open open_[kMaxWidth + 1];
-    Item own_[kMaxWidth][kBlock + kApart];
+    Item own_[kMaxWidth][kSize + kApart];
 };
 
 // Puts the blocks' items into the weight's order. make(block, items) makes a block's items, which happens
 // again in each slice that the block reaches into; items_of(slice) says where the slice's items go, and
 // done(slice) is called when they are there.
-template <typename Item, int64_t kBlock, typename Make, typename Target, typename Done>
+template <typename Item, int64_t kSize, typename Make, typename Target, typename Done>
 void merge_from_blocks(const Streams& streams, const uint8_t* widths, int threads, Make&& make,
                        Target&& items_of, Done&& done) {
     parallel_for(streams.slices(), threads, [&](int64_t index) {
-        SliceMerger<Item, kBlock, Make> merger(streams, index, make);
+        SliceMerger<Item, kSize, Make> merger(streams, index, make);
         const Slice slice = streams.slice(index);
         Item* const items = items_of(slice);
         for_each_group(slice, widths, streams.group_size(),

@@ -1,15 +1,11 @@
 #include "core/pack/streams.h"
 
-#include <tuple>
 #include <utility>
 
-#include "core/pack/quantize.h"
 #include "core/runtime/thread_pool.h"
 
 namespace diffq_fast {
 namespace {
-
-static_assert(kMaxWidth + 1 == std::tuple_size<WidthCounts>::value, "one number per width");
 
 // A slice is small enough to go round among the threads, and so large that few blocks lie in two of them.
 constexpr int64_t kSliceElements = int64_t{1} << 17, kMostSlices = 256;
@@ -35,9 +31,9 @@ std::vector<WidthCounts> count_slices(const uint8_t* widths, int64_t groups, int
                                       int threads) {
     std::vector<WidthCounts> counts(static_cast<size_t>((groups + slice_groups - 1) / slice_groups));
     parallel_for(static_cast<int64_t>(counts.size()), threads, [&](int64_t slice) {
-        const int64_t first = slice * slice_groups;
+        const int64_t begin = slice * slice_groups;
         counts[static_cast<size_t>(slice)] =
-            count_slice(widths + first, std::min(slice_groups, groups - first));
+            count_slice(widths + begin, std::min(slice_groups, groups - begin));
     });
     return counts;
 }
@@ -59,15 +55,15 @@ Streams::Streams(const uint8_t* widths, int64_t count, int64_t group_size, int t
     groups_before_ = count_slices(widths, groups, slice_groups_, threads);
     const int64_t missing = groups * group_size_ - count;  // levels that the ragged last group lacks
     for (size_t width = 0; width <= kMaxWidth; ++width) {
-        int64_t found = 0;
-        for (WidthCounts& slice : groups_before_) found += std::exchange(slice[width], found);
+        int64_t of_width = 0;
+        for (WidthCounts& slice : groups_before_) of_width += std::exchange(slice[width], of_width);
         if (width > 0) level_counts_.push_back(0);
-        if (found == 0) continue;
+        if (of_width == 0) continue;
         if (width == 0) {
             valid_ = false;
             return;
         }
-        int64_t levels = found * group_size_;
+        int64_t levels = of_width * group_size_;
         if (widths[groups - 1] == width) levels -= missing;
         level_counts_.back() = levels;
         streams_.push_back({static_cast<int>(width), levels, words_});
@@ -76,9 +72,9 @@ Streams::Streams(const uint8_t* widths, int64_t count, int64_t group_size, int t
 }
 
 Slice Streams::slice(int64_t index) const {
-    const int64_t first_group = index * slice_groups_, first = first_group * group_size_;
+    const int64_t first_group = index * slice_groups_, begin = first_group * group_size_;
     const int64_t groups = std::min(slice_groups_, group_count(count_, group_size_) - first_group);
-    return {first_group, groups, first, std::min(groups * group_size_, count_ - first)};
+    return {first_group, groups, {begin, std::min(groups * group_size_, count_ - begin)}};
 }
 
 }  // namespace diffq_fast

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/pack/bitpack.h"
+#include "core/pack/words.h"
 #include "core/runtime/groups.h"
 
 namespace diffq_fast {
@@ -20,11 +20,11 @@ struct Stream {
 // Consecutive groups of a weight, that one task handles.
 struct Slice {
     int64_t first_group, groups;
-    int64_t first, count;  // elements
+    Span span;
 };
 
 // One number per width; entry 0 is for widths out of range.
-using WidthCounts = std::array<int64_t, 17>;
+using WidthCounts = std::array<int64_t, kMaxWidth + 1>;
 
 // counts[width] = how many of the groups have that width, 0 ... 16; counts[0] counts all others too.
 void count_widths(const uint8_t* widths, int64_t groups, int64_t* counts, int threads);

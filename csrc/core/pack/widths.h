@@ -8,9 +8,9 @@
 
 namespace diffq_fast {
 
-// widths[i] as WidthSteps says, doubts[w] = 1 where logits 64 w ... 64 w + 63 hold one that it does not
+// widths[i] as WidthThresholds says; doubts[w] = 1 where logits 64 w ... 64 w + 63 hold one that it does not
 // decide.
-void find_widths(const WidthSteps& steps, const float* logits, int64_t count, uint8_t* widths,
+void find_widths(const WidthThresholds& thresholds, const float* logits, int64_t count, uint8_t* widths,
                  uint8_t* doubts, int threads);
 
 }  // namespace diffq_fast

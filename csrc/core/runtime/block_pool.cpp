@@ -3,6 +3,7 @@
 #include <atomic>
 #include <limits>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "core/runtime/memory.h"
@@ -10,11 +11,11 @@
 namespace diffq_fast {
 namespace {
 
-constexpr int64_t kUnit = int64_t{1} << 16;
+constexpr int64_t kGranularity = int64_t{1} << 16;
 constexpr std::align_val_t kAlignment{size_t{1} << 21};
 
 int64_t rounded(int64_t bytes) {
-    return (bytes / kUnit + 1) * kUnit;
+    return (bytes / kGranularity + 1) * kGranularity;
 }
 
 struct FreeBlock {
@@ -27,35 +28,47 @@ class FreeList {
   public:
     void* take(int64_t bytes) {
         if (busy_.test_and_set(std::memory_order_acquire)) return nullptr;
-        void* found = nullptr;
+        void* taken = nullptr;
         for (size_t i = blocks_.size(); i-- > 0;) {  // the last freed first: it may still be in a cache
             if (blocks_[i].bytes != bytes) continue;
-            found = blocks_[i].data;
+            taken = blocks_[i].data;
             kept_ -= bytes;
             blocks_.erase(blocks_.begin() + static_cast<int64_t>(i));
             break;
         }
         busy_.clear(std::memory_order_release);
-        return found;
+        return taken;
     }
 
     // The oldest blocks make room. False where the block is not kept.
     bool give(void* data, int64_t bytes) {
-        if (bytes > kKeptBytes || busy_.test_and_set(std::memory_order_acquire)) return false;
-        while (kept_ + bytes > kKeptBytes) {
-            ::operator delete(blocks_.front().data, kAlignment);
-            kept_ -= blocks_.front().bytes;
-            blocks_.erase(blocks_.begin());
-        }
+        if (bytes > kMostKeptBytes || busy_.test_and_set(std::memory_order_acquire)) return false;
+        while (kept_ + bytes > kMostKeptBytes) free_oldest();
         blocks_.push_back({data, bytes});
         kept_ += bytes;
         busy_.clear(std::memory_order_release);
         return true;
     }
 
+    // Waits for whoever uses the list, but not forever: in a forked child that may be a thread of its parent.
+    void empty() {
+        for (int attempt = 0; busy_.test_and_set(std::memory_order_acquire); ++attempt) {
+            if (attempt == 1000) return;
+            std::this_thread::yield();
+        }
+        while (!blocks_.empty()) free_oldest();
+        busy_.clear(std::memory_order_release);
+    }
+
     int64_t kept() const { return kept_; }
 
   private:
+    void free_oldest() {
+        ::operator delete(blocks_.front().data, kAlignment);
+        kept_ -= blocks_.front().bytes;
+        blocks_.erase(blocks_.begin());
+    }
+
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     std::vector<FreeBlock> blocks_;
     std::atomic<int64_t> kept_{0};
@@ -84,6 +97,10 @@ void give_block(void* block, int64_t bytes) {
 
 int64_t kept_bytes() {
     return free_list().kept();
+}
+
+void empty_cache() {
+    free_list().empty();
 }
 
 }  // namespace diffq_fast

@@ -7,8 +7,9 @@
 
 namespace diffq_fast {
 
-// So many bytes of free blocks are kept at most; what is freed beyond them goes back to the system.
-constexpr int64_t kKeptBytes = int64_t{512} << 20;
+// So many bytes of free blocks are kept at most: the oldest go back to the system when another is freed, and
+// what is larger than all of this is never kept.
+constexpr int64_t kMostKeptBytes = int64_t{512} << 20;
 
 // A block of at least `bytes` bytes, aligned for huge pages; throws std::bad_alloc.
 void* take_block(int64_t bytes);
@@ -18,6 +19,9 @@ void give_block(void* block, int64_t bytes);
 
 // What is kept at present.
 int64_t kept_bytes();
+
+// Gives all that is kept back to the system. Blocks in use are not touched, and are kept again when freed.
+void empty_cache();
 
 // Owns a block.
 class PooledBlock {

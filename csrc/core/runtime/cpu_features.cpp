@@ -1,65 +1,78 @@
 #include "core/runtime/cpu_features.h"
 
-#include <cstdint>
-
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <cpuid.h>
+
+#include <cstdint>
+#include <cstring>
 #define DIFFQ_FAST_X86 1
 #endif
 
 namespace diffq_fast {
-namespace {
 
 #ifdef DIFFQ_FAST_X86
-struct Registers {
-    uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+namespace {
+
+enum Register { ebx = 1, ecx = 2 };
+
+// The registers that the operating system has to save when it switches threads, as bits of XCR0: none beyond
+// the base, SSE's and AVX's, or these with the masks and both halves of ZMM.
+constexpr uint32_t kBase = 0, kYmm = 0x06, kZmm = 0xE6;
+
+// Where CPUID tells of a feature, and which saved registers it needs.
+struct Feature {
+    const char* name;
+    uint32_t leaf;
+    Register in;
+    int bit;
+    uint32_t saved;
 };
 
-Registers cpuid(uint32_t leaf) {
-    Registers found;
-    __get_cpuid_count(leaf, 0, &found.eax, &found.ebx, &found.ecx, &found.edx);
-    return found;
+constexpr Feature kFeatures[] = {
+    {"sse4.2", 1, ecx, 20, kBase},  {"popcnt", 1, ecx, 23, kBase},  {"avx", 1, ecx, 28, kYmm},
+    {"f16c", 1, ecx, 29, kYmm},     {"fma", 1, ecx, 12, kYmm},      {"avx2", 7, ebx, 5, kYmm},
+    {"bmi2", 7, ebx, 8, kBase},     {"avx512f", 7, ebx, 16, kZmm},  {"avx512dq", 7, ebx, 17, kZmm},
+    {"avx512bw", 7, ebx, 30, kZmm}, {"avx512vl", 7, ebx, 31, kZmm},
+};
+
+bool cpuid_has(const Feature& feature) {
+    uint32_t registers[4] = {};
+    __get_cpuid_count(feature.leaf, 0, &registers[0], &registers[1], &registers[2], &registers[3]);
+    return registers[feature.in] >> feature.bit & 1;
 }
 
-// The registers that the operating system saves when it switches threads: XCR0.
+// XCR0; nothing is saved where the operating system does not let programs read it.
 uint32_t saved_registers() {
+    constexpr Feature kOsxsave{"osxsave", 1, ecx, 27, kBase};
+    if (!cpuid_has(kOsxsave)) return 0;
     uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return low;
 }
 
-bool all_of(uint32_t flags, uint32_t wanted) {
-    return (flags & wanted) == wanted;
+bool has(const char* name, size_t length) {
+    static const uint32_t saved = saved_registers();
+    for (const Feature& feature : kFeatures) {
+        if (std::strlen(feature.name) != length || std::strncmp(feature.name, name, length) != 0) continue;
+        return (saved & feature.saved) == feature.saved && cpuid_has(feature);
+    }
+    return false;
 }
-
-CpuFeatures detect() {
-    CpuFeatures found;
-    const Registers first = cpuid(1), seventh = cpuid(7);
-    constexpr uint32_t kFma = 1u << 12, kOsXsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;
-    if (!all_of(first.ecx, kOsXsave)) return found;
-    constexpr uint32_t kYmm = 0x06, kZmm = 0xE6;  // SSE and AVX state; with masks and both halves of ZMM
-    const uint32_t saved = saved_registers();
-    found.avx2 =
-        all_of(saved, kYmm) && all_of(first.ecx, kFma | kAvx | kF16c) && all_of(seventh.ebx, 1u << 5);
-    constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
-    found.avx512 = found.avx2 && all_of(saved, kZmm) && all_of(seventh.ebx, kF | kDq | kBw | kVl);
-    return found;
-}
-#else
-CpuFeatures detect() {
-    CpuFeatures found;
-#if defined(__aarch64__) || defined(_M_ARM64)
-    found.neon = true;  // part of the architecture
-#endif
-    return found;
-}
-#endif
 
 }  // namespace
 
-const CpuFeatures& cpu_features() {
-    static const CpuFeatures found = detect();
-    return found;
+bool cpu_has(const char* features) {
+    for (;;) {
+        const size_t length = std::strcspn(features, ",");
+        if (!has(features, length)) return false;
+        if (features[length] == '\0') return true;
+        features += length + 1;
+    }
 }
+#else
+bool cpu_has(const char*) {
+    return false;
+}
+#endif
 
 }  // namespace diffq_fast

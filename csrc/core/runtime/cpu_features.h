@@ -3,12 +3,8 @@
 
 namespace diffq_fast {
 
-struct CpuFeatures {
-    bool avx2 = false;    // with FMA and F16C
-    bool avx512 = false;  // F, BW, DQ and VL
-    bool neon = false;
-};
-
-const CpuFeatures& cpu_features();
+// Whether all of the features can be used: names as compilers have them, with commas between. False for a
+// name that is not known here.
+bool cpu_has(const char* features);
 
 }  // namespace diffq_fast

@@ -2,21 +2,21 @@
 
 #include <atomic>
 
+#include "core/isa/targets.h"
 #include "core/runtime/cpu_features.h"
 
 namespace diffq_fast {
 namespace {
 
 std::vector<const Kernels*> find_supported() {
-    const CpuFeatures& cpu = cpu_features();
-    std::vector<const Kernels*> found{scalar_kernels()};
-    const auto add = [&](bool runs, const Kernels* kernels) {
-        if (runs && kernels != nullptr) found.push_back(kernels);
+    std::vector<const Kernels*> supported{scalar_kernels()};
+    const auto add = [&](const Kernels* kernels, bool runs) {
+        if (kernels != nullptr && runs) supported.push_back(kernels);
     };
-    add(cpu.neon, neon_kernels());
-    add(cpu.avx2, avx2_kernels());
-    add(cpu.avx512, avx512_kernels());
-    return found;
+    add(neon_kernels(), true);  // part of the architecture
+    add(avx2_kernels(), cpu_has(DIFFQ_AVX2_FEATURES));
+    add(avx512_kernels(), cpu_has(DIFFQ_AVX512_FEATURES));
+    return supported;
 }
 
 std::atomic<const Kernels*>& chosen() {
@@ -27,8 +27,8 @@ std::atomic<const Kernels*>& chosen() {
 }  // namespace
 
 const std::vector<const Kernels*>& supported_kernels() {
-    static const std::vector<const Kernels*> found = find_supported();
-    return found;
+    static const std::vector<const Kernels*> supported = find_supported();
+    return supported;
 }
 
 const Kernels& kernels() {

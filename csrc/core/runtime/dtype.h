@@ -8,6 +8,9 @@ namespace diffq_fast {
 
 enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2 };
 
+// The bits of infinity in float32, which are its exponent.
+constexpr uint32_t kInfinityBits = 0x7F800000;
+
 inline int64_t item_size(DType dtype) {
     return dtype == DType::float32 ? 4 : 2;
 }
@@ -42,7 +45,7 @@ inline uint16_t bfloat16_from_float(float value) {
     const uint32_t bits = bits_of(value);
     const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
     const uint32_t quiet_nan = (bits >> 16) | 0x40;
-    return static_cast<uint16_t>(select(mask_of((bits & 0x7FFFFFFF) > 0x7F800000), quiet_nan, rounded));
+    return static_cast<uint16_t>(select(mask_of((bits & 0x7FFFFFFF) > kInfinityBits), quiet_nan, rounded));
 }
 
 // Exponent and mantissa move up 13 bits; the product with 2^112 corrects the exponent bias, exactly,
@@ -50,7 +53,7 @@ inline uint16_t bfloat16_from_float(float value) {
 inline float float_from_float16(uint16_t half) {
     const uint32_t magnitude = uint32_t{half} & 0x7FFF;
     const uint32_t finite = bits_of(float_of(magnitude << 13) * 0x1p112f);
-    const uint32_t special = (magnitude << 13) | 0x7F800000;  // infinity or NaN
+    const uint32_t special = (magnitude << 13) | kInfinityBits;  // infinity or NaN
     const uint32_t sign = (uint32_t{half} & 0x8000) << 16;
     return float_of(sign | select(mask_of(magnitude >= 0x7C00), special, finite));
 }
@@ -66,7 +69,7 @@ inline uint16_t float16_from_float(float value) {
     const uint32_t nan = 0x7E00 | ((magnitude >> 13) & 0x3FF);
     uint32_t half = select(mask_of(magnitude < 0x38800000), subnormal, normal);
     half = select(mask_of(magnitude >= 0x47800000), 0x7C00, half);
-    half = select(mask_of(magnitude > 0x7F800000), nan, half);
+    half = select(mask_of(magnitude > kInfinityBits), nan, half);
     return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000));
 }
 

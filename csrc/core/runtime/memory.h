@@ -27,27 +27,21 @@ inline void expect_writes(void* data, int64_t bytes) {
 
 // The compiler has to see what is inside: copies of a known size; and GCC drops calls of functions that only
 // prefetch, as they have no effect.
-#ifdef __GNUC__
+#if defined(__GNUC__) || defined(__clang__)
+#define DIFFQ_FAST_PREFETCH(place, writes) __builtin_prefetch(place, writes)
 #define DIFFQ_FAST_INLINE inline __attribute__((always_inline))
 #else
+#define DIFFQ_FAST_PREFETCH(place, writes) static_cast<void>(place)
 #define DIFFQ_FAST_INLINE inline
 #endif
 
 // Asks for the cache line at `place`, which is read or written soon; any address will do.
 DIFFQ_FAST_INLINE void expect_read(const void* place) {
-#ifdef __GNUC__
-    __builtin_prefetch(place, 0);
-#else
-    (void)place;
-#endif
+    DIFFQ_FAST_PREFETCH(place, 0);
 }
 
 DIFFQ_FAST_INLINE void expect_write(const void* place) {
-#ifdef __GNUC__
-    __builtin_prefetch(place, 1);
-#else
-    (void)place;
-#endif
+    DIFFQ_FAST_PREFETCH(place, 1);
 }
 
 // Asks for the beginning of the block behind this one. Processors look ahead by themselves, but only within a

@@ -20,18 +20,17 @@ constexpr int kMaxWorkers = 255;
 class Pool {
   public:
     // Returns false, having done nothing, when another call is using the pool.
-    bool try_run(int64_t tasks, int helpers, TaskFunction function, void* context) {
+    bool try_run(int64_t tasks, int most, TaskFunction function, void* context) {
         std::unique_lock<std::mutex> user(in_use_, std::try_to_lock);
         if (!user.owns_lock()) return false;
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            grow(helpers);
+            grow(most);
             function_ = function;
             context_ = context;
             tasks_ = tasks;
             next_.store(0, std::memory_order_relaxed);
-            wanted_ =
-                helpers < static_cast<int>(workers_.size()) ? helpers : static_cast<int>(workers_.size());
+            wanted_ = std::min(most, static_cast<int>(workers_.size()));
             running_ = wanted_;
             ++generation_;
         }
@@ -43,9 +42,9 @@ class Pool {
     }
 
   private:
-    void grow(int helpers) {
+    void grow(int most) {
         try {
-            while (static_cast<int>(workers_.size()) < helpers) {
+            while (static_cast<int>(workers_.size()) < most) {
                 const int index = static_cast<int>(workers_.size());
                 workers_.emplace_back([this, index, seen = generation_] { serve(index, seen); });
             }
@@ -133,8 +132,8 @@ void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context)
             TeamTasks shared{{0}, tasks, function, context};
             return chosen(TeamTasks::work, &shared, static_cast<unsigned>(threads), 0);
         }
-        const int64_t helpers = std::min({int64_t{threads}, tasks, int64_t{kMaxWorkers} + 1}) - 1;
-        if (pool.load()->try_run(tasks, static_cast<int>(helpers), function, context)) return;
+        const int64_t workers = std::min({int64_t{threads}, tasks, int64_t{kMaxWorkers} + 1}) - 1;
+        if (pool.load()->try_run(tasks, static_cast<int>(workers), function, context)) return;
     }
     for (int64_t task = 0; task < tasks; ++task) function(context, task);
 }

@@ -5,6 +5,10 @@
 
 namespace diffq_fast {
 
+constexpr int kPhiloxRounds = 10;
+constexpr uint32_t kPhiloxFactor0 = 0xD2511F53, kPhiloxFactor1 = 0xCD9E8D57;
+constexpr uint32_t kPhiloxAddend0 = 0x9E3779B9, kPhiloxAddend1 = 0xBB67AE85;  // to the key, per round
+
 struct PhiloxKey {
     uint32_t k0, k1;
 
@@ -19,14 +23,14 @@ struct PhiloxWords {
 };
 
 inline PhiloxWords philox4x32_10(PhiloxWords counter, PhiloxKey key) {
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t product0 = uint64_t{0xD2511F53} * counter.w0;
-        const uint64_t product1 = uint64_t{0xCD9E8D57} * counter.w2;
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+        const uint64_t product0 = uint64_t{kPhiloxFactor0} * counter.w0;
+        const uint64_t product1 = uint64_t{kPhiloxFactor1} * counter.w2;
         counter = {
             static_cast<uint32_t>(product1 >> 32) ^ counter.w1 ^ key.k0, static_cast<uint32_t>(product1),
             static_cast<uint32_t>(product0 >> 32) ^ counter.w3 ^ key.k1, static_cast<uint32_t>(product0)};
-        key.k0 += 0x9E3779B9;
-        key.k1 += 0xBB67AE85;
+        key.k0 += kPhiloxAddend0;
+        key.k1 += kPhiloxAddend1;
     }
     return counter;
 }

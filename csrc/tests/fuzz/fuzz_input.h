@@ -25,11 +25,11 @@ class Input {
     // Elements: few as a rule, so that runs are short; else beside the end of one block or two, or up to
     // 4080.
     int64_t count() {
-        const uint8_t kind = byte();
+        const uint8_t choice = byte();
         const int64_t low = byte();
-        if (kind < 248) return low % 50;
-        if (kind < 252) return 1008 + low % 64;
-        return kind < 254 ? 2032 + low % 64 : low << 4;
+        if (choice < 248) return low % 50;
+        if (choice < 252) return 1008 + low % 64;
+        return choice < 254 ? 2032 + low % 64 : low << 4;
     }
 
     // Vectors of the exact size, so that a sanitizer sees every step over their ends. What is left of the

@@ -34,14 +34,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         require(!unpack(packing, words.data(), nothing.data()));
         return 0;
     }
-    std::vector<uint32_t> levels(static_cast<size_t>(count)), other(levels), packed(words), same(words);
+    std::vector<uint32_t> levels(static_cast<size_t>(count)), again(levels), packed(words), same(words);
     use_kernels("scalar");
     require(unpack(packing, words.data(), levels.data()) && pack(packing, levels.data(), packed.data()));
     for (int64_t i = 0; i < count; ++i)
         require(levels[static_cast<size_t>(i)] >> widths[static_cast<size_t>(group_of(i, group_size))] == 0);
     use_kernels(instruction_set);
-    require(unpack(packing, words.data(), other.data()) && other == levels);
+    require(unpack(packing, words.data(), again.data()) && again == levels);
     require(pack(packing, levels.data(), same.data()) && same == packed);
-    require(unpack(packing, packed.data(), other.data()) && other == levels);
+    require(unpack(packing, packed.data(), again.data()) && again == levels);
     return 0;
 }

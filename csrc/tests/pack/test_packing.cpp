@@ -24,12 +24,12 @@ std::vector<uint8_t> random_widths(int64_t groups, uint32_t seed) {
     return widths;
 }
 
-// Bit j of level p by the definition of the layout.
-bool bit_of(const std::vector<uint32_t>& words, int width, int64_t count, int64_t p, int j) {
-    const int64_t block = p / kPackBlock, inside = p % kPackBlock;
+// Bit j of level i by the definition of the layout.
+bool bit_of(const std::vector<uint32_t>& words, int width, int64_t count, int64_t i, int j) {
+    const int64_t block = i / kPackBlock, inside = i % kPackBlock;
     const int64_t lanes = lanes_of(std::min(kPackBlock, count - block * kPackBlock));
     const int64_t bit = inside / lanes * width + j;
-    const int64_t word = block * kRows * width + bit / 32 * lanes + inside % lanes;
+    const int64_t word = block * kBlockRows * width + bit / 32 * lanes + inside % lanes;
     return words[static_cast<size_t>(word)] >> (bit % 32) & 1;
 }
 
@@ -43,9 +43,9 @@ void every_width_and_count_round_trips() {
             std::vector<uint32_t> packed(static_cast<size_t>(words), 0xdeadbeef), back(levels.size());
             const Packing packing{&width8, count, 0, words, 1};
             CHECK(pack(packing, levels.data(), packed.data()));
-            for (int64_t p = 0; p < count; p += 13) {
+            for (int64_t i = 0; i < count; i += 13) {
                 for (int j = 0; j < width; ++j) {
-                    CHECK(bit_of(packed, width, count, p, j) == (levels[static_cast<size_t>(p)] >> j & 1));
+                    CHECK(bit_of(packed, width, count, i, j) == (levels[static_cast<size_t>(i)] >> j & 1));
                 }
             }
             CHECK(unpack(packing, packed.data(), back.data()));
@@ -91,13 +91,13 @@ std::vector<uint32_t> words_by_definition(const std::vector<uint32_t>& levels,
         }
         const auto count = static_cast<int64_t>(stream.size());
         std::vector<uint32_t> packed(static_cast<size_t>(stream_words(count, width)));
-        for (int64_t p = 0; p < count; ++p) {
-            const int64_t block = p / kPackBlock, inside = p % kPackBlock;
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t block = i / kPackBlock, inside = i % kPackBlock;
             const int64_t lanes = lanes_of(std::min(kPackBlock, count - block * kPackBlock));
             for (int j = 0; j < width; ++j) {
                 const int64_t bit = inside / lanes * width + j;
-                const int64_t word = block * kRows * width + bit / 32 * lanes + inside % lanes;
-                packed[static_cast<size_t>(word)] |= (stream[static_cast<size_t>(p)] >> j & 1) << (bit % 32);
+                const int64_t word = block * kBlockRows * width + bit / 32 * lanes + inside % lanes;
+                packed[static_cast<size_t>(word)] |= (stream[static_cast<size_t>(i)] >> j & 1) << (bit % 32);
             }
         }
         words.insert(words.end(), packed.begin(), packed.end());
@@ -125,12 +125,12 @@ void weights_of_many_slices_pack_as_defined() {
         const Floats short_floats{halves.data(), count, DType::bfloat16};
         for (const bool per_group : {false, true}) {
             for (const Floats& weight : {floats, short_floats}) {
+                const AllWidthsAndRanges given{{widths.data()}, ranges.data(), {group_size, per_group}};
                 std::vector<uint32_t> levels(weights.size()), back(levels);
-                quantize({weight}, {widths.data()}, ranges.data(), group_size, per_group, {levels.data()}, 1);
+                quantize({weight}, given, {levels.data()}, 1);
                 const auto expected = words_by_definition(levels, widths, group_size);
                 std::vector<float> there(weights.size()), here(there);
-                dequantize({levels.data()}, {widths.data()}, ranges.data(), group_size, per_group,
-                           {{there.data(), count, weight.dtype}}, 1);
+                dequantize({levels.data()}, given, {{there.data(), count, weight.dtype}}, 1);
                 for (const int threads : {1, 3}) {
                     std::vector<uint32_t> words(expected.size());
                     const Packing packing{widths.data(), count, group_size,
@@ -145,8 +145,7 @@ void weights_of_many_slices_pack_as_defined() {
                     const auto bytes = static_cast<size_t>(count * item_size(weight.dtype));
                     CHECK(std::memcmp(here.data(), there.data(), bytes) == 0);
                     std::fill(here.begin(), here.end(), 0.0f);
-                    fake_quantize({weight}, {widths.data()}, ranges.data(), group_size, per_group,
-                                  {{here.data(), count, weight.dtype}}, threads);
+                    fake_quantize({weight}, given, {{here.data(), count, weight.dtype}}, threads);
                     CHECK(std::memcmp(here.data(), there.data(), bytes) == 0);
                 }
             }
@@ -187,8 +186,9 @@ void fused_kernels_equal_quantize_then_pack() {
             const float range[2] = {*lo, *hi};
             const auto widths = random_widths(group_count(count, group_size), 4);
             const Floats weight{weights.data(), count, DType::float32};
+            const AllWidthsAndRanges given{{widths.data()}, range, {group_size, false}};
             std::vector<uint32_t> levels(weights.size());
-            quantize({weight}, {widths.data()}, range, group_size, false, {levels.data()}, 1);
+            quantize({weight}, given, {levels.data()}, 1);
             if (count > 1) {
                 for (int64_t i = 0; i < count; ++i) {
                     const int width = widths[static_cast<size_t>(group_of(i, group_size))];
@@ -203,8 +203,7 @@ void fused_kernels_equal_quantize_then_pack() {
             CHECK(quantize_pack(packing, weight, range, false, fused.data()));
             CHECK(apart == fused);
             std::vector<float> there(weights.size()), here(weights.size());
-            dequantize({levels.data()}, {widths.data()}, range, group_size, false,
-                       {{there.data(), count, DType::float32}}, 1);
+            dequantize({levels.data()}, given, {{there.data(), count, DType::float32}}, 1);
             CHECK(
                 unpack_dequantize(packing, fused.data(), range, false, {here.data(), count, DType::float32}));
             CHECK(there == here);
@@ -224,8 +223,9 @@ void fused_kernels_find_the_range_of_each_group() {
             for (size_t g = 0; g < range.size(); g += 2)
                 range[g + 1] = range[g] + 1 + std::fabs(range[g + 1]);
             const Floats weight{const_cast<float*>(weights.data()), count, DType::float32};
+            const AllWidthsAndRanges given{{widths.data()}, range.data(), {group_size, true}};
             std::vector<uint32_t> levels(weights.size()), back(levels);
-            quantize({weight}, {widths.data()}, range.data(), group_size, true, {levels.data()}, 1);
+            quantize({weight}, given, {levels.data()}, 1);
             const Streams streams(widths.data(), count, group_size, 1);
             const Packing packing{widths.data(), count, group_size, streams.words(), 1};
             std::vector<uint32_t> words(static_cast<size_t>(streams.words()));
@@ -233,8 +233,7 @@ void fused_kernels_find_the_range_of_each_group() {
             CHECK(unpack(packing, words.data(), back.data()));
             CHECK(back == levels);
             std::vector<float> there(weights.size()), here(weights.size());
-            dequantize({levels.data()}, {widths.data()}, range.data(), group_size, true,
-                       {{there.data(), count, DType::float32}}, 1);
+            dequantize({levels.data()}, given, {{there.data(), count, DType::float32}}, 1);
             CHECK(unpack_dequantize(packing, words.data(), range.data(), true,
                                     {here.data(), count, DType::float32}));
             CHECK(there == here);
@@ -255,7 +254,7 @@ void any_float_gives_a_level_in_range() {
              {-1, 1}, {0, 0}, {NAN, NAN}, {-INFINITY, INFINITY}, {-3e38f, 3e38f}, {1, -1}, {0, 1e-45f}}) {
         const float range[2] = {lo, hi};
         std::vector<uint32_t> levels(weights.size(), 99);
-        quantize({{weights.data(), 8, DType::float32}}, {&width}, range, 0, false, {levels.data()}, 1);
+        quantize({{weights.data(), 8, DType::float32}}, {{&width}, range, {0, false}}, {levels.data()}, 1);
         for (const uint32_t level : levels) CHECK(level <= 31);
         CHECK(levels[0] == 0);
         if (lo == hi) CHECK(levels == std::vector<uint32_t>(8, 0));

@@ -6,14 +6,14 @@ using namespace diffq_fast;
 namespace {
 
 template <typename Word>
-void check_layout(int64_t count, int nbits, int64_t columns) {
+void check_layout(int64_t count, int bits, int64_t columns) {
     constexpr int kWordBits = static_cast<int>(sizeof(Word)) * 8;
     const int64_t block = kWordBits * columns, blocks = (count + block - 1) / block;
     std::mt19937 generator(static_cast<uint32_t>(count));
     std::vector<int16_t> values(static_cast<size_t>(count)), back(values);
-    for (int16_t& value : values) value = static_cast<int16_t>(generator() & ((1u << nbits) - 1));
-    std::vector<Word> words(static_cast<size_t>(blocks * nbits * columns)), again(words);
-    const PlaneShape shape{count, nbits, kWordBits, columns};
+    for (int16_t& value : values) value = static_cast<int16_t>(generator() & ((1u << bits) - 1));
+    std::vector<Word> words(static_cast<size_t>(blocks * bits * columns)), again(words);
+    const PlaneShape shape{count, bits, kWordBits, columns};
     uint64_t joined = 0;
     for (const int16_t value : values) joined |= static_cast<uint64_t>(value);
     CHECK(pack_planes(shape, values.data(), 2, words.data(), 1) == joined);
@@ -21,8 +21,8 @@ void check_layout(int64_t count, int nbits, int64_t columns) {
     CHECK(words == again);
     for (int64_t i = 0; i < blocks * block; i += 7) {
         const int64_t k = i / block, row = i % block / columns, column = i % columns;
-        for (int bit = 0; bit < nbits; ++bit) {
-            const Word word = words[static_cast<size_t>((k * nbits + bit) * columns + column)];
+        for (int bit = 0; bit < bits; ++bit) {
+            const Word word = words[static_cast<size_t>((k * bits + bit) * columns + column)];
             const bool set = i < count && (values[static_cast<size_t>(i)] >> bit & 1);
             CHECK((word >> row & 1) == (set ? 1u : 0u));
         }
@@ -33,12 +33,12 @@ void check_layout(int64_t count, int nbits, int64_t columns) {
 
 void every_word_size_and_count_round_trips() {
     for (const int64_t count : kAwkwardCounts) {
-        for (const int nbits : {1, 2, 8, 9, 15, 16, 20}) {
+        for (const int bits : {1, 2, 8, 9, 15, 16, 20}) {
             for (const int64_t columns : {int64_t{1}, int64_t{32}, int64_t{33}, int64_t{500}}) {
-                check_layout<uint8_t>(count, nbits, columns);
-                check_layout<uint16_t>(count, nbits, columns);
-                check_layout<uint32_t>(count, nbits, columns);
-                check_layout<uint64_t>(count, nbits, columns);
+                check_layout<uint8_t>(count, bits, columns);
+                check_layout<uint16_t>(count, bits, columns);
+                check_layout<uint32_t>(count, bits, columns);
+                check_layout<uint64_t>(count, bits, columns);
             }
         }
     }
@@ -75,9 +75,9 @@ void check_seen(int64_t count) {
         const Value value =
             static_cast<Value>(uint64_t{1} << bit);  // the highest one of a signed value: -2^bit
         values[place] = value;
-        for (const int nbits : {1, 8, 16}) {
+        for (const int bits : {1, 8, 16}) {
             const uint64_t seen =
-                pack_planes({count, nbits, 64, 32}, values.data(), sizeof(Value), words.data(), 3);
+                pack_planes({count, bits, 64, 32}, values.data(), sizeof(Value), words.data(), 3);
             CHECK(seen == static_cast<uint64_t>(static_cast<int64_t>(value)));
         }
         values[place] = 0;

@@ -70,11 +70,14 @@ void underflow_gives_signed_zero() {
 
 void blocks_go_through_unchanged() {
     for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
-        std::vector<float> source = {0.5f, -2.0f, 1.0f, 3.0f, -0.25f}, buffer(5), target(5);
-        std::vector<float> storage(5);
-        store_floats(source.data(), storage.data(), dtype, 0, 5);
-        const float* loaded = load_floats(storage.data(), dtype, 2, 3, buffer.data());
+        const std::vector<float> source = {0.5f, -2.0f, 1.0f, 3.0f, -0.25f};
+        std::vector<float> storage(5), buffer(5);
+        const Floats weight{storage.data(), 5, dtype};
+        store_floats(source.data(), weight, {0, 5});
+        const float* loaded = load_floats(weight, {2, 3}, buffer.data());
         for (int i = 0; i < 3; ++i) CHECK(loaded[i] == source[static_cast<size_t>(i) + 2]);
+        const float* place = place_for_floats(weight, {2, 3}, buffer.data());
+        CHECK(place == (dtype == DType::float32 ? storage.data() + 2 : buffer.data()));
     }
 }
 

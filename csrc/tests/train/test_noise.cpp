@@ -9,7 +9,7 @@ using namespace diffq_fast;
 // The elementary functions over single floats, as the scalar kernels have them.
 namespace elementary {
 // clang-format off
-#include "core/scalar/words.h"
+#include "core/scalar/vectors.h"
 #include "core/simd/elementary.h"
 // clang-format on
 }  // namespace elementary
@@ -42,9 +42,9 @@ uint32_t draw(uint32_t stream, uint64_t element) {
     return element % 2 ? words[element % 8 / 2] >> 16 : words[element % 8 / 2] & 0xffff;
 }
 
-double expected(uint32_t stream, uint64_t element, NoiseKind kind) {
+double expected(uint32_t stream, uint64_t element, NoiseKind noise_kind) {
     const auto fraction = [&](uint64_t e) { return (draw(stream, e) + 0.5) / 65536; };
-    if (kind == NoiseKind::uniform) return fraction(element) - 0.5;
+    if (noise_kind == NoiseKind::uniform) return fraction(element) - 0.5;
     const uint64_t even = element / 2 * 2;
     const double radius = std::sqrt(-2 * std::log(fraction(even))) / 2, angle = 2 * kPi * fraction(even + 1);
     return radius * (element % 2 ? std::sin(angle) : std::cos(angle));
@@ -52,15 +52,15 @@ double expected(uint32_t stream, uint64_t element, NoiseKind kind) {
 
 void noise_follows_its_definition() {
     // The last start lets the low counter word wrap inside a block.
-    for (const int64_t first : {int64_t{0}, int64_t{1}, int64_t{13}, (int64_t{1} << 35) - 100}) {
+    for (const int64_t begin : {int64_t{0}, int64_t{1}, int64_t{13}, (int64_t{1} << 35) - 100}) {
         for (const int64_t count : kAwkwardCounts) {
-            for (const NoiseKind kind : {NoiseKind::uniform, NoiseKind::gaussian}) {
+            for (const NoiseKind noise_kind : {NoiseKind::uniform, NoiseKind::gaussian}) {
                 std::vector<float> z(static_cast<size_t>(count), NAN);
-                fill_noise(kKey, 7, first, count, kind, z.data(), 1);
+                fill_noise({kKey, 7, noise_kind}, {begin, count}, z.data(), 1);
                 for (int64_t i = 0; i < count; ++i) {
                     const double error = std::fabs(z[static_cast<size_t>(i)] -
-                                                   expected(7, static_cast<uint64_t>(first + i), kind));
-                    CHECK(error <= (kind == NoiseKind::uniform ? 0 : 2e-6));
+                                                   expected(7, static_cast<uint64_t>(begin + i), noise_kind));
+                    CHECK(error <= (noise_kind == NoiseKind::uniform ? 0 : 2e-6));
                 }
             }
         }
@@ -75,9 +75,10 @@ void noise_of_every_instruction_set_follows_its_definition() {
 }
 
 void noise_does_not_depend_on_threads() {
+    const NoiseSource source{kKey, 1, NoiseKind::gaussian};
     std::vector<float> one(100001), three(100001);
-    fill_noise(kKey, 1, 5, 100001, NoiseKind::gaussian, one.data(), 1);
-    fill_noise(kKey, 1, 5, 100001, NoiseKind::gaussian, three.data(), 3);
+    fill_noise(source, {5, 100001}, one.data(), 1);
+    fill_noise(source, {5, 100001}, three.data(), 3);
     CHECK(one == three);
 }
 

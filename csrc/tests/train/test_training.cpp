@@ -11,67 +11,66 @@ namespace {
 
 constexpr PhiloxKey kKey{1, 2};
 
-struct Found {
+struct RangeAndExtremes {
     float range[2];
     int64_t extremes[4];
 };
 
-Found range_of(std::vector<float> values, int threads = 1) {
-    Found found;
-    weight_range({{values.data(), static_cast<int64_t>(values.size()), DType::float32}}, 0, false,
-                 found.range, found.extremes, threads);
-    return found;
+RangeAndExtremes range_of(std::vector<float> values, int threads = 1) {
+    RangeAndExtremes made;
+    weight_range({{values.data(), static_cast<int64_t>(values.size()), DType::float32}}, {0, false},
+                 made.range, made.extremes, threads);
+    return made;
 }
 
 void range_finds_first_places_and_ties() {
     for (const int64_t count : kAwkwardCounts) {
         auto values = random_floats(count, 1);
-        Found found = range_of(values);
+        RangeAndExtremes got = range_of(values);
         if (count == 0) {
-            CHECK(found.range[0] == 0 && found.range[1] == 0 && found.extremes[2] == 0);
+            CHECK(got.range[0] == 0 && got.range[1] == 0 && got.extremes[2] == 0);
             continue;
         }
-        CHECK(values[static_cast<size_t>(found.extremes[0])] == found.range[0]);
-        CHECK(values[static_cast<size_t>(found.extremes[1])] == found.range[1]);
+        CHECK(values[static_cast<size_t>(got.extremes[0])] == got.range[0]);
+        CHECK(values[static_cast<size_t>(got.extremes[1])] == got.range[1]);
         if (count < 9) continue;
         const auto last = static_cast<size_t>(count - 1);
         values[3] = values[last] = values[last / 2] = 100;
         values[2] = values[last - 1] = -100;
-        found = range_of(values);
-        CHECK(found.range[0] == -100 && found.extremes[0] == 2 && found.extremes[2] == 2);
-        CHECK(found.range[1] == 100 && found.extremes[1] == 3);
+        got = range_of(values);
+        CHECK(got.range[0] == -100 && got.extremes[0] == 2 && got.extremes[2] == 2);
+        CHECK(got.range[1] == 100 && got.extremes[1] == 3);
     }
 }
 
 void range_of_constant_infinite_and_nan_weights() {
-    Found found = range_of(std::vector<float>(50000, 2.5f), 2);
-    CHECK(found.range[0] == 2.5f && found.range[1] == 2.5f);
-    CHECK(found.extremes[0] == 0 && found.extremes[2] == 50000 && found.extremes[3] == 50000);
-    found = range_of(std::vector<float>(40, INFINITY));
-    CHECK(std::isinf(found.range[0]) && found.extremes[2] == 40 && found.extremes[3] == 40);
+    RangeAndExtremes got = range_of(std::vector<float>(50000, 2.5f), 2);
+    CHECK(got.range[0] == 2.5f && got.range[1] == 2.5f);
+    CHECK(got.extremes[0] == 0 && got.extremes[2] == 50000 && got.extremes[3] == 50000);
+    got = range_of(std::vector<float>(40, INFINITY));
+    CHECK(std::isinf(got.range[0]) && got.extremes[2] == 40 && got.extremes[3] == 40);
     for (const size_t place : {size_t{0}, size_t{17}, size_t{39999}}) {
         std::vector<float> values(40000, 1.0f);
         values[place] = NAN;
-        found = range_of(values);
-        CHECK(std::isnan(found.range[0]) && std::isnan(found.range[1]) && found.extremes[3] == 0);
+        got = range_of(values);
+        CHECK(std::isnan(got.range[0]) && std::isnan(got.range[1]) && got.extremes[3] == 0);
     }
 }
 
 // One training step over several weights at once; everything it produces, for comparison.
 struct Step {
     std::vector<std::vector<float>> noisy, grad_weights, grad_logits;
-    std::vector<float> range, nonfinite;
+    std::vector<float> ranges, nonfinite;
 
-    bool operator==(const Step& other) const {
-        return noisy == other.noisy && grad_weights == other.grad_weights &&
-               grad_logits == other.grad_logits && range == other.range && nonfinite == other.nonfinite;
+    bool operator==(const Step& step) const {
+        return noisy == step.noisy && grad_weights == step.grad_weights && grad_logits == step.grad_logits &&
+               ranges == step.ranges && nonfinite == step.nonfinite;
     }
 };
 
 struct Case {
     std::vector<std::vector<float>> weights, logits, grads;
-    int64_t group_size;
-    bool per_group;
+    Grouping grouping;
     Param param = Param::bits;
 
     // Step and its slope, in double.
@@ -89,8 +88,7 @@ struct Case {
 
 Case make_case(const std::vector<int64_t>& counts, int64_t group_size, bool per_group) {
     Case made;
-    made.group_size = group_size;
-    made.per_group = per_group;
+    made.grouping = {group_size, per_group};
     for (const int64_t count : counts) {
         made.weights.push_back(random_floats(count, 1));
         made.grads.push_back(random_floats(count, 2));
@@ -99,21 +97,19 @@ Case make_case(const std::vector<int64_t>& counts, int64_t group_size, bool per_
     return made;
 }
 
-Step run(Case& made, NoiseKind kind, int threads) {
+Step run(Case& made, NoiseKind noise_kind, int threads) {
     Step step;
-    NoiseArguments arguments{
-        {},     {}, {}, nullptr, kKey, kind, BitsRule(made.param, 2, 15), made.group_size, made.per_group,
-        threads};
+    const NoiseOptions options{made.grouping, BitsRule(made.param, 2, 15), noise_kind};
+    NoiseArguments arguments{{}, {}, kKey, {}, nullptr, options, threads};
     std::vector<Floats> noisy, grads;
-    std::vector<void*> grad_weights;
-    std::vector<float*> grad_logits;
-    size_t rows = 0;
+    NoiseGradients gradients;
+    int64_t ranges = 0;
     for (size_t i = 0; i < made.weights.size(); ++i) {
         const auto count = static_cast<int64_t>(made.weights[i].size());
         arguments.weights.push_back({made.weights[i].data(), count, DType::float32});
         arguments.logits.push_back(made.logits[i].data());
         arguments.streams.push_back(static_cast<uint32_t>(i));
-        rows += made.per_group ? made.logits[i].size() : 1;
+        ranges += made.grouping.range_count(count);
         step.noisy.emplace_back(made.weights[i].size(), NAN);
         step.grad_weights.emplace_back(made.weights[i].size(), NAN);
         step.grad_logits.emplace_back(made.logits[i].size(), NAN);
@@ -121,17 +117,17 @@ Step run(Case& made, NoiseKind kind, int threads) {
     }
     for (size_t i = 0; i < made.weights.size(); ++i) {
         noisy.push_back({step.noisy[i].data(), arguments.weights[i].count, DType::float32});
-        grad_weights.push_back(step.grad_weights[i].data());
-        grad_logits.push_back(step.grad_logits[i].data());
+        gradients.weights.push_back({step.grad_weights[i].data(), noisy[i].count, DType::float32});
+        gradients.logits.push_back(step.grad_logits[i].data());
     }
-    step.range.resize(2 * rows);
+    step.ranges.resize(static_cast<size_t>(2 * ranges));
     step.nonfinite.resize(made.weights.size());
     std::vector<int64_t> extremes(4 * made.weights.size());
-    weight_range(arguments.weights, made.group_size, made.per_group, step.range.data(), extremes.data(),
-                 threads);
-    arguments.range = step.range.data();
+    weight_range(arguments.weights, made.grouping, step.ranges.data(), extremes.data(), threads);
+    arguments.ranges = step.ranges.data();
+    gradients.nonfinite = step.nonfinite.data();
     add_noise(arguments, noisy);
-    add_noise_backward(arguments, extremes.data(), grads, grad_weights, grad_logits, step.nonfinite.data());
+    add_noise_backward(arguments, extremes.data(), grads, gradients);
     return step;
 }
 
@@ -155,8 +151,8 @@ void training_step_follows_the_formula_of(Param param) {
             made.param = param;
             const Step step = run(made, NoiseKind::uniform, 1);
             std::vector<float> z(static_cast<size_t>(count));
-            fill_noise(kKey, 0, 0, count, NoiseKind::uniform, z.data(), 1);
-            const double length = static_cast<double>(step.range[1]) - step.range[0];
+            fill_noise({kKey, 0, NoiseKind::uniform}, {0, count}, z.data(), 1);
+            const double length = static_cast<double>(step.ranges[1]) - step.ranges[0];
             std::vector<double> sums(made.logits[0].size()), magnitudes(sums);
             double total = 0;
             for (size_t i = 0; i < z.size(); ++i) {
@@ -176,9 +172,9 @@ void training_step_follows_the_formula_of(Param param) {
             for (size_t i = 0; i < z.size(); ++i) {
                 const double extra = static_cast<double>(step.grad_weights[0][i]) - made.grads[0][i];
                 changed += extra != 0;
-                const double at_end = made.weights[0][i] == step.range[1]   ? total
-                                      : made.weights[0][i] == step.range[0] ? -total
-                                                                            : 0;
+                const double at_end = made.weights[0][i] == step.ranges[1]   ? total
+                                      : made.weights[0][i] == step.ranges[0] ? -total
+                                                                             : 0;
                 CHECK(std::fabs(extra - at_end) < 1e-5);
             }
             CHECK(changed <= 2);
@@ -250,9 +246,9 @@ void nan_weights_and_logits_pass_on() {
         made.logits[0][1] = NAN;
         made.logits[0][2] = INFINITY;
         made.logits[0][3] = -INFINITY;
-        const Step other = run(made, NoiseKind::gaussian, 1);
-        CHECK(std::isnan(other.noisy[0][8]) && std::isfinite(other.noisy[0][16]) &&
-              std::isfinite(other.noisy[0][24]));
+        const Step odd = run(made, NoiseKind::gaussian, 1);
+        CHECK(std::isnan(odd.noisy[0][8]) && std::isfinite(odd.noisy[0][16]) &&
+              std::isfinite(odd.noisy[0][24]));
     }
 }
 
@@ -275,23 +271,22 @@ void noisy_weights_and_gradients_may_have_another_dtype() {
                                                             : float_from_float16(upstream[i]);
             }
             const Step step = run(made, NoiseKind::gaussian, 1);
-            const Found found = range_of(made.weights[0]);
+            const RangeAndExtremes got = range_of(made.weights[0]);
+            const NoiseOptions options{made.grouping, BitsRule(Param::bits, 2, 15), NoiseKind::gaussian};
             const NoiseArguments arguments{{{made.weights[0].data(), count, DType::float32}},
                                            {made.logits[0].data()},
-                                           {0},
-                                           found.range,
                                            kKey,
-                                           NoiseKind::gaussian,
-                                           BitsRule(Param::bits, 2, 15),
-                                           8,
-                                           false,
+                                           {0},
+                                           got.range,
+                                           options,
                                            1};
             std::vector<uint16_t> noisy(upstream.size()), grads(upstream);
             std::vector<float> grad_weight(upstream.size(), NAN), grad_logit(made.logits[0].size(), NAN);
             float nonfinite = NAN;
             add_noise(arguments, {{noisy.data(), count, dtype}});
-            add_noise_backward(arguments, found.extremes, {{grads.data(), count, dtype}},
-                               {grad_weight.data()}, {grad_logit.data()}, &nonfinite);
+            const NoiseGradients gradients{
+                {{grad_weight.data(), count, DType::float32}}, {grad_logit.data()}, &nonfinite};
+            add_noise_backward(arguments, got.extremes, {{grads.data(), count, dtype}}, gradients);
             CHECK(noisy == halves_of(step.noisy[0], dtype));
             CHECK(grad_weight == step.grad_weights[0] && grad_logit == step.grad_logits[0]);
             CHECK(nonfinite == 0);
