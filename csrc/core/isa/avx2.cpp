@@ -5,6 +5,13 @@
 
 #ifdef DIFFQ_X86_VECTORS
 #include <immintrin.h>
+#ifdef _MSC_VER  // clang-cl leaves these out where the whole file is not compiled for them
+// clang-format off
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <fmaintrin.h>
+// clang-format on
+#endif
 
 #include <algorithm>
 #include <limits>

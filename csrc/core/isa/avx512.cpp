@@ -5,6 +5,14 @@
 
 #ifdef DIFFQ_X86_VECTORS
 #include <immintrin.h>
+#ifdef _MSC_VER  // clang-cl leaves these out where the whole file is not compiled for them
+// clang-format off
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <avx512fintrin.h>
+// clang-format on
+#endif
 
 #include <algorithm>
 #include <limits>

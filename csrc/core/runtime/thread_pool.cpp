@@ -87,12 +87,15 @@ class Pool {
 std::atomic<Pool*> pool{nullptr};
 std::atomic<Team> team{nullptr};
 
+#ifndef _WIN32
 void forget_threads() {
     pool.store(new Pool);
     team.store(nullptr);
 }
+#endif
 
-void forget_threads_at_fork() {
+// The first call makes the pool; from then on a forked child gets a new one.
+void prepare_threads() {
     static const bool once = [] {
         pool.store(new Pool);
 #ifndef _WIN32
@@ -120,13 +123,13 @@ struct TeamTasks {
 }  // namespace
 
 void use_team(Team wanted) {
-    forget_threads_at_fork();
+    prepare_threads();
     team.store(wanted);
 }
 
 void run_tasks(int64_t tasks, int threads, TaskFunction function, void* context) {
     if (threads > 1 && tasks > 1) {
-        forget_threads_at_fork();
+        prepare_threads();
         if (const Team chosen = team.load()) {
             // All threads, even for few tasks: OpenMP ends those that one of its calls leaves out.
             TeamTasks shared{{0}, tasks, function, context};
