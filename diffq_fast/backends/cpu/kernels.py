@@ -49,6 +49,11 @@ def _lists(weights: Sequence[Tensor]) -> tuple[list[int], list[int], list[int]]:
     return _addresses(weights), [w.numel() for w in weights], [_DTYPES[w.dtype] for w in weights]
 
 
+def _noise(weights: Sequence[Tensor], logits: Sequence[Tensor], key: Tensor, streams: Sequence[int], options: tuple):
+    """What add_noise and its backward have in common, as the core takes it."""
+    return _lists(weights), _addresses(logits), key.data_ptr(), streams, options
+
+
 def _empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """A row-major tensor; large ones from the core's blocks, which the system need not clear each time."""
     made = torch.empty(0, dtype=dtype)
@@ -146,14 +151,11 @@ def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bi
     noisy = _empty_like(weights, dtype)
     found, extremes = _empty_range(weights, group_size, per_group)
     core.add_noise(
-        _lists(weights),
-        _addresses(logits),
-        key.data_ptr(),
-        streams,
-        (group_size, min_bits, max_bits, _PARAMS[param], _KINDS[kind], per_group),
+        _noise(
+            weights, logits, key, streams, (group_size, min_bits, max_bits, _PARAMS[param], _KINDS[kind], per_group)
+        ),
+        (found.data_ptr(), extremes.data_ptr()),
         _lists(noisy),
-        found.data_ptr(),
-        extremes.data_ptr(),
         torch.get_num_threads(),
     )
     return noisy, found, extremes
@@ -191,17 +193,12 @@ def add_noise_backward(
     grad_logits = [_empty(shape) for shape in shapes]
     nonfinite = torch.empty(len(weights))
     core.add_noise_backward(
+        _noise(
+            weights, logits, key, streams, (group_size, min_bits, max_bits, _PARAMS[param], _KINDS[kind], per_group)
+        ),
+        (range.data_ptr(), extremes.data_ptr()),
         _lists(grads),
-        _lists(weights),
-        _addresses(logits),
-        range.data_ptr(),
-        extremes.data_ptr(),
-        key.data_ptr(),
-        streams,
-        (group_size, min_bits, max_bits, _PARAMS[param], _KINDS[kind], per_group),
-        _addresses(grad_weights),
-        _addresses(grad_logits),
-        nonfinite.data_ptr(),
+        (_addresses(grad_weights), _addresses(grad_logits), nonfinite.data_ptr()),
         torch.get_num_threads(),
     )
     return grad_weights, grad_logits, nonfinite
@@ -326,8 +323,7 @@ def quantize_pack(weight, widths, range, group_size, per_group, word_count):
     words = _empty([word_count], torch.int32)
     done = core.quantize_pack(
         packing,
-        weight.data_ptr(),
-        _DTYPES[weight.dtype],
+        (weight.data_ptr(), _DTYPES[weight.dtype]),
         range.data_ptr(),
         per_group,
         words.data_ptr(),
@@ -347,8 +343,7 @@ def quantize_planes(weight, widths, range, group_size, level_counts):
     planes = [_empty(shape, torch.int64) for shape in shapes]
     done = len(planes) == 16 and core.quantize_planes(
         _packing("quantize_planes", widths, weight.numel(), group_size, 0),
-        weight.data_ptr(),
-        _DTYPES[weight.dtype],
+        (weight.data_ptr(), _DTYPES[weight.dtype]),
         range.data_ptr(),
         level_counts,
         _addresses(planes),
@@ -375,8 +370,7 @@ def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype)
         words.data_ptr(),
         range.data_ptr(),
         per_group,
-        weight.data_ptr(),
-        _DTYPES[dtype],
+        (weight.data_ptr(), _DTYPES[dtype]),
         torch.get_num_threads(),
     )
     _require(done, "unpack_dequantize", words.numel())
@@ -385,18 +379,15 @@ def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype)
 
 def _pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, int]:
     """The planes, and all values joined by "or", as 64 bits without sign."""
-    narrow = values.dtype in _INTEGERS and (nbits <= 16 or values.dtype != torch.uint8)  # see csrc/core/planes.h
+    narrow = values.dtype in _INTEGERS and (nbits <= 16 or values.dtype != torch.uint8)  # see csrc/core/pack/planes.h
     values = (values if narrow else values.to(torch.int64)).contiguous()
     block = rows * columns
     blocks = -(-values.numel() // block) if block else 0
     words = _empty((blocks, nbits, columns), PLANE_DTYPES[rows])
     seen = core.pack_planes(
+        (values.numel(), nbits, rows, columns),
         values.data_ptr(),
         values.element_size(),
-        values.numel(),
-        nbits,
-        rows,
-        columns,
         words.data_ptr(),
         torch.get_num_threads(),
     )
@@ -421,13 +412,6 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
     planes = planes.contiguous()
     length = min(length, blocks * rows * columns)
     values = _empty([length], torch.int16)
-    core.unpack_planes(planes.data_ptr(), length, nbits, rows, columns, values.data_ptr(), torch.get_num_threads())
+    shape = length, nbits, rows, columns
+    core.unpack_planes(shape, planes.data_ptr(), values.data_ptr(), torch.get_num_threads())
     return values
-
-
-@_kernel
-def checksum(data: Tensor) -> Tensor:
-    if data.dtype != torch.uint8 or not core.crc32_is_fast():
-        return default.checksum(data)
-    data = data.contiguous()
-    return torch.tensor(core.crc32(0, data.data_ptr(), data.numel()))

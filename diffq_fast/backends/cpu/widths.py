@@ -26,7 +26,7 @@ _PER_THREAD = 1 << 15  # the fewest that it gives to one
 
 
 class _Steps(NamedTuple):
-    """See ``struct WidthSteps`` in csrc/core/kernels.h."""
+    """See ``struct WidthThresholds`` in csrc/core/isa/kernels.h."""
 
     lowest: int
     below: list[float]
@@ -43,7 +43,7 @@ def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: 
     found = torch.empty(len(logits), dtype=torch.uint8)
     doubts = torch.empty(-(-len(logits) // _WINDOW), dtype=torch.uint8)
     core.find_widths(
-        *steps, logits.data_ptr(), len(logits), found.data_ptr(), doubts.data_ptr(), torch.get_num_threads()
+        steps, logits.data_ptr(), len(logits), found.data_ptr(), doubts.data_ptr(), torch.get_num_threads()
     )
     windows = doubts.nonzero()
     if len(windows):
