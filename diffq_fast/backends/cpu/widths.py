@@ -28,8 +28,8 @@ _MOST_ALONE = 1 << 14  # logits that torch does not share among threads
 _PER_THREAD = 1 << 15  # the fewest that it gives to one
 
 
-class _Steps(NamedTuple):
-    """See ``struct WidthSteps`` in csrc/core/kernels.h."""
+class _Thresholds(NamedTuple):
+    """See ``struct WidthThresholds`` in csrc/core/isa/kernels.h."""
 
     lowest: int
     below: list[float]
@@ -53,11 +53,11 @@ def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: 
     bounded = _SMALLEST <= min_bits < max_bits <= _LARGEST and abs(extra_bits) <= _LARGEST
     if not (plain and bounded) or logits.numel() < _FEWEST:
         return whole_bits_from_logits(logits, *rule, extra_bits)
-    steps = _steps(*rule, extra_bits)
+    thresholds = _thresholds(*rule, extra_bits)
     widths = torch.empty(len(logits), dtype=torch.uint8, device="cpu")
     doubts = torch.empty(-(-len(logits) // _WINDOW), dtype=torch.uint8, device="cpu")
     core.find_widths(
-        *steps, logits.data_ptr(), len(logits), widths.data_ptr(), doubts.data_ptr(), torch.get_num_threads()
+        thresholds, logits.data_ptr(), len(logits), widths.data_ptr(), doubts.data_ptr(), torch.get_num_threads()
     )
     windows = doubts.nonzero()
     if len(windows):
@@ -86,13 +86,13 @@ def _begin_at_windows(count: int) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _steps(min_bits: float, max_bits: float, param: str, extra_bits: float) -> _Steps:
+def _thresholds(min_bits: float, max_bits: float, param: str, extra_bits: float) -> _Thresholds:
     halves = torch.arange(2, MAX_WHOLE_BITS + 1, dtype=torch.float64, device="cpu") - 0.5 - extra_bits
     below = _first_logits(halves - _LARGEST_ERROR, min_bits, max_bits, param)
     reached = _first_logits(halves + _LARGEST_ERROR, min_bits, max_bits, param)
     possible = [(low, high) for low, high in zip(below, reached, strict=True) if low < torch.inf and high > -torch.inf]
     lowest = 1 + sum(high == -torch.inf for high in reached)
-    return _Steps(lowest, [low for low, _ in possible], [high for _, high in possible])
+    return _Thresholds(lowest, [low for low, _ in possible], [high for _, high in possible])
 
 
 def _first_logits(bits: Tensor, min_bits: float, max_bits: float, param: str) -> list[float]:

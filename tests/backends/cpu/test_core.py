@@ -89,7 +89,7 @@ def test_operators_refuse_sizes_that_the_core_would_overrun():
         ops.dequantize([levels], [widths], found, 8, True, torch.float32)
     with pytest.raises(ValueError, match=r"fake_quantize: widths\[0\]: expected 8 values, .* got 7"):
         ops.fake_quantize(weights, [widths[:7]], found, 8, False)
-    with pytest.raises(ValueError, match=r"fake_quantize: range: expected float32 \[8, 2\], got .* \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"fake_quantize: ranges: expected float32 \[8, 2\], got .* \[1, 2\]"):
         ops.fake_quantize(weights, [widths], found, 8, True)
     with pytest.raises(ValueError, match="pack: widths must be between 1 and 16 and need exactly word_count words"):
         ops.pack(levels, widths, 8, 7)
