@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from .. import functional
 from ..legacy import entries as legacy_entries
 from ..reference.bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
-from ..reference.groups import group_count
 from ..reference.logit_rule import LogitRule
 from ..reference.options import NoiseOptions
 from ..reference.philox import NOISE_KINDS
+from ..reference.sizes import group_count
 from .arguments import remembers_arguments
 from .attachment import Draw
 from .base import BITS_PER_MB, BaseQuantizer
