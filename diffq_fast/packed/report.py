@@ -11,7 +11,7 @@ from typing import Any
 
 from ..files.safetensors_reader import ITEM_BYTES, open_file, printable
 from ..watch.bits_plot import BitsRow, draw_bits
-from .layout import PackedLayout, learned_suffix, read_layout
+from .layout import PARTS, PackedLayout, learned_suffix, read_layout
 from .widths import stream_levels
 
 PURPOSES = ("levels", "widths", "ranges", "plain parameters", "buffers", "logits", "header")
@@ -126,7 +126,7 @@ def _weight_report(layout: PackedLayout, name: str) -> WeightReport:
     weight, widths = layout.weights[name], layout.widths[name]
     levels = stream_levels(widths, weight.count, weight.group_size)
     histogram = {width: number for width, number in enumerate(levels) if number}
-    parts = (layout.header.tensors.get(name + part) for part in (".words", ".widths", ".range"))
+    parts = (layout.header.tensors.get(name + part) for part in PARTS)
     size = sum(part.byte_count for part in parts if part)
     return WeightReport(
         name,
@@ -142,7 +142,7 @@ def _weight_report(layout: PackedLayout, name: str) -> WeightReport:
 
 def _bytes_by_purpose(layout: PackedLayout) -> dict[str, int]:
     purpose: dict[str, str] = {}
-    for part, name in ((".words", "levels"), (".widths", "widths"), (".range", "ranges")):
+    for part, name in zip(PARTS, PURPOSES, strict=False):
         purpose |= {weight + part: name for weight in layout.weights}
     suffix = learned_suffix(layout.quantizer)
     purpose |= {f"{weight}{suffix}": "logits" for weight in layout.weights}
