@@ -74,6 +74,14 @@ class Header:
         return 8 + len(self.raw)
 
 
+def begins_like_safetensors(head: bytes) -> bool:
+    """Whether a file's first 9 bytes are those of a safetensors file: a possible length, then the header's "{".
+
+    The length's first byte may be anything, also the first byte of another format.
+    """
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES
+
+
 HeaderCheck = Callable[[bytes, dict[str, str], str], None]  # given the header's bytes, the metadata, the path
 
 
