@@ -134,7 +134,7 @@ def pack_at_bits(
                 double.append(name)
             if checkpoint.packable(name):
                 groups = group_count(checkpoint.count(name), group_size)
-                widths[name] = torch.full((groups,), bits, dtype=torch.uint8)
+                widths[name] = torch.full((groups,), bits, dtype=torch.uint8, device="cpu")
         info = {"class": "none", "arguments": {"bits": bits}}
         packed = _pack_all(checkpoint, widths, group_size, range_scope, progress)
         plain = {name: checkpoint.tensor(name) for name in checkpoint.header.tensors if name not in widths}

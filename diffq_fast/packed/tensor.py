@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class PackedTensor:
     def _weight(self, levels: Tensor) -> Tensor:
         if self.range_scope == "scale":
             half = 1 << (int(self.widths[0]) - 1) if self.count else 0
-            return (levels - half) * self.ranges.reshape(())  # a scalar weight stays one
+            return (levels - half).to(torch.float32) * self.ranges.reshape(())  # a scalar weight stays one
         count = self.ranges.new_tensor(float(self.level_count or 0))
         return dequantize_evenly(levels, count, self.ranges[0], self.ranges[1], torch.float32)
 
@@ -167,7 +168,7 @@ def pack_exported(weights: Iterable[ExportedWeight]) -> dict[str, PackedTensor]:
     """What a quantizer exports, in packed form, by name. Raises like :func:`pack_weight` and :func:`pack_levels`."""
     packed = {}
     for each in weights:
-        options = {"range_scope": each.range_scope, "name": each.name}
+        options: dict[str, Any] = {"range_scope": each.range_scope, "name": each.name}
         if each.levels is None or each.ranges is None:
             widths, group_size = each.widths.to(each.weight.device), int(each.group_size)
             packed[each.name] = pack_weight(each.weight, widths, group_size=group_size, ranges=each.ranges, **options)
