@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMENSIONS = 32
+MAX_ELEMENTS = 2**60  # of a tensor, less one: its strides and bytes fit 64 bits
 CHUNK_BYTES = 1 << 24  # read, or written, at once
 
 ITEM_BYTES = {
@@ -162,7 +163,7 @@ def valid_shape(shape: Any) -> bool:
     """A list of sizes whose strides fit 64 bits, even where one size is 0."""
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(whole(size) for size in shape):
         return False
-    return math.prod(max(size, 1) for size in shape) < 2**60
+    return math.prod(max(size, 1) for size in shape) < MAX_ELEMENTS
 
 
 def _read_entry(name: str, entry: Any, path: str) -> TensorEntry:

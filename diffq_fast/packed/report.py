@@ -142,7 +142,7 @@ def _weight_report(layout: PackedLayout, name: str) -> WeightReport:
 
 def _bytes_by_purpose(layout: PackedLayout) -> dict[str, int]:
     purpose: dict[str, str] = {}
-    for part, name in zip(PARTS, PURPOSES, strict=False):
+    for part, name in zip(PARTS, ("levels", "widths", "ranges"), strict=True):
         purpose |= {weight + part: name for weight in layout.weights}
     suffix = learned_suffix(layout.quantizer)
     purpose |= {f"{weight}{suffix}": "logits" for weight in layout.weights}
@@ -170,7 +170,7 @@ def _histogram_text(histogram: Mapping[int, int]) -> str:
 
 
 def _align(row: tuple[str, ...], spaces: list[int]) -> list[str]:
-    """The name to the left, everything else to the right."""
+    """The first cell to the left, the others to the right."""
     return [
         cell.ljust(space) if not column else cell.rjust(space)
         for column, (cell, space) in enumerate(zip(row, spaces, strict=True))
