@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .reference.bits import PARAMS
-from .reference.groups import MAX_WIDTH, group_count, per_element
+from .reference.groups import per_element
 from .reference.options import NoiseOptions
 from .reference.philox import NOISE_KINDS
 from .reference.planes import PLANE_DTYPES
-from .reference.words import stream_words
+from .reference.sizes import MAX_WIDTH, group_count, levels_per_width
 
 RANGE_SCOPES = ("tensor", "group")
 
@@ -244,10 +244,7 @@ def level_counts(who: str, widths: Tensor, count: int, group_size: int, count_wi
     numbers = count_widths(widths).tolist()
     if numbers[0]:
         _refuse_widths(who, widths)
-    levels = [number * (group_size or count) for number in numbers]
-    if count:
-        levels[int(widths[-1])] -= groups * (group_size or count) - count
-    return levels
+    return levels_per_width(numbers, int(widths[-1]) if groups else 0, count, group_size)
 
 
 def check_width_values(who: str, widths: Sequence[Tensor]) -> None:
@@ -264,11 +261,6 @@ def _refuse_widths(who: str, widths: Tensor) -> None:
     lowest, highest = (int(limit) for limit in widths.aminmax())
     wrong = lowest if lowest < 1 else highest
     raise ValueError(f"{who}: bits must be between 1 and {MAX_WIDTH}, got {wrong}")
-
-
-def word_count(levels: Sequence[int]) -> int:
-    """32-bit words of a weight: the sum over widths b of ``stream_words(levels of width b, b)``."""
-    return sum(stream_words(number, width) for width, number in enumerate(levels))
 
 
 def check_levels(who: str, levels: Tensor, widths: Tensor, group_size: int) -> None:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .reference.groups import group_count
 from .reference.options import NoiseOptions
 from .reference.planes import PLANE_DTYPES
+from .reference.sizes import group_count
 
 NAMESPACE = "diffq_fast"
 _library = torch.library.Library(NAMESPACE, "DEF")

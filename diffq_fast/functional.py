@@ -33,10 +33,10 @@ from ._checks import (
     check_width_values,
     check_words,
     level_counts,
-    word_count,
 )
 from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
 from .reference.options import NoiseOptions
+from .reference.sizes import word_count
 
 __all__ = [  # noqa: RUF022  (the order of the data flow)
     "bits_from_logits",

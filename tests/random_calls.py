@@ -23,6 +23,7 @@ import diffq_fast
 import diffq_fast.functional as functional
 from diffq_fast import bitpack, torch_pack
 from diffq_fast.packed import save_load as packed_file
+from diffq_fast.packed.contents import PackedContents
 from diffq_fast.packed.tensor import pack_levels, pack_weight
 from support.random_arguments import Arguments
 
@@ -88,7 +89,8 @@ def container(a: Arguments, path: Path) -> None:
     packed = {"w": pack_weight(torch.randn(24), torch.tensor([2, 3, 2], dtype=torch.uint8))}
     plain = {"b": a.often(a.weight(), a.levels(), "text"), a.often("c", "w", "w.words", "__metadata__"): a.weight()}
     ties, half = a.often({}, {"v": "w"}, {"w": "v"}, {"b": "b"}), a.often((), ("b",), ("w",))
-    packed_file.write_packed(path, packed, plain, ties, half, buffers=a.often((), ("b",), ("x",)))
+    half = dict.fromkeys(half, torch.float32)
+    packed_file.write_packed(path, PackedContents(packed, plain, ties, half, a.often((), ("b",), ("x",))))
     read(a, path)
 
 
@@ -97,7 +99,7 @@ def weight_file(a: Arguments, path: Path) -> None:
     packed = pack_weight(a.weight(), a.widths(), **both(a))
     if a.random.random() < 0.3:
         packed = pack_levels(a.levels(), a.often(3, 0, 17), a.found().flatten(), dtype=torch.float32)
-    packed_file.write_packed(path, {"w": packed}, {})
+    packed_file.write_packed(path, PackedContents({"w": packed}, {}))
     if a.random.random() < 0.3:
         data = bytearray(path.read_bytes())
         data[a.random.randrange(len(data))] ^= 1 << a.random.randrange(8)

@@ -1,4 +1,4 @@
-"""Standing in for diffq: ``import diffq`` resolves here, and states carry diffq's names."""
+"""Stand in for diffq: ``import diffq`` resolves to this package, and stored states name diffq's classes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def install_as_diffq() -> None:
     """Make ``import diffq`` resolve to this package, for programs that import diffq by name.
 
     Call it before anything imports diffq. From then on ``diffq``, ``diffq.diffq`` and the other modules of diffq 0.2.4
-    are the ones here; the classes are called ``diffq.diffq.DiffQuantizer`` and so on, so what is pickled says so too;
-    and ``torch.load`` accepts these names under its safe default. Calling it again changes nothing.
+    are those of this package; the classes are called ``diffq.diffq.DiffQuantizer`` and so on, in pickles too; and
+    ``torch.load`` accepts these names under its safe default. Calling it again changes nothing.
 
     Raises:
         RuntimeError: another diffq is imported already. Nothing is changed then.
@@ -54,14 +54,14 @@ def install_as_diffq() -> None:
 
 
 class _Alias(ModuleType):
-    """The module ``diffq``: diffq's names, and behind them all of this package's."""
+    """The module ``diffq``: diffq's names first, then all of this package's."""
 
     restore_quantized_state: Any
 
     def __init__(self, name: str, doc: str) -> None:
         super().__init__(name, doc)
         self.__version__ = f"{STANDS_FOR}+diffq_fast.{__version__}"
-        self.__path__: list[str] = []  # a package, without modules of its own
+        self.__path__: list[str] = []  # a package without modules of its own
         self.__spec__ = ModuleSpec(name, None, is_package=True)
 
     def __getattr__(self, name: str) -> Any:

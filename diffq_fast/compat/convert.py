@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..files.safetensors_reader import FORMAT, PackedFileError, open_file, read_header
+from ..files.safetensors_reader import FileError, open_file, read_header
 from ..legacy.state import LegacyPackage, LegacyState, load_legacy
-from ..packed.contents import write_packed
+from ..packed.contents import PackedContents, write_packed
+from ..packed.header import FORMAT
 from ..packed.tensor import PackedTensor, pack_levels
 from ..quantizers.registry import Scheme, scheme_of, schemes
 
@@ -46,7 +47,8 @@ class Conversion:
         stated = {name: value for name, value in self.arguments.items() if _is_json(value)}
         self.lost += [f"the quantizer's argument {name}" for name in self.arguments if name not in stated]
         info = {"class": self.quantizer, "arguments": stated}
-        write_packed(path, self.packed, self.plain, self.ties, self.half, info)
+        half = {name: self.plain[name].dtype for name in self.half}
+        write_packed(path, PackedContents(self.packed, self.plain, self.ties, half, quantizer=info))
 
 
 def convert(
@@ -92,7 +94,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _refuse_packed(path: str) -> None:
-    with open_file(path) as file, suppress(PackedFileError):
+    with open_file(path) as file, suppress(FileError):
         if read_header(file, path).metadata.get("format") != FORMAT:
             return
         raise ValueError(f"convert: {path} is a packed file of diffq_fast already; nothing is left to convert")

@@ -25,7 +25,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):
         raise ValueError(f"save: {os.fspath(path)} is not a regular file; give the path of a new or ordinary file")
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
+    temporary = target.with_name(f".{_cut(target.name)}.{secrets.token_hex(6)}.tmp")
     try:
         with _created(temporary, path) as file:
             if old is not None:
@@ -39,6 +39,11 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def _cut(name: str) -> str:
+    """The beginning of a name, whole characters: with what is put around it, it stays below 255 bytes."""
+    return os.fsencode(name)[:200].decode("utf-8", "ignore")
 
 
 def _created(temporary: Path, path: str | os.PathLike[str]) -> BinaryIO:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+
+from .safetensors_reader import Header, file_error
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8,
@@ -33,10 +35,10 @@ def dtype_name(tensor: Any, who: str, name: str) -> str:
     return DTYPE_NAMES[tensor.dtype]
 
 
-def tensor_bytes(tensor: Tensor) -> np.ndarray:
-    """The tensor's elements in row-major order as little-endian bytes, uint8 and flat."""
+def tensor_bytes(tensor: Tensor, dtype: torch.dtype | None = None) -> np.ndarray:
+    """The tensor's elements, in `dtype` or their own, in row-major order as little-endian bytes, uint8 and flat."""
     _refuse_big_endian()
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    flat = tensor.detach().to(dtype or tensor.dtype).cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if not flat.numel():
         return np.empty(0, dtype=np.uint8)
     return flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()  # a single element may have any stride
@@ -49,11 +51,23 @@ def tensor_from_bytes(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...
     """
     _refuse_big_endian()
     if not data:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     flat = torch.frombuffer(data, dtype=torch.uint8)
     if dtype == torch.bool and int(flat.max()) > 1:
         raise ValueError(f"expected bytes 0 or 1 for bool, found {int(flat.max())}")
     return flat.view(dtype).reshape(shape)
+
+
+def tensors_from_bytes(header: Header, stored: Mapping[str, bytearray]) -> dict[str, Tensor]:
+    """The tensors of a file, over the bytes of each; FileError for those that no tensor has."""
+    tensors = {}
+    for name, data in stored.items():
+        entry = header.tensors[name]
+        try:
+            tensors[name] = tensor_from_bytes(data, DTYPES[entry.dtype], entry.shape)
+        except ValueError as error:
+            raise file_error(header.path, name, f"{error}; the file is damaged") from None
+    return tensors
 
 
 def memory_key(tensor: Tensor) -> Hashable:
@@ -62,6 +76,22 @@ def memory_key(tensor: Tensor) -> Hashable:
         return id(tensor)
     place, view = (tensor.device, tensor.data_ptr()), (tensor.shape, tensor.stride())
     return place, view, tensor.dtype, tensor.is_conj(), tensor.is_neg()
+
+
+def memory_keys(values: Mapping[str, Any]) -> dict[str, Hashable]:
+    """The :func:`memory_key` of each tensor among these values; what is no tensor has none."""
+    return {name: memory_key(value) for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def tied_names(values: Mapping[str, Any]) -> dict[str, str]:
+    """Names of what is one tensor with an earlier value: name -> the first name of that tensor."""
+    first: dict[Hashable, str] = {}
+    ties = {}
+    for name, value in values.items():
+        key = memory_key(value) if isinstance(value, Tensor) else name
+        if first.setdefault(key, name) != name:
+            ties[name] = first[key]
+    return ties
 
 
 def _refuse_big_endian() -> None:

@@ -14,25 +14,24 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from ..files.safetensors_reader import begins_like_safetensors, read_header, read_tensors
+from ..files.tensor_bytes import tensors_from_bytes
 from .unpickler import inert_class
 
 
 def is_safetensors(file: BinaryIO) -> bool:
+    """Whether the file is a safetensors file, whole or cut off, and no pickle or zip file of ``torch.save``."""
     file.seek(0)
     head = file.read(9)
     file.seek(0)
-    return head[8:9] == b"{" and head[:1] != b"\x80"
+    return begins_like_safetensors(head)
 
 
 def read_safetensors(file: BinaryIO, name: str) -> dict[str, Any]:
     """The fields of a package: tensors back in their places in the tree ``structure``."""
-    import safetensors.torch  # here, so that training needs nothing but torch
-
-    data = file.read()
     try:
-        tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        texts = header["__metadata__"]
+        header = read_header(file, name)
+        tensors, texts = tensors_from_bytes(header, read_tensors(file, header)), header.metadata
         values = {key: json.loads(texts[key]) for key in ("args", "kwargs", "structure")}
         return {"klass": texts["klass"], "state": _from_tree(values["structure"], tensors),
                 "args": _from_plain(values["args"]), "kwargs": _from_plain(values["kwargs"])}  # fmt: skip

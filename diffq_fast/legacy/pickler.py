@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 
+from ..files.atomic_file import atomic_file
 from .unpickler import legacy_name
 
 
@@ -59,24 +60,27 @@ def save_legacy_state(
 
     Args:
         state: from :func:`diffq_fast.legacy.state.build_state`; ``meta["klass"]`` is a class or a dotted name.
-        path: a path, written whole or not at all (a temporary file beside it, then a rename), or a binary file.
+        path: a path, replaced whole or not at all (see :func:`atomic_file`), or a binary file.
         klass: the dotted name to write instead of the one in ``meta``.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     named = _with_class_name(state, klass)
-    pickler = SimpleNamespace(__name__="pickle", Pickler=NamePickler)
-    if not isinstance(path, str | os.PathLike):
-        torch.save(named, path, pickle_module=pickler)
-        return
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    if isinstance(path, str | os.PathLike):
+        with atomic_file(path) as file:
+            _save(named, file)
+    else:
+        _save(named, path)
+
+
+def _save(state: Mapping[str, Any], file: BinaryIO) -> None:
     try:
-        with open(temporary, "xb") as file:
-            torch.save(named, file, pickle_module=pickler)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        torch.save(state, file, pickle_module=SimpleNamespace(__name__="pickle", Pickler=NamePickler))
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch's own error says nothing of a full disk
+            raise error.__context__ from None
+        raise
 
 
 def pickled_size(state: Mapping[str, Any], klass: str | None = None) -> int:

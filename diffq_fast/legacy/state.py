@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .demucs_file import is_safetensors, read_safetensors
+from .entries import width_base
 from .fields import describe
 from .torch_file import read_torch_file
 from .unpickler import legacy_name
@@ -73,12 +75,35 @@ class LegacyPackage:
     training_args: Any = None
 
 
-# -- writing -------------------------------------------------------------------------------------------------
-
-
 def build_meta(init_kwargs: Mapping[str, Any], klass: object, *, packed: bool, torch_pack: bool) -> dict[str, Any]:
     """``state["meta"]``: the quantizer's class and arguments, and the form of the entries."""
     return {"init_kwargs": dict(init_kwargs), "klass": klass, "packed": packed, "torch_pack": packed and torch_pack}
+
+
+def readable_diffq_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a DiffQuantizer as the ``meta`` of a packed state has them.
+
+    diffq adds ``min_bits`` to the packed widths, and finds no group of a fractional width: a fractional one is written
+    as what the widths count from. A packed state with ``group_size=0`` cannot be read by diffq at all. Both are warned
+    about.
+    """
+    readable = dict(arguments)
+    written = readable.get("min_bits", 2)
+    if isinstance(written, float) or written < 1:
+        readable["min_bits"] = width_base(written)
+    if readable.get("min_bits", 2) != written:
+        warnings.warn(
+            f"legacy state: min_bits={written} is written as {readable['min_bits']}, so that diffq can "
+            "read the widths; packed=False or the native format keep it",
+            stacklevel=4,
+        )
+    if readable.get("group_size", 1) == 0:
+        warnings.warn(
+            "legacy state: diffq 0.2.4 cannot read a packed state with group_size=0 (diffq_fast can); "
+            "packed=False writes one that it reads",
+            stacklevel=4,
+        )
+    return readable
 
 
 def build_state(
@@ -96,9 +121,6 @@ def build_state(
     if meta is not None:
         state["meta"] = dict(meta)
     return state
-
-
-# -- reading -------------------------------------------------------------------------------------------------
 
 
 def parse_state(state: Any) -> LegacyState:
@@ -149,13 +171,13 @@ def _items(state: Mapping, key: str, kind: type) -> Sequence[Any]:
 def _detect_form(entries: Sequence[Any]) -> tuple[bool | None, bool | None]:
     """(packed, torch_pack) from the entries' form, None where it does not tell."""
     for entry in entries:
-        first = entry[0] if entry else None
-        if isinstance(first, list | tuple):
-            planes = next((part for part in (*first, entry[-1]) if isinstance(part, Tensor)), None)
+        levels = entry[0] if entry else None
+        if isinstance(levels, list | tuple):
+            planes = next((part for part in (*levels, entry[-1]) if isinstance(part, Tensor)), None)
             return True, planes is not None and planes.dim() == 2
         if len(entry) == 3:
             return False, False
-        if isinstance(first, Tensor) and first.dtype == torch.int64:
+        if isinstance(levels, Tensor) and levels.dtype == torch.int64:
             return True, False
     return None, None
 

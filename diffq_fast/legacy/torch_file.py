@@ -24,7 +24,7 @@ _TORCH_PROTOCOL = 1001
 
 def _as_tensor(data: bytearray, dtype: torch.dtype) -> Tensor:
     if not data:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     if dtype == torch.bool:
         return torch.frombuffer(data, dtype=torch.uint8).ne(0)
     return torch.frombuffer(data, dtype=dtype)
@@ -78,7 +78,7 @@ def read_stream(file: BinaryIO) -> Any:
             allocated += count * kind.dtype.itemsize
             if allocated > file_bytes:
                 raise pickle.UnpicklingError(f"storages of {allocated:,} bytes in a file of {file_bytes:,}")
-            storages[key] = torch.zeros(count, dtype=kind.dtype)
+            storages[key] = torch.zeros(count, dtype=kind.dtype, device="cpu")
         view = pid[5] if len(pid) > 5 else None
         return storages[key] if view is None else rebuild_tensor(storages[key], view[1], (view[2],), (1,))
 

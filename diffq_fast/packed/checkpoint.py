@@ -13,13 +13,14 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..files.safetensors_reader import FORMAT, Header, file_error, open_file, read_bytes, read_header
-from ..files.safetensors_writer import Progress, TensorSource, write_safetensors
+from ..files.safetensors_reader import Header, Progress, file_error, open_file, read_header, read_tensor
+from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, tensor_bytes, tensor_from_bytes
 from ..reference.logit_rule import LogitRule
-from .contents import read_packed, write_packed
+from ..reference.sizes import group_count
+from .contents import PackedContents, read_packed, write_packed
+from .header import FORMAT
 from .tensor import PACKABLE, PackedTensor, pack_weight
-from .widths import group_count
 
 MEGABYTE = 2**20
 
@@ -35,7 +36,7 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         entry = self.header.tensors[name]
         try:
-            return tensor_from_bytes(read_bytes(self.file, self.header, entry), DTYPES[entry.dtype], entry.shape)
+            return tensor_from_bytes(read_tensor(self.file, self.header, entry), DTYPES[entry.dtype], entry.shape)
         except ValueError as error:
             raise file_error(self.path, name, str(error)) from None
 
@@ -100,7 +101,7 @@ def pack_with_logits(
         packed = _pack_all(checkpoint, widths, group_size, "tensor", progress)
         left_out = {*names, *(name + rule.suffix for name in names)}
         plain = {name: checkpoint.tensor(name) for name in checkpoint.header.tensors if name not in left_out}
-        write_packed(target, packed, plain, quantizer_info=info)
+        write_packed(target, PackedContents(packed, plain, quantizer=info))
 
 
 def pack_at_bits(
@@ -133,11 +134,11 @@ def pack_at_bits(
                 double.append(name)
             if checkpoint.packable(name):
                 groups = group_count(checkpoint.count(name), group_size)
-                widths[name] = torch.full((groups,), bits, dtype=torch.uint8)
+                widths[name] = torch.full((groups,), bits, dtype=torch.uint8, device="cpu")
         info = {"class": "none", "arguments": {"bits": bits}}
         packed = _pack_all(checkpoint, widths, group_size, range_scope, progress)
         plain = {name: checkpoint.tensor(name) for name in checkpoint.header.tensors if name not in widths}
-        write_packed(target, packed, plain, quantizer_info=info)
+        write_packed(target, PackedContents(packed, plain, quantizer=info))
         return list(widths), double
 
 
@@ -147,10 +148,10 @@ def unpack_file(
     """Write a packed file's state dict as an ordinary safetensors file: every name, tied ones as copies."""
     contents = read_packed(source)
     sources = []
-    for name in contents.names():
+    for name, entry in contents.entries().items():
         data = partial(lambda name: tensor_bytes(contents.tensor(name)), name)
-        sources.append(TensorSource(name, DTYPE_NAMES[contents.dtype(name)], contents.shape(name), data))
-    write_safetensors(target, sources, lambda sums: {"format": "pt"}, progress)
+        sources.append(TensorSource(name, DTYPE_NAMES[entry.dtype], entry.shape, data))
+    write_safetensors(target, sources, {"format": "pt"}, progress=progress)
 
 
 def find_group_size(counts: Mapping[str, tuple[int, int]], group_size: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Fill a model with a state dict that was checked against it: all of it, or nothing."""
+"""Fill a model with a state dict: what cannot be copied into it, and then all of it, or nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .contents import Entry
 
 _LOADERS = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
+
+
+def misfits(targets: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[str, str]:
+    """By name, why an entry of a file cannot be copied into the model's entry of that name."""
+    problems = {name: _misfit(name, target, entries[name]) for name, target in targets.items()}
+    return {name: problem for name, problem in problems.items() if problem is not None}
+
+
+def _misfit(name: str, target: Any, entry: Entry) -> str | None:
+    if is_lazy(target):
+        return "the model's entry has no shape yet; run one forward before loading"
+    if not isinstance(target, Tensor) or target.is_meta:
+        return "the model's entry holds no data; use to_empty() before loading"
+    if name.rpartition(".")[2] == "_extra_state":
+        return None  # of any shape; the module's own set_extra_state takes it
+    if tuple(target.shape) != entry.shape:
+        return f"expected shape {list(target.shape)}, the file has {list(entry.shape)}"
+    if target.dtype != entry.dtype and not (target.is_floating_point() and entry.dtype.is_floating_point):
+        return f"expected {target.dtype}, the file has {entry.dtype}"
+    if any(step == 0 and size > 1 for size, step in zip(entry.shape, target.stride(), strict=True)):
+        return "several elements of the model's entry share their memory; put its clone() there before loading"
+    if target.is_inference() and not torch.is_inference_mode_enabled():
+        return "the model's entry was made in inference mode; put its clone() there before loading"
+    return None
 
 
 def fill(

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..legacy import entries as legacy_entries
+from ..legacy.state import readable_diffq_arguments
 from ..reference.bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
-from ..reference.groups import group_count
 from ..reference.logit_rule import LogitRule
 from ..reference.options import NoiseOptions
 from ..reference.philox import NOISE_KINDS
+from ..reference.sizes import group_count
 from .arguments import remembers_arguments
 from .attachment import Draw
 from .base import BITS_PER_MB, BaseQuantizer
@@ -321,15 +322,15 @@ class DiffQuantizer(BaseQuantizer):
 
     def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:
         self._refuse_stored(entry)
-        lo, hi = ranges[0].tolist()
+        stored = tuple(ranges[0].tolist())
         names: dict[str, Any] = {"min_bits": self.min_bits, "name": entry.full_name}
         if packed and not torch_pack and entry.param.numel():
             weight, widths = self.storable(entry), self.widths_of(entry)
             planes = functional.quantize_planes(weight, widths, ranges, group_size=self.group_size)
-            return legacy_entries.encode_diffq_planes(planes, widths, lo, hi, **names)
+            return legacy_entries.encode_diffq_planes(planes, widths, stored, **names)
         made = self.levels(entry)
         options: dict[str, Any] = {"packed": packed, "torch_pack": torch_pack}
-        return legacy_entries.encode_diffq_entry(made.levels, made.widths, lo, hi, **names, **options)
+        return legacy_entries.encode_diffq_entry(made.levels, made.widths, stored, **names, **options)
 
     def _refuse_stored(self, entry: QuantizedParameter) -> None:
         """ValueError for what diffq's states cannot hold."""
@@ -347,7 +348,7 @@ class DiffQuantizer(BaseQuantizer):
 
     def stored_arguments(self, packed: bool) -> dict[str, Any]:
         arguments = super().stored_arguments(packed)
-        return legacy_entries.readable_diffq_arguments(arguments) if packed else arguments
+        return readable_diffq_arguments(arguments) if packed else arguments
 
     def decoding_arguments(self, stated: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"group_size": self.group_size, "min_bits": stated.get("min_bits", self.min_bits)}

@@ -194,7 +194,7 @@ class ScaleRule:
 
     def learned(self, packed: Any) -> Tensor:
         """The scale."""
-        return packed.range.reshape(())
+        return packed.ranges.reshape(())
 
     def changed(self, packed: Any, learned: Tensor) -> int:
         """A scale changes no width."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..reference.bits import MAX_WHOLE_BITS
-from ..reference.groups import group_count
+from ..reference.sizes import group_count
 
 BISECTIONS = 60
 FILLING_ROUNDS = 64

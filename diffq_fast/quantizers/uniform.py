@@ -135,9 +135,9 @@ class UniformQuantizer(BaseQuantizer):
         return exported._replace(levels=self._levels(entry, ranges), ranges=ranges[0], level_count=self._count)
 
     def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:
-        lo, hi = ranges[0].tolist()
+        levels = self._levels(entry, ranges)
         options: dict[str, Any] = {"packed": packed, "torch_pack": torch_pack, "name": entry.full_name}
-        return legacy_entries.encode_uniform_entry(self._levels(entry, ranges), lo, hi, bits=self.bits, **options)
+        return legacy_entries.encode_uniform_entry(levels, tuple(ranges[0].tolist()), bits=self.bits, **options)
 
     def decoding_arguments(self, stated: Mapping[str, Any]) -> Mapping[str, Any]:
         refuse_other_bits(type(self).__name__, self.bits, stated.get("bits", self.bits))

@@ -8,13 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MAX_WIDTH = 16  # bits of a level
-
-
-def group_count(count: int, group_size: int) -> int:
-    """Number of groups of a weight with ``count`` elements."""
-    return -(-count // group_size) if group_size else min(count, 1)
-
 
 def per_element(per_group: Tensor, count: int, group_size: int) -> Tensor:
     """Spread one value per group over the group's elements: ``[groups] -> [count]``."""

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .bits import MAX_WHOLE_BITS, PARAMS, bits_from_logits, logits_from_bits, whole_bits
 
+MOST_BITS = 1000  # what any of a rule's numbers of bits may be
+
 
 @dataclass(frozen=True)
 class LogitRule:
@@ -51,7 +53,7 @@ class LogitRule:
     def problem(self) -> str | None:
         """What is impossible about the rule, or None: its values may come from a file."""
         numbers = (self.min_bits, self.max_bits, self.extra_bits)
-        if not all(type(number) in (int, float) and abs(number) <= 1000 for number in numbers):
+        if not all(type(number) in (int, float) and abs(number) <= MOST_BITS for number in numbers):
             return f"min_bits, max_bits and extra_bits must be numbers, got {numbers}"
         if not 0 < self.min_bits < self.max_bits <= 32:
             return f"expected 0 < min_bits < max_bits <= 32, got {self.min_bits} and {self.max_bits}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .groups import MAX_WIDTH, per_element
+from .groups import per_element
+from .sizes import MAX_WIDTH
 
 PLANE_DTYPES = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}  # by rows: bits of a word
 

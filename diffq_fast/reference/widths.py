@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .groups import MAX_WIDTH
+from .sizes import MAX_WIDTH
 
 
 def count_widths(widths: Tensor) -> Tensor:

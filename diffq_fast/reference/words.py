@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .groups import MAX_WIDTH, per_element
-
-LANES = 32
-BLOCK = 1024  # levels: 32 lanes of 32 rows
-
-
-def stream_words(count: int, width: int) -> int:
-    """32-bit words of a stream of ``count`` levels of one width: the format's only size formula."""
-    return width * -(-count // LANES)
+from .groups import per_element
+from .sizes import BLOCK, LANES, MAX_WIDTH, stream_words
 
 
 def pack(levels: Tensor, widths: Tensor, group_size: int) -> Tensor:

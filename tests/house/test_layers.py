@@ -39,6 +39,7 @@ WITHOUT_TORCH = (
     "diffq_fast",
     "files.safetensors_reader",
     "packed.widths",
+    "packed.header",
     "packed.layout",
     "packed.report",
     "watch.bits_plot",
@@ -165,7 +166,7 @@ def test_operators_are_called_through_functional():
 
 
 def test_only_declared_packages_are_imported_and_optional_ones_inside_of_functions():
-    declared = {"torch", "numpy", "safetensors"}
+    declared = {"torch", "numpy"}
     optional = {"matplotlib", "mlxtend", "triton", "lightning", "pytorch_lightning", "transformers"}
     for module, path in SOURCES.items():
         foreign = imports_of(module)[1] - set(sys.stdlib_module_names)

@@ -37,14 +37,14 @@ CASES = json.loads((GOLDEN / "cases.json").read_text())
 
 def dequantized(entry, shape, group_size, min_bits=2):
     decoded = decode_diffq_entry(entry, shape, group_size=group_size, min_bits=min_bits)
-    found = torch.tensor([decoded.range], dtype=torch.float32)
+    found = torch.tensor([decoded.ranges], dtype=torch.float32)
     return functional.dequantize([decoded.levels], [decoded.widths], found, group_size=group_size)[0]
 
 
 def diffq_entry(weight, widths, group_size, min_bits, **form):
     found = functional.weight_range([weight])
     levels = functional.quantize([weight], [widths], found, group_size=group_size)[0]
-    entry = encode_diffq_entry(levels, widths, *found[0].tolist(), min_bits=min_bits, **form)
+    entry = encode_diffq_entry(levels, widths, tuple(found[0].tolist()), min_bits=min_bits, **form)
     return entry, functional.dequantize([levels], [widths], found, group_size=group_size)[0]
 
 
@@ -122,8 +122,8 @@ def test_a_bare_list_tells_its_form(form, told):
 
 def test_a_bare_list_of_uniform_entries_tells_what_it_can():
     levels = torch.zeros(4, 4, dtype=torch.int32)
-    assert parse_state([encode_uniform_entry(levels, 0, 1, bits=8)]).packed is True
-    assert parse_state([encode_uniform_entry(levels, 0, 1, bits=8, packed=False)]).packed is None
+    assert parse_state([encode_uniform_entry(levels, (0, 1), bits=8)]).packed is True
+    assert parse_state([encode_uniform_entry(levels, (0, 1), bits=8, packed=False)]).packed is None
     assert parse_state([]).packed is None
 
 
@@ -453,7 +453,7 @@ def test_diffq_reads_our_uniform_and_lsq_states(tmp_path, torch_pack):
     levels = torch.randint(0, 2**5, (48, 64), dtype=torch.int32)
     form = {"packed": True, "torch_pack": torch_pack}
     meta = build_meta({"bits": 5, "min_size": 0}, "diffq.uniform.UniformQuantizer", **form)
-    state = build_state([encode_uniform_entry(levels, -1.0, 1.0, bits=5, **form)], meta=meta)
+    state = build_state([encode_uniform_entry(levels, (-1.0, 1.0), bits=5, **form)], meta=meta)
     model = peer_restores(state, nn.Linear(64, 48, bias=False), tmp_path / "uniform.th")
     widths, found = torch.tensor([5], dtype=torch.uint8), torch.tensor([[-1.0, 1.0]])
     assert torch.equal(model.weight, functional.dequantize([levels], [widths], found, group_size=0)[0])

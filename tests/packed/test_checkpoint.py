@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffq_fast.files.safetensors_reader import PackedFileError
 from diffq_fast.packed.checkpoint import (
     find_group_size,
     has_logits,
@@ -17,6 +16,7 @@ from diffq_fast.packed.checkpoint import (
     unpack_file,
 )
 from diffq_fast.packed.contents import read_packed
+from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.save_load import save
 from diffq_fast.reference.logit_rule import LogitRule
 from support.packed_examples import DATA, kinds

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import diffq_fast
-from diffq_fast.files.safetensors_reader import PackedFileError
-from diffq_fast.packed.contents import read_packed
+from diffq_fast.packed.contents import PackedContents, read_packed, write_packed
+from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.tensor import pack_levels
 from support.models import Tied
 from support.packed_examples import DATA
@@ -112,7 +112,7 @@ def test_empty_weights(scope, tmp_path):
     found = torch.zeros(2 if scope == "tensor" else 1)
     levels = torch.zeros(0, 4, dtype=torch.int32)
     packed = pack_levels(levels, 4, found, dtype=torch.float32, range_scope=scope)
-    diffq_fast.packed.contents.write_packed(tmp_path / "file", {"w": packed}, {})
+    write_packed(tmp_path / "file", PackedContents({"w": packed}, {}))
     assert read_packed(tmp_path / "file").state_dict()["w"].shape == (0, 4)
 
 

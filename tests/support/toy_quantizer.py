@@ -72,7 +72,7 @@ class MagnitudeRule:
         return f"expected one magnitude, the model has {shape}"
 
     def learned(self, packed):
-        return packed.range.reshape(())
+        return packed.ranges.reshape(())
 
     def changed(self, packed, learned):
         return 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...reference.groups import group_count
+from ...reference.sizes import group_count
 from .loading import core
 
 # Codes of csrc/core: enum DType, NoiseKind, Param.

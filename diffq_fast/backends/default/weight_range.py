@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..._ops import range_dtype
 from ...reference import weight_range as reference
-from ...reference.groups import group_count
+from ...reference.sizes import group_count
 from .registration import kernel
 
 

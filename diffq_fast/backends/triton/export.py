@@ -15,9 +15,8 @@ import triton
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...reference.groups import MAX_WIDTH, group_count
 from ...reference.planes import PLANE_DTYPES, worst_value
-from ...reference.words import stream_words
+from ...reference.sizes import MAX_WIDTH, group_count, stream_words
 from .. import default
 from .arithmetic import INTERPRETED
 from .export_kernels import pack_kernel, requantize_kernel, unpack_kernel

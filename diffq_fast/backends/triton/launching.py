@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...reference.groups import group_count
+from ...reference.sizes import group_count
 from .arithmetic import INTERPRETED
 from .tables import Plan, group_offsets_of, plan_of
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...reference.groups import group_count
+from ...reference.sizes import group_count
 
 # Columns of a plan's rows, one row per weight; kernels read them by these numbers.
 COUNT, FIRST_PROGRAM, OFFSET, FIRST_GROUP, STREAM, INDEX, PROGRAMS, PARTS = range(8)
