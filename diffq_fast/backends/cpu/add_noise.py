@@ -51,7 +51,7 @@ def add_noise_backward(grads, weights, logits, ranges, extremes, key, streams, *
     if not supported(grads, weights, logits):
         return default.add_noise_backward(grads, weights, logits, ranges, extremes, key, streams, *options)
     guard_extremes(who, extremes, 0 if per_group else len(weights))
-    guard_groups(who, "grads", grads, weights, 1)
+    guard_groups(who, "grads", grads, [weight.numel() for weight in weights], 1)
     guard_ranges(who, ranges, weights, group_size, per_group)
     shapes = logits
     grads, weights, logits = contiguous(grads), contiguous(weights), contiguous(logits, torch.float32)

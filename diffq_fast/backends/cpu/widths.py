@@ -17,7 +17,6 @@ from ...reference.bits import LOGITS_IN_CACHE, MAX_WHOLE_BITS, bits_from_logits,
 from .. import default
 from .loading import core
 from .registration import kernel
-from .tensors import guard_tensors
 
 # Float32 bits below 16 were found within 4.3 * 2**-20 of the float64 ones, and adding extra bits rounds once more.
 _LARGEST_ERROR = 2.0**-16
@@ -38,7 +37,8 @@ class _Thresholds(NamedTuple):
 
 @kernel
 def count_widths(widths: Tensor) -> Tensor:
-    guard_tensors("count_widths", [widths])
+    if widths.device.type != "cpu":
+        raise ValueError(f"count_widths: expected widths on the CPU, got them on {widths.device}")
     if widths.dtype != torch.uint8:
         return default.count_widths(widths)
     widths, counts = widths.contiguous(), torch.empty(17, dtype=torch.int64, device="cpu")
