@@ -25,6 +25,7 @@ _FEWEST = 4096  # logits that are worth a search for thresholds
 _WINDOW = 64  # kWidthWindow; torch's vectors are no longer
 _MOST_ALONE = 1 << 14  # logits that torch does not share among threads
 _PER_THREAD = 1 << 15  # the fewest that it gives to one
+_WORTH_GATHERING = 16  # windows: where more than one in so many is in doubt, whole pieces are faster
 
 
 class _Thresholds(NamedTuple):
@@ -67,10 +68,11 @@ def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: 
 
 def _decide(logits: Tensor, windows: Tensor, widths: Tensor, rule: tuple[float, float, str], extra_bits: float) -> None:
     """Lets torch decide the windows in doubt, each where its vectors lay if all logits went through torch."""
-    if len(windows) * _WINDOW <= _MOST_ALONE and _begin_at_windows(len(logits)):
-        places = (windows * _WINDOW + torch.arange(_WINDOW, dtype=torch.int64, device="cpu")).flatten()
-        places = places[places < len(logits)]  # a shorter last window stays the last one
-        widths[places] = whole_bits(bits_from_logits(logits[places], *rule), extra_bits)
+    if len(windows) * _WINDOW * _WORTH_GATHERING <= len(logits) and _begin_at_windows(len(logits)):
+        for some in windows.split(_MOST_ALONE // _WINDOW):
+            places = (some * _WINDOW + torch.arange(_WINDOW, dtype=torch.int64, device="cpu")).flatten()
+            places = places[places < len(logits)]  # a shorter last window stays the last one
+            widths[places] = whole_bits(bits_from_logits(logits[places], *rule), extra_bits)
         return
     for piece in (windows * _WINDOW // LOGITS_IN_CACHE).unique().tolist():
         part = slice(piece * LOGITS_IN_CACHE, (piece + 1) * LOGITS_IN_CACHE)
