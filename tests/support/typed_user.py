@@ -22,7 +22,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor) ->
     assert_type(quantizer.true_model_size(), float)
     assert_type(quantizer.bits_per_weight(), dict[str, float])
     assert_type([weight.name for weight in quantizer.weights], list[str])
-    DiffQuantizer(model, group_sise=8)  # type: ignore[call-arg]
+    DiffQuantizer(model, groups=8)  # type: ignore[call-arg]
     DiffQuantizer(model, min_bits="two")  # type: ignore[arg-type]
     return quantizer
 
