@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diffq_fast.reference import add_noise as add_noise_oracle
-from diffq_fast.reference import groups as groups_oracle
 from diffq_fast.reference import philox
 from diffq_fast.reference import weight_range as weight_range_oracle
 from diffq_fast.reference.options import NoiseOptions
+from diffq_fast.reference.sizes import group_count
 from support.operators import (
     DTYPES,
     INF,
@@ -104,7 +104,7 @@ def test_sums_over_large_groups_keep_their_precision(group_size):
     """A float32 running sum over a million terms would lose three digits and more."""
     weight, grad = torch.randn(1_000_003), torch.rand(1_000_003) + 1000
     (leaf,) = leaves([weight])
-    (logit,) = leaves([torch.zeros(groups_oracle.group_count(1_000_003, group_size))])
+    (logit,) = leaves([torch.zeros(group_count(1_000_003, group_size))])
     add_noise([leaf], [logit], *options_of(group_size, kind="uniform"))[0].backward(grad)
     z = philox.uniform(KEY, 0, 0, 1_000_003)
     bounds = weight_range_oracle.weight_range(weight, 0, False)

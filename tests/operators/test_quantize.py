@@ -8,6 +8,7 @@ import torch
 from diffq_fast.reference import quantize as quantize_oracle
 from diffq_fast.reference import weight_range as weight_range_oracle
 from diffq_fast.reference import words as words_oracle
+from diffq_fast.reference.sizes import stream_words
 from support.operators import INF, NAN, check, ops, weights_of, widths_of
 
 
@@ -68,7 +69,7 @@ def test_quantize_equals_the_oracle_next_to_half_levels(width):
     assert torch.equal(levels, quantize_oracle.quantize(weight, widths, bounds, 0))
     (restored,) = ops.dequantize([levels], [widths], bounds, 0, False, torch.float32)
     assert torch.equal(restored, quantize_oracle.dequantize(levels, widths, bounds, 0, torch.float32))
-    words = ops.quantize_pack(weight, widths, bounds, 0, False, words_oracle.stream_words(len(weight), width))
+    words = ops.quantize_pack(weight, widths, bounds, 0, False, stream_words(len(weight), width))
     assert torch.equal(words, words_oracle.pack(levels, widths, 0))
 
 

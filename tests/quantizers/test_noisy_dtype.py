@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 from diffq_fast import functional
 from diffq_fast.backends import cpu, default
-from diffq_fast.reference.groups import group_count
+from diffq_fast.reference.sizes import group_count
 
 ops = torch.ops.diffq_fast
 BACKENDS = {"default": (default.add_noise, default.add_noise_backward)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffq_fast.reference import groups as oracle
+from diffq_fast.reference.sizes import group_count
 from support.oracle import assert_close_to_the_largest, backward_of, noisy_of
 
 
@@ -39,7 +39,7 @@ def test_noisy_weight_equals_diffq_bit_for_bit(noise_case):
 def test_noisy_weight_is_the_formula_in_float32(group_size, per_group):
     torch.manual_seed(0)
     weight, z = torch.randn(5, 2), torch.randn(10)
-    groups = oracle.group_count(10, group_size)
+    groups = group_count(10, group_size)
     logit = torch.randn(groups)
     noisy = noisy_of(weight, logit, z, group_size, per_group=per_group).view(-1)
     flat = weight.view(-1).numpy()

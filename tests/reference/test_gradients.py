@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffq_fast.reference import groups as oracle
 from diffq_fast.reference.bits import step_from_bits
+from diffq_fast.reference.sizes import group_count
 from support.oracle import INF, NAN, assert_close_to_the_largest, backward_of, noisy_of
 
 
@@ -60,7 +60,7 @@ def test_golden_case_with_ties_shares_the_gradient(golden):
 def test_backward_equals_autograd_of_the_forward(group_size, per_group, param):
     torch.manual_seed(1)
     weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    logit = torch.randn(oracle.group_count(15, group_size), dtype=torch.float64, requires_grad=True)
+    logit = torch.randn(group_count(15, group_size), dtype=torch.float64, requires_grad=True)
     grad, z = torch.randn(5, 3, dtype=torch.float64), torch.randn(15)
     options = {"param": param, "per_group": per_group, "min_bits": 2.5, "max_bits": 9.0}
     noisy = noisy_of(weight, logit, z, group_size, **options)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffq_fast.reference import groups as groups_oracle
 from diffq_fast.reference import quantize as quantize_oracle
 from diffq_fast.reference import weight_range as weight_range_oracle
+from diffq_fast.reference.sizes import MAX_WIDTH, group_count
 from support.oracle import INF, NAN, WIDTHS, noisy_of
 
 
@@ -39,8 +39,8 @@ def numpy_weight(levels, widths, bounds, group_size):
 def test_quantize_and_dequantize_equal_numpy_float32(count, group_size, per_group):
     torch.manual_seed(count)
     weight = torch.randn(count) * 3
-    groups = groups_oracle.group_count(count, group_size)
-    widths = (torch.arange(groups) % groups_oracle.MAX_WIDTH + 1).to(torch.uint8)
+    groups = group_count(count, group_size)
+    widths = (torch.arange(groups) % MAX_WIDTH + 1).to(torch.uint8)
     bounds = weight_range_oracle.weight_range(weight, group_size, per_group)
     rows = bounds.numpy() if per_group else bounds.expand(groups, 2).numpy()
     levels = quantize_oracle.quantize(weight, widths, bounds, group_size)
@@ -110,7 +110,7 @@ def test_a_constant_weight_has_one_level_and_comes_back_exactly(value, per_group
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (1,), ()])
 def test_quantize_of_empty_and_single_weights(shape, group_size):
     weight = torch.full(shape, 7.0)
-    groups = groups_oracle.group_count(weight.numel(), group_size)
+    groups = group_count(weight.numel(), group_size)
     widths = torch.full((groups,), 5, dtype=torch.uint8)
     bounds = weight_range_oracle.weight_range(weight, group_size, False)
     levels = quantize_oracle.quantize(weight, widths, bounds, group_size)
@@ -151,7 +151,7 @@ def test_groups_follow_the_logical_order_of_a_permuted_weight(group_size):
     torch.manual_seed(6)
     weight = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
-    groups = groups_oracle.group_count(weight.numel(), group_size)
+    groups = group_count(weight.numel(), group_size)
     widths = (torch.arange(groups) % 9 + 2).to(torch.uint8)
     logit, z = torch.randn(groups), torch.randn(weight.numel())
     plain = weight.contiguous()

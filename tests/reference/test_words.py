@@ -9,6 +9,7 @@ import torch
 
 from diffq_fast.reference import groups as groups_oracle
 from diffq_fast.reference import words as words_oracle
+from diffq_fast.reference.sizes import group_count, stream_words
 from support.oracle import WIDTHS
 
 AWKWARD = (0, 1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 1023, 1024, 1025, 2047, 2048, 2049, 5000)
@@ -54,7 +55,7 @@ def test_pack_of_one_width_decodes_at_awkward_counts(width):
         levels = random_levels(count, widths, 0, seed=width)
         words = words_oracle.pack(levels, widths_of, 0)
         assert words.dtype == torch.int32
-        assert words.numel() == width * math.ceil(count / 32) == words_oracle.stream_words(count, width)
+        assert words.numel() == width * math.ceil(count / 32) == stream_words(count, width)
         assert decoded_levels(words.tolist(), [width], 0, count) == levels.tolist()
         assert torch.equal(words_oracle.unpack(words, widths_of, 0, count), levels)
 
@@ -62,7 +63,7 @@ def test_pack_of_one_width_decodes_at_awkward_counts(width):
 @pytest.mark.parametrize("group_size", [1, 3, 8, 40])
 @pytest.mark.parametrize("count", [1, 9, 1025, 5000])
 def test_pack_of_mixed_widths_decodes(count, group_size):
-    groups = groups_oracle.group_count(count, group_size)
+    groups = group_count(count, group_size)
     torch.manual_seed(group_size)
     widths = torch.randint(1, 17, (groups,), dtype=torch.uint8)
     levels = random_levels(count, widths, group_size)

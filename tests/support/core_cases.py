@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diffq_fast.reference.groups import group_count
+from diffq_fast.reference.sizes import group_count
 
 ops = torch.ops.diffq_fast
 

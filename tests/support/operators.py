@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.library import opcheck
 
-from diffq_fast.reference import groups as groups_oracle
+from diffq_fast.reference.sizes import group_count
 
 ops = torch.ops.diffq_fast
 
@@ -31,11 +31,11 @@ def weights_of(dtype=torch.float32, seed=0):
 
 
 def logits_of(weights, group_size, dtype=torch.float32):
-    return [torch.randn(groups_oracle.group_count(weight.numel(), group_size)).to(dtype) for weight in weights]
+    return [torch.randn(group_count(weight.numel(), group_size)).to(dtype) for weight in weights]
 
 
 def widths_of(weights, group_size):
-    counts = [groups_oracle.group_count(weight.numel(), group_size) for weight in weights]
+    counts = [group_count(weight.numel(), group_size) for weight in weights]
     return [(torch.arange(groups) % 16 + 1).to(torch.uint8) for groups in counts]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from diffq_fast.reference.add_noise import noisy_weight, noisy_weight_backward
-from diffq_fast.reference.groups import MAX_WIDTH
 from diffq_fast.reference.options import NoiseOptions
+from diffq_fast.reference.sizes import MAX_WIDTH
 from diffq_fast.reference.weight_range import weight_range
 
 WIDTHS = range(1, MAX_WIDTH + 1)

@@ -12,7 +12,7 @@ import torch
 import diffq_fast.functional
 from diffq_fast.backends import cpu
 from diffq_fast.backends.cpu import loading
-from diffq_fast.reference.groups import group_count
+from diffq_fast.reference.sizes import group_count
 from support.core_cases import KEY, assert_all_equal, make_logits, make_weights, make_widths, ops, options
 
 pytestmark = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])

@@ -8,7 +8,7 @@ import torch
 import diffq_fast.functional
 from diffq_fast.backends import cpu, default
 from diffq_fast.reference import planes as planes_oracle
-from diffq_fast.reference.groups import group_count
+from diffq_fast.reference.sizes import group_count
 from support.core_cases import COUNTS, DTYPES, GROUP_SIZES, assert_all_equal, ops
 
 pytestmark = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
