@@ -12,7 +12,9 @@ those of weights have the weights'.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +33,24 @@ def _operator(signature: str, tags: Sequence[torch.Tag] = ()) -> Callable[[Calla
     """Define the operator ``NAME signature``; the function below it, of the same name, is its shape rule."""
 
     def define(rule: Callable) -> Callable:
+        @functools.wraps(rule)
+        def shape_rule(*arguments: Any) -> Any:
+            _refuse_mixed_devices(rule.__name__, arguments)
+            return rule(*arguments)
+
         _library.define(rule.__name__ + signature.replace("NOISE_OPTIONS", _NOISE_OPTIONS), tags=tuple(tags))
-        torch.library.register_fake(f"{NAMESPACE}::{rule.__name__}", rule, lib=_library)
+        torch.library.register_fake(f"{NAMESPACE}::{rule.__name__}", shape_rule, lib=_library)
         return rule
 
     return define
+
+
+def _refuse_mixed_devices(who: str, arguments: Sequence[Any]) -> None:
+    """One meta tensor among others sends them all here: the others' results would never be written."""
+    lists = [each if isinstance(each, list | tuple) else [each] for each in arguments]
+    kinds = sorted({tensor.device.type for each in lists for tensor in each if isinstance(tensor, Tensor)})
+    if "meta" in kinds and len(kinds) > 1:
+        raise ValueError(f"{who}: expected all tensors on one device, got some on {' and some on '.join(kinds)}")
 
 
 def range_dtype(weights: Sequence[Tensor]) -> torch.dtype:
