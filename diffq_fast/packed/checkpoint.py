@@ -59,7 +59,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
 
 
 def has_logits(path: str | os.PathLike[str], suffix: str) -> bool:
-    """Does the checkpoint hold at least one tensor NAME and its logits NAME + suffix?"""
+    """Whether the checkpoint holds a tensor NAME and its logits NAME + suffix."""
     with open_checkpoint(path) as checkpoint:
         return bool(_weights_with_logits(checkpoint, suffix))
 
@@ -155,7 +155,7 @@ def unpack_file(
 
 
 def find_group_size(counts: Mapping[str, tuple[int, int]], group_size: int | None = None) -> int:
-    """The one group size with which each weight of `elements` has `groups` logits (name -> elements, groups).
+    """The one group size that fits all weights: `counts` has the elements and the logits of each, by name.
 
     Raises ValueError if `group_size`, or every group size, contradicts a weight, or if several fit.
     """
