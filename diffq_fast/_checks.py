@@ -16,7 +16,7 @@ from .reference.groups import per_element
 from .reference.options import NoiseOptions
 from .reference.philox import NOISE_KINDS
 from .reference.planes import PLANE_DTYPES
-from .reference.sizes import MAX_WIDTH, group_count, levels_per_width
+from .reference.sizes import MAX_WIDTH, group_count, levels_per_width, word_count
 
 RANGE_SCOPES = ("tensor", "group")
 
@@ -85,15 +85,19 @@ def _check_per_group(
     if len(values) != len(weights):
         raise ValueError(f"{who}: expected {len(weights)} {argument}, one per weight, got {len(values)}")
     for index, (weight, value) in enumerate(zip(weights, values, strict=True)):
-        count = weight.numel()
-        groups = -(-count // group_size) if group_size else min(count, 1)
-        if value.shape != (groups,):
-            raise ValueError(
-                f"{who}: {argument}[{index}] must have shape [{groups}], one per group of {group_size or 'all'} in "
-                f"{count} elements, got {list(value.shape)}"
-            )
+        _check_shape(who, f"{argument}[{index}]", value, weight.numel(), group_size)
         if value.device != weight.device:
             raise ValueError(f"{who}: {argument}[{index}] is on {value.device}, its weight on {weight.device}")
+
+
+def _check_shape(who: str, argument: str, value: Tensor, count: int, group_size: int) -> None:
+    """One value for each group of ``count`` elements."""
+    groups = -(-count // group_size) if group_size else min(count, 1)
+    if value.shape != (groups,):
+        raise ValueError(
+            f"{who}: {argument} must have shape [{groups}], one per group of {group_size or 'all'} in "
+            f"{count} elements, got {list(value.shape)}"
+        )
 
 
 def _check_ranges(who: str, ranges: Tensor, counts: Sequence[int], group_size: int, per_group: bool) -> None:
@@ -235,16 +239,25 @@ def level_counts(who: str, widths: Tensor, count: int, group_size: int, count_wi
     check_groups(who, group_size)
     if count < 0:
         raise ValueError(f"{who}: count must not be negative, got {count}")
-    groups = group_count(count, group_size)
     if widths.dtype != torch.uint8:
         raise TypeError(f"{who}: widths must be uint8, got {widths.dtype}")
-    if widths.shape != (groups,):
-        raise ValueError(f"{who}: widths must have shape [{groups}], one per group, got {list(widths.shape)}")
+    _check_shape(who, "widths", widths, count, group_size)
     check_has_values(who, "widths", widths)
     numbers = count_widths(widths).tolist()
     if numbers[0]:
         _refuse_widths(who, widths)
-    return levels_per_width(numbers, int(widths[-1]) if groups else 0, count, group_size)
+    return levels_per_width(numbers, int(widths[-1]) if len(widths) else 0, count, group_size)
+
+
+def check_word_count(
+    who: str, words: Tensor, widths: Tensor, count: int, group_size: int, count_widths: CountWidths
+) -> None:
+    """There are as many words as the widths ask for."""
+    expected = word_count(level_counts(who, widths, count, group_size, count_widths))
+    if words.numel() != expected:
+        raise ValueError(
+            f"{who}: expected {expected} packed words for {count} levels in {len(widths)} groups, got {words.numel()}"
+        )
 
 
 def check_width_values(who: str, widths: Sequence[Tensor]) -> None:

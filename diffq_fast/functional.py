@@ -21,7 +21,6 @@ from . import backends as _backends
 from ._checks import (
     check_add_noise,
     check_groups,
-    check_has_values,
     check_levels,
     check_noise,
     check_output_dtype,
@@ -31,6 +30,7 @@ from ._checks import (
     check_unpacked,
     check_weights,
     check_width_values,
+    check_word_count,
     check_words,
     level_counts,
 )
@@ -181,7 +181,8 @@ def widths_from_logits(
     >>> widths_from_logits(torch.tensor([-9.0, 0.0, 9.0]), 2, 15)
     tensor([ 2,  8, 15], dtype=torch.uint8)
     """
-    check_has_values("widths_from_logits", "logits", logits)
+    if logits.is_meta:
+        raise ValueError("widths_from_logits: logits must hold values, got a meta tensor")
     return _ops.widths_from_logits.default(logits.detach(), float(min_bits), float(max_bits), param, float(extra_bits))
 
 
@@ -290,7 +291,7 @@ def unpack(words: Tensor, widths: Tensor, count: int, *, group_size: int = 8) ->
         ValueError: when ``words`` is not exactly as long as the widths ask for.
     """
     check_words("unpack", words, widths)
-    _check_word_count("unpack", words, widths, count, group_size)
+    check_word_count("unpack", words, widths, count, group_size, _ops.count_widths.default)
     return _ops.unpack.default(words, widths, group_size, count)
 
 
@@ -332,16 +333,8 @@ def unpack_dequantize(
     check_words(who, words, widths)
     per_group = check_unpacked(who, ranges, shape, group_size, range_scope, words.device)
     check_output_dtype(who, dtype)
-    _check_word_count(who, words, widths, math.prod(shape), group_size)
+    check_word_count(who, words, widths, math.prod(shape), group_size, _ops.count_widths.default)
     return _ops.unpack_dequantize.default(words, widths, ranges, group_size, per_group, list(shape), dtype)
-
-
-def _check_word_count(who: str, words: Tensor, widths: Tensor, count: int, group_size: int) -> None:
-    expected = word_count(level_counts(who, widths, count, group_size, _ops.count_widths.default))
-    if words.numel() != expected:
-        raise ValueError(
-            f"{who}: expected {expected} packed words for {count} levels in {len(widths)} groups, got {words.numel()}"
-        )
 
 
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------

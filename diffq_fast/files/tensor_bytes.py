@@ -78,7 +78,7 @@ def memory_key(tensor: Tensor) -> Hashable:
     return place, view, tensor.dtype, tensor.is_conj(), tensor.is_neg()
 
 
-def memory_keys(values: Mapping[str, Any]) -> dict[str, Hashable]:
+def memory_keys(values: Mapping[Any, Any]) -> dict[Any, Hashable]:
     """The :func:`memory_key` of each tensor among these values, by name."""
     return {name: memory_key(value) for name, value in values.items() if isinstance(value, Tensor)}
 

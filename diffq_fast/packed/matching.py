@@ -58,9 +58,9 @@ class Match:
 
 def match_model(model: nn.Module, contents: PackedContents) -> Match:
     """The model beside the file. Raises PackedFileError where the file states an impossible rule."""
-    entries, targets = contents.entries(), model.state_dict()
-    rule = read_rule(contents.path, contents.quantizer)
-    return Match(targets, memory_keys(targets), contents, entries, rule, attached_to(model, with_parts=True))
+    rule, targets = read_rule(contents.path, contents.quantizer), model.state_dict()
+    entries, keys = contents.entries(), memory_keys(targets)
+    return Match(targets, keys, contents, entries, rule, attached_to(model, with_parts=True))
 
 
 def learned_values(match: Match, strict: bool) -> dict[str, Tensor]:

@@ -36,9 +36,10 @@ def save(
     Raises:
         ValueError: a NaN or infinite weight, named. TypeError: an entry that no safetensors file can hold.
     """
-    exported, info, rule = quantizer.export_model(learned=logits), quantizer.describe(), quantizer.rule()
-    if rule is not None and learned_suffix(info) != rule.suffix:
-        info["arguments"]["suffix"] = rule.suffix
+    exported = quantizer.export_model(learned=logits)
+    info = exported.quantizer
+    if exported.suffix is not None and learned_suffix(info) != exported.suffix:
+        info["arguments"]["suffix"] = exported.suffix
     packed, ties = pack_exported(exported.weights), tied_names(exported.plain)
     plain = {name: tensor for name, tensor in exported.plain.items() if name not in ties}
     half = {ties.get(name, name) for name in exported.half}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
-def remembers_arguments(init: Callable) -> Callable:
+def remembers_arguments(init: Init) -> Init:
     """Keep the arguments that the caller of ``__init__`` gave, by name, as ``self.arguments``, without the model."""
     signature = inspect.signature(init)
 
@@ -21,7 +23,7 @@ def remembers_arguments(init: Callable) -> Callable:
         self.arguments = {name: value for name, value in given.items() if name not in ("self", "model")}
         init(self, *args, **kwargs)
 
-    return wrapped
+    return cast(Init, wrapped)  # so that type checkers and editors see the arguments
 
 
 def with_defaults(quantizer: type, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,12 +23,15 @@ from .replay import (
     Forward,
     Forwards,
     Maker,
-    inside_backward,
     make_unseen,
     never_compiled_by_itself,
     next_sequence_number,
 )
 from .selection import Selection, Slot
+
+# The backward that this thread is running, as ``replay.inside_backward`` asks for it: each module's call passes here.
+_backward_here = torch._C._current_graph_task_id
+NO_BACKWARD = -1
 
 
 class Draw(NamedTuple):
@@ -176,7 +179,7 @@ class Attachment:
         if torch.compiler.is_compiling():
             shadows.guard(module)
             return
-        if inside_backward():
+        if _backward_here() != NO_BACKWARD:
             self._replay(module)
         if self._lowering is not None:
             self._lowering.before_reading(module, self._shown)
@@ -201,7 +204,7 @@ class Attachment:
     @never_compiled_by_itself
     def after_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
         """The hook of such a module, called after an exception too."""
-        if torch.compiler.is_compiling() or not inside_backward() or not self._replayed:
+        if torch.compiler.is_compiling() or _backward_here() == NO_BACKWARD or not self._replayed:
             return
         replayed = self._replayed.pop()
         if replayed is not None:

@@ -18,7 +18,7 @@ from ..legacy.state import build_meta, build_state
 from .arguments import described, with_defaults, without_keyword_only
 from .attachment import Attachment, Draw
 from .eval_weights import EvalWeights
-from .export import ExportedModel, ExportedWeight, Exporter, json_value
+from .export import ExportedModel, ExportedWeight, Exporter
 from .learned_parameters import LearnedParameters
 from .lower_precision import LowerPrecision
 from .registry import Levels, Rule, scheme_of
@@ -53,7 +53,7 @@ class BaseQuantizer:
         self._qparams = self.selection.quantised  # under diffq's name, which its users' scripts read
         self._learned: LearnedParameters | None = None
         self._eval = EvalWeights(self, model, self.selection, float16)
-        self._exporter = Exporter(type(self).__name__, model, self.selection, float16, self._eval.float_value)
+        self._exporter = Exporter(type(self).__name__, model, self.selection, float16, self._eval.float_values)
 
     # -- the scheme: what a subclass gives ---------------------------------------------------------------------------
 
@@ -69,8 +69,9 @@ class BaseQuantizer:
         """Bits that the quantised weights take; ``exact``: in an export."""
         raise TypeError(f"{type(self).__name__} cannot be used by itself")
 
-    def exported(self, entry: QuantizedParameter, ranges: Tensor) -> ExportedWeight:
-        """One weight of a packed file; ``ranges``: that of all its elements, float32 ``[1, 2]``."""
+    def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
+        """One weight of a packed file: its training value is ``value``, the range of all its elements ``ranges``,
+        float32 ``[1, 2]``."""
         raise TypeError(f"{type(self).__name__} cannot be used by itself")
 
     def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:
@@ -123,11 +124,11 @@ class BaseQuantizer:
 
     def float_value(self, entry: QuantizedParameter) -> Tensor:
         """A weight's training value, whether or not :meth:`quantize` is in force."""
-        return self._eval.float_value(entry)
+        return self._eval.float_values([entry])[0]
 
     def storable(self, entry: QuantizedParameter) -> Tensor:
         """A weight as an export quantises it."""
-        weight = self._eval.float_value(entry)
+        (weight,) = self._eval.float_values([entry])
         return weight.float() if weight.dtype == torch.float64 else weight
 
     # -- what is learned ---------------------------------------------------------------------------------------------
@@ -295,9 +296,9 @@ class BaseQuantizer:
         """
         self.tell_faults()
         with torch.no_grad():
-            ranges = self._exporter.sound_ranges()
-            entries = [self.stored_entry(entry, ranges[entry], packed, torch_pack) for entry in ranges]
-            rest = [self._eval.float_value(slot) for slot in self.selection.rest]
+            sound = self._exporter.sound_ranges()
+            entries = [self.stored_entry(entry, ranges, packed, torch_pack) for entry, _, ranges in sound]
+            rest = self._eval.float_values(self.selection.rest)
         meta = build_meta(self.stored_arguments(packed), type(self), packed=packed, torch_pack=torch_pack)
         half, full = (rest, []) if self.float16 else ([], rest)
         return build_state(entries, float16=half, others=full, meta=meta)
@@ -339,7 +340,8 @@ class BaseQuantizer:
         """
         self.tell_faults()
         with torch.no_grad():
-            return self._exporter.model(self.exported, learned)
+            suffix = None if self._learned is None else self._learned.suffix
+            return self._exporter.model(self.exported, self.arguments, suffix, learned)
 
     def export_weights(self) -> list[ExportedWeight]:
         """The weights, how they are quantised, and their other names.
@@ -358,11 +360,7 @@ class BaseQuantizer:
 
     def state_dict_names(self) -> dict[int, list[str]]:
         """All names of each parameter in the model's ``state_dict``, by the parameter's id."""
-        return self._exporter.names()
-
-    def describe(self) -> dict[str, Any]:
-        """Class and arguments, as a packed file's header holds them."""
-        return {"class": type(self).__name__, "arguments": json_value(self.arguments)}
+        return {id(place.param): place.names for place in self._exporter.places()}
 
     # -- others ------------------------------------------------------------------------------------------------------
 

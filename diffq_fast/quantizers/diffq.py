@@ -315,10 +315,9 @@ class DiffQuantizer(BaseQuantizer):
             return f"group_size={packed.group_size}", f"has group_size={self.group_size}"
         return None
 
-    def exported(self, entry: QuantizedParameter, ranges: Tensor) -> ExportedWeight:
-        weight, widths = self.float_value(entry), self.widths_of(entry)
-        known = ranges if self.range_scope == "tensor" else None
-        return ExportedWeight(entry.full_name, weight, widths, self.group_size, self.range_scope, ranges=known)
+    def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
+        widths, known = self.widths_of(entry), ranges if self.range_scope == "tensor" else None
+        return ExportedWeight(entry.full_name, value, widths, self.group_size, self.range_scope, ranges=known)
 
     def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:
         self._refuse_stored(entry)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .attachment import attached_to
 from .optimizer_steps import optimizer_steps
-from .selection import QuantizedParameter, Selection, Slot, in_half_precision, untied
+from .selection import QuantizedParameter, Selection, Slot, in_half_precision, params_of, untied
 from .straight_through import straight_through
 
 
@@ -151,12 +151,13 @@ class EvalWeights:
         self._replaced.clear()
         self.in_place = False
 
-    def float_value(self, slot: Slot) -> Tensor:
-        """The slot's training value, whether or not the quantised weights are in place."""
-        slot = getattr(slot, "original", slot)
-        if not self.in_place or self._is_rewritten(slot):
-            return slot.param.detach()
-        return self._replaced.get(slot, (slot.param.detach(),))[0]
+    def float_values(self, slots: Sequence[Slot]) -> list[Tensor]:
+        """The slots' training values, whether or not the quantised weights are in place."""
+        if not self.in_place:
+            return list(map(torch.Tensor.detach, params_of(slots)))
+        owners = [getattr(slot, "original", slot) for slot in slots]
+        replaced = [None if self._is_rewritten(owner) else self._replaced[owner][0] for owner in owners]
+        return [owner.param.detach() if value is None else value for owner, value in zip(owners, replaced, strict=True)]
 
     def _is_rewritten(self, slot: Slot) -> bool:
         """Whether the slot's parameter holds something else than :meth:`put_in_place` has written."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..files.tensor_bytes import memory_key
-from .selection import QuantizedParameter, Selection, Slot
+from ..files.tensor_bytes import memory_keys
+from .selection import QuantizedParameter, Selection, Slot, learned_of, params_of
 
 
 class ExportedWeight(NamedTuple):
@@ -40,12 +40,28 @@ class ExportedModel(NamedTuple):
         plain: every other entry of the state_dict by name, with its training value.
         half: names among ``plain`` that are kept in half precision.
         buffers: names among ``plain`` that are buffers.
+        quantizer: class and arguments, as the file's header holds them.
+        suffix: of the names of what is learned; None: nothing is.
     """
 
     weights: list[ExportedWeight]
     plain: dict[str, Tensor]
     half: set[str]
     buffers: set[str]
+    quantizer: dict[str, Any]
+    suffix: str | None
+
+
+class Place(NamedTuple):
+    """A parameter of the model, and all its names in the state_dict: those of buffers over the same memory too."""
+
+    slot: Slot
+    param: nn.Parameter
+    names: list[str]
+
+
+# One weight of a packed file, given its training value and the range of all its elements, float32 ``[1, 2]``.
+Exported = Callable[[QuantizedParameter, Tensor, Tensor], ExportedWeight]
 
 
 class Exporter:
@@ -56,7 +72,7 @@ class Exporter:
         model: the model.
         selection: its weights.
         float16: keep the parameters that are not quantised in half precision.
-        float_value: the training value of a parameter.
+        float_values: gives the training values of parameters.
     """
 
     def __init__(
@@ -65,18 +81,20 @@ class Exporter:
         model: nn.Module,
         selection: Selection,
         float16: bool,
-        float_value: Callable[[Slot], Tensor],
+        float_values: Callable[[Sequence[Slot]], list[Tensor]],
     ) -> None:
         self._who, self._model, self._selection = who, model, selection
-        self._float16, self._float_value = float16, float_value
+        self._float16, self._float_values = float16, float_values
 
     def model(
-        self, exported: Callable[[QuantizedParameter, Tensor], ExportedWeight], learned: bool = False
+        self, exported: Exported, arguments: Mapping[str, Any], suffix: str | None, learned: bool
     ) -> ExportedModel:
         """The whole model.
 
         Args:
-            exported: gives the weight of an entry, from the range of all its elements, float32 ``[1, 2]``.
+            exported: gives one weight.
+            arguments: of the quantizer.
+            suffix: of the names of what is learned; None: nothing is.
             learned: with what was learned too, so that training can go on from the file.
 
         Raises:
@@ -84,91 +102,105 @@ class Exporter:
             TypeError: an entry of the state_dict is no tensor.
         """
         state = self._model.state_dict(keep_vars=True)
-        names = self.names(state)
-        weights = self.weights(exported, names)
-        plain = self._plain(state, names, learned)
+        places = self.places(state)
+        weights = self.weights(exported, places)
+        plain = self._plain(state, places, suffix, learned)
         buffers = {name for name, _ in self._model.named_buffers() if name in plain}
-        return ExportedModel(weights, plain, self._half(names) & plain.keys(), buffers)
+        half = self._half(places) & plain.keys()
+        described = {"class": self._who, "arguments": json_value(arguments)}
+        return ExportedModel(weights, plain, half, buffers, described, suffix)
 
-    def weights(
-        self,
-        exported: Callable[[QuantizedParameter, Tensor], ExportedWeight],
-        names: Mapping[int, list[str]] | None = None,
-    ) -> list[ExportedWeight]:
+    def weights(self, exported: Exported, places: Sequence[Place] | None = None) -> list[ExportedWeight]:
         """The quantised weights, each once, under the names that they have in the state_dict."""
-        entries = self._selection.originals
-        names = self.names() if names is None else names
-        ranges = self.sound_ranges()
-        own = {entry: self._stored_name(entry, names) for entry in entries}
-        taken = set(own.values())
+        places = self.places() if places is None else places
+        originals = [place for place in places if getattr(place.slot, "tied_to", self) is None]
+        own = [self._stored_name(place) for place in originals]
+        taken = set(own)
+        aliases = [[name for name in place.names if name not in taken] for place in originals]
+        sound = self.sound_ranges()
         return [
-            exported(entry, ranges[entry])._replace(
-                name=own[entry], aliases=[name for name in names[id(entry.param)] if name not in taken]
-            )
-            for entry in entries
+            exported(entry, value, ranges)._replace(name=name, aliases=others)
+            for (entry, value, ranges), name, others in zip(sound, own, aliases, strict=True)
         ]
 
-    def sound_ranges(self) -> dict[QuantizedParameter, Tensor]:
-        """The range of each whole weight, float32 ``[1, 2]``; ValueError where something cannot be exported."""
-        ranges = {}
-        for entry in self._selection.originals:  # a NaN or an infinity shows in the range: cheaper than a mask
-            ranges[entry] = functional.weight_range([self._float_value(entry)], group_size=0)
-            if not bool(ranges[entry].isfinite().all()):
+    def sound_ranges(self) -> list[tuple[QuantizedParameter, Tensor, Tensor]]:
+        """Each untied weight with its training value and its range; ValueError where something cannot be exported."""
+        entries, ranges = self._selection.originals, []
+        values = self._float_values(entries)
+        for entry, value in zip(entries, values, strict=True):  # a NaN or an infinity shows in the range
+            ranges.append(functional.weight_range([value], group_size=0))
+            if not bool(ranges[-1].isfinite().all()):
                 raise ValueError(f"{self._who}: {entry.full_name} has NaN or infinite elements and cannot be exported")
-        for slot in self._selection.rest if self._float16 else ():
-            value = self._float_value(slot)
+        if self._float16:
+            self._refuse_beyond_half(self._selection.rest)
+        return list(zip(entries, values, ranges, strict=True))
+
+    def _refuse_beyond_half(self, slots: Sequence[Slot]) -> None:
+        for slot, value in zip(slots, self._float_values(slots), strict=True):
             if value.is_floating_point() and bool((value.isfinite() & ~value.half().isfinite()).any()):
                 raise ValueError(
                     f"{self._who}: {slot.full_name} has elements beyond 65,504, the largest of half precision "
                     "(float16=True)"
                 )
-        return ranges
 
-    def names(self, state: Mapping[str, Any] | None = None) -> dict[int, list[str]]:
-        """All names of each parameter in ``state_dict``, buffers over the same memory too, by the parameter's id."""
+    def places(self, state: Mapping[str, Any] | None = None) -> list[Place]:
+        """Every place of a parameter: those of quantised weights, then one for each other parameter."""
         state = self._model.state_dict(keep_vars=True) if state is None else state
+        slots: list[Slot] = [*self._selection.quantised, *self._selection.rest]
+        params = params_of(slots)
+        keys = memory_keys({**state, **dict(enumerate(params))})
         by_memory: dict[Any, list[str]] = {}
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                by_memory.setdefault(memory_key(value), []).append(name)
-        slots: Iterable[Slot] = (*self._selection.quantised, *self._selection.rest)
-        names = {id(slot.param): by_memory.get(memory_key(slot.param), []) for slot in slots}
-        for slot in self._selection.quantised:
+        for name in state:
+            if name in keys:
+                by_memory.setdefault(keys[name], []).append(name)
+        names = [by_memory.get(keys[index], []) for index in range(len(slots))]
+        for index, slot in enumerate(self._selection.quantised):
             copy = state.get(slot.full_name)
-            if not names[id(slot.param)] and isinstance(copy, Tensor) and torch.equal(copy, slot.param):
-                names[id(slot.param)] = [slot.full_name]
-        return names
+            if not names[index] and isinstance(copy, Tensor) and torch.equal(copy, params[index]):
+                names[index] = [slot.full_name]
+        return [Place(*each) for each in zip(slots, params, names, strict=True)]
 
-    def _stored_name(self, entry: QuantizedParameter, names: Mapping[int, list[str]]) -> str:
+    def _stored_name(self, place: Place) -> str:
         """What the state_dict calls the weight: its full name, unless the model gives another."""
-        candidates = names.get(id(entry.param), [])
-        if not candidates:
+        full_name = place.slot.full_name
+        if not place.names:
             raise ValueError(
-                f"{self._who}: {entry.full_name} is quantised, but the model's state_dict makes other values "
+                f"{self._who}: {full_name} is quantised, but the model's state_dict makes other values "
                 "of it; exclude it"
             )
-        return next((name for name in candidates if name.endswith(entry.full_name)), candidates[0])
+        return next((name for name in place.names if name.endswith(full_name)), place.names[0])
 
-    def _plain(self, state: Mapping[str, Any], names: Mapping[int, list[str]], learned: bool) -> dict[str, Tensor]:
+    def _plain(
+        self, state: Mapping[str, Any], places: Sequence[Place], suffix: str | None, learned: bool
+    ) -> dict[str, Tensor]:
         """Every entry of the state_dict that is not a quantised weight, with its training value."""
-        entries = self._selection.quantised
-        quantised = {name for entry in entries for name in names.get(id(entry.param), [])}
-        logits = set() if learned else {memory_key(entry.logit) for entry in entries if entry.learned_name}
-        values = {memory_key(slot.param): self._float_value(slot) for slot in self._selection.rest}
+        count = len(self._selection.quantised)
+        left_out = {name for place in places[:count] for name in place.names}
+        if suffix is not None and not learned:
+            left_out |= self._names_of_learned(state)
+        rest = places[count:]
+        values: dict[str, Tensor] = {}
+        for place, value in zip(rest, self._float_values([place.slot for place in rest]) if rest else [], strict=True):
+            values |= dict.fromkeys(place.names, value)
         plain = {}
         for name, value in state.items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"{self._who}: {name} of the state_dict is no tensor and cannot be exported")
-            key = memory_key(value)
-            if name not in quantised and key not in logits:
-                plain[name] = values.get(key, value).detach()
+            if name not in left_out:
+                plain[name] = values.get(name, value).detach()
         return plain
 
-    def _half(self, names: Mapping[int, list[str]]) -> set[str]:
+    def _names_of_learned(self, state: Mapping[str, Any]) -> set[str]:
+        """The names, in the state_dict, of what is learned for the weights."""
+        learned = learned_of(self._selection.originals)
+        keys = memory_keys({**state, **dict(enumerate(learned))})
+        owned = {keys[index] for index in range(len(learned))}
+        return {name for name in state if keys.get(name) in owned}
+
+    def _half(self, places: Sequence[Place]) -> set[str]:
         """The names, in the state_dict, of what is kept in half precision."""
-        rest = self._selection.rest if self._float16 else []
-        floating = [slot for slot in rest if slot.param.is_floating_point()]
-        return {name for slot in floating for name in names.get(id(slot.param), [])}
+        rest = places[len(self._selection.quantised) :] if self._float16 else []
+        return {name for place in rest if place.param.is_floating_point() for name in place.names}
 
 
 def json_value(value: Any) -> Any:

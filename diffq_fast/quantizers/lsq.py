@@ -136,12 +136,11 @@ class LSQ(BaseQuantizer):
         fits = packed.range_scope == "scale" and packed.widths.unique().tolist() == [self.bits]
         return None if fits else (None, f"has bits={self.bits} and a scale")
 
-    def exported(self, entry: QuantizedParameter, ranges: Tensor) -> ExportedWeight:
+    def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
         scale, indices = self._sound_scale(entry), self._indices(entry)
         width = torch.full((1,), int(self.bits), dtype=torch.uint8, device=indices.device)
-        weight = self.float_value(entry)
         levels = {"levels": indices - self._low, "ranges": scale.reshape(1)}
-        return ExportedWeight(entry.full_name, weight, width, 0, "scale", **levels)
+        return ExportedWeight(entry.full_name, value, width, 0, "scale", **levels)
 
     def _sound_scale(self, entry: QuantizedParameter) -> Tensor:
         scale = entry.logit.detach().to(torch.float32)

@@ -93,6 +93,11 @@ def params_of(slots: Iterable[Slot]) -> list[nn.Parameter]:
     return [slot.param for slot in slots]
 
 
+def learned_of(entries: Iterable[QuantizedParameter]) -> list[nn.Parameter]:
+    """What is learned for these weights, if anything is."""
+    return [entry.logit for entry in entries if entry.original.learned_name is not None]
+
+
 @dataclass
 class Selection:
     """What :func:`select` found, in the order of ``named_modules()`` and then of each module's own parameters.

@@ -127,9 +127,8 @@ class UniformQuantizer(BaseQuantizer):
         fits = packed.range_scope == "tensor" and len(widths) == 1 and count == self._count
         return None if fits else (None, f"has bits={self.bits} ({self._count} levels)")
 
-    def exported(self, entry: QuantizedParameter, ranges: Tensor) -> ExportedWeight:
-        weight = self.float_value(entry)
-        exported = ExportedWeight(entry.full_name, weight, self._width(weight.device), 0, "tensor", ranges=ranges)
+    def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
+        exported = ExportedWeight(entry.full_name, value, self._width(value.device), 0, "tensor", ranges=ranges)
         if self._is_whole:
             return exported
         return exported._replace(levels=self._levels(entry, ranges), ranges=ranges[0], level_count=self._count)

@@ -41,10 +41,10 @@ class SignQuantizer(BaseQuantizer):
     def quantised_bits(self, exact):
         return sum(2 * entry.param.numel() + 32 for entry in self.selection.originals)
 
-    def exported(self, entry, ranges):
+    def exported(self, entry, value, ranges):
         width = torch.full((1,), 2, dtype=torch.uint8)
         levels, scale = (self._signs(entry) + 2).to(torch.int32), entry.logit.detach().reshape(1)
-        return ExportedWeight(entry.full_name, self.float_value(entry), width, 0, "scale", levels=levels, ranges=scale)
+        return ExportedWeight(entry.full_name, value, width, 0, "scale", levels=levels, ranges=scale)
 
     def rule(self):
         return MagnitudeRule(self.suffix)

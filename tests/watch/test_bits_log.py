@@ -63,6 +63,7 @@ def test_other_steps_do_not_read_what_they_are_given(quantizer):
 
 
 def test_tensorboard_reads_the_same_values(quantizer, tmp_path):
+    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 

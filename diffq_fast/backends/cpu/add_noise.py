@@ -35,17 +35,10 @@ def add_noise(weights, logits, key, streams, nonfinite, *options_and_dtype):
     weights, logits = contiguous(weights), contiguous(logits, torch.float32)
     noisy = empty_like(weights, dtype)
     ranges, extremes = empty_ranges(weights, group_size, per_group)
-    core.add_noise(
-        floats(weights),
-        addresses(logits),
-        key.data_ptr(),
-        streams,
-        (group_size, min_bits, max_bits, PARAMS[param], NOISE_KINDS[noise_kind], per_group),
-        floats(noisy),
-        ranges.data_ptr(),
-        extremes.data_ptr(),
-        torch.get_num_threads(),
-    )
+    codes = group_size, min_bits, max_bits, PARAMS[param], NOISE_KINDS[noise_kind], per_group
+    noise = floats(weights), addresses(logits), key.data_ptr(), streams, codes
+    places = ranges.data_ptr(), extremes.data_ptr()
+    core.add_noise(noise, places, floats(noisy), torch.get_num_threads())
     return noisy, ranges, extremes
 
 
@@ -58,25 +51,16 @@ def add_noise_backward(grads, weights, logits, ranges, extremes, key, streams, *
     if not supported(grads, weights, logits):
         return default.add_noise_backward(grads, weights, logits, ranges, extremes, key, streams, *options)
     guard_extremes(who, extremes, 0 if per_group else len(weights))
-    guard_groups(who, "grads", grads, weights, 1)
+    guard_groups(who, "grads", grads, [weight.numel() for weight in weights], 1)
     guard_ranges(who, ranges, weights, group_size, per_group)
     shapes = logits
     grads, weights, logits = contiguous(grads), contiguous(weights), contiguous(logits, torch.float32)
     ranges, extremes = ranges.contiguous(), extremes.contiguous()
     grad_weights, grad_logits = empty_like(weights), empty_like(shapes, torch.float32)
     nonfinite = torch.empty(len(weights), dtype=torch.float32, device="cpu")
-    core.add_noise_backward(
-        floats(grads),
-        floats(weights),
-        addresses(logits),
-        ranges.data_ptr(),
-        extremes.data_ptr(),
-        key.data_ptr(),
-        streams,
-        (group_size, min_bits, max_bits, PARAMS[param], NOISE_KINDS[noise_kind], per_group),
-        addresses(grad_weights),
-        addresses(grad_logits),
-        nonfinite.data_ptr(),
-        torch.get_num_threads(),
-    )
+    codes = group_size, min_bits, max_bits, PARAMS[param], NOISE_KINDS[noise_kind], per_group
+    noise = floats(weights), addresses(logits), key.data_ptr(), streams, codes
+    places = ranges.data_ptr(), extremes.data_ptr()
+    results = addresses(grad_weights), addresses(grad_logits), nonfinite.data_ptr()
+    core.add_noise_backward(noise, places, floats(grads), results, torch.get_num_threads())
     return grad_weights, grad_logits, nonfinite

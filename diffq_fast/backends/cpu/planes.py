@@ -32,12 +32,13 @@ def _pack_planes(values: Tensor, width: int, rows: int, columns: int) -> tuple[T
     block = rows * columns
     if width < 0 or rows not in PLANE_DTYPES or columns < 0 or (values.numel() and not block):
         raise ValueError(f"pack_planes: no planes of width={width}, rows={rows}, columns={columns}")
-    narrow = values.dtype in INTEGERS and (width <= 16 or values.dtype != torch.uint8)  # see csrc/core's planes.h
+    narrow = values.dtype in INTEGERS and (width <= 16 or values.dtype != torch.uint8)  # see csrc/core/pack/planes.h
     values = (values if narrow else values.to(torch.int64)).contiguous()
     blocks = -(-values.numel() // block) if block else 0
     words = empty((blocks, width, columns), PLANE_DTYPES[rows])
-    source = values.data_ptr(), values.element_size(), values.numel()
-    seen = core.pack_planes(*source, width, rows, columns, words.data_ptr(), torch.get_num_threads())
+    layout = values.numel(), width, rows, columns
+    source = values.data_ptr(), values.element_size()
+    seen = core.pack_planes(layout, *source, words.data_ptr(), torch.get_num_threads())
     return words, seen
 
 
@@ -50,7 +51,7 @@ def quantize_planes(weight, widths, ranges, group_size, level_counts):
     shapes = [(-(-max(count, 0) // 2048), width, 32) for width, count in enumerate(level_counts, 1)]
     planes = [empty(shape, torch.int64) for shape in shapes]
     packing = packing_of("quantize_planes", widths, weight.numel(), group_size, 0)
-    source = weight.data_ptr(), DTYPES[weight.dtype], ranges.data_ptr()
+    source = (weight.data_ptr(), DTYPES[weight.dtype]), ranges.data_ptr()
     if len(planes) != 16 or not core.quantize_planes(
         packing, *source, level_counts, addresses(planes), torch.get_num_threads()
     ):
@@ -72,5 +73,5 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
     length = min(length, blocks * rows * columns)
     values = empty([length], torch.int16)
     layout = length, width, rows, columns
-    core.unpack_planes(planes.data_ptr(), *layout, values.data_ptr(), torch.get_num_threads())
+    core.unpack_planes(layout, planes.data_ptr(), values.data_ptr(), torch.get_num_threads())
     return values

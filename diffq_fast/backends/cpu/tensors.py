@@ -83,14 +83,13 @@ def guard_tensors(who: str, *lists: Sequence[Tensor]) -> None:
                 raise ValueError(f"{who}: expected all tensors on the CPU, got one on {tensor.device}")
 
 
-def guard_groups(who: str, argument: str, values: Sequence[Tensor], weights: Sequence[Tensor], group_size: int) -> None:
-    """One value for each group of each weight."""
+def guard_groups(who: str, argument: str, values: Sequence[Tensor], counts: Sequence[int], group_size: int) -> None:
+    """One value for each group of each weight, of so many elements."""
     if group_size < 0:
         raise ValueError(f"{who}: group_size must be 0 (one group) or positive, got {group_size}")
-    if len(values) != len(weights):
-        raise ValueError(f"{who}: expected {len(weights)} {argument}, one per weight, got {len(values)}")
-    for index, (value, weight) in enumerate(zip(values, weights, strict=True)):
-        count = weight.numel()
+    if len(values) != len(counts):
+        raise ValueError(f"{who}: expected {len(counts)} {argument}, one per weight, got {len(values)}")
+    for index, (value, count) in enumerate(zip(values, counts, strict=True)):
         groups = -(-count // group_size) if group_size else min(count, 1)
         if value.numel() != groups:
             raise ValueError(
@@ -111,7 +110,7 @@ def guard_noise(
 ) -> None:
     """The key's 64 bits, one stream for each weight, and one logit for each group."""
     guard_tensors(who, weights, logits, [key])
-    guard_groups(who, "logits", logits, weights, group_size)
+    guard_groups(who, "logits", logits, [weight.numel() for weight in weights], group_size)
     if key.dtype != torch.int64 or key.numel() != 1 or len(streams) != len(weights):
         given = f"{key.dtype} {list(key.shape)} and {len(streams)} streams"
         raise ValueError(f"{who}: expected one int64 key and {len(weights)} streams, got {given}")
@@ -136,19 +135,17 @@ def guard_quantised(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Weights or levels, their widths and ranges, in row-major order."""
     guard_tensors(who, values, widths, [ranges])
-    guard_groups(who, "widths", widths, values, group_size)
+    guard_groups(who, "widths", widths, [value.numel() for value in values], group_size)
     guard_ranges(who, ranges, values, group_size, per_group)
     return contiguous(values), contiguous(widths, torch.uint8), ranges.contiguous()
 
 
 def packing_of(who: str, widths: Tensor, count: int, group_size: int, words: int) -> tuple[int, int, int, int]:
     """What the core is told of a packed weight: address of the widths, levels, group size, words."""
-    groups = group_count(count, group_size) if count >= 0 and group_size >= 0 else -1
-    if groups != widths.numel() or not 0 <= words < 2**60 or widths.device.type != "cpu":
-        raise ValueError(
-            f"{who}: expected widths on the CPU, one per group of {count} levels, group_size={group_size}, got "
-            f"{widths.numel()} on {widths.device}, and {words} words"
-        )
+    guard_tensors(who, [widths])
+    if count < 0 or not 0 <= words < 2**60:
+        raise ValueError(f"{who}: expected counts of levels and words, got {count} and {words}")
+    guard_groups(who, "widths", [widths], [count], group_size)
     return widths.data_ptr(), count, group_size, words
 
 

@@ -40,7 +40,7 @@ def quantize_pack(weight, widths, ranges, group_size, per_group, word_count):
     (weight,), (widths,), ranges = tensors
     packing = packing_of("quantize_pack", widths, weight.numel(), group_size, word_count)
     words = empty([word_count], torch.int32)
-    source = weight.data_ptr(), DTYPES[weight.dtype], ranges.data_ptr(), per_group
+    source = (weight.data_ptr(), DTYPES[weight.dtype]), ranges.data_ptr(), per_group
     if not core.quantize_pack(packing, *source, words.data_ptr(), torch.get_num_threads()):
         raise refuse_words("quantize_pack", word_count)
     return words
@@ -61,7 +61,7 @@ def unpack_dequantize(words, widths, ranges, group_size, per_group, shape, dtype
     ranges = ranges.contiguous()
     target = weight.data_ptr(), DTYPES[dtype]
     if not core.unpack_dequantize(
-        packing, words.data_ptr(), ranges.data_ptr(), per_group, *target, torch.get_num_threads()
+        packing, words.data_ptr(), ranges.data_ptr(), per_group, target, torch.get_num_threads()
     ):
         raise refuse_words(who, words.numel())
     return weight
