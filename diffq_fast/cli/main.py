@@ -181,12 +181,13 @@ def _pack_at_bits(arguments: argparse.Namespace, trained: Mapping[str, Any], pla
         raise UsageError(f"--bits must be between 1 and {MAX_WIDTH}, got {arguments.bits}")
     if plain.get("range_scope") == "group" and not plain.get("group_size"):
         raise UsageError("--range-scope group needs a --group-size above 0")
-    from ..packed.checkpoint import has_logits, pack_at_bits
+    from ..packed.checkpoint import OneWidth, has_logits, pack_at_bits
 
     if has_logits(arguments.file, "_diffq"):
         raise UsageError(f"{arguments.file} holds logits, which say the widths; leave --bits out")
     with ProgressLine("packing", arguments.progress) as progress:
-        packed, double = pack_at_bits(arguments.file, arguments.output, arguments.bits, **plain, progress=progress)
+        options = OneWidth(arguments.bits, **plain)
+        packed, double = pack_at_bits(arguments.file, arguments.output, options, progress)
     if double:
         names = ", ".join(map(printable, double[:3])) + (", …" if len(double) > 3 else "")
         note = f"{len(double)} float64 tensors are kept as they are, unpacked ({names}); convert them to float32 first"

@@ -1,7 +1,7 @@
 """Read and check the header of a safetensors file with the standard library alone.
 
-A header is the first thing that a damaged or hostile file shows, so nothing in it is believed: every size is
-checked against the length of the file before anything else is read.
+Nothing in a header is believed, since the file may be damaged or hostile: every size is checked against the length of
+the file before anything else is read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def file_error(path: str | os.PathLike[str], where: str, problem: str) -> FileEr
 
 
 def printable(name: str) -> str:
-    """A name from a file as it may go to a terminal: no control characters, no endless text."""
+    """A name from a file, made fit for a terminal: without control characters, and of limited length."""
     return (name if name.isprintable() else ascii(name))[:200]
 
 
@@ -78,7 +78,7 @@ class Header:
 def begins_like_safetensors(head: bytes) -> bool:
     """Whether a file's first 9 bytes are those of a safetensors file: a possible length, then the header's "{".
 
-    The length's first byte may be anything, also the first byte of another format.
+    The first byte alone tells nothing: a length may begin like any other format.
     """
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES
 
@@ -92,7 +92,7 @@ def read_header(file: BinaryIO, path: str | os.PathLike[str], check: HeaderCheck
     Args:
         file: open for reading bytes, and able to seek.
         path: what errors call the file.
-        check: looks at the metadata before the tensors are looked at, and raises where it refuses the file.
+        check: called with the metadata before the tensors are checked; raises an error to refuse the file.
 
     Raises:
         FileError: naming the file and the tensor, if the header is not JSON of the safetensors form, or if its
@@ -123,8 +123,9 @@ def read_header(file: BinaryIO, path: str | os.PathLike[str], check: HeaderCheck
     return Header(path, raw, {entry.name: entry for entry in entries}, metadata, file_bytes)
 
 
-def read_json(text: str | bytes, path: str, where: str, kind: type = dict, floats: bool = False) -> Any:
-    """A JSON value of type `kind`; no duplicate keys, NaN, lone surrogates, endless nesting or fractions."""
+def read_json(text: str | bytes, path: str, where: str, expected: type = dict, floats: bool = False) -> Any:
+    """A JSON value of type `expected`, without duplicate keys, NaN, lone surrogates, deep nesting or (unless `floats`)
+    fractions."""
 
     def refuse(number: str) -> float:
         raise ValueError(f"the number {number[:20]} is not allowed here")
@@ -137,8 +138,8 @@ def read_json(text: str | bytes, path: str, where: str, kind: type = dict, float
         raise file_error(path, where, "the JSON is nested too deeply; damaged or hostile") from None
     except ValueError as error:
         raise file_error(path, where, f"not the JSON that was expected ({error}); damaged") from None
-    if not isinstance(value, kind):
-        raise file_error(path, where, f"expected a JSON {kind.__name__}, found {type(value).__name__}; damaged")
+    if not isinstance(value, expected):
+        raise file_error(path, where, f"expected a JSON {expected.__name__}, found {type(value).__name__}; damaged")
     return value
 
 
@@ -155,12 +156,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def whole(value: Any) -> bool:
-    """Is this JSON value an integer from 0 to 2**63 - 1? (True is no integer.)"""
+    """Whether a JSON value is an integer from 0 to 2**63 - 1; True is none."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def valid_shape(shape: Any) -> bool:
-    """A list of sizes whose strides fit 64 bits, even where one size is 0."""
+    """Whether a JSON value is a list of sizes whose strides fit 64 bits, even where one size is 0."""
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(whole(size) for size in shape):
         return False
     return math.prod(max(size, 1) for size in shape) < MAX_ELEMENTS
@@ -179,8 +180,8 @@ def _read_entry(name: str, entry: Any, path: str) -> TensorEntry:
     begin, end = offsets
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != expected:
-        found = f"expected {expected:,} bytes for {dtype} {shape}, its offsets span {end - begin:,}"
-        raise file_error(path, name, found + "; damaged")
+        problem = f"expected {expected:,} bytes for {dtype} {shape}, its offsets span {end - begin:,}"
+        raise file_error(path, name, problem + "; damaged")
     return TensorEntry(name, dtype, tuple(shape), begin, end)
 
 
@@ -188,8 +189,8 @@ def _check_cover(entries: list[TensorEntry], data_bytes: int, path: str) -> None
     position = 0
     for entry in entries:
         if entry.begin != position:
-            kind = "overlaps the tensor before it" if entry.begin < position else "leaves a gap before it"
-            raise file_error(path, entry.name, f"{kind}: begins at byte {entry.begin:,}, expected {position:,}")
+            fault = "overlaps the tensor before it" if entry.begin < position else "leaves a gap before it"
+            raise file_error(path, entry.name, f"{fault}: begins at byte {entry.begin:,}, expected {position:,}")
         position = entry.end
     if position != data_bytes:
         where = entries[-1].name if entries and position > data_bytes else "header"
@@ -200,16 +201,16 @@ def _check_cover(entries: list[TensorEntry], data_bytes: int, path: str) -> None
 def read_tensor(file: BinaryIO, header: Header, entry: TensorEntry, checksum: int | None = None) -> bytearray:
     """A tensor's bytes; FileError if there are fewer, or if they do not have the CRC-32 `checksum`."""
     data = bytearray(entry.end - entry.begin)
-    view, found = memoryview(data), 0
+    view, actual = memoryview(data), 0
     file.seek(header.data_start + entry.begin)
     for start in range(0, len(data), CHUNK_BYTES):
         part = view[start : start + CHUNK_BYTES]
         if file.readinto(part) != len(part):  # type: ignore[attr-defined]
             raise file_error(header.path, entry.name, "the file ended while it was read; it changed or is truncated")
         if checksum is not None:
-            found = zlib.crc32(part, found)
-    if checksum is not None and found != checksum:
-        problem = f"checksum {checksum:08x} stored, {found:08x} found in {len(data):,} bytes"
+            actual = zlib.crc32(part, actual)
+    if checksum is not None and actual != checksum:
+        problem = f"checksum {checksum:08x} stored, {actual:08x} found in {len(data):,} bytes"
         raise file_error(header.path, entry.name, f"{problem}; the file is damaged")
     return data
 
@@ -227,5 +228,5 @@ def read_tensors(
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file opened for reading bytes, without a buffer: tensors are read straight into their memory."""
+    """The file, open for reading bytes and without a buffer: tensors are read straight into their own memory."""
     return Path(path).open("rb", buffering=0)

@@ -1,7 +1,7 @@
 """Write a safetensors file: all of it or nothing, tensor by tensor.
 
-The sizes are known before the data, so the header is written first. What it says of the data itself, such as
-checksums, is put in when the data have gone through; its length stays the same.
+The sizes are known before the data, so the header is written first. What depends on the data, such as checksums, is
+filled in at the end; the header's length stays the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Seal = Callable[[bytes, list[int]], bytes]  # the header's bytes and every tenso
 
 @dataclass(frozen=True)
 class TensorSource:
-    """A tensor to be written; `data()` is called once, in its turn, and returns its bytes (uint8, flat)."""
+    """A tensor to be written; `data()` is called once, when its turn comes, and returns its bytes (uint8, flat)."""
 
     name: str
     dtype: str
@@ -39,7 +39,7 @@ def write_safetensors(
     seal: Seal | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write the tensors in the file order: larger items first, so that all data are aligned, then by name.
+    """Write the tensors, those with larger items first, so that all data are aligned, and then by name.
 
     Args:
         path: replaced all at once, see :func:`atomic_file`.

@@ -28,15 +28,15 @@ def dtype_name(tensor: Any, who: str, name: str) -> str:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{who}: {name}: expected a tensor, got {type(tensor).__name__}; only tensors can be stored")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "meta" if tensor.is_meta else str(tensor.layout) if tensor.layout != torch.strided else "quantized"
-        raise TypeError(f"{who}: {name}: expected an ordinary dense tensor with data, got a {kind} one")
+        layout = "meta" if tensor.is_meta else str(tensor.layout) if tensor.layout != torch.strided else "quantized"
+        raise TypeError(f"{who}: {name}: expected an ordinary dense tensor with data, got a {layout} one")
     if tensor.dtype not in DTYPE_NAMES:
         raise TypeError(f"{who}: {name}: a tensor of {tensor.dtype} cannot be stored; convert it first")
     return DTYPE_NAMES[tensor.dtype]
 
 
 def tensor_bytes(tensor: Tensor, dtype: torch.dtype | None = None) -> np.ndarray:
-    """The tensor's elements, in `dtype` or their own, in row-major order as little-endian bytes, uint8 and flat."""
+    """The elements, in `dtype` or the tensor's own, in row-major order as little-endian bytes, uint8 and flat."""
     _refuse_big_endian()
     flat = tensor.detach().to(dtype or tensor.dtype).cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if not flat.numel():
@@ -59,7 +59,7 @@ def tensor_from_bytes(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...
 
 
 def tensors_from_bytes(header: Header, stored: Mapping[str, bytearray]) -> dict[str, Tensor]:
-    """The tensors of a file, over the bytes of each; FileError for those that no tensor has."""
+    """The tensors of a file, over their bytes (no copies); FileError where the bytes cannot be those of a tensor."""
     tensors = {}
     for name, data in stored.items():
         entry = header.tensors[name]
@@ -71,7 +71,7 @@ def tensors_from_bytes(header: Header, stored: Mapping[str, bytearray]) -> dict[
 
 
 def memory_key(tensor: Tensor) -> Hashable:
-    """Equal for tensors that show the same memory in the same way; a tensor without any is equal to itself only."""
+    """Equal for tensors that show the same memory in the same way; a tensor without memory equals only itself."""
     if tensor.layout != torch.strided or tensor.is_meta or is_lazy(tensor) or tensor.numel() == 0:
         return id(tensor)
     place, view = (tensor.device, tensor.data_ptr()), (tensor.shape, tensor.stride())
@@ -79,12 +79,12 @@ def memory_key(tensor: Tensor) -> Hashable:
 
 
 def memory_keys(values: Mapping[Any, Any]) -> dict[Any, Hashable]:
-    """The :func:`memory_key` of each tensor among these values; what is no tensor has none."""
+    """The :func:`memory_key` of each tensor among these values, by name."""
     return {name: memory_key(value) for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def tied_names(values: Mapping[str, Any]) -> dict[str, str]:
-    """Names of what is one tensor with an earlier value: name -> the first name of that tensor."""
+    """For each value that is the same tensor as an earlier one: its name -> the first name of that tensor."""
     first: dict[Hashable, str] = {}
     ties = {}
     for name, value in values.items():

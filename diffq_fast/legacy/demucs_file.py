@@ -20,7 +20,7 @@ from .unpickler import inert_class
 
 
 def is_safetensors(file: BinaryIO) -> bool:
-    """Whether the file is a safetensors file, whole or cut off, and no pickle or zip file of ``torch.save``."""
+    """Whether this is a safetensors file, perhaps a damaged one, and not a pickle or zip file of ``torch.save``."""
     file.seek(0)
     head = file.read(9)
     file.seek(0)
@@ -46,17 +46,17 @@ def _from_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:
         return [_from_tree(child, tensors) for child in node] if isinstance(node, list) else node
     if len(node) != 1:
         raise ValueError(f"a node with {len(node)} keys")
-    ((kind, content),) = node.items()
-    if kind == "_tensor":
+    ((form, content),) = node.items()
+    if form == "_tensor":
         return tensors[content]
-    if kind == "_class":
+    if form == "_class":
         return inert_class(content)
-    if kind == "_dict":
+    if form == "_dict":
         return {key: _from_tree(child, tensors) for key, child in content}
-    if kind in ("_list", "_tuple"):
+    if form in ("_list", "_tuple"):
         children = [_from_tree(child, tensors) for child in content]
-        return children if kind == "_list" else tuple(children)
-    raise ValueError(f"a node of the unknown kind {kind:.40}")
+        return children if form == "_list" else tuple(children)
+    raise ValueError(f"a node of the unknown kind {form:.40}")
 
 
 def _from_plain(value: Any) -> Any:

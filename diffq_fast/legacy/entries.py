@@ -73,7 +73,7 @@ class LSQEntry(NamedTuple):
 
 
 def width_base(min_bits: float) -> int:
-    """What a packed table of widths counts from: ``min_bits``, or the whole number below it, at least 1."""
+    """What is subtracted from the widths in a packed table: ``min_bits``, or the whole number below it, at least 1."""
     return max(1, math.floor(min_bits))
 
 
@@ -152,7 +152,7 @@ def _packed_diffq_entry(
 def decode_diffq_entry(
     entry: Any, shape: Sequence[int], *, group_size: int, min_bits: float, name: str = "weight"
 ) -> DiffQEntry:
-    """What one entry holds; packed or not, and by which packer, is told by its form.
+    """What one entry holds; its form tells whether it is packed, and by which packer.
 
     Args:
         entry: as written by diffq (older ones with widths ``[groups, 1]`` too) or :func:`encode_diffq_entry`.
@@ -251,7 +251,7 @@ def encode_uniform_entry(
 def decode_uniform_entry(
     entry: Any, shape: Sequence[int], *, bits: float, packed: bool | None = None, name: str = "weight"
 ) -> UniformEntry:
-    """What one entry holds; ``packed=None``: told by its form. Errors as :func:`decode_diffq_entry`."""
+    """What one entry holds; with ``packed=None`` its form tells. Errors as in :func:`decode_diffq_entry`."""
     planes = check_bits(name, bits, 1)
     stored, pair = read_parts(name, entry, 2)
     levels = read_like_weight(name, stored, shape, packed)
@@ -285,7 +285,7 @@ def encode_lsq_entry(
 def decode_lsq_entry(
     entry: Any, shape: Sequence[int], *, bits: int, packed: bool | None = None, name: str = "weight"
 ) -> LSQEntry:
-    """What one entry holds; ``packed=None``: told by its form. Errors as :func:`decode_diffq_entry`."""
+    """What one entry holds; with ``packed=None`` its form tells. Errors as in :func:`decode_diffq_entry`."""
     planes = check_bits(name, bits, 2)
     stored, scale = read_parts(name, entry, 2)
     half = 2 ** (planes - 1)

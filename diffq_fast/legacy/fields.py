@@ -29,17 +29,17 @@ def legacy_error(name: str, problem: str) -> ValueError:
 
 
 def describe(value: object) -> str:
-    """Type, and for a tensor dtype and shape: short whatever the file holds."""
+    """Its type, or for a tensor its dtype and shape: a short text, whatever the file holds."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def pack_field(values: Tensor, width: int, torch_pack: bool) -> Tensor:
-    """Planes by the one packer or the other; ``width`` 0: as many as needed."""
+    """Planes, made by one packer or the other; ``width`` 0: as many as needed."""
     return pack_rectangle(values, width) if torch_pack else pack_blocks(values, width)
 
 
 def unpack_field(name: str, planes: Any, count: int) -> Tensor:
-    """int16 ``[count]`` from planes of either packer, which must hold ``count`` values and no block more."""
+    """int16 ``[count]`` from planes of either packer, which must have just the blocks that ``count`` values need."""
     if isinstance(planes, Tensor) and planes.dim() == 3 and planes.dtype == torch.int64:
         unpack, size, blocks = unpack_blocks, ROWS * planes.shape[2], planes.shape[0]
     elif isinstance(planes, Tensor) and planes.dim() == 2 and planes.dtype in STORAGE_BITS:
@@ -55,8 +55,7 @@ def unpack_field(name: str, planes: Any, count: int) -> Tensor:
 
 
 def is_packed(name: str, stored: Any, shape: Sequence[int], packed: bool | None) -> bool:
-    """``packed``, or for None what the form says: unpacked levels are never int64, and have the weight's
-    shape.
+    """``packed``, or for None what the form tells: unpacked levels are never int64, and have the weight's shape.
 
     Only the planes of torch_pack may have the shape of a very small weight; they count as unpacked then.
     """
@@ -112,7 +111,7 @@ def read_range(name: str, stored: Any) -> tuple[float, float]:
 
 
 def whole_groups(name: str, count: int, group_size: int) -> int:
-    """Number of groups; 0: one. diffq's states have no ragged last group."""
+    """The number of groups; ``group_size`` 0 is one. diffq's states have no shorter last group."""
     if count == 0 or group_size < 0 or (group_size and count % group_size):
         raise legacy_error(
             name, f"a weight of {count} elements has no whole number of groups with group_size={group_size}"

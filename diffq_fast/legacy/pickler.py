@@ -1,4 +1,4 @@
-"""Writes states that the original diffq reads, with neither package importing the other.
+"""Write states that the original diffq reads, although neither package imports the other.
 
 diffq pickles the quantizer's class by its name, ``diffq.diffq.DiffQuantizer``. An ordinary pickler would
 import that name first; this one just writes it.

@@ -158,13 +158,13 @@ def parse_state(state: Any) -> LegacyState:
     )
 
 
-def _items(state: Mapping, key: str, kind: type) -> Sequence[Any]:
+def _items(state: Mapping, key: str, expected: type) -> Sequence[Any]:
     items = state.get(key, [])
     if not isinstance(items, list | tuple):
         raise ValueError(f"legacy state: {key}: expected a list, found {describe(items)}")
     for index, item in enumerate(items):
-        if not isinstance(item, kind) and not (kind is tuple and isinstance(item, list)):
-            raise ValueError(f"legacy state: {key}[{index}]: expected a {kind.__name__}, found {describe(item)}")
+        if not isinstance(item, expected) and not (expected is tuple and isinstance(item, list)):
+            raise ValueError(f"legacy state: {key}[{index}]: expected a {expected.__name__}, found {describe(item)}")
     return items
 
 

@@ -23,7 +23,7 @@ from .widths import encode_widths
 
 
 class Entry(NamedTuple):
-    """An entry of a state dict: where the file has it, and what comes out of it."""
+    """An entry of a state dict: the name under which the file has it, and what the model has there."""
 
     stored_name: str
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class PackedContents:
         return self.plain[name].to(device=device, dtype=self.half.get(name, self.plain[name].dtype))
 
     def tensors(self, devices: Mapping[str, torch.device]) -> dict[str, Tensor]:
-        """Entries of the state dict, each on its device; what is tied and on one device is one tensor."""
+        """Entries of the state dict, each on its device; tied names on one device share one tensor."""
         made: dict[tuple[str, torch.device], Tensor] = {}
         tensors = {}
         for name, device in devices.items():
@@ -106,7 +106,7 @@ def write_packed(path: str | os.PathLike[str], contents: PackedContents, progres
 
 
 def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) -> PackedContents:
-    """Read a packed file into memory, every size, width, checksum and range verified before any decoding.
+    """Read a packed file into memory. Every size, width, checksum and range is verified before anything is decoded.
 
     Raises:
         PackedFileError: naming the file and the tensor. OSError: the file cannot be read.
@@ -127,7 +127,7 @@ def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) 
 
 
 def _plain_sources(contents: PackedContents) -> tuple[list[TensorSource], dict[str, str]]:
-    """The plain tensors as they are written, and the file's names of the dtypes of those in half precision."""
+    """The plain tensors as they are written; and, for those in half precision, the file's names of their dtypes."""
     sources, half = [], {}
     for name, tensor in contents.plain.items():
         dtype = dtype_name(tensor, "save", name)

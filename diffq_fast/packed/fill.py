@@ -1,4 +1,4 @@
-"""Fill a model with a state dict: what cannot be copied into it, and then all of it, or nothing."""
+"""Tell what of a state dict cannot be copied into a model, and fill a model with all of it, or with nothing."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def fill(
 
 
 def _has_loaders_of_its_own(model: nn.Module) -> bool:
-    """Whether code that is not torch's has a part in loading: it may fail half way."""
+    """Whether code other than torch's takes part in loading: it may fail half way."""
     for module in model.modules():
         own = [getattr(type(module), name).__module__ for name in _LOADERS]
         if not all(name.startswith("torch.") for name in own):
@@ -94,7 +94,7 @@ def _copies(targets: Mapping[str, Any]) -> OrderedDict[str, Any]:
 
 
 def _put_back(model: nn.Module, targets: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """What lies in the model's memory exactly, and the rest as far as the model takes back its own state."""
+    """Restore what lies in the model's memory exactly, and the rest as far as the model takes its own state back."""
     with torch.no_grad():
         if before:
             with suppress(Exception):

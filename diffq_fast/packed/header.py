@@ -42,7 +42,7 @@ def compact_json(value: Any) -> str:
 
 
 def packed_metadata(quantizer: Mapping[str, Any], layout: Mapping[str, Any], tensors: int) -> dict[str, str]:
-    """The metadata of a packed file of so many tensors, with zeros in place of all checksums."""
+    """The metadata of a packed file, with zeros in place of the checksums of so many `tensors` and of the header."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -85,11 +85,11 @@ def read_packed_header(file: BinaryIO, path: str) -> PackedHeader:
 def _check_packed(raw: bytes, metadata: Mapping[str, str], path: str) -> None:
     """Format, version, the header's own checksum, in this order: another version may sum differently."""
     if metadata.get("format") != FORMAT:
-        found = f"its format is {metadata.get('format', 'not stated')!r:.40}, expected {FORMAT!r}"
-        raise file_error(path, "header", f"not a diffq_fast packed file: {found}; `diffq-fast pack` makes one")
+        problem = f"its format is {metadata.get('format', 'not stated')!r:.40}, expected {FORMAT!r}"
+        raise file_error(path, "header", f"not a diffq_fast packed file: {problem}; `diffq-fast pack` makes one")
     if metadata.get("version") != VERSION:
-        found = f"version {metadata.get('version', 'not stated')!r:.40}, this reader knows version {VERSION!r}"
-        raise file_error(path, "header", f"{found}; a newer diffq_fast may read it")
+        problem = f"version {metadata.get('version', 'not stated')!r:.40}, this reader knows version {VERSION!r}"
+        raise file_error(path, "header", f"{problem}; a newer diffq_fast may read it")
     for key in ("quantizer", "layout", "crc32", "header_crc32"):
         if key not in metadata:
             raise file_error(path, "header", f"the metadata lack {key!r}; damaged")

@@ -130,7 +130,7 @@ def _read_weight(name: str, fields: Any, header: Header) -> WeightLayout:
 
 
 def _field_problem(fields: Any) -> str | None:
-    """Why the layout of one weight is none, or None; what each field says is possible by itself."""
+    """Why these are not the fields of a weight's layout, or None; each is looked at by itself."""
     if not isinstance(fields, dict) or set(fields) - {"levels"} != FIELDS:
         return f"the layout must state {', '.join(sorted(FIELDS))}"
     if not valid_shape(fields["shape"]):
@@ -152,8 +152,8 @@ def _scheme_problem(weight: WeightLayout) -> str | None:
     if weight.level_count is not None:
         fits = type(weight.level_count) is int and (1 << width) // 2 < weight.level_count < 1 << width
         if not fits or weight.range_scope != "tensor":
-            found = f"{str(weight.level_count)[:20]} with widths {weight.coding}, range {weight.range_scope!r}"
-            return f'levels needs range "tensor" and the coding ["one", the fewest bits for more than 2], got {found}'
+            stated = f"{str(weight.level_count)[:20]} with widths {weight.coding}, range {weight.range_scope!r}"
+            return f'levels needs range "tensor" and the coding ["one", the fewest bits for more than 2], got {stated}'
     return None
 
 
@@ -194,7 +194,7 @@ def _check_width_table(weight: WeightLayout, header: Header) -> None:
 
 
 def _read_widths(file: BinaryIO, packed: PackedHeader, weights: Mapping[str, WeightLayout]) -> dict[str, np.ndarray]:
-    """The widths of all weights by name; each weight's words are as many as its widths ask for."""
+    """The widths of all weights by name, checked against the number of words that each weight has."""
     header, widths = packed.tensors, {}
     for weight in weights.values():
         name, count = weight.name + ".widths", weight.count
@@ -207,13 +207,13 @@ def _read_widths(file: BinaryIO, packed: PackedHeader, weights: Mapping[str, Wei
         words = header.tensors[weight.name + ".words"]
         expected = 4 * word_count(stream_levels(widths[weight.name], count, weight.group_size))
         if words.end - words.begin != expected:
-            found = f"expected {expected:,} packed bytes for {count:,} levels, found {words.end - words.begin:,}"
-            raise file_error(header.path, words.name, found + DAMAGED)
+            problem = f"expected {expected:,} packed bytes for {count:,} levels, found {words.end - words.begin:,}"
+            raise file_error(header.path, words.name, problem + DAMAGED)
     return widths
 
 
 def learned_suffix(quantizer: Mapping[str, Any]) -> Any:
-    """What the names of learned parameters end in, as the file says it or as its quantizer has it by default."""
+    """What the names of learned parameters end in: as the file says, or the default of its quantizer."""
     return quantizer["arguments"].get("suffix", "_lsq" if quantizer["class"] == "LSQ" else "_diffq")
 
 
@@ -250,18 +250,18 @@ def _check_names(
                 raise file_error(header.path, where, f"names {name!r}, which is no plain tensor of the file")
     for name, dtype in half.items():
         if dtype not in HALF_DTYPES or header.tensors[name].dtype != "F16":
-            found = f"{header.tensors[name].dtype} to {dtype[:20]}"
-            raise file_error(header.path, name, f"expected F16 restored to one of {HALF_DTYPES}, found {found}")
+            stated = f"{header.tensors[name].dtype} to {dtype[:20]}"
+            raise file_error(header.path, name, f"expected F16 restored to one of {HALF_DTYPES}, found {stated}")
 
 
 def name_conflict(weights: Iterable[str], plain: Iterable[str], ties: Iterable[str]) -> str | None:
     """Why these names cannot stand in one file, or None: each name may mean one thing only."""
     seen: dict[str, str] = {"__metadata__": "the file's metadata"}
-    kinds = [(name, "a quantised weight") for name in weights]
-    kinds += [(name + part, f"a part of the quantised weight {name!r}") for name in weights for part in PARTS]
-    kinds += [(name, "a plain tensor") for name in plain] + [(name, "a tied name") for name in ties]
-    for name, kind in kinds:
+    meanings = [(name, "a quantised weight") for name in weights]
+    meanings += [(name + part, f"a part of the quantised weight {name!r}") for name in weights for part in PARTS]
+    meanings += [(name, "a plain tensor") for name in plain] + [(name, "a tied name") for name in ties]
+    for name, meaning in meanings:
         if name in seen:
-            return f"the name {name!r} is both {seen[name]} and {kind}"
-        seen[name] = kind
+            return f"the name {name!r} is both {seen[name]} and {meaning}"
+        seen[name] = meaning
     return None

@@ -58,13 +58,13 @@ class Match:
 
 def match_model(model: nn.Module, contents: PackedContents) -> Match:
     """The model beside the file. Raises PackedFileError where the file states an impossible rule."""
-    entries, targets = contents.entries(), model.state_dict()
-    rule = read_rule(contents.path, contents.quantizer)
-    return Match(targets, memory_keys(targets), contents, entries, rule, attached_to(model, with_parts=True))
+    rule, targets = read_rule(contents.path, contents.quantizer), model.state_dict()
+    entries, keys = contents.entries(), memory_keys(targets)
+    return Match(targets, keys, contents, entries, rule, attached_to(model, with_parts=True))
 
 
 def learned_values(match: Match, strict: bool) -> dict[str, Tensor]:
-    """What the model's quantizers are to have learned, by its name in the state_dict.
+    """What the model's quantizers will have learned once the file is loaded, by name in the state_dict.
 
     Args:
         strict: refuse a model that lacks an entry of the file or has one that the file lacks.
@@ -210,7 +210,7 @@ def _values(match: Match, learned: Mapping[str, Learned]) -> tuple[dict[str, Ten
 
 
 def _out_of_reach(problem: str, entry: Learned, differing: Mapping[str, Any], contents: PackedContents) -> list[str]:
-    """A problem where what is learned does not give the widths, a warning where no other arguments would."""
+    """The problem, where other arguments would give the widths; a warning, where none would."""
     if differing and contents.quantizer["class"] != "none":
         given = ", ".join(f"{argument}={value}" for argument, value in differing.items())
         return [f"{problem}{type(entry.quantizer).__name__} with {given} cannot give"]

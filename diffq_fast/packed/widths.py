@@ -34,8 +34,8 @@ def encode_widths(widths: np.ndarray, pack_stream: PackStream | None = None) -> 
     """The smallest coding of uint8 widths 1 … 16, and its bytes.
 
     Args:
-        pack_stream: gives the bytes of one stream from its uint8 values and their bits; where torch is loaded, its
-            operators are faster than numpy.
+        pack_stream: makes the bytes of one stream of uint8 values, given their bits. Torch's operators are faster than
+            numpy, which is the default because this module does without torch.
     """
     if not len(widths):
         return ["one", 1], b""

@@ -12,7 +12,7 @@ from torch import nn
 
 import diffq_fast
 from diffq_fast.legacy.state import load_legacy
-from diffq_fast.packed.checkpoint import pack_at_bits, pack_with_logits, unpack_file
+from diffq_fast.packed.checkpoint import OneWidth, pack_at_bits, pack_with_logits, unpack_file
 from diffq_fast.packed.contents import read_packed, write_packed
 from diffq_fast.packed.tensor import pack_levels, pack_weight
 from diffq_fast.reference.logit_rule import LogitRule
@@ -85,7 +85,8 @@ def test_checkpoints_pack_alike(value, tmp_path):
 
     def pack(name):
         pack_with_logits(tmp_path / "plain", tmp_path / f"{name}.logits", LogitRule())
-        pack_at_bits(tmp_path / "plain", tmp_path / f"{name}.bits", 3, group_size=8, range_scope="group", min_size=0)
+        options = OneWidth(3, group_size=8, range_scope="group", min_size=0)
+        pack_at_bits(tmp_path / "plain", tmp_path / f"{name}.bits", options)
 
     pack("a")
     with default(value):
