@@ -117,7 +117,7 @@ def test_the_walk_finds_the_imports():
     """The checks below would pass if the reading of the sources found nothing."""
     assert {"backends", "_checks", "reference.bits", "reference.options"} <= imports_of("functional")[0]
     assert imports_of("backends.cpu.loading")[0] == {"_core"}
-    assert {"_ops", "reference.weight_range", "reference.groups"} <= imports_of("backends.default.weight_range")[0]
+    assert {"_ops", "reference.weight_range", "reference.sizes"} <= imports_of("backends.default.weight_range")[0]
     assert {"functional", "reference.bits", "quantizers.base"} <= imports_of("quantizers.diffq")[0]
     assert "quantizers.size_target" in imports_of("diffq_fast")[0]  # for type checkers alone: counted too
     assert imports_of("__main__")[0] == {"cli.main"}
