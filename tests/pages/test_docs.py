@@ -125,16 +125,16 @@ def test_names_that_a_page_calls_exist(page):
 
 def test_the_quantizer_of_the_architecture_page_trains_saves_and_loads(tmp_path):
     (example,) = blocks("python", (ROOT / "docs" / "architecture.md").read_text())
-    (tmp_path / "block.py").write_text(example)
+    (tmp_path / "fixed.py").write_text(example)
     use = """
 import torch
 from torch import nn
 
 import diffq_fast
-from block import BlockQuantizer
+from fixed import FixedQuantizer
 
 model, plain, again = nn.Linear(30, 50), nn.Linear(30, 50), nn.Linear(30, 50)
-quantizer = BlockQuantizer(model, bits=3, min_size=0.001)
+quantizer = FixedQuantizer(model, bits=3, min_size=0.001)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 quantizer.setup_optimizer(optimizer)
 inputs = torch.randn(8, 30)
@@ -146,7 +146,7 @@ expected = model.eval()(inputs)
 assert not torch.equal(expected, nn.functional.linear(inputs, model.weight, model.bias))
 diffq_fast.save(quantizer, "file")
 diffq_fast.load("file", plain)
-BlockQuantizer(again, bits=3, min_size=0.001)
+FixedQuantizer(again, bits=3, min_size=0.001)
 diffq_fast.load("file", again)
 for loaded in (plain, again):
     assert torch.equal(loaded.eval()(inputs), expected)
@@ -155,7 +155,7 @@ print(diffq_fast.inspect("file").quantizer["class"], round(quantizer.true_model_
     (tmp_path / "use.py").write_text(use)
     done = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["BlockQuantizer", str(3 * 1500 + 64 * 24 + 32 * 50)]
+    assert done.stdout.split() == ["FixedQuantizer", str(3 * 1500 + 64 + 32 * 50)]
 
 
 def test_every_test_that_a_page_names_exists():
