@@ -252,7 +252,10 @@ class BaseQuantizer:
         if not torch.compiler.is_compiling() and self._is_on_cpu():
             self.tell_faults()
         total = self.quantised_bits(exact) + self.plain_bits()
-        return total / BITS_PER_MB if isinstance(total, Tensor) else torch.tensor(total / BITS_PER_MB)
+        if not isinstance(total, Tensor):
+            device = self._qparams[0].param.device if self._qparams else torch.device("cpu")
+            return torch.tensor(total / BITS_PER_MB, dtype=torch.float32, device=device)
+        return total / BITS_PER_MB
 
     def _is_on_cpu(self) -> bool:
         """Whether reading a value of the weights costs no wait for a device."""
