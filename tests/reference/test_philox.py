@@ -159,7 +159,7 @@ def test_gaussian_is_the_stated_formula_for_every_first_draw():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
-def oracle(kind):
+def test_noise_on_a_gpu_agrees_with_the_oracle(kind):
     key = torch.tensor(-81985529216486895)
     z = functional.noise(key.cuda(), 2**32 - 1, 1_000_003, begin=2**35 - 5, noise_kind=kind).cpu()
     expected = philox.noise(key, 2**32 - 1, 2**35 - 5, 1_000_003, kind)

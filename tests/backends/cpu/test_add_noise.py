@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
 @pytest.mark.parametrize("kind", ["uniform", "gaussian"])
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def oracle(dtype, group_size, kind, param, per_group):
+def test_noisy_weights_equal_the_oracle(dtype, group_size, kind, param, per_group):
     weights = make_weights((*COUNTS, 40000), dtype)
     logits = make_logits(weights, group_size)
     arguments = (

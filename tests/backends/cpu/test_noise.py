@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
 
 
 @pytest.mark.parametrize("first", [0, 1, 13, 2**35 - 100])
-def oracle(first):
+def test_noise_equals_the_oracle(first):
     for count in COUNTS:
         uniform = ops.noise(KEY, 5, first, count, "uniform")
         assert torch.equal(uniform, default.noise(KEY, 5, first, count, "uniform"))

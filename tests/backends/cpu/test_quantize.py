@@ -11,7 +11,7 @@ from support.core_cases import assert_all_equal, ops
 pytestmark = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
 
 
-def oracle():
+def test_any_float_quantizes_like_the_oracle():
     weight = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 0.0, -0.0, 1e-45])
     widths = torch.tensor([3], dtype=torch.uint8)
     for lo, hi in (

@@ -18,7 +18,7 @@ def rows_of(found, widths, per_group):
 @pytest.mark.parametrize("per_group", [False, True])
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def oracle(dtype, group_size, per_group):
+def test_levels_and_words_equal_the_oracle(dtype, group_size, per_group):
     weights = make_weights((*COUNTS, 20000), dtype)
     widths = make_widths(weights, group_size)
     found, _ = ops.weight_range(weights, group_size, per_group)
