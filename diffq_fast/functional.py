@@ -265,8 +265,8 @@ def fake_quantize(
     """``dequantize(quantize(weights))`` in one pass, without the levels in memory. Arguments as there; not
     differentiable.
 
-    Training steps call it, so it waits for no device: that the widths are from 1 to 16 is not looked at. Others are
-    taken for the nearest of these, or give any values; memory stays safe.
+    Training steps call it, so it waits for no device: that the widths are from 1 to 16 is not looked at. On a CPU one
+    above 16 counts as 16, and one of 0 makes its group the range's lo; a GPU makes any values of such groups.
 
     Args:
         dtype: of the results; None: each its weight's.
@@ -393,7 +393,7 @@ def quantize_planes(weight: Tensor, widths: Tensor, ranges: Tensor, *, group_siz
 
 
 def unpack_planes(planes: Tensor, length: int) -> Tensor:
-    """int16 ``[length]``: the inverse of :func:`pack_planes`; ``planes`` is ``[blocks, nbits, columns]``."""
+    """int16 ``[length]``: the inverse of :func:`pack_planes`; ``planes`` is ``[blocks, width, columns]``."""
     check_unpack_planes(planes, length)
     return _ops.unpack_planes.default(planes, length)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .bits import step_from_bits
 from .groups import per_element
+from .sizes import MAX_WIDTH
 
 
 def quantize(weight: Tensor, widths: Tensor, ranges: Tensor, group_size: int) -> Tensor:
@@ -14,9 +15,8 @@ def quantize(weight: Tensor, widths: Tensor, ranges: Tensor, group_size: int) ->
     flat = weight.to(torch.float32).reshape(-1)
     count = flat.numel()
     lo, length = _offset_and_length(ranges, count, group_size)
-    step = per_element(step_from_bits(widths.to(torch.float32)), count, group_size)
+    step, highest = (per_element(each, count, group_size) for each in _steps_and_highest_levels(widths))
     levels = torch.round(((flat - lo) / length) / step)
-    highest = per_element(2 ** widths.to(torch.float32) - 1, count, group_size)
     levels = torch.where(length == 0, 0.0, levels).nan_to_num(0.0).clamp(min=0).minimum(highest)
     return levels.to(torch.int32).view(weight.shape)
 
@@ -25,8 +25,14 @@ def dequantize(levels: Tensor, widths: Tensor, ranges: Tensor, group_size: int, 
     """``level * u * (hi - lo) + lo`` in float32, then cast to ``dtype``; the levels' shape."""
     flat = levels.reshape(-1).to(torch.float32)
     lo, length = _offset_and_length(ranges, flat.numel(), group_size)
-    step = per_element(step_from_bits(widths.to(torch.float32)), flat.numel(), group_size)
+    step = per_element(_steps_and_highest_levels(widths)[0], flat.numel(), group_size)
     return (flat * step * length + lo).view(levels.shape).to(dtype)
+
+
+def _steps_and_highest_levels(widths: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 ``[groups]`` each. A width above 16 counts as 16; one of 0 has level 0 alone, and so the weight lo."""
+    bits = widths.to(torch.float32).clamp(max=MAX_WIDTH)
+    return step_from_bits(bits.clamp(min=1)), 2**bits - 1
 
 
 def _offset_and_length(ranges: Tensor, count: int, group_size: int) -> tuple[Tensor, Tensor]:

@@ -81,3 +81,22 @@ def test_quantize_of_odd_values_and_ranges_equals_the_oracle(bounds):
     (levels,) = ops.quantize([weight], [widths], found, 0, False)
     assert torch.equal(levels, expected)
     assert torch.equal(ops.quantize_pack(weight, widths, found, 0, False, 5), words_oracle.pack(expected, widths, 0))
+
+
+@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_every_byte_as_a_width_gives_a_defined_result(dtype, per_group):
+    """fake_quantize does not look at widths: above 16 they count as 16, and 0 makes its group the range's lo."""
+    weight, widths = torch.randn(256 * 3).to(dtype), torch.arange(256).to(torch.uint8)
+    ranges = ops.weight_range([weight], 3, per_group)[0].to(torch.float32)
+    within = [weight], [widths.clamp(1, 16)], ranges, 3, per_group
+    given = [weight], [widths], ranges, 3, per_group
+    los = ranges[:1, 0] if per_group else ranges[0, 0]
+
+    (levels,) = ops.quantize(*given)
+    assert levels[:3].tolist() == [0, 0, 0]
+    assert torch.equal(levels[3:], ops.quantize(*within)[0][3:])
+    (restored,) = ops.dequantize([levels], *given[1:], torch.float32)
+    assert torch.equal(restored[:3], los.expand(3))
+    assert torch.equal(restored[3:], ops.dequantize([levels], *within[1:], torch.float32)[0][3:])
+    assert torch.equal(ops.fake_quantize(*given)[0], restored.to(dtype))
