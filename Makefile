@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
-NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
+NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h)
 
-.PHONY: setup demo test check bench wheel clean
+.PHONY: setup demo test check format bench wheel clean
 
 setup: $(VENV)/ready
 
@@ -29,6 +29,11 @@ check: setup
 	clang-format --dry-run --Werror $(NATIVE) $(wildcard benchmarks/*.cpp)
 	typos
 	mypy
+
+format: setup
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(NATIVE) $(wildcard benchmarks/*.cpp)
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only

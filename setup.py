@@ -20,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -31,6 +32,16 @@ project(probe LANGUAGES CXX)
 find_package(Python 3.10 COMPONENTS Interpreter Development.Module REQUIRED)
 find_package(pybind11 CONFIG REQUIRED)
 """
+
+
+def licence() -> dict[str, str]:
+    """The SPDX expression, under the name that this setuptools has for it.
+
+    A machine without a network builds with the setuptools that it has, and before 77 none reads the expression from
+    pyproject.toml.
+    """
+    name = "license_expression" if int(setuptools.__version__.partition(".")[0]) >= 77 else "license"
+    return {name: "MIT"}
 
 
 def cmake_arguments() -> list[str]:
@@ -96,4 +107,4 @@ def extensions() -> list[Extension]:
     return []
 
 
-setup(license="MIT", ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild})
+setup(**licence(), ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild})

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import diffq_fast
 from diffq_fast import bitpack, functional
-from diffq_fast.reference import operators as reference
+from diffq_fast.reference import add_noise as add_noise_oracle
 from diffq_fast.reference import philox
 
 HAS_PEER = importlib.util.find_spec("diffq") is not None
@@ -70,14 +70,14 @@ def check_noise(group_size: int, noise: str = "uniform", count: int = 4096) -> N
     key, grad = torch.tensor(7), torch.randn(count)
     holder, _ = quantized(diffq_fast, count, group_size, noise)
     results = []
+    options = functional.NoiseOptions(group_size, noise_kind=noise)
     for of_oracle in (False, True):
         weight, logits = (parameter.detach().clone().requires_grad_() for parameter in holder.parameters())
         if of_oracle:
             z = philox.noise(key, 0, 0, count, noise)
-            noisy = reference.noisy_weight(weight, logits, z, group_size, 2, 15, "bits", False)
+            noisy = add_noise_oracle.noisy_weight(weight, logits, z, options)
         else:
-            options = {"group_size": group_size, "noise": noise, "min_bits": 2, "max_bits": 15}
-            noisy = functional.add_noise([weight], [logits], key, **options).noisy[0]
+            noisy = functional.add_noise([weight], [logits], key, options).noisy[0]
         noisy.backward(grad)
         results.append((noisy.detach(), weight.grad, logits.grad))
     torch.testing.assert_close(*results, rtol=1e-4, atol=2e-4)

@@ -1,4 +1,4 @@
-"""The peers on a GPU: DiffQ's formula (SPEC.md, section 1) in plain PyTorch, eager or compiled."""
+"""The peers on a GPU: DiffQ's formula (docs/method.md) in plain PyTorch, eager or compiled."""
 
 from __future__ import annotations
 

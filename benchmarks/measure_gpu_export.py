@@ -10,7 +10,7 @@ import torch
 from gpu_timing import interleaved, print_rows, row, store
 
 import diffq_fast.functional  # noqa: F401  (registers the operators)
-from diffq_fast.reference.operators import stream_words
+from diffq_fast.reference.sizes import stream_words
 
 DEVICE = "cuda"
 COUNT = 2**26

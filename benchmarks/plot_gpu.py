@@ -124,7 +124,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--chip", choices=CHIPS, help="default: the measured GPU, or H200")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "docs" / "gpu_roofline.png")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent.parent / "docs" / "figures" / "gpu_roofline.png"
+    )
     arguments = parser.parse_args()
     predictions = json.loads((RESULTS / "roofline.json").read_text())
     gpu, times = measured(arguments.results)

@@ -10,12 +10,12 @@
 #include <string>
 #include <vector>
 
-#include "core/add_noise.h"
-#include "core/dispatch.h"
-#include "core/packed_levels.h"
-#include "core/planes.h"
-#include "core/range.h"
-#include "core/streams.h"
+#include "core/pack/packed_levels.h"
+#include "core/pack/planes.h"
+#include "core/pack/streams.h"
+#include "core/runtime/dispatch.h"
+#include "core/train/add_noise.h"
+#include "core/train/range.h"
 
 using namespace diffq_fast;
 
@@ -71,18 +71,18 @@ struct Data {
     Packing packing() const {
         return {widths.data(), count, group_size, static_cast<int64_t>(words.size()), 1};
     }
-    void find_range() { weight_range({weight()}, 0, false, range, extremes, 1); }
+    void find_range() { weight_range({weight()}, {0, false}, range, extremes, 1); }
     void quantize() { quantize_pack(packing(), weight(), range, false, words.data()); }
     void dequantize() { unpack_dequantize(packing(), words.data(), range, false, floats(results)); }
-    NoiseArguments noise(NoiseKind kind) {
-        return {{weight()}, {logits.data()}, {0}, range, {1, 2}, kind, BitsRule(Param::bits, 2, 15),
-                group_size, false,           1};
+    NoiseArguments noise(NoiseKind noise_kind) {
+        const NoiseOptions options{{group_size, false}, BitsRule(Param::bits, 2, 15), noise_kind};
+        return {{weight()}, {logits.data()}, {1, 2}, {0}, range, options, 1};
     }
-    void forward(NoiseKind kind) { add_noise(noise(kind), {floats(results)}); }
-    void backward(NoiseKind kind) {
+    void forward(NoiseKind noise_kind) { add_noise(noise(noise_kind), {floats(results)}); }
+    void backward(NoiseKind noise_kind) {
         float nonfinite;
-        add_noise_backward(noise(kind), extremes, {floats(gradients)}, {results.data()},
-                           {logit_gradients.data()}, &nonfinite);
+        add_noise_backward(noise(noise_kind), extremes, {floats(gradients)},
+                           {{floats(results)}, {logit_gradients.data()}, &nonfinite});
     }
 };
 
@@ -94,14 +94,14 @@ std::function<Operation(int64_t)> with_data(int64_t group_size, bool mixed, Run 
     };
 }
 
-std::function<Operation(int64_t)> planes(int nbits, bool unpack) {
+std::function<Operation(int64_t)> planes(int bits, bool unpack) {
     return [=](int64_t count) {
         auto values = std::make_shared<std::vector<int16_t>>(static_cast<size_t>(count));
         std::mt19937 generator(5);
-        for (int16_t& value : *values) value = static_cast<int16_t>(generator() & ((1u << nbits) - 1));
+        for (int16_t& value : *values) value = static_cast<int16_t>(generator() & ((1u << bits) - 1));
         auto words =
-            std::make_shared<std::vector<uint64_t>>(static_cast<size_t>((count / 2048 + 1) * nbits * 32));
-        const PlaneShape shape{count, nbits, 64, 32};
+            std::make_shared<std::vector<uint64_t>>(static_cast<size_t>((count / 2048 + 1) * bits * 32));
+        const PlaneShape shape{count, bits, 64, 32};
         pack_planes(shape, values->data(), 2, words->data(), 1);
         if (unpack) return Operation([=] { unpack_planes(shape, words->data(), values->data(), 1); });
         return Operation([=] { pack_planes(shape, values->data(), 2, words->data(), 1); });
@@ -112,10 +112,10 @@ Operations operations() {
     Operations all;
     for (const int64_t size : kGroupSizes) {
         const std::string group = " g=" + std::to_string(size);
-        for (const NoiseKind kind : {NoiseKind::uniform, NoiseKind::gaussian}) {
-            const std::string name = (kind == NoiseKind::uniform ? " uniform" : " gaussian") + group;
-            all["forward" + name] = with_data(size, false, [=](Data& data) { data.forward(kind); });
-            all["backward" + name] = with_data(size, false, [=](Data& data) { data.backward(kind); });
+        for (const NoiseKind noise_kind : {NoiseKind::uniform, NoiseKind::gaussian}) {
+            const std::string name = (noise_kind == NoiseKind::uniform ? " uniform" : " gaussian") + group;
+            all["forward" + name] = with_data(size, false, [=](Data& data) { data.forward(noise_kind); });
+            all["backward" + name] = with_data(size, false, [=](Data& data) { data.backward(noise_kind); });
         }
     }
     all["range"] = with_data(0, false, [](Data& data) { data.find_range(); });
@@ -124,9 +124,9 @@ Operations operations() {
         all["quantize_pack" + widths] = with_data(8, mixed, [](Data& data) { data.quantize(); });
         all["unpack_dequantize" + widths] = with_data(8, mixed, [](Data& data) { data.dequantize(); });
     }
-    for (const int nbits : {4, 8, 12}) {
-        all["pack_planes " + std::to_string(nbits) + " bits"] = planes(nbits, false);
-        all["unpack_planes " + std::to_string(nbits) + " bits"] = planes(nbits, true);
+    for (const int bits : {4, 8, 12}) {
+        all["pack_planes " + std::to_string(bits) + " bits"] = planes(bits, false);
+        all["unpack_planes " + std::to_string(bits) + " bits"] = planes(bits, true);
     }
     return all;
 }

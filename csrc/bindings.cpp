@@ -6,17 +6,16 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/add_noise.h"
-#include "core/block_pool.h"
-#include "core/checksum.h"
-#include "core/dispatch.h"
-#include "core/packed_levels.h"
-#include "core/planes.h"
-#include "core/quantize.h"
-#include "core/range.h"
-#include "core/streams.h"
-#include "core/thread_pool.h"
-#include "core/widths.h"
+#include "core/pack/packed_levels.h"
+#include "core/pack/planes.h"
+#include "core/pack/quantize.h"
+#include "core/pack/streams.h"
+#include "core/pack/widths.h"
+#include "core/runtime/block_pool.h"
+#include "core/runtime/dispatch.h"
+#include "core/runtime/thread_pool.h"
+#include "core/train/add_noise.h"
+#include "core/train/range.h"
 
 namespace {
 
@@ -71,22 +70,37 @@ PhiloxKey key_at(Address key) {
 }
 
 // (group size, smallest and largest number of bits, param code, noise code, range per group)
-using Options = std::tuple<int64_t, double, double, int, int, bool>;
+using OptionsTuple = std::tuple<int64_t, double, double, int, int, bool>;
 
-NoiseArguments noise_arguments(const WeightLists& weights, const Addresses& logits, Address key,
-                               const std::vector<uint32_t>& streams, const float* range,
-                               const Options& options, int threads) {
-    const auto& [group_size, min_bits, max_bits, param, kind, per_group] = options;
-    return {floats_of(weights),
-            at_all<const float>(logits),
-            streams,
-            range,
-            key_at(key),
-            static_cast<NoiseKind>(kind),
+NoiseOptions options_of(const OptionsTuple& options) {
+    const auto& [group_size, min_bits, max_bits, param, noise_kind, per_group] = options;
+    return {{group_size, per_group},
             BitsRule(static_cast<Param>(param), min_bits, max_bits),
-            group_size,
-            per_group,
-            threads};
+            static_cast<NoiseKind>(noise_kind)};
+}
+
+// (weights, addresses of their logits, address of the key, streams, options)
+using NoiseTuple = std::tuple<WeightLists, Addresses, Address, std::vector<uint32_t>, OptionsTuple>;
+
+NoiseArguments noise_arguments(const NoiseTuple& noise, Address ranges, int threads) {
+    const auto& [weights, logits, key, streams, options] = noise;
+    return {floats_of(weights),      at_all<const float>(logits), key_at(key), streams,
+            at<const float>(ranges), options_of(options),         threads};
+}
+
+// (addresses of the ranges and of the extremes)
+using RangesTuple = std::tuple<Address, Address>;
+
+// (addresses of the gradients of the weights and of the logits, and of the counts of those that are not
+// finite)
+using GradientsTuple = std::tuple<Addresses, Addresses, Address>;
+
+// Gradients have their weights' counts and dtypes.
+NoiseGradients gradients_of(const GradientsTuple& gradients, const std::vector<Floats>& weights) {
+    const auto& [of_weights, of_logits, nonfinite] = gradients;
+    NoiseGradients made{weights, at_all<float>(of_logits), at<float>(nonfinite)};
+    for (size_t i = 0; i < weights.size(); ++i) made.weights[i].data = at<void>(of_weights[i]);
+    return made;
 }
 
 // (address of the widths, count, group size, words)
@@ -97,99 +111,125 @@ Packing packing_of(const PackingTuple& packing, int threads) {
     return {at<const uint8_t>(widths), count, group_size, words, threads};
 }
 
-WidthSteps width_steps(uint32_t lowest, const std::vector<float>& below, const std::vector<float>& from) {
-    WidthSteps steps{lowest, static_cast<int>(from.size()), {}, {}};
-    std::fill(std::begin(steps.below), std::end(steps.below), std::numeric_limits<float>::infinity());
-    std::copy(below.begin(), below.end(), steps.below);
-    std::copy(from.begin(), from.end(), steps.from);
-    return steps;
+// (address, dtype code) of a weight as long as its packing says.
+using WeightTuple = std::tuple<Address, int>;
+
+Floats weight_of(const WeightTuple& weight, const PackingTuple& packing) {
+    const auto& [address, dtype] = weight;
+    return {at<void>(address), std::get<1>(packing), static_cast<DType>(dtype)};
 }
 
-}  // namespace
+// (width of a logit that reaches none, logits below which there is no doubt, logits that are reached)
+using ThresholdsTuple = std::tuple<uint32_t, std::vector<float>, std::vector<float>>;
 
-PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
-    module.doc() = "diffq_fast's compiled core; diffq_fast.backends.cpu is its only user";
+WidthThresholds thresholds_of(const ThresholdsTuple& thresholds) {
+    const auto& [lowest, below, reached] = thresholds;
+    WidthThresholds made{lowest, static_cast<int>(reached.size()), {}, {}};
+    std::fill(std::begin(made.below), std::end(made.below), std::numeric_limits<float>::infinity());
+    std::copy(below.begin(), below.end(), made.below);
+    std::copy(reached.begin(), reached.end(), made.reached);
+    return made;
+}
+
+// (values, planes of a block, rows, columns)
+using PlanesTuple = std::tuple<int64_t, int, int, int64_t>;
+
+PlaneShape shape_of(const PlanesTuple& planes) {
+    const auto& [count, bits, rows, columns] = planes;
+    return {count, bits, rows, columns};
+}
+
+void bind_runtime(py::module_& module) {
     py::class_<PooledBlock>(module, "Block", py::buffer_protocol())
         .def(py::init<int64_t>())
         .def_buffer([](PooledBlock& block) {
             return py::buffer_info(static_cast<uint8_t*>(block.data()), block.bytes());
         });
+    module.attr("most_kept_bytes") = kMostKeptBytes;
     module.def("kept_bytes", kept_bytes);
+    module.def("empty_cache", empty_cache, Release());
     module.def("instruction_sets", [] {  // what this machine runs, the best one last
         std::vector<std::string> names;
         for (const Kernels* each : supported_kernels()) names.emplace_back(each->name);
         return names;
     });
     module.def("instruction_set", [] { return kernels().name; });
-    module.def("use_team", [](Address parallel) { use_team(reinterpret_cast<Team>(parallel)); });
     module.def("use_instruction_set", [](const std::string& name) { return use_kernels(name); });
+    module.def("use_team", [](Address parallel) { use_team(reinterpret_cast<Team>(parallel)); });
+}
+
+void bind_training(py::module_& module) {
     module.def(
         "noise",
-        [](Address key, uint32_t stream, int64_t first, int64_t count, int kind, Address out, int threads) {
-            fill_noise(key_at(key), stream, first, count, static_cast<NoiseKind>(kind), at<float>(out),
-                       threads);
+        [](Address key, uint32_t stream, int64_t first, int64_t count, int noise_kind, Address z,
+           int threads) {
+            const NoiseSource source{key_at(key), stream, static_cast<NoiseKind>(noise_kind)};
+            fill_noise(source, {first, count}, at<float>(z), threads);
         },
         Release());
     module.def(
         "weight_range",
-        [](const WeightLists& weights, int64_t group_size, bool per_group, Address range, Address extremes,
+        [](const WeightLists& weights, int64_t group_size, bool per_group, Address ranges, Address extremes,
            int threads) {
-            weight_range(floats_of(weights), group_size, per_group, at<float>(range), at<int64_t>(extremes),
-                         threads);
+            weight_range(floats_of(weights), {group_size, per_group}, at<float>(ranges),
+                         at<int64_t>(extremes), threads);
         },
         Release());
     module.def(
         "add_noise",
-        [](const WeightLists& weights, const Addresses& logits, Address key,
-           const std::vector<uint32_t>& streams, const Options& options, const WeightLists& noisy,
-           Address range, Address extremes, int threads) {
-            const auto arguments =
-                noise_arguments(weights, logits, key, streams, at<const float>(range), options, threads);
-            weight_range(arguments.weights, arguments.group_size, arguments.per_group, at<float>(range),
+        [](const NoiseTuple& noise, const RangesTuple& places, const WeightLists& noisy, int threads) {
+            const auto& [ranges, extremes] = places;
+            const NoiseArguments arguments = noise_arguments(noise, ranges, threads);
+            weight_range(arguments.weights, arguments.options.grouping, at<float>(ranges),
                          at<int64_t>(extremes), threads);
             add_noise(arguments, floats_of(noisy));
         },
         Release());
     module.def(
         "add_noise_backward",
-        [](const WeightLists& grads, const WeightLists& weights, const Addresses& logits, Address range,
-           Address extremes, Address key, const std::vector<uint32_t>& streams, const Options& options,
-           const Addresses& grad_weights, const Addresses& grad_logits, Address nonfinite, int threads) {
-            add_noise_backward(
-                noise_arguments(weights, logits, key, streams, at<const float>(range), options, threads),
-                at<const int64_t>(extremes), floats_of(grads), at_all<void>(grad_weights),
-                at_all<float>(grad_logits), at<float>(nonfinite));
+        [](const NoiseTuple& noise, const RangesTuple& places, const WeightLists& grads,
+           const GradientsTuple& gradients, int threads) {
+            const auto& [ranges, extremes] = places;
+            const NoiseArguments arguments = noise_arguments(noise, ranges, threads);
+            add_noise_backward(arguments, at<const int64_t>(extremes), floats_of(grads),
+                               gradients_of(gradients, arguments.weights));
         },
         Release());
+}
+
+void bind_quantizing(py::module_& module) {
     module.def(
         "quantize",
-        [](const WeightLists& weights, const Addresses& widths, Address range, int64_t group_size,
+        [](const WeightLists& weights, const Addresses& widths, Address ranges, int64_t group_size,
            bool per_group, const Addresses& levels, int threads) {
-            quantize(floats_of(weights), at_all<const uint8_t>(widths), at<const float>(range), group_size,
-                     per_group, at_all<uint32_t>(levels), threads);
+            quantize(floats_of(weights),
+                     {at_all<const uint8_t>(widths), at<const float>(ranges), {group_size, per_group}},
+                     at_all<uint32_t>(levels), threads);
         },
         Release());
     module.def(
         "dequantize",
-        [](const Addresses& levels, const Addresses& widths, Address range, int64_t group_size,
+        [](const Addresses& levels, const Addresses& widths, Address ranges, int64_t group_size,
            bool per_group, const WeightLists& weights, int threads) {
-            dequantize(at_all<const uint32_t>(levels), at_all<const uint8_t>(widths), at<const float>(range),
-                       group_size, per_group, floats_of(weights), threads);
+            dequantize(at_all<const uint32_t>(levels),
+                       {at_all<const uint8_t>(widths), at<const float>(ranges), {group_size, per_group}},
+                       floats_of(weights), threads);
         },
         Release());
     module.def(
         "fake_quantize",
-        [](const WeightLists& weights, const Addresses& widths, Address range, int64_t group_size,
+        [](const WeightLists& weights, const Addresses& widths, Address ranges, int64_t group_size,
            bool per_group, const WeightLists& results, int threads) {
-            fake_quantize(floats_of(weights), at_all<const uint8_t>(widths), at<const float>(range),
-                          group_size, per_group, floats_of(results), threads);
+            fake_quantize(floats_of(weights),
+                          {at_all<const uint8_t>(widths), at<const float>(ranges), {group_size, per_group}},
+                          floats_of(results), threads);
         },
         Release());
     module.def(
         "find_widths",
-        [](uint32_t lowest, const std::vector<float>& below, const std::vector<float>& from, Address logits,
-           int64_t count, Address widths, Address doubts, int threads) {
-            find_widths(width_steps(lowest, below, from), at<const float>(logits), count, at<uint8_t>(widths),
+        [](const ThresholdsTuple& thresholds, Address logits, int64_t count, Address widths, Address doubts,
+           int threads) {
+            find_widths(thresholds_of(thresholds), at<const float>(logits), count, at<uint8_t>(widths),
                         at<uint8_t>(doubts), threads);
         },
         Release());
@@ -199,6 +239,9 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
             count_widths(at<const uint8_t>(widths), groups, at<int64_t>(counts), threads);
         },
         Release());
+}
+
+void bind_packing(py::module_& module) {
     module.def(
         "pack",
         [](const PackingTuple& packing, Address levels, Address words, int threads) {
@@ -213,50 +256,49 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
         Release());
     module.def(
         "quantize_pack",
-        [](const PackingTuple& packing, Address weight, int dtype, Address range, bool per_group,
+        [](const PackingTuple& packing, const WeightTuple& weight, Address ranges, bool per_group,
            Address words, int threads) {
-            const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
-            return quantize_pack(packing_of(packing, threads), floats, at<const float>(range), per_group,
-                                 at<uint32_t>(words));
+            return quantize_pack(packing_of(packing, threads), weight_of(weight, packing),
+                                 at<const float>(ranges), per_group, at<uint32_t>(words));
         },
         Release());
     module.def(
         "quantize_planes",
-        [](const PackingTuple& packing, Address weight, int dtype, Address range,
+        [](const PackingTuple& packing, const WeightTuple& weight, Address range,
            const std::vector<int64_t>& level_counts, const Addresses& planes, int threads) {
-            const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
-            return quantize_planes(packing_of(packing, threads), floats, at<const float>(range), level_counts,
-                                   at_all<void>(planes));
+            return quantize_planes(packing_of(packing, threads), weight_of(weight, packing),
+                                   at<const float>(range), level_counts, at_all<void>(planes));
         },
         Release());
     module.def(
         "unpack_dequantize",
-        [](const PackingTuple& packing, Address words, Address range, bool per_group, Address weight,
-           int dtype, int threads) {
-            const Floats floats{at<void>(weight), std::get<1>(packing), static_cast<DType>(dtype)};
+        [](const PackingTuple& packing, Address words, Address ranges, bool per_group,
+           const WeightTuple& weight, int threads) {
             return unpack_dequantize(packing_of(packing, threads), at<const uint32_t>(words),
-                                     at<const float>(range), per_group, floats);
-        },
-        Release());
-    module.def("crc32_is_fast", crc32_is_fast);
-    module.def(
-        "crc32",
-        [](uint32_t start, Address bytes, int64_t count) {
-            return crc32(start, at<const uint8_t>(bytes), count);
+                                     at<const float>(ranges), per_group, weight_of(weight, packing));
         },
         Release());
     module.def(
         "pack_planes",
-        [](Address values, int value_bytes, int64_t count, int nbits, int rows, int64_t columns,
-           Address words, int threads) {
-            return pack_planes({count, nbits, rows, columns}, at<const void>(values), value_bytes,
-                               at<void>(words), threads);
+        [](const PlanesTuple& shape, Address values, int value_bytes, Address planes, int threads) {
+            return pack_planes(shape_of(shape), at<const void>(values), value_bytes, at<void>(planes),
+                               threads);
         },
         Release());
     module.def(
         "unpack_planes",
-        [](Address words, int64_t count, int nbits, int rows, int64_t columns, Address values, int threads) {
-            unpack_planes({count, nbits, rows, columns}, at<const void>(words), at<int16_t>(values), threads);
+        [](const PlanesTuple& shape, Address planes, Address values, int threads) {
+            unpack_planes(shape_of(shape), at<const void>(planes), at<int16_t>(values), threads);
         },
         Release());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
+    module.doc() = "diffq_fast's compiled core; diffq_fast.backends.cpu is its only user";
+    bind_runtime(module);
+    bind_training(module);
+    bind_quantizing(module);
+    bind_packing(module);
 }

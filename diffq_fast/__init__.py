@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .backends import backend_info
     from .compat import ts_export
     from .compat.alias import install_as_diffq, save_legacy
+    from .functional import empty_cache
     from .legacy.state import load_legacy
     from .packed.report import inspect
     from .packed.save_load import load, save
@@ -35,6 +36,7 @@ __all__ = [
     "UniformQuantizer",
     "__version__",
     "backend_info",
+    "empty_cache",
     "functional",
     "inspect",
     "install_as_diffq",
@@ -62,18 +64,21 @@ _HOMES = {
     "load_legacy": "legacy.state",
     "install_as_diffq": "compat.alias",
     "backend_info": "backends",
+    "empty_cache": "functional",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    elif name in names.DIFFQ_MODULES or name == "functional":
-        value = importlib.import_module(f".{name}", __name__)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker that saw this would take every misspelt name for one of the package's
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        elif name in names.DIFFQ_MODULES or name == "functional":
+            value = importlib.import_module(f".{name}", __name__)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,7 @@
-"""Argument checks of :mod:`diffq_fast.functional`: who, which argument, what was expected, what came."""
+"""Argument checks of :mod:`diffq_fast.functional`: who, which argument, what was expected, what came.
+
+Shapes, dtypes and devices; of values only what no tensor has to be read for. One call for each operator's arguments.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .reference.operators import MAX_WIDTH, group_count, per_element, stream_words
+from .reference.bits import PARAMS
+from .reference.groups import per_element
+from .reference.options import NoiseOptions
+from .reference.philox import NOISE_KINDS
+from .reference.planes import PLANE_DTYPES
+from .reference.sizes import MAX_WIDTH, group_count, levels_per_width, word_count
 
 RANGE_SCOPES = ("tensor", "group")
 
 CountWidths = Callable[[Tensor], Tensor]  # the operator count_widths
+
+
+# -- single arguments ------------------------------------------------------------------------------------------------
 
 
 def check_choice(who: str, argument: str, value: str, choices: Sequence[str]) -> None:
@@ -20,47 +31,17 @@ def check_choice(who: str, argument: str, value: str, choices: Sequence[str]) ->
         raise ValueError(f"{who}: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def is_per_group(who: str, range_scope: str) -> bool:
-    check_choice(who, "range_scope", range_scope, RANGE_SCOPES)
-    return range_scope == "group"
-
-
-def check_group_size(who: str, group_size: int) -> None:
+def check_groups(who: str, group_size: int, range_scope: str = "tensor") -> bool:
+    """Whether each group has its own range."""
     if not 0 <= group_size < 2**63:
         raise ValueError(f"{who}: group_size must be 0 (one group) or positive, below 2**63, got {group_size}")
-
-
-def check_elements(who: str, first: int, count: int) -> None:
-    """Their bytes and their numbers are counted in 64 bits."""
-    if count < 0 or first < 0:
-        raise ValueError(f"{who}: count and first must not be negative, got count={count}, first={first}")
-    if count >= 2**60 or first + count >= 2**63:
-        raise ValueError(
-            f"{who}: count must be below 2**60 and first + count below 2**63, got count={count}, first={first}"
-        )
-
-
-def check_shape(who: str, shape: Sequence[int]) -> None:
-    """Sizes whose strides fit 64 bits, even where one size is 0."""
-    if any(size < 0 for size in shape):
-        raise ValueError(f"{who}: sizes of shape must not be negative, got {list(shape)}")
-    if math.prod(max(size, 1) for size in shape) >= 2**60:
-        raise ValueError(f"{who}: shape must have fewer than 2**60 elements, got {list(shape)}")
-
-
-def check_device(who: str, argument: str, tensor: Tensor, device: torch.device) -> None:
-    if tensor.device != device:
-        raise ValueError(f"{who}: {argument} must be on {device} like the rest, got {tensor.device}")
+    check_choice(who, "range_scope", range_scope, RANGE_SCOPES)
+    return range_scope == "group"
 
 
 def check_has_values(who: str, argument: str, tensor: Tensor) -> None:
     if tensor.is_meta:
         raise ValueError(f"{who}: {argument} must hold values, got a meta tensor")
-
-
-def check_key(who: str, key: Tensor) -> None:
-    if key.dtype != torch.int64 or key.dim() != 0:
-        raise TypeError(f"{who}: key must be an int64 tensor without dimensions, got {key.dtype} {list(key.shape)}")
 
 
 def check_weights(who: str, weights: Sequence[Tensor]) -> None:
@@ -76,82 +57,233 @@ def check_weights(who: str, weights: Sequence[Tensor]) -> None:
             raise ValueError(f"{who}: weights must be on one device, got {device} and {weight.device}")
 
 
-def check_per_group_lists(
-    who: str, argument: str, weights: Sequence[Tensor], values: Sequence[Tensor], group_size: int
-) -> None:
-    if len(values) != len(weights):
-        raise ValueError(f"{who}: expected {len(weights)} {argument}, one per weight, got {len(values)}")
-    for index, (weight, value) in enumerate(zip(weights, values, strict=True)):
-        groups = group_count(weight.numel(), group_size)
-        if value.shape != (groups,):
-            raise ValueError(
-                f"{who}: {argument}[{index}] must have shape [{groups}], one per group of {group_size or 'all'} in "
-                f"{weight.numel()} elements, got {list(value.shape)}"
-            )
-        if value.device != weight.device:
-            raise ValueError(f"{who}: {argument}[{index}] is on {value.device}, its weight on {weight.device}")
+def check_output_dtype(who: str, dtype: torch.dtype | None) -> None:
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"{who}: dtype must be a floating dtype, got {dtype}")
 
 
-def check_streams(who: str, argument: str, streams: Sequence[int]) -> None:
+def _check_device(who: str, argument: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{who}: {argument} must be on {device} like the rest, got {tensor.device}")
+
+
+def _check_key(who: str, key: Tensor) -> None:
+    if key.dtype != torch.int64 or key.dim() != 0:
+        raise TypeError(f"{who}: key must be an int64 tensor without dimensions, got {key.dtype} {list(key.shape)}")
+
+
+def _check_streams(who: str, argument: str, streams: Sequence[int]) -> None:
     for stream in streams:
         if not 0 <= stream < 2**32:
             raise ValueError(f"{who}: {argument} must be between 0 and 2**32 - 1, got {stream}")
 
 
-def check_logits(who: str, logits: Sequence[Tensor]) -> None:
+def _check_per_group(
+    who: str, argument: str, weights: Sequence[Tensor], values: Sequence[Tensor], group_size: int
+) -> None:
+    """``values`` has one flat tensor for each weight, with one value for each of its groups."""
+    if len(values) != len(weights):
+        raise ValueError(f"{who}: expected {len(weights)} {argument}, one per weight, got {len(values)}")
+    for index, (weight, value) in enumerate(zip(weights, values, strict=True)):
+        _check_shape(who, f"{argument}[{index}]", value, weight.numel(), group_size)
+        if value.device != weight.device:
+            raise ValueError(f"{who}: {argument}[{index}] is on {value.device}, its weight on {weight.device}")
+
+
+def _check_shape(who: str, argument: str, value: Tensor, count: int, group_size: int) -> None:
+    """One value for each group of ``count`` elements."""
+    groups = -(-count // group_size) if group_size else min(count, 1)
+    if value.shape != (groups,):
+        raise ValueError(
+            f"{who}: {argument} must have shape [{groups}], one per group of {group_size or 'all'} in "
+            f"{count} elements, got {list(value.shape)}"
+        )
+
+
+def _check_ranges(who: str, ranges: Tensor, counts: Sequence[int], group_size: int, per_group: bool) -> None:
+    rows = sum(group_count(count, group_size) for count in counts) if per_group else len(counts)
+    if ranges.dtype != torch.float32 or ranges.shape != (rows, 2):
+        raise ValueError(f"{who}: ranges must be float32 [{rows}, 2], got {ranges.dtype} {list(ranges.shape)}")
+
+
+# -- all arguments of an operator ------------------------------------------------------------------------------------
+
+
+def check_noise(key: Tensor, stream: int, begin: int, count: int, noise_kind: str) -> None:
+    """Elements' bytes and their numbers are counted in 64 bits."""
+    _check_key("noise", key)
+    check_choice("noise", "noise_kind", noise_kind, NOISE_KINDS)
+    _check_streams("noise", "stream", [stream])
+    if count < 0 or begin < 0:
+        raise ValueError(f"noise: count and begin must not be negative, got count={count}, begin={begin}")
+    if count >= 2**60 or begin + count >= 2**63:
+        raise ValueError(
+            f"noise: count must be below 2**60 and begin + count below 2**63, got count={count}, begin={begin}"
+        )
+
+
+def check_add_noise(
+    tensors: tuple[Sequence[Tensor], Sequence[Tensor], Tensor],
+    options: NoiseOptions,
+    streams: Sequence[int] | None,
+    nonfinite: Tensor | None,
+    dtype: torch.dtype | None,
+) -> tuple[Sequence[int], bool]:
+    """The streams, ``0, 1, …`` where none are given, and whether each group has its own range.
+
+    ``tensors`` are weights, logits and key.
+    """
+    weights, logits, key = tensors
+    who, count = "add_noise", len(weights)
+    check_weights(who, weights)
+    per_group = check_groups(who, options.group_size, options.range_scope)
+    _check_key(who, key)
+    _check_device(who, "key", key, weights[0].device)
+    check_choice(who, "noise_kind", options.noise_kind, NOISE_KINDS)
+    check_choice(who, "param", options.param, PARAMS)
+    if not 0 < options.min_bits < options.max_bits < 128:  # 2**128 is no float32
+        given = f"got min_bits={options.min_bits}, max_bits={options.max_bits}"
+        raise ValueError(f"{who}: expected 0 < min_bits < max_bits < 128, {given}")
+    _check_per_group(who, "logits", weights, logits, options.group_size)
     for index, logit in enumerate(logits):
         if not logit.is_floating_point():
             raise TypeError(f"{who}: logits[{index}] must be a floating tensor, got {logit.dtype}")
+    if nonfinite is not None and nonfinite.dtype != torch.float32:
+        raise TypeError(f"{who}: nonfinite must be float32, got {nonfinite.dtype}")
+    if nonfinite is not None and nonfinite.shape != (count,):
+        raise ValueError(f"{who}: nonfinite must have shape [{count}], one per weight, got {list(nonfinite.shape)}")
+    check_output_dtype(who, dtype)
+    if streams is None:
+        return range(count), per_group
+    if len(streams) != count:
+        raise ValueError(f"{who}: expected {count} streams, one per weight, got {len(streams)}")
+    _check_streams(who, "streams", streams)
+    return streams, per_group
 
 
-def check_tally(who: str, tally: Tensor | None, weights: int) -> None:
-    if tally is not None and tally.dtype != torch.float32:
-        raise TypeError(f"{who}: tally must be float32, got {tally.dtype}")
-    if tally is not None and tally.shape != (weights,):
-        raise ValueError(f"{who}: tally must have shape [{weights}], one per weight, got {list(tally.shape)}")
+def check_quantised(
+    who: str,
+    tensors: tuple[Sequence[Tensor], Sequence[Tensor], Tensor],
+    group_size: int,
+    range_scope: str,
+    dtype: torch.dtype | None = None,
+) -> bool:
+    """Whether each group has its own range; ``tensors`` are weights or levels, their widths and their ranges."""
+    values, widths, ranges = tensors
+    per_group = check_groups(who, group_size, range_scope)
+    _check_per_group(who, "widths", values, widths, group_size)
+    for width in widths:
+        if width.dtype != torch.uint8:
+            raise TypeError(f"{who}: widths must be uint8, got {width.dtype}")
+    _check_ranges(who, ranges, [value.numel() for value in values], group_size, per_group)
+    if values and ranges.device != values[0].device:
+        raise ValueError(f"{who}: ranges are on {ranges.device}, the weights are on {values[0].device}")
+    check_output_dtype(who, dtype)
+    return per_group
 
 
-def check_widths(who: str, widths: Tensor, count: int, group_size: int) -> None:
-    check_group_size(who, group_size)
+def check_words(who: str, words: Tensor, widths: Tensor) -> None:
+    if words.dtype != torch.int32 or words.dim() != 1:
+        raise TypeError(f"{who}: words must be a flat int32 tensor, got {words.dtype} {list(words.shape)}")
+    _check_device(who, "widths", widths, words.device)
+
+
+def check_unpacked(
+    who: str, ranges: Tensor, shape: Sequence[int], group_size: int, range_scope: str, device: torch.device
+) -> bool:
+    """Whether each group has its own range. Sizes of the shape have strides that fit 64 bits, even where one is 0."""
+    if any(size < 0 for size in shape):
+        raise ValueError(f"{who}: sizes of shape must not be negative, got {list(shape)}")
+    if math.prod(max(size, 1) for size in shape) >= 2**60:
+        raise ValueError(f"{who}: shape must have fewer than 2**60 elements, got {list(shape)}")
+    per_group = check_groups(who, group_size, range_scope)
+    _check_ranges(who, ranges, [math.prod(shape)], group_size, per_group)
+    _check_device(who, "ranges", ranges, device)
+    return per_group
+
+
+def check_planes(values: Tensor, width: int, rows: int, columns: int) -> None:
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(f"pack_planes: values must be integers, got {values.dtype}")
+    if rows not in PLANE_DTYPES:
+        raise ValueError(f"pack_planes: rows must be one of {sorted(PLANE_DTYPES)}, got {rows}")
+    if not 0 <= width <= MAX_WIDTH:
+        raise ValueError(f"pack_planes: width must be between 0 and {MAX_WIDTH}, got {width}")
+    check_has_values("pack_planes", "values", values)
+    if columns < 0 or (columns == 0 and values.numel()):
+        raise ValueError(f"pack_planes: columns must be positive, got {columns}")
+
+
+def check_unpack_planes(planes: Tensor, length: int) -> None:
+    if planes.dtype not in PLANE_DTYPES.values() or planes.dim() != 3:
+        raise TypeError(
+            f"unpack_planes: planes must be a 3-dimensional tensor of one of "
+            f"{[str(dtype) for dtype in PLANE_DTYPES.values()]}, got {planes.dtype} with {planes.dim()} dimensions"
+        )
+    if planes.shape[1] > MAX_WIDTH:
+        raise ValueError(f"unpack_planes: expected at most {MAX_WIDTH} planes, got {planes.shape[1]}")
+    capacity = planes.shape[0] * planes.shape[2] * planes.element_size() * 8
+    if not 0 <= length <= capacity:
+        raise ValueError(f"unpack_planes: length must be between 0 and {capacity}, what planes hold, got {length}")
+
+
+# -- values: read where they are made, in exports --------------------------------------------------------------------
+
+
+def level_counts(who: str, widths: Tensor, count: int, group_size: int, count_widths: CountWidths) -> list[int]:
+    """How many of ``count`` levels have 0, 1 … 16 bits.
+
+    Raises:
+        ValueError: the widths are not one for each group, or not all from 1 to 16.
+    """
+    check_groups(who, group_size)
     if count < 0:
         raise ValueError(f"{who}: count must not be negative, got {count}")
     if widths.dtype != torch.uint8:
         raise TypeError(f"{who}: widths must be uint8, got {widths.dtype}")
-    groups = group_count(count, group_size)
-    if widths.shape != (groups,):
-        raise ValueError(f"{who}: widths must have shape [{groups}], one per group, got {list(widths.shape)}")
+    _check_shape(who, "widths", widths, count, group_size)
     check_has_values(who, "widths", widths)
-    if groups and not torch.compiler.is_compiling():  # a graph cannot look at values
-        lowest, highest = (int(bound) for bound in widths.aminmax())
-        if lowest < 1 or highest > MAX_WIDTH:
-            found = lowest if lowest < 1 else highest
-            raise ValueError(f"{who}: bits must be between 1 and {MAX_WIDTH}, got {found}")
+    numbers = count_widths(widths).tolist()
+    if numbers[0]:
+        _refuse_widths(who, widths)
+    return levels_per_width(numbers, int(widths[-1]) if len(widths) else 0, count, group_size)
 
 
-def check_ranges(who: str, found: Tensor, counts: Sequence[int], group_size: int, range_scope: str) -> None:
-    per_group = is_per_group(who, range_scope)
-    rows = sum(group_count(count, group_size) for count in counts) if per_group else len(counts)
-    if found.dtype != torch.float32 or found.shape != (rows, 2):
-        raise ValueError(f"{who}: range must be float32 [{rows}, 2], got {found.dtype} {list(found.shape)}")
+def check_word_count(
+    who: str, words: Tensor, widths: Tensor, count: int, group_size: int, count_widths: CountWidths
+) -> None:
+    """There are as many words as the widths ask for."""
+    expected = word_count(level_counts(who, widths, count, group_size, count_widths))
+    if words.numel() != expected:
+        raise ValueError(
+            f"{who}: expected {expected} packed words for {count} levels in {len(widths)} groups, got {words.numel()}"
+        )
 
 
-def check_export(who, tensors, widths, found, group_size, range_scope) -> None:
-    check_group_size(who, group_size)
-    check_per_group_lists(who, "widths", tensors, widths, group_size)
-    for tensor, width in zip(tensors, widths, strict=True):
-        check_widths(who, width, tensor.numel(), group_size)
-    check_ranges(who, found, [tensor.numel() for tensor in tensors], group_size, range_scope)
-    if tensors and found.device != tensors[0].device:
-        raise ValueError(f"{who}: range is on {found.device}, the weights are on {tensors[0].device}")
+def check_width_values(who: str, widths: Sequence[Tensor]) -> None:
+    """All widths are from 1 to 16."""
+    for width in widths:
+        check_has_values(who, "widths", width)
+        if width.numel() and not torch.compiler.is_compiling():  # a graph cannot look at values
+            lowest, highest = (int(limit) for limit in width.aminmax())
+            if lowest < 1 or highest > MAX_WIDTH:
+                _refuse_widths(who, width)
+
+
+def _refuse_widths(who: str, widths: Tensor) -> None:
+    lowest, highest = (int(limit) for limit in widths.aminmax())
+    wrong = lowest if lowest < 1 else highest
+    raise ValueError(f"{who}: bits must be between 1 and {MAX_WIDTH}, got {wrong}")
 
 
 def check_levels(who: str, levels: Tensor, widths: Tensor, group_size: int) -> None:
+    """Each level fits its group's width."""
     flat = levels.reshape(-1)
     check_has_values(who, "levels", levels)
-    check_device(who, "widths", widths, levels.device)
+    _check_device(who, "widths", widths, levels.device)
     if not flat.numel():
         return
-    lowest, highest = (int(bound) for bound in flat.aminmax())
+    lowest, highest = (int(limit) for limit in flat.aminmax())
     if lowest < 0:
         raise ValueError(f"{who}: levels must not be negative, found {lowest}")
     if highest < 2 ** int(widths.min()):
@@ -161,37 +293,3 @@ def check_levels(who: str, levels: Tensor, widths: Tensor, group_size: int) -> N
         at = int(too_large.to(torch.uint8).argmax())
         width = int(widths[at // group_size if group_size else 0])
         raise ValueError(f"{who}: level {int(flat[at])} of element {at} does not fit its group's {width} bits")
-
-
-def level_counts(widths: Tensor, count: int, group_size: int, count_widths: CountWidths) -> list[int]:
-    """How many of ``count`` levels have 0, 1 … 16 bits."""
-    groups = count_widths(widths).tolist()
-    levels = [number * (group_size or count) for number in groups]
-    if count:
-        levels[int(widths[-1])] -= len(widths) * (group_size or count) - count
-    return levels
-
-
-def word_count(widths: Tensor, count: int, group_size: int, count_widths: CountWidths) -> int:
-    """32-bit words of a packed weight: the sum over widths b of ``stream_words(levels of width b, b)``."""
-    levels = level_counts(widths, count, group_size, count_widths)
-    return sum(stream_words(number, width) for width, number in enumerate(levels))
-
-
-def check_words(
-    who: str, words: Tensor, widths: Tensor, count: int, group_size: int, count_widths: CountWidths
-) -> None:
-    if words.dtype != torch.int32 or words.dim() != 1:
-        raise TypeError(f"{who}: words must be a flat int32 tensor, got {words.dtype} {list(words.shape)}")
-    check_widths(who, widths, count, group_size)
-    expected = word_count(widths, count, group_size, count_widths)
-    check_device(who, "widths", widths, words.device)
-    if words.numel() != expected:
-        raise ValueError(
-            f"{who}: expected {expected} packed words for {count} levels in {len(widths)} groups, got {words.numel()}"
-        )
-
-
-def check_output_dtype(who: str, dtype: torch.dtype) -> None:
-    if not dtype.is_floating_point:
-        raise TypeError(f"{who}: dtype must be a floating dtype, got {dtype}")

@@ -1,65 +1,56 @@
-"""The operators ``torch.ops.diffq_fast.*``: schemas, shape rules (fake kernels) and autograd formulas; no arithmetic.
+"""The operators ``torch.ops.diffq_fast.*``: each one's schema, its shape rule right below, and the gradient; no
+arithmetic.
 
 Every operator is functional, takes and returns lists of weights where a training step needs it, and is deterministic
 given its arguments: randomness enters only as ``key``. So recomputation, compilation and graph capture are safe.
-Conventions: ``group_size`` 0 means one group; ``per_group`` is ``range_scope="group"``; ``kind`` is "uniform" or
-"gaussian"; a range is ``[weights, 2]`` or, per group, ``[groups of all weights, 2]``, each row (lo, hi).
-``seen`` (int64, 0-dim) is from 0 to ``2**nbits - 1`` exactly when every value is; for ``nbits`` > 0.
+Conventions: ``group_size`` 0 means one group; ``per_group`` is ``range_scope="group"``; ``noise_kind`` is "uniform" or
+"gaussian"; ranges are ``[weights, 2]`` or, per group, ``[groups of all weights, 2]``, each row (lo, hi).
+``seen`` (int64, 0-dim) is from 0 to ``2**width - 1`` exactly when every value is; for ``width`` > 0.
 Noisy and fake quantised weights have ``dtype`` (None: each its weight's); so have the gradients of noisy weights, while
 those of weights have the weights'.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .reference.operators import PLANE_DTYPES, group_count
+from .reference.options import NoiseOptions
+from .reference.planes import PLANE_DTYPES
+from .reference.sizes import group_count
 
 NAMESPACE = "diffq_fast"
 _library = torch.library.Library(NAMESPACE, "DEF")
-
-_SCHEMAS = """
-noise(Tensor key, int stream, int first, int count, str kind) -> Tensor
-weight_range(Tensor[] weights, int group_size, bool per_group) -> (Tensor range, Tensor extremes)
-add_noise(Tensor[] weights, Tensor[] logits, Tensor key, int[] streams, Tensor? tally, NOISE_OPTIONS,
-    ScalarType? dtype=None) -> (Tensor[] noisy, Tensor range, Tensor extremes)
-add_noise_backward(Tensor[] grads, Tensor[] weights, Tensor[] logits, Tensor range, Tensor extremes, Tensor key,
-    int[] streams, NOISE_OPTIONS) -> (Tensor[] grad_weights, Tensor[] grad_logits, Tensor nonfinite)
-quantize(Tensor[] weights, Tensor[] widths, Tensor range, int group_size, bool per_group) -> Tensor[]
-dequantize(Tensor[] levels, Tensor[] widths, Tensor range, int group_size, bool per_group, ScalarType dtype)
-    -> Tensor[]
-fake_quantize(Tensor[] weights, Tensor[] widths, Tensor range, int group_size, bool per_group,
-    ScalarType? dtype=None) -> Tensor[]
-widths_from_logits(Tensor logits, float min_bits, float max_bits, str param, float extra_bits) -> Tensor
-count_widths(Tensor widths) -> Tensor
-pack(Tensor levels, Tensor widths, int group_size, int word_count) -> Tensor
-unpack(Tensor words, Tensor widths, int group_size, int count) -> Tensor
-quantize_pack(Tensor weight, Tensor widths, Tensor range, int group_size, bool per_group, int word_count) -> Tensor
-quantize_planes(Tensor weight, Tensor widths, Tensor range, int group_size, int[] level_counts) -> Tensor[]
-unpack_dequantize(Tensor words, Tensor widths, Tensor range, int group_size, bool per_group, int[] shape,
-    ScalarType dtype) -> Tensor
-pack_planes(Tensor values, int nbits, int rows, int columns) -> Tensor
-pack_planes_seen(Tensor values, int nbits, int rows, int columns) -> (Tensor planes, Tensor seen)
-unpack_planes(Tensor planes, int length) -> Tensor
-checksum(Tensor data) -> Tensor
-"""
-_NOISE_OPTIONS = "int group_size, float min_bits, float max_bits, str param, str kind, bool per_group"
-for _schema in _SCHEMAS.replace("\n    ", " ").replace("NOISE_OPTIONS", _NOISE_OPTIONS).strip().splitlines():
-    _library.define(_schema)
-_library.define("draw_key(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+_NOISE_OPTIONS = "int group_size, float min_bits, float max_bits, str param, str noise_kind, bool per_group"
 
 
-# -- shape rules ---------------------------------------------------------------------------------------------------
+def _operator(signature: str, tags: Sequence[torch.Tag] = ()) -> Callable[[Callable], Callable]:
+    """Define the operator ``NAME signature``; the function below it, of the same name, is its shape rule."""
+
+    def define(rule: Callable) -> Callable:
+        @functools.wraps(rule)
+        def shape_rule(*arguments: Any) -> Any:
+            _refuse_mixed_devices(rule.__name__, arguments)
+            return rule(*arguments)
+
+        _library.define(rule.__name__ + signature.replace("NOISE_OPTIONS", _NOISE_OPTIONS), tags=tuple(tags))
+        torch.library.register_fake(f"{NAMESPACE}::{rule.__name__}", shape_rule, lib=_library)
+        return rule
+
+    return define
 
 
-def _fake(function: Callable) -> Callable:
-    """Register ``function`` as the shape rule of the operator that it is named after."""
-    torch.library.register_fake(f"{NAMESPACE}::{function.__name__}", function, lib=_library)
-    return function
+def _refuse_mixed_devices(who: str, arguments: Sequence[Any]) -> None:
+    """One meta tensor among others sends them all here: the others' results would never be written."""
+    lists = [each if isinstance(each, list | tuple) else [each] for each in arguments]
+    kinds = sorted({tensor.device.type for each in lists for tensor in each if isinstance(tensor, Tensor)})
+    if "meta" in kinds and len(kinds) > 1:
+        raise ValueError(f"{who}: expected all tensors on one device, got some on {' and some on '.join(kinds)}")
 
 
 def range_dtype(weights: Sequence[Tensor]) -> torch.dtype:
@@ -67,141 +58,73 @@ def range_dtype(weights: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(weight.dtype == torch.float64 for weight in weights) else torch.float32
 
 
-@_fake
-def draw_key(like: Tensor) -> Tensor:
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+@_operator("(Tensor like) -> Tensor", tags=[torch.Tag.nondeterministic_seeded])
+def draw_key(like):
     return like.new_empty((), dtype=torch.int64)
 
 
-@_fake
-def noise(key: Tensor, stream: int, first: int, count: int, kind: str) -> Tensor:
+@_operator("(Tensor key, int stream, int begin, int count, str noise_kind) -> Tensor")
+def noise(key, stream, begin, count, noise_kind):
     return key.new_empty((count,), dtype=torch.float32)
 
 
-@_fake
-def weight_range(weights: Sequence[Tensor], group_size: int, per_group: bool) -> tuple[Tensor, Tensor]:
+@_operator("(Tensor[] weights, int group_size, bool per_group) -> (Tensor ranges, Tensor extremes)")
+def weight_range(weights, group_size, per_group):
     rows = sum(group_count(weight.numel(), group_size) for weight in weights) if per_group else len(weights)
-    found = weights[0].new_empty((rows, 2), dtype=range_dtype(weights))
-    return found, weights[0].new_empty((0 if per_group else rows, 4), dtype=torch.int64)
+    ranges = weights[0].new_empty((rows, 2), dtype=range_dtype(weights))
+    return ranges, weights[0].new_empty((0 if per_group else rows, 4), dtype=torch.int64)
 
 
-@_fake
-def add_noise(weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group, dtype=None):
+@_operator(
+    "(Tensor[] weights, Tensor[] logits, Tensor key, int[] streams, Tensor? nonfinite, NOISE_OPTIONS,"
+    " ScalarType? dtype=None) -> (Tensor[] noisy, Tensor ranges, Tensor extremes)"
+)
+def add_noise(weights, logits, key, streams, nonfinite, *options_and_dtype):
+    options, dtype = NoiseOptions.with_dtype(options_and_dtype)
     noisy = [weight.new_empty(weight.shape, dtype=dtype) for weight in weights]
-    return noisy, *weight_range(weights, group_size, per_group)
+    return noisy, *weight_range(weights, options.group_size, options.per_group)
 
 
-@_fake
-def add_noise_backward(
-    grads, weights, logits, range, extremes, key, streams, group_size, min_bits, max_bits, param, kind, per_group
-):
+@_operator(
+    "(Tensor[] grads, Tensor[] weights, Tensor[] logits, Tensor ranges, Tensor extremes, Tensor key, int[] streams,"
+    " NOISE_OPTIONS) -> (Tensor[] grad_weights, Tensor[] grad_logits, Tensor nonfinite)"
+)
+def add_noise_backward(grads, weights, logits, *others):
     grad_weights = [weight.new_empty(weight.shape) for weight in weights]
     grad_logits = [logit.new_empty(logit.shape, dtype=range_dtype([logit])) for logit in logits]
     return grad_weights, grad_logits, weights[0].new_empty((len(weights),), dtype=torch.float32)
 
 
-@_fake
-def quantize(weights, widths, range, group_size, per_group):
-    return [weight.new_empty(weight.shape, dtype=torch.int32) for weight in weights]
-
-
-@_fake
-def dequantize(levels, widths, range, group_size, per_group, dtype):
-    return [level.new_empty(level.shape, dtype=dtype) for level in levels]
-
-
-@_fake
-def fake_quantize(weights, widths, range, group_size, per_group, dtype=None):
-    return [weight.new_empty(weight.shape, dtype=dtype) for weight in weights]
-
-
-@_fake
-def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: str, extra_bits: float) -> Tensor:
-    return logits.new_empty(logits.shape, dtype=torch.uint8)
-
-
-@_fake
-def count_widths(widths: Tensor) -> Tensor:
-    return widths.new_empty((17,), dtype=torch.int64)
-
-
-@_fake
-def pack(levels: Tensor, widths: Tensor, group_size: int, word_count: int) -> Tensor:
-    return levels.new_empty((word_count,), dtype=torch.int32)
-
-
-@_fake
-def unpack(words: Tensor, widths: Tensor, group_size: int, count: int) -> Tensor:
-    return words.new_empty((count,), dtype=torch.int32)
-
-
-@_fake
-def quantize_pack(weight, widths, range, group_size, per_group, word_count):
-    return weight.new_empty((word_count,), dtype=torch.int32)
-
-
-@_fake
-def quantize_planes(weight, widths, range, group_size, level_counts):
-    shapes = [(-(-count // 2048), width, 32) for width, count in enumerate(level_counts, 1)]
-    return [weight.new_empty(shape, dtype=torch.int64) for shape in shapes]
-
-
-@_fake
-def unpack_dequantize(words, widths, range, group_size, per_group, shape, dtype):
-    return words.new_empty(shape, dtype=dtype)
-
-
-@_fake
-def pack_planes(values: Tensor, nbits: int, rows: int, columns: int) -> Tensor:
-    block = rows * columns
-    blocks = -(-values.numel() // block) if block else 0
-    return values.new_empty((blocks, nbits, columns), dtype=PLANE_DTYPES[rows])
-
-
-@_fake
-def pack_planes_seen(values: Tensor, nbits: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    return pack_planes(values, nbits, rows, columns), values.new_empty((), dtype=torch.int64)
-
-
-@_fake
-def unpack_planes(planes: Tensor, length: int) -> Tensor:
-    return planes.new_empty((length,), dtype=torch.int16)
-
-
-@_fake
-def checksum(data: Tensor) -> Tensor:
-    return torch.empty((), dtype=torch.int64)
-
-
-# -- autograd --------------------------------------------------------------------------------------------------------
-
-
-_BEFORE = 5  # arguments of _AddNoise before the weights; the last of them is the tally
+_BEFORE = 5  # arguments of _AddNoise before the weights; the last of them is ``nonfinite``
 
 
 class _AddNoise(torch.autograd.Function):
     """Keeps the weights, the logits, their ranges and the key, and no noise: it is made again from the key.
 
-    ``tally`` (float32 ``[weights]``) takes no part in the forward; what arrives as its gradient is the number of
+    ``nonfinite`` (float32 ``[weights]``) takes no part in the forward; what arrives as its gradient is the number of
     non-finite logit gradients that were put to zero. So they are counted on the device, without a mutation.
     """
 
     @staticmethod
-    def forward(ctx, streams, options, dtype, key, tally, *tensors):
+    def forward(ctx, streams, options, dtype, key, nonfinite, *tensors):
         weights, logits = tensors[: len(streams)], tensors[len(streams) :]
         with torch._C._AutoDispatchBelowAutograd():
-            noisy, found, extremes = torch.ops.diffq_fast.add_noise.default(
+            noisy, ranges, extremes = torch.ops.diffq_fast.add_noise.default(
                 weights, logits, key, streams, None, *options, dtype
             )
         ctx.streams, ctx.options = streams, options
-        ctx.save_for_backward(key, found, extremes, *tensors)
-        ctx.mark_non_differentiable(found, extremes)
+        ctx.save_for_backward(key, ranges, extremes, *tensors)
+        ctx.mark_non_differentiable(ranges, extremes)
         ctx.set_materialize_grads(False)
-        return found, extremes, *noisy
+        return ranges, extremes, *noisy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _range, _extremes, *grads):
-        key, found, extremes, *tensors = ctx.saved_tensors
+    def backward(ctx, _ranges, _extremes, *grads):
+        key, ranges, extremes, *tensors = ctx.saved_tensors
         count = len(ctx.streams)
         weights, logits = tensors[:count], tensors[count:]
         used = [index for index, grad in enumerate(grads) if grad is not None]
@@ -209,12 +132,12 @@ class _AddNoise(torch.autograd.Function):
         if not used:
             return tuple(result)
         if len(used) < count:
-            found, extremes = _rows_of(used, weights, found, extremes, ctx.options)
+            ranges, extremes = _rows_of(used, weights, ranges, extremes, ctx.options)
         grad_weights, grad_logits, nonfinite = torch.ops.diffq_fast.add_noise_backward.default(
             [grads[index] for index in used],
             [weights[index] for index in used],
             [logits[index] for index in used],
-            found,
+            ranges,
             extremes,
             key,
             [ctx.streams[index] for index in used],
@@ -229,12 +152,12 @@ class _AddNoise(torch.autograd.Function):
         return tuple(result)
 
 
-def _rows_of(used, weights, found, extremes, options):
-    """The rows of range and extremes that belong to the weights ``used``."""
+def _rows_of(used, weights, ranges, extremes, options):
+    """The rows of ranges and extremes that belong to the weights ``used``."""
     group_size, per_group = options[0], options[-1]
     if not per_group:
-        return torch.stack([found[index] for index in used]), torch.stack([extremes[index] for index in used])
-    pieces = found.split([group_count(weight.numel(), group_size) for weight in weights])
+        return torch.stack([ranges[index] for index in used]), torch.stack([extremes[index] for index in used])
+    pieces = ranges.split([group_count(weight.numel(), group_size) for weight in weights])
     return torch.cat([pieces[index] for index in used]), extremes
 
 
@@ -248,15 +171,98 @@ def _spread(nonfinite: Tensor, used: Sequence[int], count: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _add_noise_autograd(
-    weights, logits, key, streams, tally, group_size, min_bits, max_bits, param, kind, per_group, dtype=None
-):
+def _add_noise_autograd(weights, logits, key, streams, nonfinite, *options_and_dtype):
     if not weights or not len(weights) == len(logits) == len(streams):
-        found = f"{len(weights)} weights, {len(logits)} logits, {len(streams)} streams"
-        raise ValueError(f"add_noise: expected weights, and as many logits and streams, got {found}")
-    options = group_size, min_bits, max_bits, param, kind, per_group
-    found, extremes, *noisy = _AddNoise.apply(list(streams), options, dtype, key, tally, *weights, *logits)
-    return noisy, found, extremes
+        given = f"{len(weights)} weights, {len(logits)} logits, {len(streams)} streams"
+        raise ValueError(f"add_noise: expected weights, and as many logits and streams, got {given}")
+    options, dtype = options_and_dtype[:6], options_and_dtype[6] if len(options_and_dtype) > 6 else None
+    ranges, extremes, *noisy = _AddNoise.apply(list(streams), options, dtype, key, nonfinite, *weights, *logits)
+    return noisy, ranges, extremes
 
 
 _library.impl("add_noise", _add_noise_autograd, "Autograd")
+
+
+# -- export ----------------------------------------------------------------------------------------------------------
+
+
+@_operator("(Tensor logits, float min_bits, float max_bits, str param, float extra_bits) -> Tensor")
+def widths_from_logits(logits, min_bits, max_bits, param, extra_bits):
+    return logits.new_empty(logits.shape, dtype=torch.uint8)
+
+
+@_operator("(Tensor widths) -> Tensor")
+def count_widths(widths):
+    return widths.new_empty((17,), dtype=torch.int64)
+
+
+@_operator("(Tensor[] weights, Tensor[] widths, Tensor ranges, int group_size, bool per_group) -> Tensor[]")
+def quantize(weights, widths, ranges, group_size, per_group):
+    return [weight.new_empty(weight.shape, dtype=torch.int32) for weight in weights]
+
+
+@_operator(
+    "(Tensor[] weights, Tensor[] widths, Tensor ranges, int group_size, bool per_group, ScalarType? dtype=None)"
+    " -> Tensor[]"
+)
+def fake_quantize(weights, widths, ranges, group_size, per_group, dtype=None):
+    return [weight.new_empty(weight.shape, dtype=dtype) for weight in weights]
+
+
+@_operator("(Tensor levels, Tensor widths, int group_size, int word_count) -> Tensor")
+def pack(levels, widths, group_size, word_count):
+    return levels.new_empty((word_count,), dtype=torch.int32)
+
+
+@_operator("(Tensor weight, Tensor widths, Tensor ranges, int group_size, bool per_group, int word_count) -> Tensor")
+def quantize_pack(weight, widths, ranges, group_size, per_group, word_count):
+    return weight.new_empty((word_count,), dtype=torch.int32)
+
+
+# -- load ------------------------------------------------------------------------------------------------------------
+
+
+@_operator("(Tensor words, Tensor widths, int group_size, int count) -> Tensor")
+def unpack(words, widths, group_size, count):
+    return words.new_empty((count,), dtype=torch.int32)
+
+
+@_operator(
+    "(Tensor[] levels, Tensor[] widths, Tensor ranges, int group_size, bool per_group, ScalarType dtype) -> Tensor[]"
+)
+def dequantize(levels, widths, ranges, group_size, per_group, dtype):
+    return [level.new_empty(level.shape, dtype=dtype) for level in levels]
+
+
+@_operator(
+    "(Tensor words, Tensor widths, Tensor ranges, int group_size, bool per_group, int[] shape, ScalarType dtype)"
+    " -> Tensor"
+)
+def unpack_dequantize(words, widths, ranges, group_size, per_group, shape, dtype):
+    return words.new_empty(shape, dtype=dtype)
+
+
+# -- diffq's bit planes ----------------------------------------------------------------------------------------------
+
+
+@_operator("(Tensor values, int width, int rows, int columns) -> Tensor")
+def pack_planes(values, width, rows, columns):
+    block = rows * columns
+    blocks = -(-values.numel() // block) if block else 0
+    return values.new_empty((blocks, width, columns), dtype=PLANE_DTYPES[rows])
+
+
+@_operator("(Tensor values, int width, int rows, int columns) -> (Tensor planes, Tensor seen)")
+def pack_planes_seen(values, width, rows, columns):
+    return pack_planes(values, width, rows, columns), values.new_empty((), dtype=torch.int64)
+
+
+@_operator("(Tensor weight, Tensor widths, Tensor ranges, int group_size, int[] level_counts) -> Tensor[]")
+def quantize_planes(weight, widths, ranges, group_size, level_counts):
+    shapes = [(-(-count // 2048), width, 32) for width, count in enumerate(level_counts, 1)]
+    return [weight.new_empty(shape, dtype=torch.int64) for shape in shapes]
+
+
+@_operator("(Tensor planes, int length) -> Tensor")
+def unpack_planes(planes, length):
+    return planes.new_empty((length,), dtype=torch.int16)

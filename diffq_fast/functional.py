@@ -17,38 +17,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends as _backends  # noqa: F401  (registers the kernels)
+from . import backends as _backends
 from ._checks import (
-    check_choice,
-    check_device,
-    check_elements,
-    check_export,
-    check_group_size,
-    check_has_values,
-    check_key,
+    check_add_noise,
+    check_groups,
     check_levels,
-    check_logits,
+    check_noise,
     check_output_dtype,
-    check_per_group_lists,
-    check_ranges,
-    check_shape,
-    check_streams,
-    check_tally,
+    check_planes,
+    check_quantised,
+    check_unpack_planes,
+    check_unpacked,
     check_weights,
-    check_widths,
+    check_width_values,
+    check_word_count,
     check_words,
-    is_per_group,
     level_counts,
-    word_count,
 )
 from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
-from .reference.operators import MAX_WIDTH, PLANE_DTYPES
-from .reference.philox import NOISE_KINDS
+from .reference.options import NoiseOptions
+from .reference.sizes import word_count
 
 __all__ = [  # noqa: RUF022  (the order of the data flow)
     "bits_from_logits",
     "logits_from_bits",
     "step_from_bits",
+    "NoiseOptions",
     "draw_key",
     "weight_range",
     "noise",
@@ -66,17 +60,17 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "pack_planes",
     "quantize_planes",
     "unpack_planes",
-    "checksum",
+    "empty_cache",
 ]
 
 _ops = torch.ops.diffq_fast
 
 
 class NoisyWeights(NamedTuple):
-    """Result of :func:`add_noise`: the noisy weights, and the ranges that were found on the way."""
+    """Result of :func:`add_noise`: the noisy weights, and the ranges, which are made on the way."""
 
     noisy: list[Tensor]
-    range: Tensor
+    ranges: Tensor
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -109,13 +103,12 @@ def weight_range(weights: Sequence[Tensor], *, group_size: int = 0, range_scope:
     tensor([[-1.,  3.]])
     """
     check_weights("weight_range", weights)
-    per_group = is_per_group("weight_range", range_scope)
-    check_group_size("weight_range", group_size)
+    per_group = check_groups("weight_range", group_size, range_scope)
     with torch.no_grad():
         return _ops.weight_range.default(list(weights), group_size, per_group)[0].to(torch.float32)
 
 
-def noise(key: Tensor, stream: int, count: int, *, first: int = 0, noise: str = "gaussian") -> Tensor:
+def noise(key: Tensor, stream: int, count: int, *, begin: int = 0, noise_kind: str = "gaussian") -> Tensor:
     """The pseudo quantisation noise of ``count`` elements, in units of one quantisation step.
 
     ``"uniform"``: U[-1/2, 1/2) on a grid of 2**-16; ``"gaussian"``: N(0, 1)/2. ``docs/philox.md`` defines the bits.
@@ -123,52 +116,41 @@ def noise(key: Tensor, stream: int, count: int, *, first: int = 0, noise: str = 
     Args:
         key: int64, 0-dim (see :func:`draw_key`).
         stream: index of the weight, 0 … 2**32 - 1.
-        count, first: elements ``first … first + count - 1``.
+        count, begin: elements ``begin … begin + count - 1``.
 
     Returns:
         float32 ``[count]`` on the key's device.
 
-    >>> noise(torch.tensor(0), 0, 2, noise="uniform")
+    >>> noise(torch.tensor(0), 0, 2, noise_kind="uniform")
     tensor([ 0.4095, -0.1010])
     """
-    check_key("noise", key)
-    check_choice("noise", "noise", noise, NOISE_KINDS)
-    check_streams("noise", "stream", [stream])
-    check_elements("noise", first, count)
-    return _ops.noise.default(key, stream, first, count, noise)
+    check_noise(key, stream, begin, count, noise_kind)
+    return _ops.noise.default(key, stream, begin, count, noise_kind)
 
 
 def add_noise(
     weights: Sequence[Tensor],
     logits: Sequence[Tensor],
     key: Tensor,
+    options: NoiseOptions = NoiseOptions(),  # noqa: B008  (it cannot be changed)
     *,
     streams: Sequence[int] | None = None,
-    group_size: int = 8,
-    min_bits: float = 2,
-    max_bits: float = 15,
-    param: str = "bits",
-    noise: str = "gaussian",
-    range_scope: str = "tensor",
-    tally: Tensor | None = None,
+    nonfinite: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> NoisyWeights:
     """Noisy weights of one training forward: ``w + (range * step(logit)) * z``.
 
     Differentiable once in weights and logits; the gradient also reaches the elements at the minimum and the maximum,
     shared equally among ties. No noise is kept for the backward: it is made again from ``key``. Non-finite gradients
-    of logits are put to zero. Method: section 3 of the paper.
+    of logits are put to zero. Nothing waits for the device. Method: section 3 of the paper.
 
     Args:
         weights: floating tensors on one device.
         logits: for each weight a tensor ``[groups]``.
         key: int64, 0-dim, from :func:`draw_key`.
+        options: groups, rule of the bits, kind of noise, scope of the ranges.
         streams: index of each weight in the whole model; ``0, 1, …`` when left out.
-        group_size: elements per group; 0: the whole weight is one group.
-        min_bits, max_bits, param: see :func:`bits_from_logits`.
-        noise: ``"gaussian"`` or ``"uniform"``.
-        range_scope: ``"tensor"`` or ``"group"``.
-        tally: float32 ``[weights]`` that requires grad; its gradient counts the non-finite logit gradients.
+        nonfinite: float32 ``[weights]`` that requires grad; its gradient counts the non-finite logit gradients.
         dtype: floating dtype of the noisy weights; each weight's own when left out. The result is computed in float32
             and rounded once, so float32 weights give what a cast of their noisy weights would give. Gradients arrive
             in this dtype and leave in the weights'.
@@ -180,30 +162,10 @@ def add_noise(
     >>> add_noise([w], [logit], torch.tensor(1)).noisy[0].shape
     torch.Size([4, 4])
     """
-    check_weights("add_noise", weights)
-    check_group_size("add_noise", group_size)
-    check_key("add_noise", key)
-    check_device("add_noise", "key", key, weights[0].device)
-    check_choice("add_noise", "noise", noise, NOISE_KINDS)
-    check_choice("add_noise", "param", param, ("bits", "noise"))
-    if not 0 < min_bits < max_bits < 128:  # 2**128 is no float32
-        bounds = f"got min_bits={min_bits}, max_bits={max_bits}"
-        raise ValueError(f"add_noise: expected 0 < min_bits < max_bits < 128, {bounds}")
-    check_per_group_lists("add_noise", "logits", weights, logits, group_size)
-    check_logits("add_noise", logits)
-    check_tally("add_noise", tally, len(weights))
-    if dtype is not None:
-        check_output_dtype("add_noise", dtype)
-    if streams is None:
-        streams = range(len(weights))
-    elif len(streams) != len(weights):
-        raise ValueError(f"add_noise: expected {len(weights)} streams, one per weight, got {len(streams)}")
-    check_streams("add_noise", "streams", streams)
-    per_group = is_per_group("add_noise", range_scope)
-    options = (group_size, float(min_bits), float(max_bits), param, noise, per_group)
+    streams, per_group = check_add_noise((weights, logits, key), options, streams, nonfinite, dtype)
     lists = list(weights), list(logits), key, list(streams)
-    noisy, found, _ = _ops.add_noise.default(*lists, tally, *options, dtype)
-    return NoisyWeights(noisy, found)
+    noisy, ranges, _ = _ops.add_noise.default(*lists, nonfinite, *options[:5], per_group, dtype)
+    return NoisyWeights(noisy, ranges)
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
@@ -219,14 +181,15 @@ def widths_from_logits(
     >>> widths_from_logits(torch.tensor([-9.0, 0.0, 9.0]), 2, 15)
     tensor([ 2,  8, 15], dtype=torch.uint8)
     """
-    check_has_values("widths_from_logits", "logits", logits)
+    if logits.is_meta:
+        raise ValueError("widths_from_logits: logits must hold values, got a meta tensor")
     return _ops.widths_from_logits.default(logits.detach(), float(min_bits), float(max_bits), param, float(extra_bits))
 
 
 def quantize(
     weights: Sequence[Tensor],
     widths: Sequence[Tensor],
-    found: Tensor,
+    ranges: Tensor,
     *,
     group_size: int = 8,
     range_scope: str = "tensor",
@@ -236,7 +199,7 @@ def quantize(
     Args:
         weights: floating tensors on one device.
         widths: for each weight uint8 ``[groups]``, each 1 … 16.
-        found: the ranges, from :func:`weight_range` with the same ``group_size`` and ``range_scope``.
+        ranges: from :func:`weight_range` with the same ``group_size`` and ``range_scope``.
 
     Returns:
         int32 tensors of the weights' shapes. A weight (or group) with lo = hi has level 0 everywhere.
@@ -246,8 +209,9 @@ def quantize(
     [tensor([0, 1, 3], dtype=torch.int32)]
     """
     check_weights("quantize", weights)
-    check_export("quantize", weights, widths, found, group_size, range_scope)
-    return _ops.quantize.default(list(weights), list(widths), found, group_size, range_scope == "group")
+    per_group = check_quantised("quantize", (weights, widths, ranges), group_size, range_scope)
+    check_width_values("quantize", widths)
+    return _ops.quantize.default(list(weights), list(widths), ranges, group_size, per_group)
 
 
 def packed_word_count(widths: Tensor, count: int, group_size: int) -> int:
@@ -256,8 +220,7 @@ def packed_word_count(widths: Tensor, count: int, group_size: int) -> int:
     >>> packed_word_count(torch.tensor([3, 5], dtype=torch.uint8), 16, 8)
     8
     """
-    check_widths("packed_word_count", widths, count, group_size)
-    return word_count(widths, count, group_size, _ops.count_widths.default)
+    return word_count(level_counts("packed_word_count", widths, count, group_size, _ops.count_widths.default))
 
 
 def pack(levels: Tensor, widths: Tensor, *, group_size: int = 8) -> Tensor:
@@ -275,26 +238,25 @@ def pack(levels: Tensor, widths: Tensor, *, group_size: int = 8) -> Tensor:
     """
     if levels.dtype != torch.int32:
         raise TypeError(f"pack: levels must be int32, got {levels.dtype}")
-    check_widths("pack", widths, levels.numel(), group_size)
+    counts = level_counts("pack", widths, levels.numel(), group_size, _ops.count_widths.default)
     check_levels("pack", levels, widths, group_size)
-    words = word_count(widths, levels.numel(), group_size, _ops.count_widths.default)
-    return _ops.pack.default(levels, widths, group_size, words)
+    return _ops.pack.default(levels, widths, group_size, word_count(counts))
 
 
 def quantize_pack(
-    weight: Tensor, widths: Tensor, found: Tensor, *, group_size: int = 8, range_scope: str = "tensor"
+    weight: Tensor, widths: Tensor, ranges: Tensor, *, group_size: int = 8, range_scope: str = "tensor"
 ) -> Tensor:
     """``pack(quantize(weight))`` in one pass, without the levels in memory. Arguments as there."""
     check_weights("quantize_pack", [weight])
-    check_export("quantize_pack", [weight], [widths], found, group_size, range_scope)
-    words = packed_word_count(widths, weight.numel(), group_size)
-    return _ops.quantize_pack.default(weight, widths, found, group_size, range_scope == "group", words)
+    per_group = check_quantised("quantize_pack", ([weight], [widths], ranges), group_size, range_scope)
+    counts = level_counts("quantize_pack", widths, weight.numel(), group_size, _ops.count_widths.default)
+    return _ops.quantize_pack.default(weight, widths, ranges, group_size, per_group, word_count(counts))
 
 
 def fake_quantize(
     weights: Sequence[Tensor],
     widths: Sequence[Tensor],
-    found: Tensor,
+    ranges: Tensor,
     *,
     group_size: int = 8,
     range_scope: str = "tensor",
@@ -302,6 +264,9 @@ def fake_quantize(
 ) -> list[Tensor]:
     """``dequantize(quantize(weights))`` in one pass, without the levels in memory. Arguments as there; not
     differentiable.
+
+    Training steps call it, so it waits for no device: that the widths are from 1 to 16 is not looked at. Others are
+    taken for the nearest of these, or give any values; memory stays safe.
 
     Args:
         dtype: of the results; None: each its weight's.
@@ -311,12 +276,9 @@ def fake_quantize(
     [tensor([0., 1., 3.])]
     """
     check_weights("fake_quantize", weights)
-    check_export("fake_quantize", weights, widths, found, group_size, range_scope)
-    if dtype is not None:
-        check_output_dtype("fake_quantize", dtype)
+    per_group = check_quantised("fake_quantize", (weights, widths, ranges), group_size, range_scope, dtype)
     with torch.no_grad():
-        per_group = range_scope == "group"
-        return _ops.fake_quantize.default(list(weights), list(widths), found, group_size, per_group, dtype)
+        return _ops.fake_quantize.default(list(weights), list(widths), ranges, group_size, per_group, dtype)
 
 
 # -- load ------------------------------------------------------------------------------------------------------------
@@ -328,14 +290,15 @@ def unpack(words: Tensor, widths: Tensor, count: int, *, group_size: int = 8) ->
     Raises:
         ValueError: when ``words`` is not exactly as long as the widths ask for.
     """
-    check_words("unpack", words, widths, count, group_size, _ops.count_widths.default)
+    check_words("unpack", words, widths)
+    check_word_count("unpack", words, widths, count, group_size, _ops.count_widths.default)
     return _ops.unpack.default(words, widths, group_size, count)
 
 
 def dequantize(
     levels: Sequence[Tensor],
     widths: Sequence[Tensor],
-    found: Tensor,
+    ranges: Tensor,
     *,
     group_size: int = 8,
     range_scope: str = "tensor",
@@ -350,15 +313,15 @@ def dequantize(
     for index, level in enumerate(levels):
         if level.dtype != torch.int32:
             raise TypeError(f"dequantize: levels[{index}] must be int32, got {level.dtype}")
-    check_export("dequantize", levels, widths, found, group_size, range_scope)
-    check_output_dtype("dequantize", dtype)
-    return _ops.dequantize.default(list(levels), list(widths), found, group_size, range_scope == "group", dtype)
+    per_group = check_quantised("dequantize", (levels, widths, ranges), group_size, range_scope, dtype)
+    check_width_values("dequantize", widths)
+    return _ops.dequantize.default(list(levels), list(widths), ranges, group_size, per_group, dtype)
 
 
 def unpack_dequantize(
     words: Tensor,
     widths: Tensor,
-    found: Tensor,
+    ranges: Tensor,
     shape: Sequence[int],
     *,
     group_size: int = 8,
@@ -366,56 +329,48 @@ def unpack_dequantize(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``dequantize(unpack(words))`` in one pass: the weight of ``shape`` and ``dtype``. Arguments as there."""
-    check_shape("unpack_dequantize", shape)
-    count = math.prod(shape)
-    check_words("unpack_dequantize", words, widths, count, group_size, _ops.count_widths.default)
-    check_ranges("unpack_dequantize", found, [count], group_size, range_scope)
-    check_device("unpack_dequantize", "range", found, words.device)
-    check_output_dtype("unpack_dequantize", dtype)
-    per_group = range_scope == "group"
-    return _ops.unpack_dequantize.default(words, widths, found, group_size, per_group, list(shape), dtype)
+    who = "unpack_dequantize"
+    check_words(who, words, widths)
+    per_group = check_unpacked(who, ranges, shape, group_size, range_scope, words.device)
+    check_output_dtype(who, dtype)
+    check_word_count(who, words, widths, math.prod(shape), group_size, _ops.count_widths.default)
+    return _ops.unpack_dequantize.default(words, widths, ranges, group_size, per_group, list(shape), dtype)
 
 
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------
 
 
 def pack_planes(
-    values: Tensor, nbits: int, *, rows: int = 64, columns: int = 32, bounds: tuple[int, int] | None = None
+    values: Tensor, width: int, *, rows: int = 64, columns: int = 32, limits: tuple[int, int] | None = None
 ) -> Tensor:
-    """Bit planes: values seen as ``[blocks, rows, columns]`` become words ``[blocks, nbits, columns]``.
+    """Bit planes: values seen as ``[blocks, rows, columns]`` become words ``[blocks, width, columns]``.
 
     Bit j of value [k, r, c] is bit r of word [k, j, c]. Zero-padded to whole blocks. ``diffq_fast.bitpack`` and
     ``diffq_fast.torch_pack`` are its two uses.
 
     Args:
-        values: integer tensor, ``0 <= value < 2**nbits``.
-        nbits: planes, 0 … 16.
+        values: integer tensor, ``0 <= value < 2**width``.
+        width: planes, 0 … 16.
         rows: bits of a word: 8 (uint8), 16, 32 or 64 (signed).
         columns: words per plane and block.
-        bounds: the smallest and the largest value, where they are known; they are believed.
+        limits: the smallest and the largest value, where they are known; they are believed.
     """
-    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise TypeError(f"pack_planes: values must be integers, got {values.dtype}")
-    if rows not in PLANE_DTYPES:
-        raise ValueError(f"pack_planes: rows must be one of {sorted(PLANE_DTYPES)}, got {rows}")
-    if not 0 <= nbits <= MAX_WIDTH:
-        raise ValueError(f"pack_planes: nbits must be between 0 and {MAX_WIDTH}, got {nbits}")
-    check_has_values("pack_planes", "values", values)
-    if columns < 0 or (columns == 0 and values.numel()):
-        raise ValueError(f"pack_planes: columns must be positive, got {columns}")
+    check_planes(values, width, rows, columns)
     if values.numel():
-        if bounds is None and nbits:  # looked at as they are packed: a look beforehand takes half as long again
-            planes, seen = _ops.pack_planes_seen.default(values, nbits, rows, columns)
-            if 0 <= int(seen) < 2**nbits:
+        if limits is None and width:  # looked at as they are packed: a look beforehand takes half as long again
+            planes, seen = _ops.pack_planes_seen.default(values, width, rows, columns)
+            if 0 <= int(seen) < 2**width:
                 return planes
-        lowest, highest = bounds or (int(bound) for bound in values.aminmax())
-        if lowest < 0 or highest >= 2**nbits:
-            found = f"found {lowest if lowest < 0 else highest}"
-            raise ValueError(f"pack_planes: values must be between 0 and {2**nbits - 1} for {nbits} bits, {found}")
-    return _ops.pack_planes.default(values, nbits, rows, columns)
+        lowest, highest = limits or (int(limit) for limit in values.aminmax())
+        if lowest < 0 or highest >= 2**width:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(
+                f"pack_planes: values must be between 0 and {2**width - 1} for {width} bits, found {wrong}"
+            )
+    return _ops.pack_planes.default(values, width, rows, columns)
 
 
-def quantize_planes(weight: Tensor, widths: Tensor, found: Tensor, *, group_size: int = 8) -> list[Tensor]:
+def quantize_planes(weight: Tensor, widths: Tensor, ranges: Tensor, *, group_size: int = 8) -> list[Tensor]:
     """Bit planes of a weight's levels, those of each width by themselves, in one pass: what a state of diffq holds.
 
     Entry ``width - 1`` is ``pack_planes(levels of all groups of that width, width)``, for widths 1 … 16: int64
@@ -424,7 +379,7 @@ def quantize_planes(weight: Tensor, widths: Tensor, found: Tensor, *, group_size
     Args:
         weight: floating tensor of any shape.
         widths: uint8 ``[groups]``, each 1 … 16.
-        found: its range, float32 ``[1, 2]``, see :func:`weight_range`.
+        ranges: its own, float32 ``[1, 2]``, see :func:`weight_range`.
 
     >>> width = torch.tensor([2], dtype=torch.uint8)
     >>> planes = quantize_planes(torch.tensor([0.0, 3.0]), width, torch.tensor([[0.0, 3.0]]))
@@ -432,34 +387,24 @@ def quantize_planes(weight: Tensor, widths: Tensor, found: Tensor, *, group_size
     [(0, 1, 32), (1, 2, 32), (0, 3, 32)]
     """
     check_weights("quantize_planes", [weight])
-    check_export("quantize_planes", [weight], [widths], found, group_size, "tensor")
-    counts = level_counts(widths, weight.numel(), group_size, _ops.count_widths.default)[1:]
-    return _ops.quantize_planes.default(weight, widths, found, group_size, counts)
+    check_quantised("quantize_planes", ([weight], [widths], ranges), group_size, "tensor")
+    counts = level_counts("quantize_planes", widths, weight.numel(), group_size, _ops.count_widths.default)
+    return _ops.quantize_planes.default(weight, widths, ranges, group_size, counts[1:])
 
 
 def unpack_planes(planes: Tensor, length: int) -> Tensor:
     """int16 ``[length]``: the inverse of :func:`pack_planes`; ``planes`` is ``[blocks, nbits, columns]``."""
-    if planes.dtype not in PLANE_DTYPES.values() or planes.dim() != 3:
-        raise TypeError(
-            f"unpack_planes: planes must be a 3-dimensional tensor of one of "
-            f"{[str(dtype) for dtype in PLANE_DTYPES.values()]}, got {planes.dtype} with {planes.dim()} dimensions"
-        )
-    if planes.shape[1] > MAX_WIDTH:
-        raise ValueError(f"unpack_planes: expected at most {MAX_WIDTH} planes, got {planes.shape[1]}")
-    capacity = planes.shape[0] * planes.shape[2] * planes.element_size() * 8
-    if not 0 <= length <= capacity:
-        raise ValueError(f"unpack_planes: length must be between 0 and {capacity}, what planes hold, got {length}")
+    check_unpack_planes(planes, length)
     return _ops.unpack_planes.default(planes, length)
 
 
-def checksum(data: Tensor) -> int:
-    """The CRC-32 of bytes, uint8 of any shape in row-major order: that of ``zlib``, at several times its speed on most
-    processors of the last ten years.
+# -- memory ----------------------------------------------------------------------------------------------------------
 
-    >>> f"{checksum(torch.tensor([49, 50, 51], dtype=torch.uint8)):08x}"
-    '884863d2'
+
+def empty_cache() -> None:
+    """Give back to the system the memory that the compiled core keeps for its next results on the CPU.
+
+    At most 512 MB of it are kept: pages that the system must clear first cost more than the kernels that fill them.
+    Tensors in use keep theirs. On a GPU, ``torch.cuda.empty_cache()`` does the like.
     """
-    if data.dtype != torch.uint8:
-        raise TypeError(f"checksum: data must be uint8, got {data.dtype}")
-    check_has_values("checksum", "data", data)
-    return int(_ops.checksum.default(data))
+    _backends.empty_cache()

@@ -2,8 +2,7 @@
 
     python examples/report_experiments.py
 
-Reads benchmarks/results/experiment_*.json; writes docs/experiment_*.png, and the tables in docs/experiments.md and
-README.md.
+Reads benchmarks/results/experiment_*.json; writes docs/figures/experiment_*.png, and the tables of docs/experiments.md.
 """
 
 from pathlib import Path
@@ -17,7 +16,6 @@ from experiments.summary import read, summarise, task_named
 from experiments.tables import full_table, put, short_rows, verdict
 
 PAGE = Path("docs/experiments.md")
-README = Path("README.md")
 
 
 def main() -> None:
@@ -32,7 +30,7 @@ def main() -> None:
         anew = summarise(task, read(path)["rows"], renewed=True)
         if anew:
             put(PAGE, f"{name}, statistics anew", full_table(task, anew))
-        plot(task, results, Path(f"docs/experiment_{name}.png"))
+        plot(task, results, Path(f"docs/figures/experiment_{name}.png"))
         put(PAGE, name, f"{verdict(task, results)}\n\n{full_table(task, results)}")
         short += short_rows(task, results)
         print(f"{name}: {len(results)} methods. {verdict(task, results)}")
@@ -42,7 +40,7 @@ def main() -> None:
     penalty = results_path("penalty", quick=False)
     if penalty.exists():
         put(PAGE, "penalty", penalty_table(task_named("text"), read(penalty)["rows"]))
-    put(README, "experiments", "\n".join(short))
+    put(PAGE, "summary", "\n".join(short))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ if GUIDED:
 import torch
 from torch import nn
 
-from diffq_fast.files.safetensors_reader import ITEM_BYTES, PackedFileError
+from diffq_fast.files.safetensors_reader import ITEM_BYTES
+from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.save_load import inspect, load, read_packed
 from support.packed_examples import GOLDEN, Example, example_weight
 from support.packed_forgery import Forgery
@@ -210,8 +211,8 @@ class Reader:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
     def _check(self, contents: Any, state: dict[str, torch.Tensor]) -> None:
-        for name in contents.names():
-            if (tuple(state[name].shape), state[name].dtype) != (contents.shape(name), contents.dtype(name)):
+        for name, entry in contents.entries().items():
+            if (tuple(state[name].shape), state[name].dtype) != (entry.shape, entry.dtype):
                 raise AssertionError(f"{name!a}: {state[name].shape} {state[name].dtype}")
 
     def _load(self, contents: Any) -> None:
@@ -222,9 +223,10 @@ class Reader:
         done = refused(lambda: load(self.path, model, strict=strict), self.path, ValueError)
         if done is not None and contents is None:
             raise AssertionError("loaded a file that cannot be read")
+        entries = {} if done is None else contents.entries()
         for name, tensor in model.state_dict().items():
             expected = before[name]
-            stored = [each for each in (name, *TIED.get(name, ())) if done is not None and each in contents]
+            stored = [each for each in (name, *TIED.get(name, ())) if each in entries]
             if stored:
                 expected = contents.tensor(stored[0]).to(expected.dtype)
             if not torch.equal(tensor.view(torch.int32), expected.view(torch.int32)):

@@ -1,6 +1,7 @@
 """Kernels of the operators: each folder here is a backend that registers its kernels when it is imported.
 
-A backend that is not always there has ``status() -> (active, reason)``, and may have ``ADVICE`` on how to get it.
+A backend that is not always there has ``status() -> (active, reason)``, and may have ``ADVICE`` on how to get it. One
+that keeps memory for its next results has ``empty_cache()``.
 """
 
 from __future__ import annotations
@@ -49,3 +50,10 @@ def backend_info() -> dict[str, Any]:
         "device": gpu or "cpu",
         "backends": backends,
     }
+
+
+def empty_cache() -> None:
+    """Give back to the system what the backends keep for their next results."""
+    for module in _backends.values():
+        if hasattr(module, "empty_cache"):
+            module.empty_cache()

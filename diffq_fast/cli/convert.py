@@ -1,4 +1,4 @@
-"""The command `diffq-fast convert`: its arguments, and what it says. `conversion` does the work."""
+"""The command `diffq-fast convert`: its arguments, and what it prints. `compat.convert` does the work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
+    """Add the command's arguments."""
     parser.add_argument("file", help="state or package, written by torch.save or Demucs")
     parser.add_argument("output", help="packed file to write")
     model = "imported and called to build the model, which gives names and shapes; your choice, never the file's"
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def convert_file(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Convert as the command line says. Returns the result as JSON values and as text."""
+    """Convert what the command line names; returns the result as JSON values and as text."""
     from ..compat.convert import convert
 
     try:

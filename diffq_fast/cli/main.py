@@ -17,13 +17,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._version import __version__
-from ..files.safetensors_reader import printable
+from ..files.safetensors_reader import MAX_ELEMENTS, printable
 from ..packed.report import inspect
+from ..reference.sizes import MAX_WIDTH
 from .convert import add_arguments as add_convert_arguments
 from .convert import convert_file
-
-MOST_ELEMENTS = 2**60  # of a tensor, as docs/packed_format.md has it
-MOST_EXTRA_BITS = 1000  # what a reader of the file takes
 
 
 class UsageError(Exception):
@@ -31,7 +29,7 @@ class UsageError(Exception):
 
 
 class ProgressLine:
-    """One line on stderr that shows how far a command is; silent unless wanted or on a terminal."""
+    """A line on stderr that shows how far a command has come, where it is asked for or stderr is a terminal."""
 
     def __init__(self, verb: str, wanted: bool) -> None:
         self.verb = verb
@@ -70,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"diffq-fast {arguments.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
         return 1
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"diffq-fast {arguments.command}: {error}", file=sys.stderr)
@@ -150,10 +148,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
         contents = read_packed(arguments.file, progress)
         for packed in contents.packed.values():
             packed.unpack()
-    found = {"ok": True, "weights": len(contents.packed), "plain": len(contents.plain)}
-    found["bytes"] = os.path.getsize(arguments.file)
-    text = f"{arguments.file}: all {found['bytes']:,} bytes are sound: "
-    _print(arguments, found, text + f"{found['weights']} weights, {found['plain']} plain tensors")
+    size, weights, plain = os.path.getsize(arguments.file), len(contents.packed), len(contents.plain)
+    text = f"{arguments.file}: all {size:,} bytes are sound: {weights} weights, {plain} plain tensors"
+    _print(arguments, {"ok": True, "weights": weights, "plain": plain, "bytes": size}, text)
     return 0
 
 
@@ -163,7 +160,7 @@ def run_pack(arguments: argparse.Namespace) -> int:
     size = _given(arguments, "group_size")
     if size.get("group_size", 0) < 0:
         raise UsageError(f"--group-size must be 0 (one group) or positive, got {size['group_size']}")
-    if size.get("group_size", 0) >= MOST_ELEMENTS:
+    if size.get("group_size", 0) >= MAX_ELEMENTS:
         raise UsageError(f"--group-size must be below 2**60, got {size['group_size']}; 0 is one group")
     if arguments.bits is not None:
         _pack_at_bits(arguments, trained, plain | size)
@@ -180,16 +177,17 @@ def _pack_at_bits(arguments: argparse.Namespace, trained: Mapping[str, Any], pla
         raise UsageError(f"{_options(trained)} describe logits and do not go with --bits")
     if math.isnan(plain.get("min_size", 0)):
         raise UsageError("--min-size must be a number of MB, got nan")
-    if not 1 <= arguments.bits <= 16:
-        raise UsageError(f"--bits must be between 1 and 16, got {arguments.bits}")
+    if not 1 <= arguments.bits <= MAX_WIDTH:
+        raise UsageError(f"--bits must be between 1 and {MAX_WIDTH}, got {arguments.bits}")
     if plain.get("range_scope") == "group" and not plain.get("group_size"):
         raise UsageError("--range-scope group needs a --group-size above 0")
-    from ..packed.checkpoint import has_logits, pack_at_bits
+    from ..packed.checkpoint import OneWidth, has_logits, pack_at_bits
 
     if has_logits(arguments.file, "_diffq"):
         raise UsageError(f"{arguments.file} holds logits, which say the widths; leave --bits out")
     with ProgressLine("packing", arguments.progress) as progress:
-        packed, double = pack_at_bits(arguments.file, arguments.output, arguments.bits, **plain, progress=progress)
+        options = OneWidth(arguments.bits, **plain)
+        packed, double = pack_at_bits(arguments.file, arguments.output, options, progress)
     if double:
         names = ", ".join(map(printable, double[:3])) + (", …" if len(double) > 3 else "")
         note = f"{len(double)} float64 tensors are kept as they are, unpacked ({names}); convert them to float32 first"
@@ -208,15 +206,13 @@ def _pack_with_logits(
     if plain:
         raise UsageError(f"{_options(plain)} only go with --bits")
     from ..packed.checkpoint import has_logits, pack_with_logits
-    from ..reference.logit_rule import LogitRule
+    from ..reference.logit_rule import MOST_BITS, LogitRule
 
     rule = LogitRule(**trained)
     if not 0 < rule.min_bits < rule.max_bits <= 15:
         raise UsageError(f"expected 0 < --min-bits < --max-bits <= 15, got {rule.min_bits:g} and {rule.max_bits:g}")
-    if not abs(rule.extra_bits) <= MOST_EXTRA_BITS:
-        raise UsageError(
-            f"--extra-bits must be between -{MOST_EXTRA_BITS} and {MOST_EXTRA_BITS}, got {rule.extra_bits:g}"
-        )
+    if not abs(rule.extra_bits) <= MOST_BITS:
+        raise UsageError(f"--extra-bits must be between -{MOST_BITS} and {MOST_BITS}, got {rule.extra_bits:g}")
     if not rule.suffix:
         raise UsageError("--suffix must not be empty")
     if not has_logits(arguments.file, rule.suffix):
@@ -253,16 +249,16 @@ def run_doctor(arguments: argparse.Namespace) -> int:
 
 
 def _describe(info: Mapping[str, Any], indent: str = "") -> list[str]:
-    """One line per entry; a backend's line says whether it is active, and why or why not."""
+    """A line for each entry; that of a backend says whether it is active, and why or why not."""
     lines = []
     for name, value in info.items():
         if not isinstance(value, Mapping):
             lines.append(f"{indent}{name:<12}{value}")
         elif "active" in value:
             state = "active" if value["active"] else "not active"
-            others = [f"{key}: {each}" for key, each in value.items() if key not in ("active", "reason")]
+            details = [f"{key}: {each}" for key, each in value.items() if key not in ("active", "reason")]
             reason = [str(value["reason"])] if value.get("reason") else []
-            lines.append(f"{indent}{name:<12}{'; '.join([state, *reason, *others])}")
+            lines.append(f"{indent}{name:<12}{'; '.join([state, *reason, *details])}")
         else:
             lines += [f"{indent}{name}", *_describe(value, indent + "  ")]
     return lines

@@ -1,4 +1,4 @@
-"""Standing in for diffq: ``import diffq`` resolves here, and states carry diffq's names."""
+"""Stand in for diffq: ``import diffq`` resolves to this package, and stored states name diffq's classes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import os
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
 from .._version import __version__
 from ..legacy.pickler import save_legacy_state
+from ..quantizers.base import BaseQuantizer
+from ..quantizers.registry import scheme_of, schemes
 from .names import DIFFQ_MODULES, PACKAGE
 
-if TYPE_CHECKING:
-    from ..quantizers.base import BaseQuantizer
-
-CLASSES = {"DiffQuantizer": "diffq", "UniformQuantizer": "uniform", "LSQ": "lsq"}
 STANDS_FOR = "0.2.4"
 
 
@@ -26,8 +24,8 @@ def install_as_diffq() -> None:
     """Make ``import diffq`` resolve to this package, for programs that import diffq by name.
 
     Call it before anything imports diffq. From then on ``diffq``, ``diffq.diffq`` and the other modules of diffq 0.2.4
-    are the ones here; the classes are called ``diffq.diffq.DiffQuantizer`` and so on, so what is pickled says so too;
-    and ``torch.load`` accepts these names under its safe default. Calling it again changes nothing.
+    are those of this package; the classes are called ``diffq.diffq.DiffQuantizer`` and so on, in pickles too; and
+    ``torch.load`` accepts these names under its safe default. Calling it again changes nothing.
 
     Raises:
         RuntimeError: another diffq is imported already. Nothing is changed then.
@@ -46,24 +44,24 @@ def install_as_diffq() -> None:
         module = importlib.import_module(f"{PACKAGE}.{submodule}")
         setattr(alias, submodule, module)
         sys.modules[f"diffq.{submodule}"] = module
-    classes = [getattr(getattr(alias, submodule), name) for name, submodule in CLASSES.items()]
-    for klass in classes:
-        klass.__module__ = f"diffq.{CLASSES[klass.__name__]}"
+    named = {scheme.diffq_name: scheme.quantizer for scheme in schemes().values() if scheme.diffq_name}
+    for name, klass in named.items():
+        klass.__module__ = name.rpartition(".")[0]
         setattr(alias, klass.__name__, klass)
     alias.restore_quantized_state = alias.base.restore_quantized_state
     sys.modules["diffq"] = alias
-    torch.serialization.add_safe_globals(classes)
+    torch.serialization.add_safe_globals(list(named.values()))
 
 
 class _Alias(ModuleType):
-    """The module ``diffq``: diffq's names, and behind them all of this package's."""
+    """The module ``diffq``: diffq's names first, then all of this package's."""
 
     restore_quantized_state: Any
 
     def __init__(self, name: str, doc: str) -> None:
         super().__init__(name, doc)
         self.__version__ = f"{STANDS_FOR}+diffq_fast.{__version__}"
-        self.__path__: list[str] = []  # a package, without modules of its own
+        self.__path__: list[str] = []  # a package without modules of its own
         self.__spec__ = ModuleSpec(name, None, is_package=True)
 
     def __getattr__(self, name: str) -> Any:
@@ -90,4 +88,5 @@ def save_legacy(
     Raises:
         ValueError: what diffq's states cannot hold, named; :func:`diffq_fast.save` holds it.
     """
-    save_legacy_state(quantizer.get_quantized_state(packed=packed, torch_pack=torch_pack), path)
+    state = quantizer.get_quantized_state(packed=packed, torch_pack=torch_pack)
+    save_legacy_state(state, path, scheme_of(type(quantizer)).stored_name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,13 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..files.safetensors_reader import FORMAT, PackedFileError, open_file, read_header
-from ..legacy.entries import decode_diffq_entry, decode_lsq_entry, decode_uniform_entry
+from ..files.safetensors_reader import FileError, open_file, read_header
 from ..legacy.state import LegacyPackage, LegacyState, load_legacy
-from ..packed.contents import write_packed
+from ..packed.contents import PackedContents, write_packed
+from ..packed.header import FORMAT
 from ..packed.tensor import PackedTensor, pack_levels
-from ..quantizers.restore import QUANTIZERS
-from ..reference.even_levels import level_count
+from ..quantizers.registry import Scheme, scheme_of, schemes
 
 
 @dataclass
@@ -49,7 +47,8 @@ class Conversion:
         stated = {name: value for name, value in self.arguments.items() if _is_json(value)}
         self.lost += [f"the quantizer's argument {name}" for name in self.arguments if name not in stated]
         info = {"class": self.quantizer, "arguments": stated}
-        write_packed(path, self.packed, self.plain, self.ties, self.half, info)
+        half = {name: self.plain[name].dtype for name in self.half}
+        write_packed(path, PackedContents(self.packed, self.plain, self.ties, half, quantizer=info))
 
 
 def convert(
@@ -95,7 +94,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _refuse_packed(path: str) -> None:
-    with open_file(path) as file, suppress(PackedFileError):
+    with open_file(path) as file, suppress(FileError):
         if read_header(file, path).metadata.get("format") != FORMAT:
             return
         raise ValueError(f"convert: {path} is a packed file of diffq_fast already; nothing is left to convert")
@@ -120,28 +119,27 @@ def _convert_plain(state: Mapping[str, Any]) -> Conversion:
 
 
 def _convert_state(state: LegacyState, model: nn.Module | None, arguments: dict[str, Any], source: str) -> Conversion:
-    name = state.quantizer or _quantizer_of(state.quantized, source)
-    if state.meta is None and name == "DiffQuantizer":
-        arguments = _inferred(state.quantized) | arguments
-    _check_arguments(name, arguments, "the arguments given", unknown=True)
-    _check_arguments(name, state.init_kwargs, f"{source}: meta", unknown=False)
-    arguments = arguments | state.init_kwargs
-    conversion = Conversion(name, arguments)
+    scheme = _scheme_of(state.quantized, source) if state.klass is None else scheme_of(state.klass)
+    if state.meta is None:
+        arguments = scheme.inferred(state.quantized) | arguments
+    _check_arguments(scheme, arguments, "the arguments given", unknown=True)
+    _check_arguments(scheme, state.init_kwargs, f"{source}: meta", unknown=False)
+    conversion = Conversion(scheme.name, arguments | state.init_kwargs)
     if model is None:
-        _take_by_position(conversion, state, source)
+        _take_by_position(conversion, scheme, state, source)
     else:
-        _take_by_model(conversion, state, model)
+        _take_by_model(conversion, scheme, state, model)
     return conversion
 
 
-def _check_arguments(quantizer: str, arguments: Mapping[str, Any], where: str, *, unknown: bool) -> None:
+def _check_arguments(scheme: Scheme, arguments: Mapping[str, Any], where: str, *, unknown: bool) -> None:
     """Each argument is of the kind that its default is; with ``unknown``, it is one that the quantizer has."""
-    parameters = inspect.signature(QUANTIZERS[quantizer]).parameters
+    parameters = inspect.signature(scheme.quantizer).parameters
     for name, value in arguments.items():
         if name not in parameters or name == "model":
             if unknown:
                 known = ", ".join(each for each in parameters if each != "model")
-                raise ValueError(f"convert: {where}: {quantizer} has no argument {name!r}; it has {known}")
+                raise ValueError(f"convert: {where}: {scheme.name} has no argument {name!r}; it has {known}")
             continue
         expected, default = None, parameters[name].default
         if isinstance(default, bool):
@@ -155,7 +153,7 @@ def _check_arguments(quantizer: str, arguments: Mapping[str, Any], where: str, *
         elif not isinstance(value, str | list | tuple | set) or not all(isinstance(each, str) for each in value):
             expected = "a list of patterns"
         if expected:
-            raise ValueError(f"convert: {where}: {name} of {quantizer} must be {expected}, got {value!r:.60}")
+            raise ValueError(f"convert: {where}: {name} of {scheme.name} must be {expected}, got {value!r:.60}")
 
 
 def _is_number(value: Any) -> bool:
@@ -163,25 +161,19 @@ def _is_number(value: Any) -> bool:
     return single or (isinstance(value, int | float | Fraction) and not isinstance(value, bool) and value == value)
 
 
-def _quantizer_of(entries: Sequence[Any], source: str) -> str:
-    """Of an older state without meta: told by the form of its entries."""
-    if not entries or len(entries[0]) == 3:
-        return "DiffQuantizer"
-    if len(entries[0]) == 2:
-        return "UniformQuantizer" if isinstance(entries[0][1], list | tuple) else "LSQ"
+def _scheme_of(entries: Sequence[Any], source: str) -> Scheme:
+    """Of an older state without meta: told by the form of its entries; DiffQ's where there are none."""
+    known = [scheme for scheme in schemes().values() if scheme.recognises is not None]
+    for scheme in known:
+        if not entries or (scheme.recognises is not None and scheme.recognises(entries[0])):
+            return scheme
     raise ValueError(f"convert: {source}: entries of {len(entries[0])} parts are of no known quantizer")
-
-
-def _inferred(entries: Sequence[Any]) -> dict[str, Any]:
-    """The group size, from unpacked levels ``[groups, g]``."""
-    levels = entries[0][0] if entries else None
-    return {"group_size": levels.shape[1]} if isinstance(levels, Tensor) and levels.dim() == 2 else {}
 
 
 # -- without the model -----------------------------------------------------------------------------------------------
 
 
-def _take_by_position(conversion: Conversion, state: LegacyState, source: str) -> None:
+def _take_by_position(conversion: Conversion, scheme: Scheme, state: LegacyState, source: str) -> None:
     for index, entry in enumerate(state.quantized):
         levels = entry[0] if entry else None
         if state.packed or not isinstance(levels, Tensor):
@@ -190,7 +182,7 @@ def _take_by_position(conversion: Conversion, state: LegacyState, source: str) -
                 "they belong to (--model module:callable)"
             )
         name = f"quantized.{index}"
-        conversion.packed[name] = _packed(conversion, entry, tuple(levels.shape), torch.float32, name)
+        conversion.packed[name] = _packed(conversion, scheme, entry, tuple(levels.shape), torch.float32, name)
     for kind, tensors in (("float16", state.float16), ("others", state.others)):
         conversion.plain |= {f"{kind}.{index}": tensor.float() for index, tensor in enumerate(tensors)}
     conversion.half |= {f"float16.{index}" for index in range(len(state.float16))}
@@ -203,15 +195,15 @@ def _take_by_position(conversion: Conversion, state: LegacyState, source: str) -
 # -- with the model --------------------------------------------------------------------------------------------------
 
 
-def _take_by_model(conversion: Conversion, state: LegacyState, model: nn.Module) -> None:
+def _take_by_model(conversion: Conversion, scheme: Scheme, state: LegacyState, model: nn.Module) -> None:
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = [name for name in model.state_dict() if name not in parameters]
-    quantizer = QUANTIZERS[conversion.quantizer](model, **conversion.arguments)
-    entries = [entry for entry in quantizer._qparams if entry.other is None]
+    quantizer = scheme.quantizer(model, **conversion.arguments)
+    entries, plain = quantizer.selection.originals, quantizer.selection.rest
     rest = state.float16 if quantizer.float16 else state.others
     counts = {
         "quantised parameters": (len(entries), len(state.quantized)),
-        "other parameters": (len(quantizer._rest), len(rest)),
+        "other parameters": (len(plain), len(rest)),
     }
     for what, (expected, stored_count) in counts.items():
         if expected != stored_count:
@@ -219,21 +211,22 @@ def _take_by_model(conversion: Conversion, state: LegacyState, model: nn.Module)
                 f"convert: the model has {expected} {what}, the file {stored_count}; is it this model, with these "
                 f"arguments of the quantizer ({json.dumps(conversion.arguments, default=str)})?"
             )
-    names = quantizer._aliases()
+    names = quantizer.state_dict_names()
     for entry, stored in zip(entries, state.quantized, strict=True):
         param = entry.param
         conversion.packed[entry.full_name] = _packed(
-            conversion, stored, tuple(param.shape), param.dtype, entry.full_name
+            conversion, scheme, stored, tuple(param.shape), param.dtype, entry.full_name
         )
-    for slot, value in zip(quantizer._rest, rest, strict=True):
+    for slot, value in zip(plain, rest, strict=True):
         if slot.param.shape != value.shape:
             found = f"the model has {list(slot.param.shape)}, the file {list(value.shape)}"
             raise ValueError(f"convert: {slot.full_name}: {found}")
         conversion.plain[slot.full_name] = value.to(slot.param.dtype)
-    for slot in (*entries, *quantizer._rest):
+    for slot in (*entries, *plain):
         others = [name for name in names.get(id(slot.param), []) if name != slot.full_name]
         conversion.ties |= dict.fromkeys(others, slot.full_name)
-    conversion.half |= quantizer.half_names
+    if quantizer.float16:
+        conversion.half |= {slot.full_name for slot in plain if slot.param.is_floating_point()}
     if buffers:
         conversion.lost.append("buffers, which diffq does not store: " + ", ".join(buffers))
 
@@ -241,22 +234,15 @@ def _take_by_model(conversion: Conversion, state: LegacyState, model: nn.Module)
 # -- one weight ------------------------------------------------------------------------------------------------------
 
 
-def _packed(conversion: Conversion, entry: Any, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> PackedTensor:
+def _packed(
+    conversion: Conversion, scheme: Scheme, entry: Any, shape: tuple[int, ...], dtype: torch.dtype, name: str
+) -> PackedTensor:
     """The levels of one entry of the state, packed."""
-    arguments = conversion.arguments
-    if conversion.quantizer == "DiffQuantizer":
-        group_size = arguments.get("group_size", 1)
-        min_bits = arguments.get("min_bits", 2)
-        decoded = decode_diffq_entry(entry, shape, group_size=group_size, min_bits=min_bits, name=name)
-        words = functional.pack(decoded.levels, decoded.widths, group_size=group_size)
-        return PackedTensor(words, decoded.widths, torch.tensor(decoded.range), shape, dtype, group_size)
-    bits = arguments.get("bits", 8)
-    if conversion.quantizer == "UniformQuantizer":
-        levels, found = decode_uniform_entry(entry, shape, bits=bits, name=name)
-        count = int(level_count(bits))
-        width = (count - 1).bit_length()
-        return pack_levels(levels, width, torch.tensor(found), dtype=dtype, level_count=count, name=name)
-    indices, scale = decode_lsq_entry(entry, shape, bits=bits, name=name)
-    width = math.ceil(bits)
-    levels = indices + 2 ** (width - 1)
-    return pack_levels(levels, width, scale, dtype=dtype, range_scope="scale", name=name)
+    if scheme.decode is None:
+        raise ValueError(f"convert: diffq's states do not hold the weights of a {scheme.name}")
+    made = scheme.decode(entry, shape, conversion.arguments, name)
+    if made.range_scope == "scale" or made.level_count is not None:
+        width, options = int(made.widths[0]), {"range_scope": made.range_scope, "name": name}
+        return pack_levels(made.levels, width, made.ranges, dtype=dtype, level_count=made.level_count, **options)
+    words = functional.pack(made.levels, made.widths, group_size=made.group_size)
+    return PackedTensor(words, made.widths, made.ranges.reshape(2), shape, dtype, made.group_size)

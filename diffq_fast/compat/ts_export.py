@@ -19,7 +19,7 @@ from ..files.atomic_file import atomic_file
 from ..legacy import torch_pack
 from ..quantizers.base import BaseQuantizer
 from ..quantizers.diffq import DiffQuantizer
-from ..quantizers.selection import QuantizedParameter, Slot
+from ..quantizers.selection import QuantizedParameter, Slot, untied
 
 
 def export(quantizer: DiffQuantizer, path: str | os.PathLike[str] | None = None) -> torch.jit.ScriptModule:
@@ -48,12 +48,12 @@ def export(quantizer: DiffQuantizer, path: str | os.PathLike[str] | None = None)
         )
     if quantizer.float16:
         raise ValueError("ts_export.export: float16=True is not supported; use export_program")
+    quantizer.check_exportable()
     with torch.no_grad():
-        quantizer._ranges_of_sound(quantizer._firsts)
-        packed = [_PackedWeight(quantizer, entry) for entry in quantizer._firsts]
+        packed = [_PackedWeight(quantizer, entry) for entry in quantizer.selection.originals]
     quantizer.unquantize()
     quantizer.detach()
-    script = _script(quantizer.model, quantizer._qparams, packed)
+    script = _script(quantizer.model, quantizer.selection.quantised, packed)
     if path is not None:
         with atomic_file(path) as file:
             torch.jit.save(script, file)
@@ -76,8 +76,7 @@ def export_program(
     Raises:
         ValueError: a weight with NaN or infinite elements.
     """
-    with torch.no_grad():
-        quantizer._ranges_of_sound([entry for entry in quantizer._qparams if entry.other is None])
+    quantizer.check_exportable()
     twin = copy.deepcopy(quantizer)
     twin.bake()
     return torch.export.export(twin.model.eval(), tuple(args), dict(kwargs or {}), **options)
@@ -90,7 +89,8 @@ class _PackedWeight:
     """A weight's levels as planes, one tensor for each width in use, its widths, and bounds ``[1 or groups, 2]``."""
 
     def __init__(self, quantizer: DiffQuantizer, entry: QuantizedParameter) -> None:
-        levels, widths, self.bounds = quantizer._levels(entry)
+        made = quantizer.levels(entry)
+        levels, widths, self.bounds = made.levels, made.widths, made.ranges
         self.shape, self.dtype = list(levels.shape), entry.param.dtype
         self.groups = len(widths)
         self.group_size = quantizer.group_size or levels.numel()
@@ -185,11 +185,11 @@ def _script(
 
 def _forward_code(entries: Sequence[QuantizedParameter], packed: Sequence[_PackedWeight]) -> str:
     lines = ["def forward(self, x):", "    if not self.unpacked:", "        with torch.no_grad():"]
-    firsts = list(dict.fromkeys(entry.first for entry in entries))
+    originals = untied(entries)
     for index, weight in enumerate(packed):
         lines.append(f"            weight = {weight.code(index)}")
         for entry in entries:
-            if entry.first is firsts[index]:
+            if entry.original is originals[index]:
                 lines += [f"            _fill({place}, weight)" for place in _places(entry)]
     lines += ["        self.unpacked = True", "    return self.model(x)"]
     if not packed:

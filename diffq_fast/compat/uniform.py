@@ -11,7 +11,7 @@ from ..reference.even_levels import dequantize_evenly, level_count, quantize_eve
 
 __all__ = ["UniformQuantizer", "uniform_quantize", "uniform_unquantize"]
 
-_EIGHT = torch.tensor(8.0)
+_EIGHT = torch.tensor(8.0, dtype=torch.float32, device="cpu")
 
 
 def uniform_quantize(p: Tensor, bits: Tensor | float = _EIGHT) -> tuple[Tensor, tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Write a file all at once: whoever reads the path sees the old file or the whole new one, never a part."""
+"""Write a file all at once: a reader of the path sees the old file or the whole new one, never a part."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):
         raise ValueError(f"save: {os.fspath(path)} is not a regular file; give the path of a new or ordinary file")
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
+    temporary = target.with_name(f".{_cut(target.name)}.{secrets.token_hex(6)}.tmp")
     try:
         with _created(temporary, path) as file:
             if old is not None:
@@ -41,8 +41,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _sync_folder(target.parent)
 
 
+def _cut(name: str) -> str:
+    """The beginning of a name, in whole characters, short enough for what is added to it: systems allow 255 bytes."""
+    return os.fsencode(name)[:200].decode("utf-8", "ignore")
+
+
 def _created(temporary: Path, path: str | os.PathLike[str]) -> BinaryIO:
-    """The temporary file; an error names the path that the caller knows."""
+    """Open the temporary file; an error names the path that the caller gave."""
     try:
         return open(temporary, "xb+")
     except OSError as error:
@@ -50,7 +55,7 @@ def _created(temporary: Path, path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name itself outlast a power cut; a system that cannot open a folder needs no such sync."""
+    """Make sure that the new name survives a power cut too; systems that cannot open a folder do not need this."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
 """Read and check the header of a safetensors file with the standard library alone.
 
-A header is the first thing that a damaged or hostile file shows, so nothing in it is believed: every size is
-checked against the length of the file before anything else is read. docs/packed_format.md is the definition.
+Nothing in a header is believed, since the file may be damaged or hostile: every size is checked against the length of
+the file before anything else is read.
 """
 
 from __future__ import annotations
@@ -9,19 +9,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FORMAT = "diffq_fast"
-VERSION = "1"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMENSIONS = 32
-CHECKSUM_KEY = b'"header_crc32":"'  # raw quotes: cannot occur inside a JSON string, so it marks one place only
-NO_CHECKSUM = b"00000000"
+MAX_ELEMENTS = 2**60  # of a tensor, less one: its strides and bytes fit 64 bits
+CHUNK_BYTES = 1 << 24  # read, or written, at once
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -31,17 +28,20 @@ ITEM_BYTES = {
 }  # fmt: skip
 
 
-class PackedFileError(ValueError):
+Progress = Callable[[str, int, int], None]  # name of the tensor, bytes done, bytes in all
+
+
+class FileError(ValueError):
     """A file that cannot be used as it is: damaged, truncated, hostile, or of another format or version."""
 
 
-def file_error(path: str | os.PathLike[str], where: str, problem: str) -> PackedFileError:
+def file_error(path: str | os.PathLike[str], where: str, problem: str) -> FileError:
     """The error for one place (a tensor's name, or "header") of one file."""
-    return PackedFileError(f"reading {os.fspath(path)}: {printable(where)}: {problem}")
+    return FileError(f"reading {os.fspath(path)}: {printable(where)}: {problem}")
 
 
 def printable(name: str) -> str:
-    """A name from a file as it may go to a terminal: no control characters, no endless text."""
+    """A name from a file, made fit for a terminal: without control characters, and of limited length."""
     return (name if name.isprintable() else ascii(name))[:200]
 
 
@@ -75,14 +75,31 @@ class Header:
         return 8 + len(self.raw)
 
 
-def read_header(file: BinaryIO, path: str | os.PathLike[str], packed: bool = False) -> Header:
-    """Read the header of any safetensors file; with `packed`, only of a packed one of a known version.
+def begins_like_safetensors(head: bytes) -> bool:
+    """Whether a file's first 9 bytes are those of a safetensors file: a possible length, then the header's "{".
 
-    Raises PackedFileError naming the file and the tensor if the header is not JSON of the safetensors form,
-    or if its sizes do not fit each other and the length of the file.
+    The first byte alone tells nothing: a length may begin like any other format.
+    """
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES
+
+
+HeaderCheck = Callable[[bytes, dict[str, str], str], None]  # given the header's bytes, the metadata, the path
+
+
+def read_header(file: BinaryIO, path: str | os.PathLike[str], check: HeaderCheck | None = None) -> Header:
+    """Read the header of a safetensors file.
+
+    Args:
+        file: open for reading bytes, and able to seek.
+        path: what errors call the file.
+        check: called with the metadata before the tensors are checked; raises an error to refuse the file.
+
+    Raises:
+        FileError: naming the file and the tensor, if the header is not JSON of the safetensors form, or if its
+            sizes do not fit each other and the length of the file.
     """
     path = os.fspath(path)
-    file_bytes = os.fstat(file.fileno()).st_size
+    file_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
     prefix = file.read(8)
     if len(prefix) < 8:
@@ -98,16 +115,17 @@ def read_header(file: BinaryIO, path: str | os.PathLike[str], packed: bool = Fal
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise file_error(path, "__metadata__", "expected an object whose values are all strings")
-    if packed:
-        _check_packed(raw, metadata, path)
+    if check is not None:
+        check(raw, metadata, path)
     entries = [_read_entry(name, entry, path) for name, entry in fields.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     _check_cover(entries, file_bytes - 8 - length, path)
     return Header(path, raw, {entry.name: entry for entry in entries}, metadata, file_bytes)
 
 
-def read_json(text: str | bytes, path: str, where: str, kind: type = dict, floats: bool = False) -> Any:
-    """A JSON value of type `kind`; no duplicate keys, NaN, lone surrogates, endless nesting or fractions."""
+def read_json(text: str | bytes, path: str, where: str, expected: type = dict, floats: bool = False) -> Any:
+    """A JSON value of type `expected`, without duplicate keys, NaN, lone surrogates, deep nesting or (unless `floats`)
+    fractions."""
 
     def refuse(number: str) -> float:
         raise ValueError(f"the number {number[:20]} is not allowed here")
@@ -120,8 +138,8 @@ def read_json(text: str | bytes, path: str, where: str, kind: type = dict, float
         raise file_error(path, where, "the JSON is nested too deeply; damaged or hostile") from None
     except ValueError as error:
         raise file_error(path, where, f"not the JSON that was expected ({error}); damaged") from None
-    if not isinstance(value, kind):
-        raise file_error(path, where, f"expected a JSON {kind.__name__}, found {type(value).__name__}; damaged")
+    if not isinstance(value, expected):
+        raise file_error(path, where, f"expected a JSON {expected.__name__}, found {type(value).__name__}; damaged")
     return value
 
 
@@ -138,15 +156,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def whole(value: Any) -> bool:
-    """Is this JSON value an integer from 0 to 2**63 - 1? (True is no integer.)"""
+    """Whether a JSON value is an integer from 0 to 2**63 - 1; True is none."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def valid_shape(shape: Any) -> bool:
-    """A list of sizes whose strides fit 64 bits, even where one size is 0."""
+    """Whether a JSON value is a list of sizes whose strides fit 64 bits, even where one size is 0."""
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(whole(size) for size in shape):
         return False
-    return math.prod(max(size, 1) for size in shape) < 2**60
+    return math.prod(max(size, 1) for size in shape) < MAX_ELEMENTS
 
 
 def _read_entry(name: str, entry: Any, path: str) -> TensorEntry:
@@ -162,8 +180,8 @@ def _read_entry(name: str, entry: Any, path: str) -> TensorEntry:
     begin, end = offsets
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != expected:
-        found = f"expected {expected:,} bytes for {dtype} {shape}, its offsets span {end - begin:,}"
-        raise file_error(path, name, found + "; damaged")
+        problem = f"expected {expected:,} bytes for {dtype} {shape}, its offsets span {end - begin:,}"
+        raise file_error(path, name, problem + "; damaged")
     return TensorEntry(name, dtype, tuple(shape), begin, end)
 
 
@@ -171,8 +189,8 @@ def _check_cover(entries: list[TensorEntry], data_bytes: int, path: str) -> None
     position = 0
     for entry in entries:
         if entry.begin != position:
-            kind = "overlaps the tensor before it" if entry.begin < position else "leaves a gap before it"
-            raise file_error(path, entry.name, f"{kind}: begins at byte {entry.begin:,}, expected {position:,}")
+            fault = "overlaps the tensor before it" if entry.begin < position else "leaves a gap before it"
+            raise file_error(path, entry.name, f"{fault}: begins at byte {entry.begin:,}, expected {position:,}")
         position = entry.end
     if position != data_bytes:
         where = entries[-1].name if entries and position > data_bytes else "header"
@@ -180,64 +198,35 @@ def _check_cover(entries: list[TensorEntry], data_bytes: int, path: str) -> None
         raise file_error(path, where, problem)
 
 
-def header_checksum(raw: bytes) -> str:
-    """CRC-32 of the 8 length bytes and the header, with the 8 digits of header_crc32 read as zeros."""
-    start = raw.index(CHECKSUM_KEY) + len(CHECKSUM_KEY)
-    zeroed = raw[:start] + NO_CHECKSUM + raw[start + 8 :]
-    return f"{zlib.crc32(zeroed, zlib.crc32(len(raw).to_bytes(8, 'little'))):08x}"
-
-
-def _check_packed(raw: bytes, metadata: dict[str, str], path: str) -> None:
-    """Format, version, the header's own checksum, in this order: another version may sum differently."""
-    if metadata.get("format") != FORMAT:
-        found = f"its format is {metadata.get('format', 'not stated')!r:.40}, expected {FORMAT!r}"
-        raise file_error(path, "header", f"not a diffq_fast packed file: {found}; `diffq-fast pack` makes one")
-    if metadata.get("version") != VERSION:
-        found = f"version {metadata.get('version', 'not stated')!r:.40}, this reader knows version {VERSION!r}"
-        raise file_error(path, "header", f"{found}; a newer diffq_fast may read it")
-    for key in ("quantizer", "layout", "crc32", "header_crc32"):
-        if key not in metadata:
-            raise file_error(path, "header", f"the metadata lack {key!r}; damaged")
-    if raw.count(CHECKSUM_KEY) != 1:
-        raise file_error(path, "header", "header_crc32 is not written in the one form that can be checked; damaged")
-    expected = header_checksum(raw)
-    if metadata["header_crc32"] != expected:
-        problem = f"checksum {metadata['header_crc32']!r:.20} stored, {expected!r} found; the header is damaged"
-        raise file_error(path, "header", problem)
-
-
-def read_checksums(header: Header) -> dict[str, int]:
-    """The stored CRC-32 of every tensor."""
-    sums = read_json(header.metadata["crc32"], header.path, "crc32", list)
-    if not all(isinstance(text, str) and re.fullmatch("[0-9a-f]{8}", text) for text in sums):
-        raise file_error(header.path, "crc32", "expected a list of strings of 8 lower-case hexadecimal digits")
-    if len(sums) != len(header.tensors):
-        raise file_error(header.path, "crc32", f"expected {len(header.tensors)} checksums, found {len(sums)}")
-    return {name: int(text, 16) for name, text in zip(header.tensors, sums, strict=True)}
-
-
-def read_chunks(file: BinaryIO, header: Header, entry: TensorEntry, view: memoryview) -> Iterator[memoryview]:
-    """Fill `view` (entry.byte_count long) with the tensor's bytes, yielding each part once it is there."""
+def read_tensor(file: BinaryIO, header: Header, entry: TensorEntry, checksum: int | None = None) -> bytearray:
+    """A tensor's bytes; FileError if there are fewer, or if they do not have the CRC-32 `checksum`."""
+    data = bytearray(entry.end - entry.begin)
+    view, actual = memoryview(data), 0
     file.seek(header.data_start + entry.begin)
-    for start in range(0, entry.byte_count, 1 << 24):
-        part = view[start : start + (1 << 24)]
+    for start in range(0, len(data), CHUNK_BYTES):
+        part = view[start : start + CHUNK_BYTES]
         if file.readinto(part) != len(part):  # type: ignore[attr-defined]
             raise file_error(header.path, entry.name, "the file ended while it was read; it changed or is truncated")
-        yield part
-
-
-def read_bytes(file: BinaryIO, header: Header, entry: TensorEntry, checksum: int | None = None) -> bytearray:
-    """A tensor's bytes; raises PackedFileError if they do not have the CRC-32 `checksum`."""
-    data = bytearray(entry.byte_count)
-    found = 0
-    for part in read_chunks(file, header, entry, memoryview(data)):
-        found = zlib.crc32(part, found)
-    if checksum is not None and found != checksum:
-        problem = f"checksum {checksum:08x} stored, {found:08x} found in {entry.byte_count:,} bytes"
+        if checksum is not None:
+            actual = zlib.crc32(part, actual)
+    if checksum is not None and actual != checksum:
+        problem = f"checksum {checksum:08x} stored, {actual:08x} found in {len(data):,} bytes"
         raise file_error(header.path, entry.name, f"{problem}; the file is damaged")
     return data
 
 
+def read_tensors(
+    file: BinaryIO, header: Header, checksums: Mapping[str, int] | None = None, progress: Progress | None = None
+) -> dict[str, bytearray]:
+    """The bytes of all tensors by name, in file order; see :func:`read_tensor`."""
+    stored = {}
+    for name, entry in header.tensors.items():
+        stored[name] = read_tensor(file, header, entry, None if checksums is None else checksums[name])
+        if progress is not None:
+            progress(name, entry.end, header.file_bytes - header.data_start)
+    return stored
+
+
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file opened for reading bytes, without a buffer: tensors are read straight into their memory."""
+    """The file, open for reading bytes and without a buffer: tensors are read straight into their own memory."""
     return Path(path).open("rb", buffering=0)

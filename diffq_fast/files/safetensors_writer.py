@@ -1,7 +1,7 @@
-"""Write a safetensors file: atomic, tensor by tensor, with checksums on the way.
+"""Write a safetensors file: all of it or nothing, tensor by tensor.
 
-The sizes are known before the data, so the header is written first with zeros in place of the checksums, and
-once more, equally long, when the data have gone through.
+The sizes are known before the data, so the header is written first. What depends on the data, such as checksums, is
+filled in at the end; the header's length stays the same.
 """
 
 from __future__ import annotations
@@ -10,26 +10,21 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-import torch
 
-from ..functional import checksum as fast_checksum
 from .atomic_file import atomic_file
-from .safetensors_reader import CHECKSUM_KEY, ITEM_BYTES, NO_CHECKSUM, TensorEntry, header_checksum
+from .safetensors_reader import CHUNK_BYTES, ITEM_BYTES, Progress, TensorEntry
 
-CHUNK_BYTES = 1 << 24
-_BYTES_BESIDE = 1 << 20  # a checksum of fewer bytes is made before another thread has begun
-Progress = Callable[[str, int, int], None]  # name of the tensor, bytes done, bytes in all
+Seal = Callable[[bytes, list[int]], bytes]  # the header's bytes and every tensor's CRC-32 in file order -> the header
 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """A tensor to be written; `data()` is called once, in its turn, and returns its bytes (uint8, flat)."""
+    """A tensor to be written; `data()` is called once, when its turn comes, and returns its bytes (uint8, flat)."""
 
     name: str
     dtype: str
@@ -40,28 +35,30 @@ class TensorSource:
 def write_safetensors(
     path: str | os.PathLike[str],
     sources: Iterable[TensorSource],
-    metadata: Callable[[Sequence[str]], dict[str, str]],
+    metadata: Mapping[str, str],
+    seal: Seal | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write the tensors in the file order: larger items first, so that all data are aligned, then by name.
+    """Write the tensors, those with larger items first, so that all data are aligned, and then by name.
 
     Args:
-        metadata: given the CRC-32 of every tensor in file order, 8 hexadecimal digits each, returns the
-            metadata, whose length must not depend on the digits. A `header_crc32` of zeros is filled in.
+        path: replaced all at once, see :func:`atomic_file`.
+        sources: the tensors.
+        metadata: of the header.
+        seal: puts the checksums into the header, whose length must stay the same.
+        progress: called after each part of a tensor.
     """
     ordered = sorted(sources, key=lambda source: (-ITEM_BYTES[source.dtype], source.name))
     entries = _place(ordered)
-    total = entries[-1].end if entries else 0
-    draft = _header(entries, metadata(["0" * 8] * len(entries)))
-    sums = []
-    with atomic_file(path) as file, ThreadPoolExecutor(1) as summing:
-        file.write(draft)
-        for source, entry in zip(ordered, entries, strict=True):
-            sums.append(f"{_write_data(file, source, entry, total, progress, summing):08x}")
-        final = _header(entries, metadata(sums))
-        assert len(final) == len(draft), "write_safetensors: the metadata's length depends on the checksums"
-        file.seek(0)
-        file.write(final)
+    raw = _header(entries, metadata)
+    with atomic_file(path) as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        checksums = _write_data(file, ordered, entries, progress)
+        if seal is not None:
+            sealed = seal(raw, checksums)
+            assert len(sealed) == len(raw), "write_safetensors: the seal changed the header's length"
+            file.seek(8)
+            file.write(sealed)
 
 
 def _place(sources: Iterable[TensorSource]) -> list[TensorEntry]:
@@ -73,39 +70,30 @@ def _place(sources: Iterable[TensorSource]) -> list[TensorEntry]:
     return entries
 
 
-def _header(entries: Iterable[TensorEntry], metadata: dict[str, str]) -> bytes:
-    """Length, JSON and its own checksum; padded with spaces so that the data begin at a multiple of 8."""
+def _header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
+    """The header's JSON, padded with spaces so that the data begin at a multiple of 8."""
     fields: dict[str, object] = {"__metadata__": metadata}
     for entry in entries:
         offsets = [entry.begin, entry.end]
         fields[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
     raw = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    raw += b" " * (-len(raw) % 8)
-    if CHECKSUM_KEY + NO_CHECKSUM in raw:
-        raw = raw.replace(CHECKSUM_KEY + NO_CHECKSUM, CHECKSUM_KEY + header_checksum(raw).encode(), 1)
-    return len(raw).to_bytes(8, "little") + raw
-
-
-def _checksum(data: np.ndarray) -> int:
-    return fast_checksum(torch.from_numpy(data)) if data.flags["W"] else zlib.crc32(data.data)
+    return raw + b" " * (-len(raw) % 8)
 
 
 def _write_data(
-    file: BinaryIO,
-    source: TensorSource,
-    entry: TensorEntry,
-    total: int,
-    progress: Progress | None,
-    summing: Executor,
-) -> int:
-    """Write one tensor's bytes; returns their CRC-32, which another thread adds up where they are many."""
-    data = source.data()
-    assert data.nbytes == entry.byte_count, f"write_safetensors: {source.name}: {data.nbytes} bytes for {entry}"
-    view = data.data.cast("B")
-    checksum = summing.submit(_checksum, data) if len(view) > _BYTES_BESIDE else None
-    for start in range(0, len(view), CHUNK_BYTES):
-        part = view[start : start + CHUNK_BYTES]
-        file.write(part)
-        if progress is not None:
-            progress(source.name, entry.begin + start + len(part), total)
-    return zlib.crc32(view) if checksum is None else checksum.result()
+    file: BinaryIO, sources: Sequence[TensorSource], entries: Sequence[TensorEntry], progress: Progress | None
+) -> list[int]:
+    """Write the bytes of all tensors; returns the CRC-32 of each."""
+    total, checksums = entries[-1].end if entries else 0, []
+    for source, entry in zip(sources, entries, strict=True):
+        data = source.data().data
+        assert len(data) == entry.end - entry.begin, f"write_safetensors: {source.name}: {len(data)} bytes for {entry}"
+        checksum = 0
+        for start in range(0, len(data), CHUNK_BYTES):
+            part = data[start : start + CHUNK_BYTES]
+            file.write(part)
+            checksum = zlib.crc32(part, checksum)
+            if progress is not None:
+                progress(source.name, entry.begin + start + len(part), total)
+        checksums.append(checksum)
+    return checksums

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+
+from .safetensors_reader import Header, file_error
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8,
@@ -26,17 +28,17 @@ def dtype_name(tensor: Any, who: str, name: str) -> str:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{who}: {name}: expected a tensor, got {type(tensor).__name__}; only tensors can be stored")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "meta" if tensor.is_meta else str(tensor.layout) if tensor.layout != torch.strided else "quantized"
-        raise TypeError(f"{who}: {name}: expected an ordinary dense tensor with data, got a {kind} one")
+        layout = "meta" if tensor.is_meta else str(tensor.layout) if tensor.layout != torch.strided else "quantized"
+        raise TypeError(f"{who}: {name}: expected an ordinary dense tensor with data, got a {layout} one")
     if tensor.dtype not in DTYPE_NAMES:
         raise TypeError(f"{who}: {name}: a tensor of {tensor.dtype} cannot be stored; convert it first")
     return DTYPE_NAMES[tensor.dtype]
 
 
-def tensor_bytes(tensor: Tensor) -> np.ndarray:
-    """The tensor's elements in row-major order as little-endian bytes, uint8 and flat."""
+def tensor_bytes(tensor: Tensor, dtype: torch.dtype | None = None) -> np.ndarray:
+    """The elements, in `dtype` or the tensor's own, in row-major order as little-endian bytes, uint8 and flat."""
     _refuse_big_endian()
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    flat = tensor.detach().to(dtype or tensor.dtype).cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if not flat.numel():
         return np.empty(0, dtype=np.uint8)
     return flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()  # a single element may have any stride
@@ -49,19 +51,47 @@ def tensor_from_bytes(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...
     """
     _refuse_big_endian()
     if not data:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     flat = torch.frombuffer(data, dtype=torch.uint8)
     if dtype == torch.bool and int(flat.max()) > 1:
         raise ValueError(f"expected bytes 0 or 1 for bool, found {int(flat.max())}")
     return flat.view(dtype).reshape(shape)
 
 
+def tensors_from_bytes(header: Header, stored: Mapping[str, bytearray]) -> dict[str, Tensor]:
+    """The tensors of a file, over their bytes (no copies); FileError where the bytes cannot be those of a tensor."""
+    tensors = {}
+    for name, data in stored.items():
+        entry = header.tensors[name]
+        try:
+            tensors[name] = tensor_from_bytes(data, DTYPES[entry.dtype], entry.shape)
+        except ValueError as error:
+            raise file_error(header.path, name, f"{error}; the file is damaged") from None
+    return tensors
+
+
 def memory_key(tensor: Tensor) -> Hashable:
-    """Equal for tensors that show the same memory in the same way; a tensor without any is equal to itself only."""
+    """Equal for tensors that show the same memory in the same way; a tensor without memory equals only itself."""
     if tensor.layout != torch.strided or tensor.is_meta or is_lazy(tensor) or tensor.numel() == 0:
         return id(tensor)
     place, view = (tensor.device, tensor.data_ptr()), (tensor.shape, tensor.stride())
     return place, view, tensor.dtype, tensor.is_conj(), tensor.is_neg()
+
+
+def memory_keys(values: Mapping[Any, Any]) -> dict[Any, Hashable]:
+    """The :func:`memory_key` of each tensor among these values, by name."""
+    return {name: memory_key(value) for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def tied_names(values: Mapping[str, Any]) -> dict[str, str]:
+    """For each value that is the same tensor as an earlier one: its name -> the first name of that tensor."""
+    first: dict[Hashable, str] = {}
+    ties = {}
+    for name, value in values.items():
+        key = memory_key(value) if isinstance(value, Tensor) else name
+        if first.setdefault(key, name) != name:
+            ties[name] = first[key]
+    return ties
 
 
 def _refuse_big_endian() -> None:

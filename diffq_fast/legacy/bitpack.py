@@ -16,34 +16,39 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from .._checks import check_has_values
 from ..functional import pack_planes, unpack_planes
+from ..reference.sizes import MAX_WIDTH
 
 __all__ = ["pack", "unpack"]
 
 MAX_LEVEL = 2**15 - 1  # what fits the int16 that unpack gives back
-_ROWS = 64
+ROWS = 64  # bits of a word
 _PACKED_AS_THEY_ARE = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
-def check_kind(who: str, x: Tensor, nbits: int) -> None:
-    """Refuses what cannot be levels, whatever its values."""
+def check_integers(who: str, x: Tensor, nbits: int) -> None:
+    """Refuse what cannot be levels, whatever its values."""
     if x.is_floating_point() or x.is_complex():
         raise TypeError(f"{who}: x must be an integer tensor, got {x.dtype}")
-    if not 0 <= nbits <= 16:
-        raise ValueError(f"{who}: nbits must be between 0 and 16, 0 for as few as the values need, got {nbits}")
-    check_has_values(who, "x", x)
+    if not 0 <= nbits <= MAX_WIDTH:
+        raise ValueError(
+            f"{who}: nbits must be between 0 and {MAX_WIDTH}, 0 for as few as the values need, got {nbits}"
+        )
+    if x.is_meta:
+        raise ValueError(f"{who}: x must hold values, got a meta tensor")
 
 
 def _check_values(who: str, x: Tensor, nbits: int) -> tuple[int, tuple[int, int]]:
-    """The planes to write: ``nbits``, or for 0 as many as ``x`` needs; and the smallest and the largest value.
-    Refuses what no packer can hold."""
+    """How many planes to write (``nbits``, or for 0 as many as ``x`` needs), and the smallest and the largest value.
+
+    Refuses what no packer can hold.
+    """
     if not x.numel():
         return nbits, (0, 0)
-    lowest, highest = (int(bound) for bound in x.aminmax())
+    lowest, highest = (int(limit) for limit in x.aminmax())
     if lowest < 0 or highest > MAX_LEVEL:
-        found = lowest if lowest < 0 else highest
-        raise ValueError(f"{who}: x must hold values from 0 to {MAX_LEVEL}, found {found}")
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"{who}: x must hold values from 0 to {MAX_LEVEL}, found {wrong}")
     if nbits and highest >= 2**nbits:
         raise ValueError(f"{who}: x must hold values from 0 to {2**nbits - 1} for nbits={nbits}, found {highest}")
     return nbits or highest.bit_length(), (lowest, highest)
@@ -52,15 +57,15 @@ def _check_values(who: str, x: Tensor, nbits: int) -> tuple[int, tuple[int, int]
 def checked_planes(who: str, x: Tensor, nbits: int, *, rows: int, columns: int) -> Tensor:
     """The planes of ``x``, ``[blocks, nbits, columns]``; ``nbits`` 0: as many as its values need.
 
-    Where the planes are given, the values are looked at as they are packed, and once more only to name the wrong one.
+    Where ``nbits`` is given, the values are checked as they are packed, and read once more only to name a wrong one.
     """
-    check_kind(who, x, nbits)
+    check_integers(who, x, nbits)
     as_it_is = x.dtype in _PACKED_AS_THEY_ARE
     if 0 < nbits <= MAX_LEVEL.bit_length() and x.numel() and as_it_is:
         with suppress(ValueError):  # its text does not speak of x
             return pack_planes(x, nbits, rows=rows, columns=columns)
-    nbits, bounds = _check_values(who, x, nbits)
-    return pack_planes(x if as_it_is else x.to(torch.int16), nbits, rows=rows, columns=columns, bounds=bounds)
+    width, limits = _check_values(who, x, nbits)
+    return pack_planes(x if as_it_is else x.to(torch.int16), width, rows=rows, columns=columns, limits=limits)
 
 
 def check_length(who: str, length: int | None, capacity: int) -> int:
@@ -92,7 +97,7 @@ def pack(x: Tensor, nbits: int = 0, block_size: int = 32) -> Tensor:
     """
     if block_size < 1:
         raise ValueError(f"bitpack.pack: block_size must be positive, got {block_size}")
-    return checked_planes("bitpack.pack", x, nbits, rows=_ROWS, columns=block_size)
+    return checked_planes("bitpack.pack", x, nbits, rows=ROWS, columns=block_size)
 
 
 def unpack(packed: Tensor, length: int | None = None) -> Tensor:
@@ -110,5 +115,5 @@ def unpack(packed: Tensor, length: int | None = None) -> Tensor:
         raise TypeError(
             f"bitpack.unpack: packed must be int64 [blocks, nbits, block_size], got {packed.dtype} {list(packed.shape)}"
         )
-    capacity = packed.shape[0] * packed.shape[2] * _ROWS
+    capacity = packed.shape[0] * packed.shape[2] * ROWS
     return unpack_planes(packed, check_length("bitpack.unpack", length, capacity))

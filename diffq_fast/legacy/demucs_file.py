@@ -14,25 +14,24 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from ..files.safetensors_reader import begins_like_safetensors, read_header, read_tensors
+from ..files.tensor_bytes import tensors_from_bytes
 from .unpickler import inert_class
 
 
 def is_safetensors(file: BinaryIO) -> bool:
+    """Whether this is a safetensors file, perhaps a damaged one, and not a pickle or zip file of ``torch.save``."""
     file.seek(0)
     head = file.read(9)
     file.seek(0)
-    return head[8:9] == b"{" and head[:1] != b"\x80"
+    return begins_like_safetensors(head)
 
 
 def read_safetensors(file: BinaryIO, name: str) -> dict[str, Any]:
     """The fields of a package: tensors back in their places in the tree ``structure``."""
-    import safetensors.torch  # here, so that training needs nothing but torch
-
-    data = file.read()
     try:
-        tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        texts = header["__metadata__"]
+        header = read_header(file, name)
+        tensors, texts = tensors_from_bytes(header, read_tensors(file, header)), header.metadata
         values = {key: json.loads(texts[key]) for key in ("args", "kwargs", "structure")}
         return {"klass": texts["klass"], "state": _from_tree(values["structure"], tensors),
                 "args": _from_plain(values["args"]), "kwargs": _from_plain(values["kwargs"])}  # fmt: skip
@@ -47,17 +46,17 @@ def _from_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:
         return [_from_tree(child, tensors) for child in node] if isinstance(node, list) else node
     if len(node) != 1:
         raise ValueError(f"a node with {len(node)} keys")
-    ((kind, content),) = node.items()
-    if kind == "_tensor":
+    ((form, content),) = node.items()
+    if form == "_tensor":
         return tensors[content]
-    if kind == "_class":
+    if form == "_class":
         return inert_class(content)
-    if kind == "_dict":
+    if form == "_dict":
         return {key: _from_tree(child, tensors) for key, child in content}
-    if kind in ("_list", "_tuple"):
+    if form in ("_list", "_tuple"):
         children = [_from_tree(child, tensors) for child in content]
-        return children if kind == "_list" else tuple(children)
-    raise ValueError(f"a node of the unknown kind {kind:.40}")
+        return children if form == "_list" else tuple(children)
+    raise ValueError(f"a node of the unknown kind {form:.40}")
 
 
 def _from_plain(value: Any) -> Any:

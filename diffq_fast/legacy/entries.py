@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..functional import pack_planes
 from .fields import (
-    MAX_WIDTH,
+    MAX_STORED_WIDTH,
     check_bits,
     check_levels,
     check_widths,
@@ -51,18 +51,18 @@ _DIFFQ_WIDTHS = 14  # entries of the list that diffq writes
 
 
 class DiffQEntry(NamedTuple):
-    """levels int32 of the weight's shape, widths uint8 [groups], range (lo, hi)."""
+    """levels int32 of the weight's shape, widths uint8 [groups], ranges (lo, hi)."""
 
     levels: Tensor
     widths: Tensor
-    range: tuple[float, float]
+    ranges: tuple[float, float]
 
 
 class UniformEntry(NamedTuple):
-    """levels int32 of the weight's shape, range (lo, hi)."""
+    """levels int32 of the weight's shape, ranges (lo, hi)."""
 
     levels: Tensor
-    range: tuple[float, float]
+    ranges: tuple[float, float]
 
 
 class LSQEntry(NamedTuple):
@@ -73,18 +73,14 @@ class LSQEntry(NamedTuple):
 
 
 def width_base(min_bits: float) -> int:
-    """What a packed table of widths counts from: ``min_bits``, or the whole number below it, at least 1."""
+    """What is subtracted from the widths in a packed table: ``min_bits``, or the whole number below it, at least 1."""
     return max(1, math.floor(min_bits))
-
-
-# -- DiffQ ---------------------------------------------------------------------------------------------------
 
 
 def encode_diffq_entry(
     levels: Tensor,
     widths: Tensor,
-    lo: float,
-    hi: float,
+    ranges: tuple[float, float],
     *,
     min_bits: float,
     packed: bool = True,
@@ -96,7 +92,7 @@ def encode_diffq_entry(
     Args:
         levels: int32, ``[groups, g]`` or the weight's shape; ``0 <= level < 2**width`` of its group.
         widths: uint8 ``[groups]``, each 1 … 15.
-        lo, hi: the weight's range.
+        ranges: the weight's (lo, hi).
         min_bits: the quantizer's; only a packed table of widths depends on it.
         packed, torch_pack: the form.
         name: of the parameter, for messages.
@@ -112,33 +108,32 @@ def encode_diffq_entry(
             "groups; diffq's states have no ragged last group: use a group_size that divides, "
             "or the native format"
         )
-    rows = levels.detach().cpu().reshape(groups, -1)
+    by_group = levels.detach().cpu().reshape(groups, -1)
     check_widths(name, widths)
-    check_levels(name, rows, widths[:, None])
+    check_levels(name, by_group, widths[:, None])
     if not packed:
         dtype = torch.uint8 if int(widths.max()) <= 8 else torch.int16
-        return rows.to(dtype, copy=True), (float(lo), float(hi)), widths.clone()
-    planes = [_pack_width(rows, widths, width, torch_pack) for width in range(1, MAX_WIDTH + 1)]
-    return _packed_diffq_entry(planes, widths, lo, hi, min_bits, torch_pack, name)
+        return by_group.to(dtype, copy=True), _as_floats(ranges), widths.clone()
+    planes = [_pack_width(by_group, widths, width, torch_pack) for width in range(1, MAX_STORED_WIDTH + 1)]
+    return _packed_diffq_entry(planes, widths, ranges, min_bits, torch_pack, name)
 
 
 def encode_diffq_planes(
-    planes: Sequence[Tensor], widths: Tensor, lo: float, hi: float, *, min_bits: float, name: str = "weight"
+    planes: Sequence[Tensor], widths: Tensor, ranges: tuple[float, float], *, min_bits: float, name: str = "weight"
 ) -> tuple:
     """The packed entry of one weight from its planes, as ``functional.quantize_planes`` gives them; see
     :func:`encode_diffq_entry` for the rest. Groups must be whole; raises ValueError for a width outside 1 … 15.
     """
     widths = widths.detach().cpu()
     check_widths(name, widths)
-    kept = [each.cpu() if len(each) else None for each in planes[:MAX_WIDTH]]
-    return _packed_diffq_entry(kept, widths, lo, hi, min_bits, False, name)
+    kept = [each.cpu() if len(each) else None for each in planes[:MAX_STORED_WIDTH]]
+    return _packed_diffq_entry(kept, widths, ranges, min_bits, False, name)
 
 
 def _packed_diffq_entry(
     planes: list[Tensor | None],
     widths: Tensor,
-    lo: float,
-    hi: float,
+    ranges: tuple[float, float],
     min_bits: float,
     torch_pack: bool,
     name: str,
@@ -151,13 +146,13 @@ def _packed_diffq_entry(
             "reads it, but loses those groups when it saves the state again",
             stacklevel=3,
         )
-    return planes, (float(lo), float(hi)), _pack_widths(widths, width_base(min_bits), torch_pack)
+    return planes, _as_floats(ranges), _pack_widths(widths, width_base(min_bits), torch_pack)
 
 
 def decode_diffq_entry(
     entry: Any, shape: Sequence[int], *, group_size: int, min_bits: float, name: str = "weight"
 ) -> DiffQEntry:
-    """What one entry holds; packed or not, and by which packer, is told by its form.
+    """What one entry holds; its form tells whether it is packed, and by which packer.
 
     Args:
         entry: as written by diffq (older ones with widths ``[groups, 1]`` too) or :func:`encode_diffq_entry`.
@@ -169,15 +164,15 @@ def decode_diffq_entry(
     Raises:
         ValueError: the entry does not have this form, or does not belong to a weight of this shape.
     """
-    first, bounds, table = read_parts(name, entry, 3)
+    stored, pair, table = read_parts(name, entry, 3)
     count = math.prod(shape)
     groups = whole_groups(name, count, group_size)
-    found = read_range(name, bounds)
-    if not isinstance(first, Tensor):
+    ranges = read_range(name, pair)
+    if not isinstance(stored, Tensor):
         widths = _unpack_widths(name, table, groups, width_base(min_bits))
-        levels = _unpack_all(name, first, widths, count // groups)
+        levels = _unpack_all(name, stored, widths, count // groups)
     else:
-        widths, levels = read_integers(name, table, "widths"), read_integers(name, first, "levels")
+        widths, levels = read_integers(name, table, "widths"), read_integers(name, stored, "levels")
         if widths.numel() != groups or levels.numel() != count or levels.dim() == 0:
             raise ValueError(
                 f"legacy state: {name}: expected {groups} widths and {count} levels for a weight of shape "
@@ -186,23 +181,23 @@ def decode_diffq_entry(
         widths, levels = widths.reshape(groups), levels.reshape(groups, -1)
     check_widths(name, widths)
     check_levels(name, levels, widths[:, None])
-    return DiffQEntry(levels.reshape(tuple(shape)).to(torch.int32), widths.to(torch.uint8), found)
+    return DiffQEntry(levels.reshape(tuple(shape)).to(torch.int32), widths.to(torch.uint8), ranges)
 
 
-def _pack_width(rows: Tensor, widths: Tensor, width: int, rectangle: bool) -> Tensor | None:
+def _pack_width(by_group: Tensor, widths: Tensor, width: int, rectangle: bool) -> Tensor | None:
     """Planes of all groups of one width, or None when there are none."""
-    chosen = rows[widths == width]
+    chosen = by_group[widths == width]
     return pack_field(chosen, width, rectangle) if len(chosen) else None
 
 
 def _unpack_all(name: str, planes: Any, widths: Tensor, size: int) -> Tensor:
     """Levels int16 ``[groups, size]`` from the list of planes per width."""
-    if not isinstance(planes, list | tuple) or not len(planes) <= MAX_WIDTH:
-        raise ValueError(f"legacy state: {name}: expected a list of at most {MAX_WIDTH} packed tensors or None")
-    levels = torch.zeros((len(widths), size), dtype=torch.int16)
+    if not isinstance(planes, list | tuple) or not len(planes) <= MAX_STORED_WIDTH:
+        raise ValueError(f"legacy state: {name}: expected a list of at most {MAX_STORED_WIDTH} packed tensors or None")
+    levels = torch.zeros((len(widths), size), dtype=torch.int16, device="cpu")
     for width in widths.unique().tolist():
         if not 1 <= width <= len(planes) or planes[width - 1] is None:
-            lost = "; diffq 0.2.4 does not save groups of 15 bits" if width == MAX_WIDTH else ""
+            lost = "; diffq 0.2.4 does not save groups of 15 bits" if width == MAX_STORED_WIDTH else ""
             raise ValueError(f"legacy state: {name}: has groups of {width} bits, but no levels for them{lost}")
         chosen = widths == width
         number = int(chosen.sum()) * size
@@ -226,13 +221,14 @@ def _unpack_widths(name: str, table: Any, groups: int, base: int) -> Tensor:
     return widths.clamp(-1, 255)
 
 
-# -- Uniform -------------------------------------------------------------------------------------------------
+def _as_floats(ranges: Sequence[float]) -> tuple[float, float]:
+    lo, hi = ranges
+    return float(lo), float(hi)
 
 
 def encode_uniform_entry(
     levels: Tensor,
-    lo: float,
-    hi: float,
+    ranges: tuple[float, float],
     *,
     bits: float,
     packed: bool = True,
@@ -248,22 +244,19 @@ def encode_uniform_entry(
     levels = levels.detach().cpu()
     check_levels(name, levels, planes)
     if packed:
-        return pack_field(levels, planes, torch_pack), (float(lo), float(hi))
-    return levels.to(torch.uint8 if bits <= 8 else torch.int16, copy=True), (float(lo), float(hi))
+        return pack_field(levels, planes, torch_pack), _as_floats(ranges)
+    return levels.to(torch.uint8 if bits <= 8 else torch.int16, copy=True), _as_floats(ranges)
 
 
 def decode_uniform_entry(
     entry: Any, shape: Sequence[int], *, bits: float, packed: bool | None = None, name: str = "weight"
 ) -> UniformEntry:
-    """What one entry holds; ``packed=None``: told by its form. Errors as :func:`decode_diffq_entry`."""
+    """What one entry holds; with ``packed=None`` its form tells. Errors as in :func:`decode_diffq_entry`."""
     planes = check_bits(name, bits, 1)
-    first, bounds = read_parts(name, entry, 2)
-    levels = read_like_weight(name, first, shape, packed)
+    stored, pair = read_parts(name, entry, 2)
+    levels = read_like_weight(name, stored, shape, packed)
     check_levels(name, levels, planes)
-    return UniformEntry(levels, read_range(name, bounds))
-
-
-# -- LSQ -----------------------------------------------------------------------------------------------------
+    return UniformEntry(levels, read_range(name, pair))
 
 
 def encode_lsq_entry(
@@ -292,12 +285,12 @@ def encode_lsq_entry(
 def decode_lsq_entry(
     entry: Any, shape: Sequence[int], *, bits: int, packed: bool | None = None, name: str = "weight"
 ) -> LSQEntry:
-    """What one entry holds; ``packed=None``: told by its form. Errors as :func:`decode_diffq_entry`."""
+    """What one entry holds; with ``packed=None`` its form tells. Errors as in :func:`decode_diffq_entry`."""
     planes = check_bits(name, bits, 2)
-    first, scale = read_parts(name, entry, 2)
+    stored, scale = read_parts(name, entry, 2)
     half = 2 ** (planes - 1)
-    shifted = read_like_weight(name, first, shape, packed)
-    if not is_packed(name, first, shape, packed):
+    shifted = read_like_weight(name, stored, shape, packed)
+    if not is_packed(name, stored, shape, packed):
         shifted += half
     check_levels(name, shifted, planes)
-    return LSQEntry(shifted - half, torch.tensor(read_number(name, scale, "scale"), dtype=torch.float32))
+    return LSQEntry(shifted - half, torch.tensor(read_number(name, scale, "scale"), dtype=torch.float32, device="cpu"))

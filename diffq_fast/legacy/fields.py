@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reference.sizes import MAX_WIDTH
+from .bitpack import ROWS
 from .bitpack import pack as pack_blocks
 from .bitpack import unpack as unpack_blocks
 from .torch_pack import STORAGE_BITS
 from .torch_pack import pack as pack_rectangle
 from .torch_pack import unpack as unpack_rectangle
 
-MAX_WIDTH = 15
-_MAX_PLANES = 16
-_BLOCK_ROWS = 64
+MAX_STORED_WIDTH = 15  # bits of a level that diffq can read back
 
 
 def legacy_error(name: str, problem: str) -> ValueError:
@@ -29,24 +29,24 @@ def legacy_error(name: str, problem: str) -> ValueError:
 
 
 def describe(value: object) -> str:
-    """Type, and for a tensor dtype and shape: short whatever the file holds."""
+    """Its type, or for a tensor its dtype and shape: a short text, whatever the file holds."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def pack_field(values: Tensor, nbits: int, torch_pack: bool) -> Tensor:
-    """Planes by the one packer or the other; ``nbits`` 0: as many as needed."""
-    return pack_rectangle(values, nbits) if torch_pack else pack_blocks(values, nbits)
+def pack_field(values: Tensor, width: int, torch_pack: bool) -> Tensor:
+    """Planes, made by one packer or the other; ``width`` 0: as many as needed."""
+    return pack_rectangle(values, width) if torch_pack else pack_blocks(values, width)
 
 
 def unpack_field(name: str, planes: Any, count: int) -> Tensor:
-    """int16 ``[count]`` from planes of either packer, which must hold ``count`` values and no block more."""
+    """int16 ``[count]`` from planes of either packer, which must have just the blocks that ``count`` values need."""
     if isinstance(planes, Tensor) and planes.dim() == 3 and planes.dtype == torch.int64:
-        unpack, unit, units = unpack_blocks, _BLOCK_ROWS * planes.shape[2], planes.shape[0]
+        unpack, size, blocks = unpack_blocks, ROWS * planes.shape[2], planes.shape[0]
     elif isinstance(planes, Tensor) and planes.dim() == 2 and planes.dtype in STORAGE_BITS:
-        unpack, unit, units = unpack_rectangle, STORAGE_BITS[planes.dtype], planes.shape[1]
+        unpack, size, blocks = unpack_rectangle, STORAGE_BITS[planes.dtype], planes.shape[1]
     else:
         raise legacy_error(name, f"expected a packed tensor, found {describe(planes)}")
-    if planes.shape[-2] > _MAX_PLANES or unit == 0 or units != -(-count // unit):
+    if planes.shape[-2] > MAX_WIDTH or size == 0 or blocks != -(-count // size):
         raise legacy_error(name, f"expected {count} packed values, found planes {describe(planes)}")
     values = unpack(planes.detach().cpu())
     if bool(values[count:].any()):
@@ -54,26 +54,25 @@ def unpack_field(name: str, planes: Any, count: int) -> Tensor:
     return values[:count]
 
 
-def is_packed(name: str, first: Any, shape: Sequence[int], packed: bool | None) -> bool:
-    """``packed``, or for None what the form says: unpacked levels are never int64, and have the weight's
-    shape.
+def is_packed(name: str, stored: Any, shape: Sequence[int], packed: bool | None) -> bool:
+    """``packed``, or for None what the form tells: unpacked levels are never int64, and have the weight's shape.
 
     Only the planes of torch_pack may have the shape of a very small weight; they count as unpacked then.
     """
-    if not isinstance(first, Tensor):
-        raise legacy_error(name, f"expected a tensor of levels, found {describe(first)}")
+    if not isinstance(stored, Tensor):
+        raise legacy_error(name, f"expected a tensor of levels, found {describe(stored)}")
     if packed is None:
-        return first.dtype == torch.int64 or tuple(first.shape) != tuple(shape)
+        return stored.dtype == torch.int64 or tuple(stored.shape) != tuple(shape)
     return packed
 
 
-def read_like_weight(name: str, first: Any, shape: Sequence[int], packed: bool | None) -> Tensor:
+def read_like_weight(name: str, stored: Any, shape: Sequence[int], packed: bool | None) -> Tensor:
     """int32 levels of the weight's shape."""
-    if is_packed(name, first, shape, packed):
-        return unpack_field(name, first, math.prod(shape)).to(torch.int32).reshape(tuple(shape))
-    levels = read_integers(name, first, "levels")
+    if is_packed(name, stored, shape, packed):
+        return unpack_field(name, stored, math.prod(shape)).to(torch.int32).reshape(tuple(shape))
+    levels = read_integers(name, stored, "levels")
     if tuple(levels.shape) != tuple(shape):
-        raise legacy_error(name, f"expected levels of the weight's shape {list(shape)}, found {describe(first)}")
+        raise legacy_error(name, f"expected levels of the weight's shape {list(shape)}, found {describe(stored)}")
     return levels
 
 
@@ -89,8 +88,8 @@ def read_integers(name: str, value: Any, what: str) -> Tensor:
 def read_parts(name: str, entry: Any, number: int) -> Sequence[Any]:
     """The parts of an entry: a tuple of ``number``."""
     if not isinstance(entry, list | tuple) or len(entry) != number:
-        found = f"{len(entry)} parts" if isinstance(entry, list | tuple) else describe(entry)
-        raise legacy_error(name, f"expected an entry of {number} parts, found {found}")
+        seen = f"{len(entry)} parts" if isinstance(entry, list | tuple) else describe(entry)
+        raise legacy_error(name, f"expected an entry of {number} parts, found {seen}")
     return entry
 
 
@@ -103,16 +102,16 @@ def read_number(name: str, value: Any, what: str) -> float:
     return float(value)
 
 
-def read_range(name: str, bounds: Any) -> tuple[float, float]:
+def read_range(name: str, stored: Any) -> tuple[float, float]:
     """(lo, hi), two finite numbers, lo <= hi."""
-    lo, hi = (read_number(name, bound, "the weight's range") for bound in read_parts(name, bounds, 2))
+    lo, hi = (read_number(name, each, "the weight's range") for each in read_parts(name, stored, 2))
     if lo > hi:
         raise legacy_error(name, f"expected a range (lo, hi) with lo <= hi, found ({lo}, {hi})")
     return lo, hi
 
 
 def whole_groups(name: str, count: int, group_size: int) -> int:
-    """Number of groups; 0: one. diffq's states have no ragged last group."""
+    """The number of groups; ``group_size`` 0 is one. diffq's states have no shorter last group."""
     if count == 0 or group_size < 0 or (group_size and count % group_size):
         raise legacy_error(
             name, f"a weight of {count} elements has no whole number of groups with group_size={group_size}"
@@ -122,16 +121,16 @@ def whole_groups(name: str, count: int, group_size: int) -> int:
 
 def check_bits(name: str, bits: float, least: int) -> int:
     """``ceil(bits)``, the planes that such levels need."""
-    if not least <= bits <= MAX_WIDTH:
-        raise legacy_error(name, f"bits must be between {least} and {MAX_WIDTH}, got {bits}")
+    if not least <= bits <= MAX_STORED_WIDTH:
+        raise legacy_error(name, f"bits must be between {least} and {MAX_STORED_WIDTH}, got {bits}")
     return math.ceil(bits)
 
 
 def check_widths(name: str, widths: Tensor) -> None:
     lowest, highest = int(widths.min()), int(widths.max())
-    if lowest < 1 or highest > MAX_WIDTH:
-        found = lowest if lowest < 1 else highest
-        raise legacy_error(name, f"expected widths between 1 and {MAX_WIDTH} bits, found {found}")
+    if lowest < 1 or highest > MAX_STORED_WIDTH:
+        wrong = lowest if lowest < 1 else highest
+        raise legacy_error(name, f"expected widths between 1 and {MAX_STORED_WIDTH} bits, found {wrong}")
 
 
 def check_levels(name: str, levels: Tensor, widths: Tensor | int) -> None:

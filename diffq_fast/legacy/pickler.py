@@ -1,4 +1,4 @@
-"""Writes states that the original diffq reads, with neither package importing the other.
+"""Write states that the original diffq reads, although neither package imports the other.
 
 diffq pickles the quantizer's class by its name, ``diffq.diffq.DiffQuantizer``. An ordinary pickler would
 import that name first; this one just writes it.
@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 
-from .state import CLASS_NAMES, quantizer_name
+from ..files.atomic_file import atomic_file
+from .unpickler import legacy_name
 
 
 class ClassName:
@@ -48,42 +49,42 @@ NamePickler.dispatch[ClassName] = _save_class_name
 def _with_class_name(state: Mapping[str, Any], klass: str | None) -> dict[str, Any]:
     if "meta" not in state:
         return dict(state)
-    name = klass or CLASS_NAMES[quantizer_name(state["meta"]["klass"])]
+    name = legacy_name(state["meta"]["klass"]) if klass is None else klass
     return {**state, "meta": {**state["meta"], "klass": ClassName(name)}}
 
 
 def save_legacy_state(
     state: Mapping[str, Any], path: str | os.PathLike[str] | BinaryIO, klass: str | None = None
 ) -> None:
-    """``torch.save(state, path)`` with the class named as diffq names it.
+    """``torch.save(state, path)``, with the quantizer's class as a dotted name.
 
     Args:
-        state: from :func:`diffq_fast.legacy.state.build_state`; ``meta["klass"]`` a class of ours or a dotted
-        name. path: a path, written whole or not at all (a temporary file beside it, then a rename), or a
-        binary file. klass: the dotted name to write; when left out, diffq's name for the class in ``meta``.
+        state: from :func:`diffq_fast.legacy.state.build_state`; ``meta["klass"]`` is a class or a dotted name.
+        path: a path, replaced whole or not at all (see :func:`atomic_file`), or a binary file.
+        klass: the dotted name to write instead of the one in ``meta``.
 
     Raises:
-        ValueError: ``meta["klass"]`` is none of the three quantizers.
+        OSError: the file cannot be written.
     """
     named = _with_class_name(state, klass)
-    pickler = SimpleNamespace(__name__="pickle", Pickler=NamePickler)
-    if not isinstance(path, str | os.PathLike):
-        torch.save(named, path, pickle_module=pickler)
-        return
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    if isinstance(path, str | os.PathLike):
+        with atomic_file(path) as file:
+            _save(named, file)
+    else:
+        _save(named, path)
+
+
+def _save(state: Mapping[str, Any], file: BinaryIO) -> None:
     try:
-        with open(temporary, "xb") as file:
-            torch.save(named, file, pickle_module=pickler)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        torch.save(state, file, pickle_module=SimpleNamespace(__name__="pickle", Pickler=NamePickler))
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch's own error says nothing of a full disk
+            raise error.__context__ from None
+        raise
 
 
-def pickled_size(state: Mapping[str, Any]) -> int:
-    """Bytes of ``pickle.dumps(state)`` as diffq would count them, whatever the class is called here."""
+def pickled_size(state: Mapping[str, Any], klass: str | None = None) -> int:
+    """Bytes of ``pickle.dumps(state)``, with the class named as in :func:`save_legacy_state`."""
     buffer = io.BytesIO()
-    NamePickler(buffer, pickle.DEFAULT_PROTOCOL).dump(_with_class_name(state, None))
+    NamePickler(buffer, pickle.DEFAULT_PROTOCOL).dump(_with_class_name(state, klass))
     return buffer.getbuffer().nbytes

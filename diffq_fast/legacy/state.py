@@ -31,11 +31,6 @@ from .fields import describe
 from .torch_file import read_torch_file
 from .unpickler import legacy_name
 
-CLASS_NAMES = {
-    "DiffQuantizer": "diffq.diffq.DiffQuantizer",
-    "UniformQuantizer": "diffq.uniform.UniformQuantizer",
-    "LSQ": "diffq.lsq.LSQ",
-}
 MAX_BYTES = 2**32
 
 
@@ -61,9 +56,9 @@ class LegacyState:
         return dict(self.meta["init_kwargs"]) if self.meta else {}
 
     @property
-    def quantizer(self) -> str | None:
-        """ "DiffQuantizer", "UniformQuantizer" or "LSQ"; None without meta."""
-        return quantizer_name(self.meta["klass"]) if self.meta else None
+    def klass(self) -> str | None:
+        """The dotted name of the quantizer that wrote the state; None without meta."""
+        return self.meta["klass"] if self.meta else None
 
 
 @dataclass
@@ -80,43 +75,35 @@ class LegacyPackage:
     training_args: Any = None
 
 
-def quantizer_name(klass: object) -> str:
-    """ "DiffQuantizer", "UniformQuantizer" or "LSQ" for a class of diffq's or ours, or its dotted name."""
-    full = legacy_name(klass)
-    package, name = full.partition(".")[0], full.rpartition(".")[2]
-    if package not in ("diffq", "diffq_fast") or name not in CLASS_NAMES:
-        expected = ", ".join(CLASS_NAMES.values())
-        raise ValueError(f"legacy state: meta: klass must be one of {expected}, found {full:.80}")
-    return name
-
-
-# -- writing -------------------------------------------------------------------------------------------------
-
-
 def build_meta(init_kwargs: Mapping[str, Any], klass: object, *, packed: bool, torch_pack: bool) -> dict[str, Any]:
-    """``state["meta"]``. A fractional ``min_bits`` of a packed state is written as its widths' base.
+    """``state["meta"]``: the quantizer's class and arguments, and the form of the entries."""
+    return {"init_kwargs": dict(init_kwargs), "klass": klass, "packed": packed, "torch_pack": packed and torch_pack}
 
-    diffq adds ``min_bits`` to the packed widths, and finds no group of a fractional width. A packed state
-    with ``group_size=0`` cannot be read by diffq at all. Both are warned about.
+
+def readable_diffq_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a DiffQuantizer as the ``meta`` of a packed state has them.
+
+    diffq adds ``min_bits`` to the packed widths, and finds no group of a fractional width: a fractional one is written
+    as what the widths count from. A packed state with ``group_size=0`` cannot be read by diffq at all. Both are warned
+    about.
     """
-    kwargs = dict(init_kwargs)
-    if packed and quantizer_name(klass) == "DiffQuantizer":
-        written = kwargs.get("min_bits", 2)
-        if isinstance(written, float) or written < 1:
-            kwargs["min_bits"] = width_base(written)
-        if kwargs.get("min_bits", 2) != written:
-            warnings.warn(
-                f"legacy state: min_bits={written} is written as {kwargs['min_bits']}, so that diffq can "
-                "read the widths; packed=False or the native format keep it",
-                stacklevel=2,
-            )
-        if kwargs.get("group_size", 1) == 0:
-            warnings.warn(
-                "legacy state: diffq 0.2.4 cannot read a packed state with group_size=0 (diffq_fast can); "
-                "packed=False writes one that it reads",
-                stacklevel=2,
-            )
-    return {"init_kwargs": kwargs, "klass": klass, "packed": packed, "torch_pack": packed and torch_pack}
+    readable = dict(arguments)
+    written = readable.get("min_bits", 2)
+    if isinstance(written, float) or written < 1:
+        readable["min_bits"] = width_base(written)
+    if readable.get("min_bits", 2) != written:
+        warnings.warn(
+            f"legacy state: min_bits={written} is written as {readable['min_bits']}, so that diffq can "
+            "read the widths; packed=False or the native format keep it",
+            stacklevel=4,
+        )
+    if readable.get("group_size", 1) == 0:
+        warnings.warn(
+            "legacy state: diffq 0.2.4 cannot read a packed state with group_size=0 (diffq_fast can); "
+            "packed=False writes one that it reads",
+            stacklevel=4,
+        )
+    return readable
 
 
 def build_state(
@@ -134,9 +121,6 @@ def build_state(
     if meta is not None:
         state["meta"] = dict(meta)
     return state
-
-
-# -- reading -------------------------------------------------------------------------------------------------
 
 
 def parse_state(state: Any) -> LegacyState:
@@ -174,26 +158,26 @@ def parse_state(state: Any) -> LegacyState:
     )
 
 
-def _items(state: Mapping, key: str, kind: type) -> Sequence[Any]:
+def _items(state: Mapping, key: str, expected: type) -> Sequence[Any]:
     items = state.get(key, [])
     if not isinstance(items, list | tuple):
         raise ValueError(f"legacy state: {key}: expected a list, found {describe(items)}")
     for index, item in enumerate(items):
-        if not isinstance(item, kind) and not (kind is tuple and isinstance(item, list)):
-            raise ValueError(f"legacy state: {key}[{index}]: expected a {kind.__name__}, found {describe(item)}")
+        if not isinstance(item, expected) and not (expected is tuple and isinstance(item, list)):
+            raise ValueError(f"legacy state: {key}[{index}]: expected a {expected.__name__}, found {describe(item)}")
     return items
 
 
 def _detect_form(entries: Sequence[Any]) -> tuple[bool | None, bool | None]:
     """(packed, torch_pack) from the entries' form, None where it does not tell."""
     for entry in entries:
-        first = entry[0] if entry else None
-        if isinstance(first, list | tuple):
-            planes = next((part for part in (*first, entry[-1]) if isinstance(part, Tensor)), None)
+        levels = entry[0] if entry else None
+        if isinstance(levels, list | tuple):
+            planes = next((part for part in (*levels, entry[-1]) if isinstance(part, Tensor)), None)
             return True, planes is not None and planes.dim() == 2
         if len(entry) == 3:
             return False, False
-        if isinstance(first, Tensor) and first.dtype == torch.int64:
+        if isinstance(levels, Tensor) and levels.dtype == torch.int64:
             return True, False
     return None, None
 

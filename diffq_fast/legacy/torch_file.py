@@ -24,7 +24,7 @@ _TORCH_PROTOCOL = 1001
 
 def _as_tensor(data: bytearray, dtype: torch.dtype) -> Tensor:
     if not data:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     if dtype == torch.bool:
         return torch.frombuffer(data, dtype=torch.uint8).ne(0)
     return torch.frombuffer(data, dtype=dtype)
@@ -47,12 +47,12 @@ def read_zip(file: BinaryIO) -> Any:
         storages: dict[str, Tensor] = {}
 
         def load_storage(pid: tuple) -> Tensor:
-            _, kind, key, _, count = pid[:5]
+            _, storage_type, key, _, count = pid[:5]
             if key not in storages:
                 data = bytearray(archive.read(f"{roots[0]}data/{key}"))
-                if len(data) != count * kind.dtype.itemsize:
+                if len(data) != count * storage_type.dtype.itemsize:
                     raise pickle.UnpicklingError(f"storage {key!r:.20} of {len(data)} bytes, expected {count} elements")
-                storages[key] = _as_tensor(data, kind.dtype)
+                storages[key] = _as_tensor(data, storage_type.dtype)
             return storages[key]
 
         return RestrictedUnpickler(io.BytesIO(archive.read(roots[0] + "data.pkl")), load_storage).load()
@@ -73,12 +73,12 @@ def read_stream(file: BinaryIO) -> Any:
 
     def load_storage(pid: tuple) -> Tensor:
         nonlocal allocated
-        _, kind, key, _, count = pid[:5]
+        _, storage_type, key, _, count = pid[:5]
         if key not in storages:
-            allocated += count * kind.dtype.itemsize
+            allocated += count * storage_type.dtype.itemsize
             if allocated > file_bytes:
                 raise pickle.UnpicklingError(f"storages of {allocated:,} bytes in a file of {file_bytes:,}")
-            storages[key] = torch.zeros(count, dtype=kind.dtype)
+            storages[key] = torch.zeros(count, dtype=storage_type.dtype, device="cpu")
         view = pid[5] if len(pid) > 5 else None
         return storages[key] if view is None else rebuild_tensor(storages[key], view[1], (view[2],), (1,))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..functional import unpack_planes
-from .bitpack import check_kind, check_length, checked_planes
+from .bitpack import check_integers, check_length, checked_planes
 
 __all__ = ["pack", "unpack"]
 
@@ -38,7 +38,7 @@ def pack(x: Tensor, nbits: int = 0, storage_dtype: torch.dtype = torch.int16) ->
     if storage_dtype not in STORAGE_BITS:
         choices = ", ".join(str(dtype) for dtype in STORAGE_BITS)
         raise TypeError(f"torch_pack.pack: storage_dtype must be one of {choices}, got {storage_dtype}")
-    check_kind("torch_pack.pack", x, nbits)
+    check_integers("torch_pack.pack", x, nbits)
     rows = STORAGE_BITS[storage_dtype]
     columns = -(-x.numel() // rows)
     if not columns:

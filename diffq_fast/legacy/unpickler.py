@@ -1,4 +1,4 @@
-"""Unpickles what ``torch.save`` pickled, without running what the pickle asks to run.
+"""Unpickle what ``torch.save`` wrote, without running what the pickle asks to run.
 
 A pickle is a program: it names functions and calls them. This reader knows seven names (the rebuilders of
 tensors and parameters, ``OrderedDict``, ``Fraction``, ``_codecs.encode``) and the storage types; every other
@@ -109,7 +109,7 @@ def _rebuild_parameter(data: Tensor, *_: object) -> Tensor:
 
 
 def _fraction(*parts: object) -> fractions.Fraction:
-    """``Fraction`` from what it pickles itself as; not "1e999999999", which would take forever."""
+    """A ``Fraction`` from the forms in which it is pickled; not from "1e999999999", which would take forever."""
     if len(parts) == 1 and isinstance(parts[0], str) and _FRACTION.fullmatch(parts[0]):
         return fractions.Fraction(parts[0])
     if parts and all(type(part) is int for part in parts):
@@ -175,14 +175,19 @@ class RestrictedUnpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         if self._load_storage is None or not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise pickle.UnpicklingError("a persistent id that is no storage")
-        _, kind, key, _, count = pid[:5]
-        if not isinstance(kind, _StorageType) or not isinstance(key, str) or type(count) is not int or count < 0:
+        _, storage_type, key, _, count = pid[:5]
+        if (
+            not isinstance(storage_type, _StorageType)
+            or not isinstance(key, str)
+            or type(count) is not int
+            or count < 0
+        ):
             raise pickle.UnpicklingError("a storage whose type, key or size is of the wrong kind")
         return self._load_storage(pid)
 
 
 def _load_build(self: Any) -> None:
-    """State goes to inert objects only; that of an OrderedDict (a state_dict's ``_metadata``) is dropped."""
+    """Set the state of inert objects only; that of an OrderedDict (a state_dict's ``_metadata``) is dropped."""
     target = self.stack[-2]
     if type(target) is collections.OrderedDict:
         self.stack.pop()

@@ -13,13 +13,14 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..files.safetensors_reader import FORMAT, Header, file_error, open_file, read_bytes, read_header
-from ..files.safetensors_writer import Progress, TensorSource, write_safetensors
+from ..files.safetensors_reader import Header, Progress, file_error, open_file, read_header, read_tensor
+from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, tensor_bytes, tensor_from_bytes
 from ..reference.logit_rule import LogitRule
-from .contents import read_packed, write_packed
+from ..reference.sizes import group_count
+from .contents import PackedContents, read_packed, write_packed
+from .header import FORMAT
 from .tensor import PACKABLE, PackedTensor, pack_weight
-from .widths import group_count
 
 MEGABYTE = 2**20
 
@@ -35,7 +36,7 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         entry = self.header.tensors[name]
         try:
-            return tensor_from_bytes(read_bytes(self.file, self.header, entry), DTYPES[entry.dtype], entry.shape)
+            return tensor_from_bytes(read_tensor(self.file, self.header, entry), DTYPES[entry.dtype], entry.shape)
         except ValueError as error:
             raise file_error(self.path, name, str(error)) from None
 
@@ -58,7 +59,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
 
 
 def has_logits(path: str | os.PathLike[str], suffix: str) -> bool:
-    """Does the checkpoint hold at least one tensor NAME and its logits NAME + suffix?"""
+    """Whether the checkpoint holds a tensor NAME and its logits NAME + suffix."""
     with open_checkpoint(path) as checkpoint:
         return bool(_weights_with_logits(checkpoint, suffix))
 
@@ -100,44 +101,54 @@ def pack_with_logits(
         packed = _pack_all(checkpoint, widths, group_size, "tensor", progress)
         left_out = {*names, *(name + rule.suffix for name in names)}
         plain = {name: checkpoint.tensor(name) for name in checkpoint.header.tensors if name not in left_out}
-        write_packed(target, packed, plain, quantizer_info=info)
+        write_packed(target, PackedContents(packed, plain, quantizer=info))
+
+
+@dataclass(frozen=True)
+class OneWidth:
+    """How to pack a checkpoint at one width.
+
+    bits: 1 … 16. group_size, range_scope: "group" keeps a (lo, hi) for each `group_size` elements.
+    min_size: MB of float32 (2^20 bytes); smaller tensors, integers and float64 are kept as they are.
+    exclude: fnmatch patterns on the whole name or its last part.
+    """
+
+    bits: int
+    group_size: int = 0
+    range_scope: str = "tensor"
+    min_size: float = 0.01
+    exclude: Sequence[str] = ()
+
+    def chooses(self, name: str, count: int) -> bool:
+        """Whether a tensor of this name and number of elements is one to pack."""
+        excluded = any(fnmatchcase(part, each) for part in (name, name.split(".")[-1]) for each in self.exclude)
+        return not excluded and count > self.min_size * MEGABYTE / 4
 
 
 def pack_at_bits(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    bits: int,
-    *,
-    group_size: int = 0,
-    range_scope: str = "tensor",
-    min_size: float = 0.01,
-    exclude: Sequence[str] = (),
+    options: OneWidth,
     progress: Progress | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Pack any checkpoint at one width: every floating tensor above `min_size` that no pattern excludes.
+    """Pack any checkpoint at one width: every floating tensor above a size that no pattern excludes.
 
-    Returns the names of the packed tensors, and of the float64 ones that are kept as they are for that alone.
-
-    Args:
-        bits: 1 … 16. group_size, range_scope: "group" keeps a (lo, hi) for each `group_size` elements.
-        min_size: MB of float32 (2^20 bytes); smaller tensors, integers and float64 are kept as they are.
-        exclude: fnmatch patterns on the whole name or its last part.
+    Returns the names of the packed tensors, and of the float64 ones, which are kept as they are for that alone.
     """
     with open_checkpoint(source) as checkpoint:
         widths, double = {}, []
         for name in checkpoint.header.tensors:
-            excluded = any(fnmatchcase(part, each) for part in (name, name.split(".")[-1]) for each in exclude)
-            if excluded or not checkpoint.count(name) > min_size * MEGABYTE / 4:
+            if not options.chooses(name, checkpoint.count(name)):
                 continue
             if checkpoint.header.tensors[name].dtype == "F64":
                 double.append(name)
             if checkpoint.packable(name):
-                groups = group_count(checkpoint.count(name), group_size)
-                widths[name] = torch.full((groups,), bits, dtype=torch.uint8)
-        info = {"class": "none", "arguments": {"bits": bits}}
-        packed = _pack_all(checkpoint, widths, group_size, range_scope, progress)
+                groups = group_count(checkpoint.count(name), options.group_size)
+                widths[name] = torch.full((groups,), options.bits, dtype=torch.uint8, device="cpu")
+        info = {"class": "none", "arguments": {"bits": options.bits}}
+        packed = _pack_all(checkpoint, widths, options.group_size, options.range_scope, progress)
         plain = {name: checkpoint.tensor(name) for name in checkpoint.header.tensors if name not in widths}
-        write_packed(target, packed, plain, quantizer_info=info)
+        write_packed(target, PackedContents(packed, plain, quantizer=info))
         return list(widths), double
 
 
@@ -147,14 +158,14 @@ def unpack_file(
     """Write a packed file's state dict as an ordinary safetensors file: every name, tied ones as copies."""
     contents = read_packed(source)
     sources = []
-    for name in contents.names():
+    for name, entry in contents.entries().items():
         data = partial(lambda name: tensor_bytes(contents.tensor(name)), name)
-        sources.append(TensorSource(name, DTYPE_NAMES[contents.dtype(name)], contents.shape(name), data))
-    write_safetensors(target, sources, lambda sums: {"format": "pt"}, progress)
+        sources.append(TensorSource(name, DTYPE_NAMES[entry.dtype], entry.shape, data))
+    write_safetensors(target, sources, {"format": "pt"}, progress=progress)
 
 
 def find_group_size(counts: Mapping[str, tuple[int, int]], group_size: int | None = None) -> int:
-    """The one group size with which each weight of `elements` has `groups` logits (name -> elements, groups).
+    """The one group size that fits all weights: `counts` has the elements and the logits of each, by name.
 
     Raises ValueError if `group_size`, or every group size, contradicts a weight, or if several fit.
     """

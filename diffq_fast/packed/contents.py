@@ -3,127 +3,110 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import functional
-from ..files.safetensors_reader import FORMAT, NO_CHECKSUM, VERSION, file_error, open_file, read_bytes
-from ..files.safetensors_writer import Progress, TensorSource, write_safetensors
-from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, dtype_name, tensor_bytes, tensor_from_bytes
-from .layout import PackedLayout, WeightLayout, compact_json, layout_text, name_conflict, read_layout
+from ..files.safetensors_reader import Progress, file_error, open_file, read_tensors
+from ..files.safetensors_writer import TensorSource, write_safetensors
+from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, dtype_name, tensor_bytes, tensors_from_bytes
+from .header import packed_metadata, seal
+from .layout import PackedLayout, WeightLayout, layout_fields, name_conflict, read_layout
 from .tensor import PackedTensor
 from .widths import encode_widths
 
 
+class Entry(NamedTuple):
+    """An entry of a state dict: the name under which the file has it, and what the model has there."""
+
+    stored_name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 @dataclass(frozen=True)
 class PackedContents:
-    """A packed file in memory, fully verified.
+    """What a packed file holds, in memory.
 
-    packed: name -> weight. plain: name -> tensor as stored (half ones still float16).
-    ties: alias -> stored name. half: name -> dtype that a tensor stored in float16 has in the model.
-    buffers: which plain tensors are buffers.
-    quantizer: {"class": name, "arguments": {…}}.
+    packed: name -> weight. plain: name -> tensor of the dtype that the model has, or, in `half`, of float16.
+    ties: alias -> name in packed or plain. half: name in plain of a tensor stored in float16 -> its dtype in the model.
+    buffers: which plain tensors are buffers (for the report).
+    quantizer: {"class": name, "arguments": JSON values}.
+    path: of the file that it was read from.
     """
 
-    path: str
-    packed: dict[str, PackedTensor]
-    plain: dict[str, Tensor]
-    ties: dict[str, str]
-    half: dict[str, torch.dtype]
-    buffers: frozenset[str]
-    quantizer: dict[str, Any]
+    packed: Mapping[str, PackedTensor]
+    plain: Mapping[str, Tensor]
+    ties: Mapping[str, str] = field(default_factory=dict)
+    half: Mapping[str, torch.dtype] = field(default_factory=dict)
+    buffers: Collection[str] = frozenset()
+    quantizer: Mapping[str, Any] = field(default_factory=lambda: {"class": "none", "arguments": {}})
+    path: str = ""
 
-    def names(self) -> list[str]:
-        """Every name of the state dict, tied names included."""
-        return [*self.packed, *self.plain, *self.ties]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.packed or name in self.plain or name in self.ties
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        name = self.ties.get(name, name)
-        return self.packed[name].shape if name in self.packed else tuple(self.plain[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        """The dtype of :meth:`tensor`: what the model had."""
-        name = self.ties.get(name, name)
-        return self.packed[name].dtype if name in self.packed else self.half.get(name, self.plain[name].dtype)
+    def entries(self) -> dict[str, Entry]:
+        """Every entry of the state dict by name, tied names included."""
+        entries = {name: Entry(name, tuple(weight.shape), weight.dtype) for name, weight in self.packed.items()}
+        for name, tensor in self.plain.items():
+            entries[name] = Entry(name, tuple(tensor.shape), self.half.get(name, tensor.dtype))
+        return entries | {alias: entries[name] for alias, name in self.ties.items()}
 
     def tensor(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """One entry of the state dict: a weight is unpacked and dequantised, on `device`."""
         name = self.ties.get(name, name)
         if name in self.packed:
             return self.packed[name].to(device).unpack()
-        return self.plain[name].to(device=device, dtype=self.dtype(name))
+        return self.plain[name].to(device=device, dtype=self.half.get(name, self.plain[name].dtype))
+
+    def tensors(self, devices: Mapping[str, torch.device]) -> dict[str, Tensor]:
+        """Entries of the state dict, each on its device; tied names on one device share one tensor."""
+        made: dict[tuple[str, torch.device], Tensor] = {}
+        tensors = {}
+        for name, device in devices.items():
+            source = self.ties.get(name, name), device
+            if source not in made:
+                made[source] = self.tensor(*source)
+            tensors[name] = made[source]
+        return tensors
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything, under every name; tied names share one tensor."""
-        state = {name: self.tensor(name) for name in [*self.packed, *self.plain]}
-        return state | {alias: state[name] for alias, name in self.ties.items()}
+        names = [*self.packed, *self.plain, *self.ties]
+        return self.tensors(dict.fromkeys(names, torch.device("cpu")))
 
 
-def write_packed(
-    path: str | os.PathLike[str],
-    packed: Mapping[str, PackedTensor],
-    plain: Mapping[str, Tensor],
-    ties: Mapping[str, str] | None = None,
-    half: Collection[str] = (),
-    quantizer_info: Mapping[str, Any] | None = None,
-    *,
-    buffers: Collection[str] = (),
-    progress: Progress | None = None,
-) -> None:
+def write_packed(path: str | os.PathLike[str], contents: PackedContents, progress: Progress | None = None) -> None:
     """Write a packed file, all or nothing.
 
     Args:
-        packed, plain: the state dict's entries by name; plain ones keep their dtype.
-        ties: alias -> name in packed or plain.
-        half: names in plain that are stored as float16 and come back in their own dtype.
-        quantizer_info: {"class": name, "arguments": JSON values}.
-        buffers: names in plain that are buffers (for the report).
+        contents: what it is to hold; its own `path` does not matter.
         progress: called as progress(tensor name, bytes done, bytes in all).
 
     Raises:
         ValueError: names that collide, or a half tensor beyond float16's range. TypeError: not storable.
     """
-    ties = dict(ties or {})
-    problem = name_conflict(packed, plain, ties)
+    packed, plain, ties = contents.packed, contents.plain, contents.ties
     lost = [name for name in ties.values() if name not in packed and name not in plain]
+    sources, half = _plain_sources(contents)
+    layouts = []
+    for name, weight in packed.items():
+        coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
+        layouts.append(_weight_layout(name, weight, coding))
+        sources += _weight_sources(name, weight, table)
+    problem = name_conflict(packed, plain, ties)
     if problem or lost:
         raise ValueError(f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one")
-    layouts, sources = [], []
-    for name, weight in packed.items():
-        layout, parts = _weight_sources(name, weight)
-        layouts.append(layout)
-        sources += parts
-    half_dtypes = {}
-    for name, tensor in plain.items():
-        dtype = dtype_name(tensor, "save", name)
-        if name in half and dtype != "F16":
-            half_dtypes[name], dtype = dtype, "F16"
-            _check_half(name, tensor)
-        sources.append(TensorSource(name, dtype, tuple(tensor.shape), partial(_stored_bytes, tensor, dtype)))
-    fixed = {
-        "format": FORMAT,
-        "version": VERSION,
-        "quantizer": compact_json(quantizer_info or {"class": "none", "arguments": {}}),
-        "layout": layout_text(layouts, ties, half_dtypes, buffers),
-    }
-
-    def metadata(sums: Sequence[str]) -> dict[str, str]:
-        return fixed | {"crc32": compact_json(list(sums)), "header_crc32": NO_CHECKSUM.decode()}
-
-    write_safetensors(path, sources, metadata, progress)
+    layout = layout_fields(layouts, ties, half, contents.buffers)
+    write_safetensors(path, sources, packed_metadata(contents.quantizer, layout, len(sources)), seal, progress)
 
 
 def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) -> PackedContents:
-    """Read a packed file into memory, every size, width, checksum and range verified before any decoding.
+    """Read a packed file into memory. Every size, width, checksum and range is verified before anything is decoded.
 
     Raises:
         PackedFileError: naming the file and the tensor. OSError: the file cannot be read.
@@ -131,50 +114,28 @@ def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) 
     path = os.fspath(path)
     with open_file(path) as file:
         layout = read_layout(file, path)
-        stored = {}
-        for name in layout.header.tensors:
-            stored[name] = _read_tensor(file, layout, name)
-            if progress is not None:
-                entry = layout.header.tensors[name]
-                progress(name, entry.end, layout.header.file_bytes - layout.header.data_start)
-    packed = {name: _packed_tensor(layout, name, stored) for name in layout.weights}
+        stored = tensors_from_bytes(layout.header, read_tensors(file, layout.header, layout.checksums, progress))
     return PackedContents(
-        path,
-        packed,
-        {name: stored[name] for name in layout.plain},
-        layout.ties,
-        {name: DTYPES[dtype] for name, dtype in layout.half.items()},
-        layout.buffers,
-        layout.quantizer,
+        packed={name: _packed_tensor(layout, name, stored) for name in layout.weights},
+        plain={name: stored[name] for name in layout.plain},
+        ties=layout.ties,
+        half={name: DTYPES[dtype] for name, dtype in layout.half.items()},
+        buffers=layout.buffers,
+        quantizer=layout.quantizer,
+        path=path,
     )
 
 
-def _pack_stream(values: np.ndarray, bits: int) -> bytes:
-    """A table of widths is one stream of levels, so the operator that packs levels packs it."""
-    words = functional.pack(
-        torch.from_numpy(values).to(torch.int32), torch.tensor([bits], dtype=torch.uint8), group_size=0
-    )
-    return tensor_bytes(words).tobytes()
-
-
-def _weight_sources(name: str, weight: PackedTensor) -> tuple[WeightLayout, list[TensorSource]]:
-    coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
-    dtype = DTYPE_NAMES[weight.dtype]
-    shape, scope = tuple(weight.shape), weight.range_scope
-    layout = WeightLayout(name, shape, dtype, weight.group_size, scope, coding, weight.level_count)
-    words, ranges = partial(tensor_bytes, weight.words), partial(tensor_bytes, weight.range)
-    sources = [
-        TensorSource(name + ".range", "F32", layout.range_shape, ranges),
-        TensorSource(name + ".words", "U32", tuple(weight.words.shape), words),
-    ]
-    if coding[0] != "one":
-        coded = partial(np.frombuffer, table, dtype=np.uint8)
-        sources.append(TensorSource(name + ".widths", "U8", (len(table),), coded))
-    return layout, sources
-
-
-def _stored_bytes(tensor: Tensor, dtype: str) -> np.ndarray:
-    return tensor_bytes(tensor.detach().to(DTYPES[dtype]))
+def _plain_sources(contents: PackedContents) -> tuple[list[TensorSource], dict[str, str]]:
+    """The plain tensors as they are written; and, for those in half precision, the file's names of their dtypes."""
+    sources, half = [], {}
+    for name, tensor in contents.plain.items():
+        dtype = dtype_name(tensor, "save", name)
+        if contents.half.get(name, torch.float16) != torch.float16:
+            _check_half(name, tensor)
+            half[name], dtype = DTYPE_NAMES[contents.half[name]], "F16"
+        sources.append(TensorSource(name, dtype, tuple(tensor.shape), partial(tensor_bytes, tensor, DTYPES[dtype])))
+    return sources, half
 
 
 def _check_half(name: str, tensor: Tensor) -> None:
@@ -187,29 +148,52 @@ def _check_half(name: str, tensor: Tensor) -> None:
         raise ValueError(f"save: {name}: {problem}; use float16=False or exclude it")
 
 
-def _read_tensor(file: BinaryIO, layout: PackedLayout, name: str) -> Tensor:
-    entry = layout.header.tensors[name]
-    data = read_bytes(file, layout.header, entry, layout.checksums[name])
-    try:
-        return tensor_from_bytes(data, DTYPES[entry.dtype], entry.shape)
-    except ValueError as error:
-        raise file_error(layout.header.path, name, f"{error}; the file is damaged") from None
+def _pack_stream(values: np.ndarray, bits: int) -> bytes:
+    """A table of widths is one stream of levels, so the operator that packs levels packs it."""
+    width = torch.tensor([bits], dtype=torch.uint8, device="cpu")
+    return tensor_bytes(functional.pack(torch.from_numpy(values).to(torch.int32), width, group_size=0)).tobytes()
+
+
+def _weight_layout(name: str, weight: PackedTensor, coding: list[Any]) -> WeightLayout:
+    return WeightLayout(
+        name,
+        shape=tuple(weight.shape),
+        dtype=DTYPE_NAMES[weight.dtype],
+        group_size=weight.group_size,
+        groups=len(weight.widths),
+        range_scope=weight.range_scope,
+        coding=coding,
+        level_count=weight.level_count,
+    )
+
+
+def _weight_sources(name: str, weight: PackedTensor, table: bytes) -> list[TensorSource]:
+    """The tensors of one weight; `table`: its coded widths, empty where all groups have one width."""
+    words, ranges = partial(tensor_bytes, weight.words), partial(tensor_bytes, weight.ranges)
+    sources = [
+        TensorSource(name + ".range", "F32", tuple(weight.ranges.shape), ranges),
+        TensorSource(name + ".words", "U32", tuple(weight.words.shape), words),
+    ]
+    if table:
+        coded = partial(np.frombuffer, table, dtype=np.uint8)
+        sources.append(TensorSource(name + ".widths", "U8", (len(table),), coded))
+    return sources
 
 
 def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]) -> PackedTensor:
-    weight, found = layout.weights[name], stored[name + ".range"]
+    weight, ranges = layout.weights[name], stored[name + ".range"]
     if weight.range_scope == "scale":
-        sound, expected = torch.isfinite(found), "a finite scale"
+        sound, expected = torch.isfinite(ranges), "a finite scale"
     else:
-        span = found[..., 1] - found[..., 0]
-        sound = torch.isfinite(span) & (span >= 0)
+        length = ranges[..., 1] - ranges[..., 0]
+        sound = torch.isfinite(length) & (length >= 0)
         expected = "ranges lo <= hi, finite and no further apart than float32 can hold"
     if not bool(sound.all()):
         raise file_error(layout.header.path, name + ".range", f"expected {expected}; damaged or hostile")
     return PackedTensor(
         stored[name + ".words"].view(torch.int32),
         torch.from_numpy(layout.widths[name]),
-        found,
+        ranges,
         weight.shape,
         DTYPES[weight.dtype],
         weight.group_size,

@@ -1,4 +1,4 @@
-"""Fill a model with a state dict that was checked against it: all of it, or nothing."""
+"""Tell what of a state dict cannot be copied into a model, and fill a model with all of it, or with nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .contents import Entry
 
 _LOADERS = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
+
+
+def misfits(targets: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[str, str]:
+    """By name, why an entry of a file cannot be copied into the model's entry of that name."""
+    problems = {name: _misfit(name, target, entries[name]) for name, target in targets.items()}
+    return {name: problem for name, problem in problems.items() if problem is not None}
+
+
+def _misfit(name: str, target: Any, entry: Entry) -> str | None:
+    if is_lazy(target):
+        return "the model's entry has no shape yet; run one forward before loading"
+    if not isinstance(target, Tensor) or target.is_meta:
+        return "the model's entry holds no data; use to_empty() before loading"
+    if name.rpartition(".")[2] == "_extra_state":
+        return None  # of any shape; the module's own set_extra_state takes it
+    if tuple(target.shape) != entry.shape:
+        return f"expected shape {list(target.shape)}, the file has {list(entry.shape)}"
+    if target.dtype != entry.dtype and not (target.is_floating_point() and entry.dtype.is_floating_point):
+        return f"expected {target.dtype}, the file has {entry.dtype}"
+    if any(step == 0 and size > 1 for size, step in zip(entry.shape, target.stride(), strict=True)):
+        return "several elements of the model's entry share their memory; put its clone() there before loading"
+    if target.is_inference() and not torch.is_inference_mode_enabled():
+        return "the model's entry was made in inference mode; put its clone() there before loading"
+    return None
 
 
 def fill(
@@ -46,7 +73,7 @@ def fill(
 
 
 def _has_loaders_of_its_own(model: nn.Module) -> bool:
-    """Whether code that is not torch's has a part in loading: it may fail half way."""
+    """Whether code other than torch's takes part in loading: it may fail half way."""
     for module in model.modules():
         own = [getattr(type(module), name).__module__ for name in _LOADERS]
         if not all(name.startswith("torch.") for name in own):
@@ -67,7 +94,7 @@ def _copies(targets: Mapping[str, Any]) -> OrderedDict[str, Any]:
 
 
 def _put_back(model: nn.Module, targets: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """What lies in the model's memory exactly, and the rest as far as the model takes back its own state."""
+    """Restore what lies in the model's memory exactly, and the rest as far as the model takes its own state back."""
     with torch.no_grad():
         if before:
             with suppress(Exception):

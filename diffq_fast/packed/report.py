@@ -11,7 +11,7 @@ from typing import Any
 
 from ..files.safetensors_reader import ITEM_BYTES, open_file, printable
 from ..watch.bits_plot import BitsRow, draw_bits
-from .layout import PackedLayout, learned_suffix, read_layout
+from .layout import PARTS, PackedLayout, learned_suffix, read_layout
 from .widths import stream_levels
 
 PURPOSES = ("levels", "widths", "ranges", "plain parameters", "buffers", "logits", "header")
@@ -126,7 +126,7 @@ def _weight_report(layout: PackedLayout, name: str) -> WeightReport:
     weight, widths = layout.weights[name], layout.widths[name]
     levels = stream_levels(widths, weight.count, weight.group_size)
     histogram = {width: number for width, number in enumerate(levels) if number}
-    parts = (layout.header.tensors.get(name + part) for part in (".words", ".widths", ".range"))
+    parts = (layout.header.tensors.get(name + part) for part in PARTS)
     size = sum(part.byte_count for part in parts if part)
     return WeightReport(
         name,
@@ -142,7 +142,7 @@ def _weight_report(layout: PackedLayout, name: str) -> WeightReport:
 
 def _bytes_by_purpose(layout: PackedLayout) -> dict[str, int]:
     purpose: dict[str, str] = {}
-    for part, name in ((".words", "levels"), (".widths", "widths"), (".range", "ranges")):
+    for part, name in zip(PARTS, ("levels", "widths", "ranges"), strict=True):
         purpose |= {weight + part: name for weight in layout.weights}
     suffix = learned_suffix(layout.quantizer)
     purpose |= {f"{weight}{suffix}": "logits" for weight in layout.weights}
@@ -170,7 +170,7 @@ def _histogram_text(histogram: Mapping[int, int]) -> str:
 
 
 def _align(row: tuple[str, ...], spaces: list[int]) -> list[str]:
-    """The name to the left, everything else to the right."""
+    """The first cell to the left, the others to the right."""
     return [
         cell.ljust(space) if not column else cell.rjust(space)
         for column, (cell, space) in enumerate(zip(row, spaces, strict=True))

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping
 from typing import Any, overload
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from ..files.safetensors_writer import Progress
-from ..files.tensor_bytes import memory_key
-from ..reference.logit_rule import LogitRule
+from ..files.safetensors_reader import Progress
+from ..files.tensor_bytes import tied_names
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
-from .layout import compact_json
-from .logit_rule import read_rule
-from .matching import Learned, learned_entries, unlike_the_file
+from .layout import learned_suffix
+from .matching import learned_values, match_model
 from .report import inspect
-from .tensor import PackedTensor, pack_levels, pack_weight
+from .tensor import pack_exported
 
 __all__ = ["inspect", "load", "read_packed", "save", "write_packed"]
 
@@ -42,17 +36,22 @@ def save(
     Raises:
         ValueError: a NaN or infinite weight, named. TypeError: an entry that no safetensors file can hold.
     """
-    packed: dict[str, PackedTensor] = {}
-    ties: dict[str, str] = {}
-    for record in quantizer.export_weights():
-        packed[record.name] = _packed(record)
-        ties |= dict.fromkeys(record.aliases, record.name)
-    plain, plain_ties = _stored_once(quantizer.plain_state(logits))
-    stored = quantizer.stored_names()
-    half = {plain_ties.get(name, name) for each in quantizer.half_names for name in (stored.get(each, each),)}
-    buffers = {name for name, _ in quantizer.model.named_buffers() if name in plain}
-    info = quantizer.describe()
-    write_packed(path, packed, plain, ties | plain_ties, half, info, buffers=buffers, progress=progress)
+    exported = quantizer.export_model(learned=logits)
+    info = exported.quantizer
+    if exported.suffix is not None and learned_suffix(info) != exported.suffix:
+        info["arguments"]["suffix"] = exported.suffix
+    packed, ties = pack_exported(exported.weights), tied_names(exported.plain)
+    plain = {name: tensor for name, tensor in exported.plain.items() if name not in ties}
+    half = {ties.get(name, name) for name in exported.half}
+    contents = PackedContents(
+        packed=packed,
+        plain=plain,
+        ties={alias: weight.name for weight in exported.weights for alias in weight.aliases} | ties,
+        half={name: plain[name].dtype for name in half},
+        buffers=exported.buffers & plain.keys(),
+        quantizer=info,
+    )
+    write_packed(path, contents, progress)
 
 
 @overload
@@ -83,167 +82,10 @@ def load(
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()
-    rule = read_rule(contents.path, contents.quantizer)
-    targets = model.state_dict()
-    learned = learned_entries(model, targets, contents, rule)
-    problems = _misfits(targets, learned, contents, rule, strict)
-    unlike = [*unlike_the_file(model, targets, contents, strict)] if not problems else []
-    values, unreachable = _learned_values(learned, contents, rule) if not problems else ({}, [])
-    if unlike or unreachable:
-        stated = compact_json(contents.quantizer)
-        hint = f"attach one with the arguments of the file ({stated}), or load first and attach then"
-        problems = [*unlike, *unreachable, hint]
-    if problems:
-        raise ValueError(f"load: {contents.path} does not fit the model: {'; '.join(problems)}")
-    decoded: dict[Any, Tensor] = {}
-    for name, target in targets.items():
-        if name not in values and name in contents:
-            source = (contents.ties.get(name, name), target.device)
-            values[name] = decoded[source] = decoded[source] if source in decoded else contents.tensor(*source)
-    weights = [name for name in targets if contents.ties.get(name, name) in contents.packed]
-    fill(model, values, targets, weights, f"load: {contents.path}")
+    match = match_model(model, contents)
+    targets, entries = match.targets, match.entries
+    values = learned_values(match, strict)
+    devices = {name: targets[name].device for name in targets if name in entries and name not in values}
+    weights = [name for name in targets if name in entries and entries[name].stored_name in contents.packed]
+    fill(model, values | contents.tensors(devices), targets, weights, f"load: {contents.path}")
     return model
-
-
-def _packed(record: Any) -> PackedTensor:
-    """The packed form of one of a quantizer's ``export_weights``."""
-    options = {"range_scope": record.range_scope, "name": record.name}
-    if record.levels is None:
-        widths = record.widths.to(record.weight.device)
-        return pack_weight(record.weight, widths, group_size=int(record.group_size), found=record.range, **options)
-    width, dtype = int(record.widths[0]), record.weight.dtype
-    return pack_levels(record.levels, width, record.range, dtype=dtype, level_count=record.level_count, **options)
-
-
-def _stored_once(plain: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Entries that are one tensor under several names: the first name keeps it, the others become ties."""
-    kept: dict[str, Any] = {}
-    ties: dict[str, str] = {}
-    first: dict[Any, str] = {}
-    for name, tensor in plain.items():
-        identity = memory_key(tensor) if isinstance(tensor, Tensor) else name
-        if first.setdefault(identity, name) == name:
-            kept[name] = tensor
-        else:
-            ties[name] = first[identity]
-    return kept, ties
-
-
-def _learned_values(
-    learned: Mapping[str, Learned], contents: PackedContents, rule: LogitRule
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Logits and scales by name, and what is wrong where the widths of the file are out of reach."""
-    values, problems = {}, []
-    for name, entry in learned.items():
-        packed, stored = contents.packed[entry.weight], entry.weight + rule.suffix
-        differing = _differing(entry.rule, rule)
-        if stored in contents and not differing:
-            values[name] = contents.tensor(stored)
-        elif packed.range_scope == "scale":
-            values[name] = packed.range.reshape(())
-        else:
-            values[name] = entry.rule.logits(packed.widths)
-            problems += _out_of_reach(name, entry, packed, values[name], differing, contents)
-    return values, problems
-
-
-def _differing(own: LogitRule, of_file: LogitRule) -> dict[str, Any]:
-    """The quantizer's arguments that make other bits of a logit than those of the file do."""
-    names = ("min_bits", "max_bits", "extra_bits", "param")
-    return {name: getattr(own, name) for name in names if getattr(own, name) != getattr(of_file, name)}
-
-
-def _out_of_reach(
-    name: str,
-    entry: Learned,
-    packed: PackedTensor,
-    logits: Tensor,
-    differing: Mapping[str, Any],
-    contents: PackedContents,
-) -> list[str]:
-    """A problem where the logits do not give the widths, a warning where no other arguments would."""
-    changed = int((entry.rule.widths(logits) != packed.widths).sum())
-    if not changed:
-        return []
-    found = f"{name}: {changed} of {len(packed.widths)} groups have widths that "
-    if differing and contents.quantizer["class"] != "none":
-        given = ", ".join(f"{argument}={value}" for argument, value in differing.items())
-        return [f"{found}{type(entry.quantizer).__name__} with {given} cannot give"]
-    warnings.warn(
-        f"load: {contents.path}: {found}bits strictly between {entry.rule.min_bits:g} and {entry.rule.max_bits:g} "
-        "cannot give; their logits come near",
-        stacklevel=4,
-    )
-    return []
-
-
-def _misfits(
-    targets: Mapping[str, Any],
-    learned: Mapping[str, Learned],
-    contents: PackedContents,
-    rule: LogitRule,
-    strict: bool,
-) -> list[str]:
-    """One text for every entry of the model and of the file that does not fit."""
-    problems, hint = [], []
-    if strict:
-        missing = [name for name in targets if name not in contents and name not in learned]
-        spare = {name + rule.suffix for name in contents.names() if contents.ties.get(name, name) in contents.packed}
-        unexpected = [name for name in contents.names() if name not in targets and name not in spare]
-        problems += [f"missing in the file: {', '.join(missing)}"] if missing else []
-        problems += [f"not in the model: {', '.join(unexpected)}"] if unexpected else []
-        hint = ["strict=False skips missing and additional names"] if problems else []
-    for name, target in targets.items():
-        problem = None
-        if name in learned:
-            problem = _learned_misfit(target, learned[name], contents, rule)
-        elif name in contents:
-            problem = _misfit(name, target, contents)
-        problems += [f"{name}: {problem}"] if problem else []
-    return problems + _tie_conflicts(targets, contents) + hint
-
-
-def _learned_misfit(target: Any, entry: Learned, contents: PackedContents, rule: LogitRule) -> str | None:
-    """Why the weight's logits or scale cannot be the model's."""
-    packed, stored = contents.packed[entry.weight], entry.weight + rule.suffix
-    if packed.range_scope == "scale":
-        return f"expected one scale, the model has {list(target.shape)}" if target.dim() else None
-    groups = len(packed.widths)
-    if tuple(target.shape) != (groups,):
-        found = f"the model has {list(target.shape)} logits, the file {groups} groups of "
-        return f"{found}{packed.group_size}; use the same group_size"
-    if stored in contents and contents.shape(stored) != (groups,):
-        return f"expected {groups} logits, the file has {list(contents.shape(stored))}"
-    return None
-
-
-def _misfit(name: str, target: Any, contents: PackedContents) -> str | None:
-    """Why the file's tensor cannot be copied into the model's, or None."""
-    shape, dtype = contents.shape(name), contents.dtype(name)
-    if is_lazy(target):
-        return "the model's entry has no shape yet; run one forward before loading"
-    if not isinstance(target, Tensor) or target.is_meta:
-        return "the model's entry holds no data; use to_empty() before loading"
-    if name.rpartition(".")[2] == "_extra_state":
-        return None  # of any shape; the module's own set_extra_state takes it
-    if tuple(target.shape) != shape:
-        return f"expected shape {list(target.shape)}, the file has {list(shape)}"
-    if target.dtype != dtype and not (target.is_floating_point() and dtype.is_floating_point):
-        return f"expected {target.dtype}, the file has {dtype}"
-    if any(step == 0 and size > 1 for size, step in zip(shape, target.stride(), strict=True)):
-        return "several elements of the model's entry share their memory; put its clone() there before loading"
-    if target.is_inference() and not torch.is_inference_mode_enabled():
-        return "the model's entry was made in inference mode; put its clone() there before loading"
-    return None
-
-
-def _tie_conflicts(targets: Mapping[str, Any], contents: PackedContents) -> list[str]:
-    """Names that are one tensor in the model but hold different values in the file."""
-    problems = []
-    _, ties = _stored_once({name: target for name, target in targets.items() if name in contents})
-    for alias, name in ties.items():
-        one, other = (contents.ties.get(each, each) for each in (alias, name))
-        same_shape = contents.shape(one) == contents.shape(other)
-        if one != other and not (same_shape and torch.equal(contents.tensor(one), contents.tensor(other))):
-            problems.append(f"{alias}: is tied to {name} in the model, but the file has different values for them")
-    return problems

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import functional
-from .._checks import check_has_values
+from ..quantizers.export import ExportedWeight
 from ..reference.even_levels import dequantize_evenly
 
 PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
@@ -21,13 +23,13 @@ class PackedTensor:
 
     words: int32 `[words]`, read as uint32; docs/packed_format.md defines their bits.
     widths: uint8 `[groups]`, each 1 … 16.
-    range: float32 (lo, hi), `[2]`, or `[groups, 2]` for range_scope "group", or the scale, `[1]`, for "scale".
+    ranges: float32 (lo, hi), `[2]`, or `[groups, 2]` for range_scope "group", or the scale, `[1]`, for "scale".
     shape, dtype: of the float weight. group_size: elements per group, 0 for one; the last may be shorter.
     """
 
     words: Tensor
     widths: Tensor
-    range: Tensor
+    ranges: Tensor
     shape: tuple[int, ...]
     dtype: torch.dtype
     group_size: int
@@ -47,7 +49,7 @@ class PackedTensor:
         return functional.unpack_dequantize(
             self.words,
             self.widths,
-            self.range.reshape(-1, 2),
+            self.ranges.reshape(-1, 2),
             self.shape,
             group_size=self.group_size,
             range_scope=self.range_scope,
@@ -57,13 +59,13 @@ class PackedTensor:
     def _weight(self, levels: Tensor) -> Tensor:
         if self.range_scope == "scale":
             half = 1 << (int(self.widths[0]) - 1) if self.count else 0
-            return (levels - half) * self.range.reshape(())  # a scalar weight stays one
-        count = self.range.new_tensor(float(self.level_count or 0))
-        return dequantize_evenly(levels, count, self.range[0], self.range[1], torch.float32)
+            return (levels - half).to(torch.float32) * self.ranges.reshape(())  # a scalar weight stays one
+        count = self.ranges.new_tensor(float(self.level_count or 0))
+        return dequantize_evenly(levels, count, self.ranges[0], self.ranges[1], torch.float32)
 
     def to(self, device: torch.device | str) -> PackedTensor:
-        """The same with words, widths and range on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("words", "widths", "range")}
+        """The same with words, widths and ranges on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("words", "widths", "ranges")}
         return replace(self, **moved)
 
     @property
@@ -77,7 +79,7 @@ class PackedTensor:
         return {
             "levels": 32 * self.words.numel(),
             "widths": 8 * self.widths.numel(),
-            "ranges": 32 * self.range.numel(),
+            "ranges": 32 * self.ranges.numel(),
         }
 
 
@@ -87,7 +89,7 @@ def pack_weight(
     *,
     group_size: int = 8,
     range_scope: str = "tensor",
-    found: Tensor | None = None,
+    ranges: Tensor | None = None,
     name: str = "weight",
 ) -> PackedTensor:
     """Quantise and pack a weight.
@@ -97,7 +99,7 @@ def pack_weight(
         widths: uint8 `[groups]` on the weight's device: the bits of each group, 1 … 16.
         group_size: elements per group of the row-major flattening, 0 for one; the last may be shorter.
         range_scope: "tensor" for one (lo, hi), "group" for one per group.
-        found: the weight's range as `functional.weight_range` gives it, where it is known already.
+        ranges: the weight's, as `functional.weight_range` gives them, where they are known already.
         name: what errors call the weight.
 
     Raises:
@@ -108,22 +110,21 @@ def pack_weight(
     >>> pack_weight(torch.tensor([0.0, 1.0, 3.0]), widths, group_size=0).unpack()
     tensor([0., 1., 3.])
     """
-    _check_dtype("pack_weight", weight.dtype, name)
-    check_has_values("pack_weight", name, weight)
+    _check_packable("pack_weight", name, weight, weight.dtype)
     with torch.no_grad():
         weight = weight.detach()
-        if found is None:
-            found = functional.weight_range([weight], group_size=group_size, range_scope=range_scope)
-        _check_range(found, name)
-        words = functional.quantize_pack(weight, widths, found, group_size=group_size, range_scope=range_scope)
-    ranges = found.reshape(-1) if range_scope == "tensor" else found
-    return PackedTensor(words, widths, ranges, tuple(weight.shape), weight.dtype, group_size, range_scope)
+        if ranges is None:
+            ranges = functional.weight_range([weight], group_size=group_size, range_scope=range_scope)
+        _check_ranges(ranges, name)
+        words = functional.quantize_pack(weight, widths, ranges, group_size=group_size, range_scope=range_scope)
+    kept = ranges.reshape(-1) if range_scope == "tensor" else ranges
+    return PackedTensor(words, widths, kept, tuple(weight.shape), weight.dtype, group_size, range_scope)
 
 
 def pack_levels(
     levels: Tensor,
     width: int,
-    found: Tensor,
+    ranges: Tensor,
     *,
     dtype: torch.dtype,
     range_scope: str = "tensor",
@@ -135,47 +136,62 @@ def pack_levels(
     Args:
         levels: int32, the weight's shape, 0 … 2**width - 1, or below `level_count`.
         width: bits of a level, 1 … 16.
-        found: float32 (lo, hi) for range_scope "tensor", one scale for "scale".
+        ranges: float32 (lo, hi) for range_scope "tensor", one scale for "scale".
         dtype: of the float weight.
-        level_count: levels that there are between lo and hi, if not 2**width: at most as many.
+        level_count: how many levels there are between lo and hi, if not 2**width: at most as many.
         name: what errors call the weight.
 
     Raises:
         ValueError: levels that do not fit, or a range or scale that is not finite. TypeError: see `pack_weight`.
     """
-    _check_dtype("pack_levels", dtype, name)
-    check_has_values("pack_levels", name, levels)
-    check_has_values("pack_levels", f"the range of {name}", found)
+    _check_packable("pack_levels", name, levels, dtype)
+    _check_packable("pack_levels", f"the range of {name}", ranges, dtype)
     expected = 2 if range_scope == "tensor" else 1
-    if found.numel() != expected:
-        raise ValueError(f"pack_levels: {name}: expected a range of {expected} numbers, got {list(found.shape)}")
+    if ranges.numel() != expected:
+        raise ValueError(f"pack_levels: {name}: expected a range of {expected} numbers, got {list(ranges.shape)}")
     if range_scope == "tensor":
-        _check_range(found.reshape(-1, 2), name)
-    elif not bool(torch.isfinite(found).all()):
+        _check_ranges(ranges.reshape(-1, 2), name)
+    elif not bool(torch.isfinite(ranges).all()):
         raise ValueError(
-            f"pack_levels: {name}: expected a finite scale, found {found.tolist()}; repair the weight first"
+            f"pack_levels: {name}: expected a finite scale, found {ranges.tolist()}; repair the weight first"
         )
     if level_count == 1 << width:
         level_count = None
     with torch.no_grad():
         widths = torch.full((min(levels.numel(), 1),), width, dtype=torch.uint8, device=levels.device)
         words = functional.pack(levels, widths, group_size=0)
-        found = found.detach().to(torch.float32).reshape(-1)
-    return PackedTensor(words, widths, found, tuple(levels.shape), dtype, 0, range_scope, level_count)
+        ranges = ranges.detach().to(torch.float32).reshape(-1)
+    return PackedTensor(words, widths, ranges, tuple(levels.shape), dtype, 0, range_scope, level_count)
 
 
-def _check_dtype(who: str, dtype: torch.dtype, name: str) -> None:
+def pack_exported(weights: Iterable[ExportedWeight]) -> dict[str, PackedTensor]:
+    """What a quantizer exports, in packed form, by name. Raises like :func:`pack_weight` and :func:`pack_levels`."""
+    packed = {}
+    for each in weights:
+        options: dict[str, Any] = {"range_scope": each.range_scope, "name": each.name}
+        if each.levels is None or each.ranges is None:
+            widths, group_size = each.widths.to(each.weight.device), int(each.group_size)
+            packed[each.name] = pack_weight(each.weight, widths, group_size=group_size, ranges=each.ranges, **options)
+        else:
+            options |= {"dtype": each.weight.dtype, "level_count": each.level_count}
+            packed[each.name] = pack_levels(each.levels, int(each.widths[0]), each.ranges, **options)
+    return packed
+
+
+def _check_packable(who: str, name: str, values: Tensor, dtype: torch.dtype) -> None:
     if dtype not in PACKABLE:
         expected = "float32, float16 or bfloat16"
         raise TypeError(f"{who}: {name}: expected {expected}, got {dtype}; convert the model first")
+    if values.is_meta:
+        raise ValueError(f"{who}: {name} must hold values, got a meta tensor")
 
 
-def _check_range(found: Tensor, name: str) -> None:
+def _check_ranges(ranges: Tensor, name: str) -> None:
     """A NaN or infinity anywhere in the weight shows in its range: the weight need not be read again."""
-    if not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(ranges).all()):
         raise ValueError(
             f"pack_weight: {name}: expected finite elements, found NaN or infinity; repair the weight first"
         )
-    if not bool(torch.isfinite(found[:, 1] - found[:, 0]).all()):
-        span = f"from {found[:, 0].min().item():g} to {found[:, 1].max().item():g}"
+    if not bool(torch.isfinite(ranges[:, 1] - ranges[:, 0]).all()):
+        span = f"from {ranges[:, 0].min().item():g} to {ranges[:, 1].max().item():g}"
         raise ValueError(f"pack_weight: {name}: its elements reach {span}, further apart than float32 can hold")

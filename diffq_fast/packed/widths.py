@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-MAX_WIDTH = 16
-BLOCK = 1024  # values in a block: 32 lanes of 32 rows
-MAX_VARINT_BYTES = 9  # 63 bits: no run can overflow a signed 64-bit integer
+from ..reference.sizes import BLOCK, LANES, MAX_WIDTH, levels_per_width, stream_words
 
+MAX_VARINT_BYTES = 9  # 63 bits: no run can overflow a signed 64-bit integer
 
 PackStream = Callable[[np.ndarray, int], bytes]
 
@@ -25,32 +24,18 @@ class WidthError(ValueError):
     """Widths that no weight of the stated groups can have; the caller adds the file and the tensor."""
 
 
-def group_count(count: int, group_size: int) -> int:
-    """Groups of a weight of `count` elements; the last one may be shorter, group_size 0 is one group."""
-    return -(-count // (group_size or count)) if count else 0
-
-
 def stream_levels(widths: np.ndarray, count: int, group_size: int) -> list[int]:
     """How many levels each width has: entry b counts those of b bits, 0 <= b <= 16."""
     groups = np.bincount(widths, minlength=MAX_WIDTH + 1).tolist()
-    levels = [number * (group_size or count) for number in groups]
-    if count:
-        levels[int(widths[-1])] -= len(widths) * (group_size or count) - count
-    return levels
-
-
-def word_count(widths: np.ndarray, count: int, group_size: int) -> int:
-    """32-bit words of a weight's levels: the sum over widths b of b * ceil(levels of b bits / 32)."""
-    levels = stream_levels(widths, count, group_size)
-    return sum(width * -(-number // 32) for width, number in enumerate(levels))
+    return levels_per_width(groups, int(widths[-1]) if count else 0, count, group_size)
 
 
 def encode_widths(widths: np.ndarray, pack_stream: PackStream | None = None) -> tuple[list[Any], bytes]:
     """The smallest coding of uint8 widths 1 … 16, and its bytes.
 
     Args:
-        pack_stream: gives the bytes of one stream from its uint8 values and their bits; where torch is loaded, its
-            operators are faster than numpy.
+        pack_stream: makes the bytes of one stream of uint8 values, given their bits. Torch's operators are faster than
+            numpy, which is the default because this module does without torch.
     """
     if not len(widths):
         return ["one", 1], b""
@@ -69,21 +54,19 @@ def encode_widths(widths: np.ndarray, pack_stream: PackStream | None = None) -> 
 
 def fixed_bytes(groups: int, bits: int) -> int:
     """Bytes of a fixed-width table: one stream of `groups` values."""
-    return 4 * bits * -(-groups // 32)
+    return 4 * stream_words(groups, bits)
 
 
-def check_coding(coding: Any) -> None:
-    """Raise WidthError unless `coding` is one of the three forms."""
+def coding_problem(coding: Any) -> str | None:
+    """Why `coding` is none of the three forms, or None."""
     known = isinstance(coding, list) and all(type(part) is int for part in coding[1:])
     if known and coding[:1] == ["one"] and len(coding) == 2 and 1 <= coding[1] <= MAX_WIDTH:
-        return
+        return None
     if known and coding[:1] == ["fixed"] and len(coding) == 3 and 1 <= coding[1] <= MAX_WIDTH and 1 <= coding[2] <= 4:
-        return
+        return None
     if known and coding == ["runs"]:
-        return
-    raise WidthError(
-        f"the width coding {str(coding)[:60]} is none of ['one', width], ['fixed', lowest, bits], ['runs']"
-    )
+        return None
+    return f"the width coding {str(coding)[:60]} is none of ['one', width], ['fixed', lowest, bits], ['runs']"
 
 
 def decode_widths(coding: list[Any], data: bytes | bytearray, groups: int) -> np.ndarray:
@@ -139,9 +122,9 @@ def _pieces(count: int) -> Iterator[tuple[int, int, int]]:
     """A stream of `count` values as (first value, blocks, lanes): many whole blocks, then the last one."""
     whole = count // BLOCK
     for first in range(0, whole, 4096):
-        yield first * BLOCK, min(4096, whole - first), 32
+        yield first * BLOCK, min(4096, whole - first), LANES
     if count % BLOCK:
-        yield whole * BLOCK, 1, -(-(count % BLOCK) // 32)
+        yield whole * BLOCK, 1, -(-(count % BLOCK) // LANES)
 
 
 def _pack_stream(values: np.ndarray, bits: int) -> bytes:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import partial
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,26 +11,29 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..legacy import entries as legacy_entries
+from ..legacy.state import readable_diffq_arguments
 from ..reference.bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
-from ..reference.operators import group_count
+from ..reference.logit_rule import LogitRule
+from ..reference.options import NoiseOptions
 from ..reference.philox import NOISE_KINDS
-from .base import remembers_arguments
-from .bit_budget import table_bits
+from ..reference.sizes import group_count
+from .arguments import remembers_arguments
+from .attachment import Draw
+from .base import BITS_PER_MB, BaseQuantizer
+from .compiled import forget_graphs
 from .export import ExportedWeight
-from .freezing import FreezableBits
-from .lower_precision import LOWER_DTYPES, Dtypes, Lowered, LoweringMaker, LowerPrecision
-from .replay import Forward, Maker, generator_state
-from .selection import QuantizedParameter, untied
-from .torch_noise import TorchNoise
+from .frozen import FrozenBits
+from .learned_parameters import LearnedParameters
+from .lower_precision import LowerPrecision
+from .noise import TrainingWeights
+from .registry import Levels, Scheme, register
+from .selection import QuantizedParameter
+from .sizes import BitBudget, SizeRule
 
-BUCKET_BYTES = 64 * 2**20
-
-# Makes the weights of a bucket for training, in a dtype, or each in its own (None).
-BucketMaker = Callable[[Sequence[QuantizedParameter], torch.dtype | None], list[Tensor]]
 RNGS = ("philox", "torch")
 
 
-class DiffQuantizer(FreezableBits):
+class DiffQuantizer(BaseQuantizer):
     """Trains a model with learned numbers of bits: each weight gets noise as large as one quantisation step.
 
     Three lines in a training loop::
@@ -107,25 +109,23 @@ class DiffQuantizer(FreezableBits):
             raise ValueError(f"DiffQuantizer: noisy_dtype={noisy_dtype!r} needs rng='philox', got rng={rng!r}")
         if group_size < 0:
             raise ValueError(f"DiffQuantizer: group_size must be 0 (one group) or positive, got {group_size}")
-        self._refuse_second(model, suffix)
+        LearnedParameters.refuse_second(type(self).__name__, model, suffix)
         super().__init__(model, min_size, float16, exclude, detect_bound)
         self.group_size = group_size
         self.min_bits, self.max_bits, self.param = min_bits, max_bits, param
         self.noise, self.init_bits, self.extra_bits = noise, init_bits, extra_bits
         self.rng, self.range_scope = rng, range_scope
         self.noisy_dtype = noisy_dtype
-        self._lower_precision = LowerPrecision(model, self._qparams) if noisy_dtype == "auto" else None
-        self._tallies: dict[tuple[int, ...], Tensor] = {}
-        self._register_learned(suffix, self._initial_logits)
-        self._streams = {entry: index for index, entry in enumerate(self._firsts)}
-        self._attach()
+        self.learn(suffix, self._initial_logits)
+        lowering = LowerPrecision(model, self.selection.quantised) if noisy_dtype == "auto" else None
+        self._frozen = FrozenBits(self.selection.originals, self.widths_of, self._as_exported)
+        self._training = TrainingWeights(self.selection, self._frozen, lowering)
+        self.attach(lowering)
 
     def _initial_logits(self, entry: QuantizedParameter) -> Tensor:
         start = float(initial_logit(self.init_bits, self.min_bits, self.max_bits, self.param))
         groups = group_count(entry.param.numel(), self.group_size)
         return torch.full((groups,), start, dtype=torch.float32, device=entry.param.device)
-
-    # -- optimizer ---------------------------------------------------------------------------------------------------
 
     def setup_optimizer(self, optimizer: torch.optim.Optimizer, lr: float = 1e-3, **kwargs: Any) -> None:
         """Add the logits to ``optimizer``, as one group with ``weight_decay`` 0.
@@ -138,14 +138,14 @@ class DiffQuantizer(FreezableBits):
         Raises:
             RuntimeError: the optimizer holds the logits already, or another one was set up.
         """
-        self._add_to_optimizer(optimizer, **{"lr": lr, "weight_decay": 0, **kwargs})
+        super().setup_optimizer(optimizer, **{"lr": lr, "weight_decay": 0, **kwargs})
 
     # -- bits --------------------------------------------------------------------------------------------------------
 
     def _get_bits(self, logit: Tensor) -> Tensor:
         return bits_from_logits(logit, self.min_bits, self.max_bits, self.param)
 
-    def _widths(self, entry: QuantizedParameter) -> Tensor:
+    def widths_of(self, entry: QuantizedParameter) -> Tensor:
         logit = entry.logit.detach()
         return functional.widths_from_logits(logit, self.min_bits, self.max_bits, self.param, self.extra_bits)
 
@@ -154,174 +154,185 @@ class DiffQuantizer(FreezableBits):
 
         Real-valued while they are learned; with ``extra_bits`` in them, and whole, once they are frozen.
         """
-        return {entry.full_name: self._training_bits(entry) for entry in self._firsts}
+        return {entry.full_name: self._training_bits(entry) for entry in self.selection.originals}
 
     def _training_bits(self, entry: QuantizedParameter) -> Tensor:
-        return self._widths(entry).float() if self.bits_frozen else self._get_bits(entry.logit.detach())
+        return self.widths_of(entry).float() if self._frozen.active else self._get_bits(entry.logit.detach())
 
     def widths(self) -> dict[str, Tensor]:
         """The whole number of bits of every group as an export has it: uint8 ``[groups]`` by weight name."""
-        return {entry.full_name: self._widths(entry) for entry in self._firsts}
+        return {entry.full_name: self.widths_of(entry) for entry in self.selection.originals}
 
     def bits_per_weight(self) -> dict[str, float]:
         """The mean number of bits of each weight's elements, by name, as it stands in training."""
-        full = [entry for entry in self._firsts if entry.param.numel()]
-        means = [self._total(self._training_bits(entry), entry) / entry.param.numel() for entry in full]
+        full, rule = self._full(), self.size_rule()
+        counts = [entry.param.numel() for entry in full]
+        pairs = zip(full, counts, strict=True)
+        means = [rule.total(self._training_bits(entry), count) / count for entry, count in pairs]
         values = torch.stack([mean.to(means[0]) for mean in means]).tolist() if means else []  # one wait for a device
         return {entry.full_name: value for entry, value in zip(full, values, strict=True)}
 
-    def _total(self, per_group: Tensor, entry: QuantizedParameter) -> Tensor:
-        """Sum over a weight's elements of a value per group."""
-        count = entry.param.numel()
-        size = self.group_size or count
-        total = size * per_group.sum()
-        missing = len(per_group) * size - count
-        return total - missing * per_group[-1] if missing else total
+    def _full(self) -> list[QuantizedParameter]:
+        """The untied weights that have elements."""
+        return [entry for entry in self.selection.originals if entry.param.numel()]
 
-    # -- training weights --------------------------------------------------------------------------------------------
+    # -- freezing ----------------------------------------------------------------------------------------------------
 
-    def _training_maker(self) -> Maker:
-        if self._rounds_in_training:
-            make = partial(self._by_buckets, self._rounded_weights)
-        elif self.rng == "torch":
-            return TorchNoise(self, self._firsts).make
-        else:
-            keys = {device: functional.draw_key(like) for device, like in self._devices().items()}
-            make = partial(self._by_buckets, partial(self._noisy_weights, keys))
-        if self._lower_precision is None or torch.compiler.is_compiling():
-            return partial(make, {})
-        return LoweringMaker(make, self._lower_precision.dtypes())
+    @property
+    def bits_frozen(self) -> bool:
+        """Whether :meth:`freeze_bits` is in force."""
+        return self._frozen.active
 
-    def _put_made(self, forward: Forward, indices: Sequence[int]) -> None:
-        super()._put_made(forward, indices)
-        if isinstance(forward.make, LoweringMaker):
-            for index in indices:
-                entry = self._qparams[index]
-                if entry in forward.make.dtypes:
-                    self._shown[entry] = Lowered(forward.make, index, entry.module.__dict__[entry.name])
+    def freeze_bits(self, mb: float | None = None, *, straight_through: bool = False) -> None:
+        """Round the bits for good: from now on training sees the widths of the export, and they stay.
 
-    def _before_reading(self, module: nn.Module) -> None:
-        if self._lower_precision is not None:
-            self._lower_precision.before_reading(module, self._shown)
+        No optimizer of torch moves the logits any more, and ``true_model_size()`` does not change. Training goes on
+        with the noise of whole bits, or, with ``straight_through``, with the very weights of the export. Call it
+        between two training steps. The logits are set to values that give these widths: a state dict, a packed file
+        and a stored state carry them, but not that they are frozen. After loading one into a new quantizer, call
+        ``freeze_bits()`` again; it finds the same widths.
 
-    def _generators(self) -> Hashable:
-        return tuple(generator_state(device) for device in self._devices())
+        Args:
+            mb: choose the rounding so that ``true_model_size()`` is at most this and as near to it as whole bits
+                allow (see ``docs/size_target.md``); None: the nearest whole bits, as an export has them.
+            straight_through: no more noise: each training forward sees the weights rounded as they stand, and their
+                gradients are passed on to the float weights unchanged, as with ``UniformQuantizer(qat=True)``. For
+                the end of a training: the weights settle around the rounding that will be used.
 
-    def _devices(self) -> dict[torch.device, Tensor]:
-        return {entry.param.device: entry.param for entry in reversed(self._firsts)}
+        Raises:
+            ValueError: no whole bits between min_bits and max_bits are as small as ``mb``.
+        """
+        self._frozen.freeze(self.rule(), self._widths_to_freeze(mb), rounds_weights=straight_through)
+        forget_graphs(self.model)
 
-    def _by_buckets(self, make: BucketMaker, dtypes: Dtypes, indices: Sequence[int]) -> list[Tensor]:
-        firsts = untied(self._qparams[index] for index in indices)
-        made: dict[QuantizedParameter, Tensor] = {}
-        for dtype, bucket in _buckets_by_dtype(firsts, dtypes):
-            weights = make(bucket, dtype)
-            _backward_right_behind_last_use(weights[0])
-            made.update(zip(bucket, weights, strict=True))
-        return [made[self._qparams[index].first] for index in indices]
+    def unfreeze_bits(self) -> None:
+        """Let the bits be learned again, from the whole numbers at which :meth:`freeze_bits` left them."""
+        self._frozen.unfreeze()
+        forget_graphs(self.model)
 
-    def _noisy_weights(
-        self, keys: dict[torch.device, Tensor], bucket: Sequence[QuantizedParameter], dtype: torch.dtype | None
+    def _widths_to_freeze(self, mb: float | None) -> list[Tensor]:
+        originals = self.selection.originals
+        if mb is None:
+            return [self.widths_of(entry) for entry in originals]
+        budget = self.bit_budget()
+        smallest = budget.uniform_size(budget.widths[0])
+        if mb * BITS_PER_MB < smallest:
+            raise ValueError(
+                f"DiffQuantizer.freeze_bits: mb must be at least {smallest / BITS_PER_MB:.6g}, the size with "
+                f"{budget.widths[0]} bits everywhere, got {mb:g}; lower min_bits, or keep the rest in half "
+                "precision (float16=True)"
+            )
+        full = self._full()
+        bits = budget.row([self.extra_bits + self._get_bits(entry.logit) for entry in full])
+        fitting = dict(zip(full, budget.split(budget.fit(bits, mb * BITS_PER_MB)), strict=True))
+        return [fitting.get(entry, entry.logit.detach()) for entry in originals]
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    def training_draw(self) -> Draw:
+        rule = self.min_bits, self.max_bits, self.param
+        return self._training.draw(NoiseOptions(self.group_size, *rule, self.noise, self.range_scope), self.rng)
+
+    def training_may_begin(self) -> None:
+        self._training.prepare()
+
+    def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        return [self._as_exported([entry], [self.widths_of(entry)], None)[0] for entry in entries]
+
+    def eval_options(self) -> Hashable:
+        return (self.extra_bits, self.min_bits, self.max_bits, self.param)
+
+    def _as_exported(
+        self, entries: Sequence[QuantizedParameter], widths: Sequence[Tensor], dtype: torch.dtype | None
     ) -> list[Tensor]:
-        streams = [self._streams[entry] for entry in bucket]
-        logits, bits_options = self._noise_logits(bucket)
-        return functional.add_noise(
-            [entry.param for entry in bucket],
-            logits,
-            keys[bucket[0].param.device],
-            streams=streams,
-            group_size=self.group_size,
-            **bits_options,
-            noise=self.noise,
-            range_scope=self.range_scope,
-            tally=self._tally(streams, logits),
-            dtype=dtype,
-        ).noisy
+        """Weights of one device, rounded to these widths, in ``dtype`` (None: each in its own)."""
+        groups: dict[str, Any] = {"group_size": self.group_size, "range_scope": self.range_scope}
+        weights = [self.storable(entry) for entry in entries]
+        ranges = functional.weight_range(weights, **groups)
+        rounded = functional.fake_quantize(weights, widths, ranges, **groups, dtype=dtype)
+        return [each.to(dtype or entry.param.dtype) for each, entry in zip(rounded, entries, strict=True)]
 
-    def _tally(self, streams: list[int], logits: Sequence[Tensor]) -> Tensor | None:
-        """The leaf whose gradient counts the non-finite logit gradients of a bucket. None where there are none to
-        count, or none can be made (inside a compiled graph that comes before :meth:`setup_optimizer`)."""
-        if not torch.is_grad_enabled() or not any(logit.requires_grad for logit in logits):
-            return None
-        tally = self._tallies.get(tuple(streams))
-        if torch.compiler.is_compiling() or (tally is not None and tally.device == logits[0].device):
-            return tally
-        self._tallies[tuple(streams)] = torch.zeros(len(streams), device=logits[0].device, requires_grad=True)
-        return self._tallies[tuple(streams)]
+    def levels(self, entry: QuantizedParameter) -> Levels:
+        """A weight as an export has it, before packing."""
+        weight, widths = self.storable(entry), self.widths_of(entry)
+        groups: dict[str, Any] = {"group_size": self.group_size, "range_scope": self.range_scope}
+        ranges = functional.weight_range([weight], **groups)
+        levels = functional.quantize([weight], [widths], ranges, **groups)[0]
+        return Levels(levels, widths, ranges, self.group_size, self.range_scope)
 
-    def _begin(self) -> None:
-        """Training may start: make what a compiled forward cannot make."""
-        super()._begin()
-        for bucket in _buckets(self._firsts):
-            self._tally([self._streams[entry] for entry in bucket], [entry.logit for entry in bucket])
-
-    def _tell_faults(self) -> None:
-        counts: dict[int, int] = {}
-        for streams, tally in self._tallies.items():
-            if tally.grad is not None:
-                for stream, count in zip(streams, tally.grad.tolist(), strict=True):
-                    counts[stream] = counts.get(stream, 0) + int(count)
-                tally.grad = None
-        broken = [f"{self._firsts[stream].full_name} ({count})" for stream, count in counts.items() if count]
-        if broken:
+    def tell_faults(self) -> None:
+        nonfinite = self._training.take_nonfinite()
+        if nonfinite:
+            named = ", ".join(f"{name} ({count})" for name, count in nonfinite.items())
             warnings.warn(
-                "DiffQuantizer: non-finite gradients reached the logits of " + ", ".join(broken) + "; they were "
+                f"DiffQuantizer: non-finite gradients reached the logits of {named}; they were "
                 "put to zero, so the bits stayed finite. Under autocast, let the GradScaler step every optimizer",
                 stacklevel=4,
             )
 
-    # -- eval weights ------------------------------------------------------------------------------------------------
-
-    def _eval_options(self) -> Hashable:
-        return (self.extra_bits, self.min_bits, self.max_bits, self.param)
-
-    def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
-        return [self._as_exported([entry], [self._widths(entry)], None)[0] for entry in entries]
-
-    def _levels(self, entry: QuantizedParameter) -> tuple[Tensor, Tensor, Tensor]:
-        """A weight's levels (int32, its shape), widths (uint8 ``[groups]``) and range (float32)."""
-        weight, widths = self._storable(entry), self._widths(entry)
-        found = functional.weight_range([weight], group_size=self.group_size, range_scope=self.range_scope)
-        size, scope = self.group_size, self.range_scope
-        levels = functional.quantize([weight], [widths], found, group_size=size, range_scope=scope)[0]
-        return levels, widths, found
-
     # -- size --------------------------------------------------------------------------------------------------------
 
-    def _quantized_bits(self, exact: bool) -> Tensor | float:
-        """Bits that the quantised weights take: levels, ranges, width tables."""
+    def size_rule(self) -> SizeRule:
+        """What decides the size of the quantised weights."""
+        limits = self.min_bits, self.max_bits, self.extra_bits
+        return SizeRule(self.group_size, *limits, self.range_scope)
+
+    def quantised_bits(self, exact: bool) -> Tensor | float:
+        """Bits that the quantised weights take: levels, ranges, tables of widths."""
+        rule = self.size_rule()
         total: Tensor | float = 0.0
-        for entry in self._firsts:
-            if not entry.param.numel():
-                continue
-            used = self._counted_bits(entry, exact)
-            ranges = len(used) if self.range_scope == "group" else 1
-            table = len(used) * self._table_bits(used.detach())
-            total = total + (self._total(used, entry) + (64 * ranges + 8) + table)
+        for entry in self._full():
+            total = total + rule.weight_bits(self._counted_bits(entry, exact), entry.param.numel())
         return total
 
     def _counted_bits(self, entry: QuantizedParameter, exact: bool) -> Tensor:
         """Bits of each group as the size counts them; frozen ones are whole, with gradient zero."""
         bits = self._get_bits(entry.logit)
-        if not (exact or self.bits_frozen):
+        if not (exact or self._frozen.active):
             return self.extra_bits + bits
         whole = whole_bits(bits.detach(), self.extra_bits).float()
         return whole if exact else whole + 0 * bits
 
-    def _table_bits(self, used: Tensor) -> Tensor:
-        """Bits of one entry of a weight's width table."""
-        lowest: float | Tensor = self.min_bits
-        if self.extra_bits < 0:
-            lowest = used.min().round().clamp(max=self.min_bits)
-        return table_bits(lowest, used.max())
+    def bit_budget(self) -> BitBudget:
+        """What any choice of whole bits for the groups costs."""
+        counts = [entry.param.numel() for entry in self._full()]
+        device = self._full()[0].param.device if counts else torch.device("cpu")
+        plain = sum(slot.param.numel() for slot in self.selection.rest), self.plain_bits()
+        return BitBudget(self.size_rule(), counts, plain, device)
 
-    # -- export ------------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------------------------
 
-    def _exported(self, entry: QuantizedParameter, found: Tensor, aliases: list[str]) -> ExportedWeight:
-        weight, widths = self._float_value(entry), self._widths(entry)
-        known = found if self.range_scope == "tensor" else None
-        return ExportedWeight(entry.full_name, weight, widths, self.group_size, self.range_scope, aliases, range=known)
+    def rule(self) -> LogitRule:
+        limits = float(self.min_bits), float(self.max_bits), float(self.extra_bits)
+        return LogitRule(*limits, self.param, self.suffix)
 
-    def _encode(self, entry: QuantizedParameter, found: Tensor, packed: bool, torch_pack: bool) -> Any:
+    def misfit(self, packed: Any) -> tuple[str | None, str] | None:
+        if packed.range_scope not in ("tensor", "group") or packed.level_count:
+            return None, "has a range and whole bits for each group"
+        if packed.range_scope != self.range_scope:
+            return f"range_scope={packed.range_scope!r}", f"has range_scope={self.range_scope!r}"
+        if len(packed.widths) > 1 and packed.group_size != self.group_size:
+            return f"group_size={packed.group_size}", f"has group_size={self.group_size}"
+        return None
+
+    def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
+        widths, known = self.widths_of(entry), ranges if self.range_scope == "tensor" else None
+        return ExportedWeight(entry.full_name, value, widths, self.group_size, self.range_scope, ranges=known)
+
+    def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:
+        self._refuse_stored(entry)
+        stored = tuple(ranges[0].tolist())
+        names: dict[str, Any] = {"min_bits": self.min_bits, "name": entry.full_name}
+        if packed and not torch_pack and entry.param.numel():
+            weight, widths = self.storable(entry), self.widths_of(entry)
+            planes = functional.quantize_planes(weight, widths, ranges, group_size=self.group_size)
+            return legacy_entries.encode_diffq_planes(planes, widths, stored, **names)
+        made = self.levels(entry)
+        options: dict[str, Any] = {"packed": packed, "torch_pack": torch_pack}
+        return legacy_entries.encode_diffq_entry(made.levels, made.widths, stored, **names, **options)
+
+    def _refuse_stored(self, entry: QuantizedParameter) -> None:
+        """ValueError for what diffq's states cannot hold."""
         if self.range_scope == "group":
             raise ValueError(
                 "DiffQuantizer.get_quantized_state: diffq's states have no ranges per group (range_scope='group'); "
@@ -333,33 +344,18 @@ class DiffQuantizer(FreezableBits):
                 f"groups of {self.group_size} do not divide, and diffq's states have no shorter last group; save a "
                 "packed file with diffq_fast.save"
             )
-        if packed and not torch_pack and entry.param.numel():
-            weight, widths = self._storable(entry), self._widths(entry)
-            planes = functional.quantize_planes(weight, widths, found, group_size=self.group_size)
-            lo, hi = found[0].tolist()
-            return legacy_entries.encode_diffq_planes(
-                planes, widths, lo, hi, min_bits=self.min_bits, name=entry.full_name
-            )
-        levels, widths, found = self._levels(entry)
-        lo, hi = found[0].tolist()
-        return legacy_entries.encode_diffq_entry(
-            levels, widths, lo, hi, min_bits=self.min_bits, packed=packed, torch_pack=torch_pack, name=entry.full_name
-        )
 
-    def _decode(self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        param = entry.param
-        min_bits = arguments.get("min_bits", self.min_bits)
-        levels, widths, found = legacy_entries.decode_diffq_entry(
-            stored, param.shape, group_size=self.group_size, min_bits=min_bits, name=entry.full_name
-        )
-        bounds = torch.tensor([found], dtype=torch.float32)
-        weight = functional.dequantize([levels], [widths], bounds, group_size=self.group_size, dtype=param.dtype)[0]
-        return weight, widths
+    def stored_arguments(self, packed: bool) -> dict[str, Any]:
+        arguments = super().stored_arguments(packed)
+        return readable_diffq_arguments(arguments) if packed else arguments
 
-    def _set_learned(self, entry: QuantizedParameter, learned: Tensor) -> None:
-        """Set the logits so that the next export has the widths ``learned``."""
+    def decoding_arguments(self, stated: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"group_size": self.group_size, "min_bits": stated.get("min_bits", self.min_bits)}
+
+    def set_learned(self, entry: QuantizedParameter, levels: Levels) -> None:
+        """Set the logits so that the next export has these widths."""
         margin = min(0.01, (self.max_bits - self.min_bits) / 4)
-        bits = (learned.double() - self.extra_bits).clamp(self.min_bits + margin, self.max_bits - margin)
+        bits = (levels.widths.double() - self.extra_bits).clamp(self.min_bits + margin, self.max_bits - margin)
         entry.logit.copy_(logits_from_bits(bits, self.min_bits, self.max_bits, self.param))
 
 
@@ -368,33 +364,28 @@ def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"DiffQuantizer: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def _buckets(entries: Sequence[QuantizedParameter]) -> Iterator[list[QuantizedParameter]]:
-    """Consecutive weights of one device, about ``BUCKET_BYTES`` together."""
-    bucket: list[QuantizedParameter] = []
-    size = 0
-    for entry in entries:
-        param = entry.param
-        if bucket and (size >= BUCKET_BYTES or param.device != bucket[0].param.device):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(entry)
-        size += param.numel() * param.element_size()
-    if bucket:
-        yield bucket
+def _decode(stored: Any, shape: Sequence[int], arguments: Mapping[str, Any], name: str) -> Levels:
+    group_size, min_bits = arguments.get("group_size", 1), arguments.get("min_bits", 2)
+    levels, widths, (lo, hi) = legacy_entries.decode_diffq_entry(
+        stored, shape, group_size=group_size, min_bits=min_bits, name=name
+    )
+    ranges = torch.tensor([[lo, hi]], dtype=torch.float32, device="cpu")
+    return Levels(levels, widths, ranges, group_size)
 
 
-def _buckets_by_dtype(
-    entries: Sequence[QuantizedParameter], dtypes: Dtypes
-) -> Iterator[tuple[torch.dtype | None, list[QuantizedParameter]]]:
-    """The buckets of the weights that are made in their own dtype (None), then of those in each other one."""
-    for dtype in (None, *LOWER_DTYPES):
-        for bucket in _buckets([entry for entry in entries if dtypes.get(entry) == dtype]):
-            yield dtype, bucket
+def _inferred(entries: Sequence[Any]) -> dict[str, Any]:
+    """The group size, from unpacked levels ``[groups, g]``."""
+    levels = entries[0][0] if entries else None
+    return {"group_size": levels.shape[1]} if isinstance(levels, Tensor) and levels.dim() == 2 else {}
 
 
-def _backward_right_behind_last_use(noisy: Tensor) -> None:
-    """Autograd runs ready nodes by descending number. Made first, a bucket's node would run after the backward of the
-    whole model; with the highest number it runs as soon as its last gradient is there, and DDP can overlap."""
-    if not torch.compiler.is_compiling() and noisy.grad_fn is not None:
-        node: Any = noisy.grad_fn
-        node._set_sequence_nr(2**62)
+register(
+    Scheme(
+        DiffQuantizer,
+        diffq_name="diffq.diffq.DiffQuantizer",
+        rule=LogitRule.from_arguments,
+        decode=_decode,
+        recognises=lambda entry: len(entry) == 3,
+        inferred=_inferred,
+    )
+)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import shadows
 from .replay import unseen_by_checkpoints
-from .selection import QuantizedParameter
+from .selection import QuantizedParameter, Slot
 
 # Exact types: a subclass may do anything with its weight. Not here, as autocast leaves their weights in float32 or
 # casts them in ways of its own: normalisation, embeddings, Bilinear, PReLU, recurrent layers.
@@ -110,6 +110,18 @@ class LowerPrecision:
             self._latest = found
         return self._latest
 
+    def lowered(
+        self, maker: Callable, indices: Sequence[int], entries: Sequence[QuantizedParameter]
+    ) -> dict[Slot, Lowered | None]:
+        """Which of the weights that ``maker`` has made, and that stand in their modules now, have a lower dtype."""
+        if not isinstance(maker, LoweringMaker):
+            return {}
+        return {
+            entry: Lowered(maker, index, entry.module.__dict__[entry.name])
+            for index, entry in zip(indices, entries, strict=True)
+            if entry in maker.dtypes
+        }
+
     def before_reading(self, module: nn.Module, shown: dict) -> None:
         """``module`` is about to read its weights: have it find them in a dtype in which its result is right.
 
@@ -129,12 +141,12 @@ class LowerPrecision:
 
 def _readers(model: nn.Module, entries: Iterable[QuantizedParameter]) -> dict[QuantizedParameter, nn.Module]:
     """For each untied weight that one module reads, in operators that autocast runs in its dtype: that module."""
-    uses = Counter(entry.first for entry in entries)
+    uses = Counter(entry.original for entry in entries)
     attentions = {module.out_proj: module for module in model.modules() if type(module) is nn.MultiheadAttention}
     found: dict[QuantizedParameter, nn.Module] = {}
     for entry in entries:
         module = entry.module
-        if uses[entry.first] > 1:
+        if uses[entry.original] > 1:
             continue
         if type(module) is nn.MultiheadAttention and entry.name in _ATTENTION_NAMES:
             found[entry] = module

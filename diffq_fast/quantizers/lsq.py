@@ -3,24 +3,29 @@ ICLR 2020), in the form that diffq 0.2.4 has it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..legacy import entries as legacy_entries
-from .base import remembers_arguments
-from .export import ExportedWeight, refuse_other_bits
-from .learned import LearnedQuantizer
-from .replay import Maker
+from .arguments import remembers_arguments
+from .attachment import Draw
+from .base import BaseQuantizer
+from .export import ExportedWeight
+from .learned_parameters import LearnedParameters
+from .registry import Levels, Scheme, register
 from .selection import QuantizedParameter, untied
+from .stored_state import refuse_other_bits
 
 # An all-zero weight starts with the scale of one of this mean magnitude: with a scale of 0 it could never be trained.
 LEAST_MEAN = 0.01
 
 
-class LSQ(LearnedQuantizer):
+class LSQ(BaseQuantizer):
     """Trains a model whose weights are integers of ``bits`` bits times one learned scale each.
 
     In train and eval mode alike every forward of ``model`` sees ``index * scale``, with -2**(bits-1) <= index <
@@ -56,12 +61,12 @@ class LSQ(LearnedQuantizer):
             raise ValueError(
                 f"LSQ: bits must be a whole number from 2 to 15 (one bit has no positive index), got {bits}"
             )
-        self._refuse_second(model, suffix)
+        LearnedParameters.refuse_second(type(self).__name__, model, suffix)
         super().__init__(model, min_size, float16, exclude, detect_bound)
         self.bits = bits
         self._low, self._high = -(2 ** (int(bits) - 1)), 2 ** (int(bits) - 1) - 1
-        self._register_learned(suffix, self._initial_scale)
-        self._attach()
+        self.learn(suffix, self._initial_scale)
+        self.attach()
 
     def _initial_scale(self, entry: QuantizedParameter) -> Tensor:
         """2 * mean|w| / sqrt(2**(bits - 1)), 0-dim float32."""
@@ -79,17 +84,17 @@ class LSQ(LearnedQuantizer):
         Raises:
             RuntimeError: the optimizer holds the scales already, or another one was set up.
         """
-        self._add_to_optimizer(optimizer, **kwargs)
+        super().setup_optimizer(optimizer, **kwargs)
 
     # -- weights -------------------------------------------------------------------------------------------------------
 
-    def _training_maker(self) -> Maker:
-        return self._training_weights
+    def training_draw(self) -> Draw:
+        return Draw(self._training_weights)
 
     def _training_weights(self, indices: Sequence[int]) -> list[Tensor]:
-        entries = [self._qparams[index] for index in indices]
+        entries = [self.selection.quantised[index] for index in indices]
         made = {entry: self._straight_through(entry) for entry in untied(entries)}
-        return [made[entry.first] for entry in entries]
+        return [made[entry.original] for entry in entries]
 
     def _straight_through(self, entry: QuantizedParameter) -> Tensor:
         """``index * scale`` in the weight's dtype, differentiable in weight and scale."""
@@ -112,55 +117,107 @@ class LSQ(LearnedQuantizer):
     def _indices(self, entry: QuantizedParameter) -> Tensor:
         """int32, the weight's shape."""
         with torch.no_grad():
-            return self._ratio(self._float_value(entry), self._damped_scale(entry)).round().to(torch.int32)
+            return self._ratio(self.float_value(entry), self._damped_scale(entry)).round().to(torch.int32)
 
-    def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+    def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
         return [
             (self._indices(entry) * entry.logit.detach().to(torch.float32)).to(entry.param.dtype) for entry in entries
         ]
 
     # -- size and export -----------------------------------------------------------------------------------------------
 
-    def _quantized_bits(self, exact: bool) -> Tensor | float:
-        return sum(self.bits * entry.param.numel() + 32 for entry in self._firsts)
+    def quantised_bits(self, exact: bool) -> Tensor | float:
+        return sum(self.bits * entry.param.numel() + 32 for entry in self.selection.originals)
 
-    def _ranges_of_sound(self, entries: Sequence[QuantizedParameter]) -> dict[QuantizedParameter, Tensor]:
-        ranges = super()._ranges_of_sound(entries)
-        for entry in entries:
-            if not bool(entry.logit.isfinite()):
-                raise ValueError(f"LSQ: the scale of {entry.full_name} is NaN or infinite and cannot be exported")
-        return ranges
+    def rule(self) -> ScaleRule:
+        return ScaleRule(self.suffix)
 
-    def _exported(self, entry: QuantizedParameter, found: Tensor, aliases: list[str]) -> ExportedWeight:
-        indices = self._indices(entry)
-        return ExportedWeight(
-            entry.full_name,
-            self._float_value(entry),
-            torch.full((1,), int(self.bits), dtype=torch.uint8, device=indices.device),
-            0,
-            "scale",
-            aliases,
-            levels=indices - self._low,
-            range=entry.logit.detach().to(torch.float32).reshape(1),
-        )
+    def misfit(self, packed: Any) -> tuple[str | None, str] | None:
+        fits = packed.range_scope == "scale" and packed.widths.unique().tolist() == [self.bits]
+        return None if fits else (None, f"has bits={self.bits} and a scale")
 
-    def _encode(self, entry: QuantizedParameter, found: Tensor, packed: bool, torch_pack: bool) -> Any:
+    def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
+        scale, indices = self._sound_scale(entry), self._indices(entry)
+        width = torch.full((1,), int(self.bits), dtype=torch.uint8, device=indices.device)
+        levels = {"levels": indices - self._low, "ranges": scale.reshape(1)}
+        return ExportedWeight(entry.full_name, value, width, 0, "scale", **levels)
+
+    def _sound_scale(self, entry: QuantizedParameter) -> Tensor:
         scale = entry.logit.detach().to(torch.float32)
-        return legacy_entries.encode_lsq_entry(
-            self._indices(entry),
-            scale,
-            bits=int(self.bits),
-            packed=packed,
-            torch_pack=torch_pack,
-            name=entry.full_name,
-        )
+        if not bool(scale.isfinite()):
+            raise ValueError(f"LSQ: the scale of {entry.full_name} is NaN or infinite and cannot be exported")
+        return scale
 
-    def _decode(self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        refuse_other_bits(self, self.bits, arguments.get("bits", self.bits))
-        indices, scale = legacy_entries.decode_lsq_entry(
-            stored, entry.param.shape, bits=int(self.bits), name=entry.full_name
-        )
-        return indices * scale, scale
+    def check_exportable(self) -> None:
+        super().check_exportable()
+        for entry in self.selection.originals:
+            self._sound_scale(entry)
 
-    def _set_learned(self, entry: QuantizedParameter, learned: Tensor) -> None:
-        entry.logit.copy_(learned)
+    def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:
+        scale, indices = self._sound_scale(entry), self._indices(entry)
+        options: dict[str, Any] = {"packed": packed, "torch_pack": torch_pack, "name": entry.full_name}
+        return legacy_entries.encode_lsq_entry(indices, scale, bits=int(self.bits), **options)
+
+    def decoding_arguments(self, stated: Mapping[str, Any]) -> Mapping[str, Any]:
+        refuse_other_bits(type(self).__name__, self.bits, stated.get("bits", self.bits))
+        return {"bits": self.bits}
+
+    def set_learned(self, entry: QuantizedParameter, levels: Levels) -> None:
+        entry.logit.copy_(levels.ranges.reshape(()))
+
+
+@dataclass(frozen=True)
+class ScaleRule:
+    """How a learned scale and a packed weight belong together, see :class:`.registry.Rule`."""
+
+    suffix: str = "_lsq"
+    noun: ClassVar[str] = "scale"
+    reach: ClassVar[str] = "a scale"
+
+    def problem(self) -> str | None:
+        """What is impossible about the rule, or None: its suffix may come from a file."""
+        usable = isinstance(self.suffix, str) and self.suffix
+        return None if usable else f"suffix must be a text, got {self.suffix!r:.40}"
+
+    def misfit(self, packed: Any, shape: list[int]) -> str:
+        """Why a parameter of another shape is no scale."""
+        return f"expected one scale, the model has {shape}"
+
+    def belongs_to(self, packed: Any) -> bool:
+        """Scales belong to the weights that have one."""
+        return packed.range_scope == "scale"
+
+    def shape(self, packed: Any) -> tuple[int, ...]:
+        """A scale is one number."""
+        return ()
+
+    def learned(self, packed: Any) -> Tensor:
+        """The scale."""
+        return packed.ranges.reshape(())
+
+    def changed(self, packed: Any, learned: Tensor) -> int:
+        """A scale changes no width."""
+        return 0
+
+    def differing(self, stated: Any) -> dict[str, Any]:
+        """A scale means the same to every LSQ."""
+        return {}
+
+
+def _decode(stored: Any, shape: Sequence[int], arguments: Mapping[str, Any], name: str) -> Levels:
+    bits = arguments.get("bits", 8)
+    indices, scale = legacy_entries.decode_lsq_entry(stored, shape, bits=bits, name=name)
+    width = math.ceil(bits)
+    widths = torch.full((1,), width, dtype=torch.uint8, device="cpu")
+    return Levels(indices + 2 ** (width - 1), widths, scale, 0, "scale")
+
+
+register(
+    Scheme(
+        LSQ,
+        diffq_name="diffq.lsq.LSQ",
+        rule=lambda arguments: ScaleRule(arguments.get("suffix", "_lsq")),
+        decode=_decode,
+        recognises=lambda entry: len(entry) == 2 and not isinstance(entry[1], list | tuple),
+    )
+)

@@ -32,9 +32,8 @@ def inside_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def next_sequence_number() -> int:
-    """The number that autograd gives to the next node of this thread."""
-    return torch.autograd._get_sequence_nr()
+# The number that autograd gives to the next node of this thread.
+next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr
 
 
 def never_compiled_by_itself(function: Callable) -> Callable:
@@ -83,6 +82,28 @@ class Forwards:
         self._replays: list[Replay] = []
         self._served: tuple[int, int] | None = None
         self._forgotten_below = 0
+
+    def ended(self, forward: Forward, start: int) -> None:
+        """A call of the whole model that began at number ``start`` has ended: remember it."""
+        if inside_backward():
+            self.remember_replay(forward, start)
+        else:
+            forward.start, forward.stop = start, next_sequence_number()
+            self.remember(forward)
+
+    def begin(self, maker: Maker, generators: Hashable, indices: Sequence[int]) -> tuple[Forward, int, list[Tensor]]:
+        """A call of the whole model begins: the forward that it is, its first number, and the tensors that it sees.
+
+        Inside a backward it may be one that is computed again. ``generators`` tell where the random generators stood.
+        """
+        forward = Forward(maker, generators)
+        if inside_backward():
+            forward = self.of_root_call(forward)
+        start = next_sequence_number()
+        tensors = make_unseen(forward.make, indices)
+        if not torch.is_grad_enabled():
+            forward.before = start - 1
+        return forward, start, tensors
 
     def remember(self, forward: Forward) -> None:
         """Keep a forward that has ended; the oldest one may be forgotten for it."""
@@ -167,23 +188,32 @@ class Forwards:
         self._replays, self._served, self._forgotten_below = [], None, 0
 
 
-def generator_state(device: torch.device) -> Hashable:
-    """A value that tells whether torch's generator of ``device`` stands where it stood before."""
-    if device.type == "meta":
-        return None
-    if device.type == "cuda":  # without waiting for the device
-        generator = torch.cuda.default_generators[device.index]
-        return (device, generator.initial_seed(), generator.get_offset())
-    module = torch if device.type == "cpu" else torch.get_device_module(device)
-    return (device, hash(module.get_rng_state().numpy().tobytes()))
-
-
 @contextmanager
 def unseen_by_checkpoints() -> Iterator[None]:
     """What operators run here keep for their backward is not counted or dropped by a checkpoint around them, and a
     selective checkpoint does not see them when it computes again."""
     with saved_tensors_hooks(_same, _same), _disable_current_modes() if inside_backward() else nullcontext():
         yield
+
+
+def make_unseen(maker: Maker, indices: Sequence[int]) -> list[Tensor]:
+    """What ``maker`` makes, with nothing of it seen by a checkpoint."""
+    if torch._C._current_graph_task_id() == -1 and _hooks_of_saved_tensors() is None:
+        return maker(indices)  # outside of every checkpoint
+    with unseen_by_checkpoints():
+        return maker(indices)
+
+
+def _no_hooks_known() -> Any:
+    return True
+
+
+# The hooks that a checkpoint, or whoever else watches saved tensors, has set; None: there are none.
+_hooks_of_saved_tensors: Callable[[], Any] = (
+    partial(torch._C._autograd._top_saved_tensors_default_hooks, False)
+    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+    else _no_hooks_known
+)
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -7,17 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..legacy import state as legacy_state
-from .base import BaseQuantizer
-from .diffq import DiffQuantizer
-from .lsq import LSQ
-from .uniform import UniformQuantizer
-
-QUANTIZERS: dict[str, type[BaseQuantizer]] = {
-    "DiffQuantizer": DiffQuantizer,
-    "UniformQuantizer": UniformQuantizer,
-    "LSQ": LSQ,
-}
+from ..legacy.state import parse_state
+from .registry import scheme_of
 
 
 def restore_quantized_state(model: nn.Module, state: Any) -> None:
@@ -34,13 +25,13 @@ def restore_quantized_state(model: nn.Module, state: Any) -> None:
         ValueError: the state has no ``meta``, is of an unknown quantizer, or does not fit the model, which is
             unchanged then.
     """
-    parsed = legacy_state.parse_state(state)
-    if parsed.quantizer is None:
+    parsed = parse_state(state)
+    if parsed.klass is None:
         raise ValueError(
             "restore_quantized_state: the state has no 'meta', so it does not say how it was quantised; attach a "
             "quantizer with the arguments that it was made with, and call its restore_quantized_state"
         )
-    quantizer = QUANTIZERS[parsed.quantizer](model, **parsed.init_kwargs)
+    quantizer = scheme_of(parsed.klass).quantizer(model, **parsed.init_kwargs)
     try:
         quantizer.restore_quantized_state(parsed)
     finally:

@@ -43,31 +43,38 @@ class Slot:
 
 @dataclass(eq=False)
 class QuantizedParameter(Slot):
-    """A quantised weight. ``other`` is the entry it is tied to (the same tensor, met before), else None."""
+    """A quantised weight. ``tied_to`` is the entry of the same tensor that was met before, else None."""
 
-    other: QuantizedParameter | None = None
+    tied_to: QuantizedParameter | None = None
     learned_name: str | None = None
     detached: nn.Parameter | None = None
 
     @property
-    def first(self) -> QuantizedParameter:
+    def original(self) -> QuantizedParameter:
         """The entry that owns the width and the noise: itself, or the one it is tied to."""
-        return self.other or self
+        return self.tied_to or self
 
     @property
     def logit(self) -> nn.Parameter:
         """The learned scalar of each group (for LSQ: the scale), a parameter of the owning module."""
-        first = self.first
-        return cast(nn.Parameter, first.module._parameters.get(cast(str, first.learned_name), first.detached))
+        owner = self.tied_to or self
+        return cast(nn.Parameter, owner.module._parameters.get(cast(str, owner.learned_name), owner.detached))
 
     @property
     def params(self) -> list[nn.Parameter]:
         """The parameter, and what is learned for it, if anything is."""
-        return [self.param] if self.first.learned_name is None else [self.param, self.logit]
+        return [self.param] if self.original.learned_name is None else [self.param, self.logit]
+
+    # -- what diffq calls them ---------------------------------------------------------------------------------------
+
+    @property
+    def other(self) -> QuantizedParameter | None:
+        """``tied_to``."""
+        return self.tied_to
 
     @property
     def scale(self) -> nn.Parameter:
-        """What LSQ learns, under the name that diffq gives it."""
+        """What LSQ learns."""
         return self.logit
 
 
@@ -78,21 +85,39 @@ def in_half_precision(param: torch.Tensor) -> torch.Tensor:
 
 def untied(entries: Iterable[QuantizedParameter]) -> list[QuantizedParameter]:
     """The entries that own the widths of ``entries``, each once, in order."""
-    return list({entry.first: None for entry in entries})
+    return list({entry.tied_to or entry: None for entry in entries})
+
+
+def params_of(slots: Iterable[Slot]) -> list[nn.Parameter]:
+    """The parameters in these places, as they are now."""
+    return [slot.param for slot in slots]
+
+
+def learned_of(entries: Iterable[QuantizedParameter]) -> list[nn.Parameter]:
+    """What is learned for these weights, if anything is."""
+    return [entry.logit for entry in entries if entry.original.learned_name is not None]
 
 
 @dataclass
 class Selection:
     """What :func:`select` found, in the order of ``named_modules()`` and then of each module's own parameters.
 
-    ``rest`` names each unquantised tensor once; ``rest_ties`` are the other places of one, each with the first.
-    ``aliases`` are excluded places of tensors that are quantised at another place.
+    ``quantised`` has tied places of a weight too, ``originals`` each weight once. ``rest`` names each unquantised
+    tensor once; ``rest_ties`` are the other places of one, each with the place in ``rest``. ``aliases`` are excluded
+    places of tensors that are quantised at another place.
     """
 
-    quantized: list[QuantizedParameter]
+    quantised: list[QuantizedParameter]
     rest: list[Slot]
     rest_ties: list[tuple[Slot, Slot]]
     aliases: list[tuple[Slot, QuantizedParameter]]
+
+    def __post_init__(self) -> None:
+        self.originals = [entry for entry in self.quantised if entry.tied_to is None]
+
+    def ties(self) -> list[tuple[Slot, Slot]]:
+        """Places that show the tensor of another place, with that one; those of quantised entries left out."""
+        return [*self.rest_ties, *self.aliases]
 
 
 def select(
@@ -104,13 +129,13 @@ def select(
         model: the module whose parameters are walked.
         min_size: in MB (2**20 bytes), counted at 4 bytes per element.
         exclude: fnmatch patterns against a parameter's name and its full name ``"<module name>.<name>"``.
-        detect_bound: see a tensor that is met again as tied to the first.
+        detect_bound: see a tensor that is met again as tied to the place where it was met before.
 
     Raises:
         ValueError: for a lazy parameter that has no shape yet.
     """
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-    quantized: list[QuantizedParameter] = []
+    quantised: list[QuantizedParameter] = []
     rest: list[Slot] = []
     rest_ties: list[tuple[Slot, Slot]] = []
     excluded: list[Slot] = []
@@ -130,14 +155,14 @@ def select(
                 rest_ties.append((slot, met))
             continue
         met = seen.get(id(param), slot)
-        first = met if detect_bound and isinstance(met, QuantizedParameter) else None
-        entry = QuantizedParameter(slot.module, slot.name, slot.full_name, slot.rnn_index, other=first)
-        quantized.append(entry)
-        seen[id(param)] = first or entry
-    owners = {id(entry.param): entry.first for entry in quantized}
+        tied_to = met if detect_bound and isinstance(met, QuantizedParameter) else None
+        entry = QuantizedParameter(slot.module, slot.name, slot.full_name, slot.rnn_index, tied_to=tied_to)
+        quantised.append(entry)
+        seen[id(param)] = tied_to or entry
+    owners = {id(entry.param): entry.original for entry in quantised}
     aliases = [(slot, owners[id(slot.param)]) for slot in excluded if id(slot.param) in owners]
     shared = {slot for slot, _ in aliases}
-    return Selection(quantized, rest, [tie for tie in rest_ties if tie[0] not in shared], aliases)
+    return Selection(quantised, rest, [tie for tie in rest_ties if tie[0] not in shared], aliases)
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[Slot, str]]:

@@ -6,10 +6,7 @@ A shadow is an entry in the owning module's ``__dict__``, which attribute access
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Iterable
-from types import FrameType
 from typing import cast
 
 from torch import Tensor, nn
@@ -25,7 +22,8 @@ def put(pairs: Iterable[tuple[Slot, Tensor]]) -> None:
     for slot, tensor in pairs:
         slot.module.__dict__[slot.name] = tensor
         slot.module.__dict__[SHADOWED] = True
-        _set_flat_weight(slot, tensor)
+        if slot.rnn_index is not None:
+            _set_flat_weight(slot, tensor)
 
 
 def guard(module: nn.Module) -> bool:
@@ -50,65 +48,10 @@ def take(slots: Iterable[Slot]) -> None:
     for slot in slots:
         slot.module.__dict__.pop(slot.name, None)
         slot.module.__dict__[SHADOWED] = False
-        _set_flat_weight(slot, slot.param)
+        if slot.rnn_index is not None:
+            _set_flat_weight(slot, slot.param)
 
 
 def _set_flat_weight(slot: Slot, tensor: Tensor) -> None:
     """RNN modules read a list of their own."""
-    if slot.rnn_index is not None:
-        cast(nn.RNNBase, slot.module)._flat_weights[slot.rnn_index] = tensor
-
-
-class Nesting:
-    """How deep each thread is inside the forward of one module.
-
-    KeyboardInterrupt skips a module's forward hooks, so a depth can be left over from a call that has died. It is told
-    from a call of the module inside itself by looking at the call stack.
-    """
-
-    def __init__(self) -> None:
-        self._depths: dict[int, int] = {}
-        self.lock = threading.RLock()
-
-    def enter(self, module: nn.Module) -> bool:
-        """Count one call. True when no live call, in any thread, is inside the module already."""
-        thread = threading.get_ident()
-        with self.lock:
-            if self._depths.get(thread) and _live_calls(module) < 2:
-                del self._depths[thread]
-            alone = not self._drop_dead_threads()
-            self._depths[thread] = self._depths.get(thread, 0) + 1
-            return alone
-
-    def leave(self) -> bool:
-        """Count one return. True when it was the last."""
-        thread = threading.get_ident()
-        with self.lock:
-            depth = self._depths.pop(thread, 0)
-            if depth > 1:
-                self._depths[thread] = depth - 1
-            return not self._depths
-
-    def _drop_dead_threads(self) -> bool:
-        """True when calls of live threads remain."""
-        if self._depths:
-            alive = {thread.ident for thread in threading.enumerate()}
-            self._depths = {ident: depth for ident, depth in self._depths.items() if ident in alive}
-        return bool(self._depths)
-
-    def __getstate__(self) -> dict:
-        return {}
-
-    def __setstate__(self, state: dict) -> None:
-        self._depths = {}
-        self.lock = threading.RLock()
-
-
-def _live_calls(module: nn.Module) -> int:
-    """Calls of ``module`` on this thread's stack, the one being entered included."""
-    calls = 0
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        calls += frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module
-        frame = frame.f_back
-    return calls
+    cast(nn.RNNBase, slot.module)._flat_weights[cast(int, slot.rnn_index)] = tensor

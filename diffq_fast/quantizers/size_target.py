@@ -3,23 +3,22 @@
 The price of a megabyte, the factor of the penalty, is what a megabyte is worth to the task: by how much the task loss
 would fall if all bits together were changed so that the model grew by one. It is read from the logits' gradients, so it
 follows the scale of the loss by itself, and at this price the optimizer moves bits between groups without changing
-their sum. The way to the target is gone by moving all bits together, behind the optimizer's step, so it does not depend
+their sum. All bits are moved together towards the target, after the optimizer's step, so the way there does not depend
 on the optimizer either. ``docs/size_target.md`` tells more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .bit_budget import BitBudget
-from .diffq import DiffQuantizer
-from .export import BITS_PER_MB
-from .selection import QuantizedParameter
-from .target_bounds import check_reachable
+from .base import BITS_PER_MB
+from .reachable import check_reachable
+from .sizes import BitBudget
+from .weights import Weight
 
 CONTROLS = 1000  # of a training of many steps; a shorter one is controlled at each second step
 RAISED_PRICE = 4.0  # times the price, in the mean on the way to the target: has the optimizer take part in the way
@@ -27,6 +26,25 @@ PRICE_RATE = 0.05  # weight of a new reading in the running mean of the price
 ROUNDING_RATE = 0.1  # the same for how rounding changes the size
 LARGEST_MOVE = 0.5  # of a logit, in one control
 LEAST_LEARNED = 1e-3  # of the smallest size: what the schedule takes the learned part to be at least
+
+
+@runtime_checkable
+class LearnsBits(Protocol):
+    """What a size target needs of a quantizer."""
+
+    group_size: int
+    min_bits: float
+    max_bits: float
+    extra_bits: float
+
+    @property
+    def weights(self) -> list[Weight]: ...
+    @property
+    def bits_frozen(self) -> bool: ...
+    def model_size(self, exact: bool = False) -> Tensor: ...
+    def bit_budget(self) -> BitBudget: ...
+    def freeze_bits(self, mb: float | None = None, *, straight_through: bool = False) -> None: ...
+    def unfreeze_bits(self) -> None: ...
 
 
 class SizeTarget:
@@ -63,7 +81,7 @@ class SizeTarget:
 
     def __init__(
         self,
-        quantizer: DiffQuantizer,
+        quantizer: LearnsBits,
         mb: float | None = None,
         bits_per_weight: float | None = None,
         *,
@@ -73,10 +91,10 @@ class SizeTarget:
         freeze_at: float = 0.5,
         straight_through: bool = True,
     ) -> None:
-        if not isinstance(quantizer, DiffQuantizer):
+        if not isinstance(quantizer, LearnsBits):
             raise TypeError(f"SizeTarget: quantizer must be a DiffQuantizer, got {type(quantizer).__name__}")
         _check_schedule(total_steps, warm_up, reach_at, freeze_at)
-        budget = BitBudget(quantizer)
+        budget = quantizer.bit_budget()
         self.quantizer = quantizer
         self.mb = _megabytes(mb, bits_per_weight, budget.count)
         self.total_steps = total_steps
@@ -141,35 +159,36 @@ class SizeTarget:
 
     def _control(self) -> None:
         """Read the price, then move all bits so that the size is where the schedule has it."""
-        entries = [entry for entry in self.quantizer._firsts if entry.param.numel()]
-        size, slopes = self._size_and_slopes(entries)
+        weights = [weight for weight in self.quantizer.weights if weight.tied_to is None and weight.parameter.numel()]
+        logits = [weight.learned for weight in weights if weight.learned is not None]
+        size, slopes = self._size_and_slopes(logits)
         if self._controls == 0:
             self._start.copy_(size)
         # A weight's group of many elements does not move further for it: all bits go by about the same.
-        elements = [float(self.quantizer.group_size or entry.param.numel()) for entry in entries]
+        elements = [float(self.quantizer.group_size or weight.parameter.numel()) for weight in weights]
         directions = list(torch._foreach_div(slopes, elements))
         gain = self._sum_of_products(slopes, directions)
         self._controls += 1
-        self._read_price(entries, directions, gain)
-        self._move(entries, directions, (size - self._wanted_before_rounding(size)) / gain)
+        self._read_price(logits, directions, gain)
+        self._move(logits, directions, (size - self._wanted_before_rounding(size)) / gain)
 
-    def _size_and_slopes(self, entries: Sequence[QuantizedParameter]) -> tuple[Tensor, list[Tensor]]:
+    def _size_and_slopes(self, logits: Sequence[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
         """The size in MB, and its derivatives with respect to the logits."""
         with torch.enable_grad():
             size = self.quantizer.model_size()
-            slopes = torch.autograd.grad(size, [entry.logit for entry in entries])
+            slopes = torch.autograd.grad(size, logits)
         return size.detach().to(self._price), list(slopes)
 
-    def _read_price(self, entries: Sequence[QuantizedParameter], directions: list[Tensor], gain: Tensor) -> None:
+    def _read_price(self, logits: Sequence[nn.Parameter], directions: list[Tensor], gain: Tensor) -> None:
         """Correct the price by what is left of the loss's slope along the common direction, penalty included.
 
         The first readings are averaged evenly. One that is not finite, of a step that a GradScaler skipped, is left
         out.
         """
         pairs = [
-            (entry.logit.grad, direction)
-            for entry, direction in zip(entries, directions, strict=True)
-            if entry.logit.grad is not None
+            (logit.grad, direction)
+            for logit, direction in zip(logits, directions, strict=True)
+            if logit.grad is not None
         ]
         if not pairs:
             raise RuntimeError(
@@ -186,13 +205,13 @@ class SizeTarget:
         self._rounding.lerp_((exact / size).log(), ROUNDING_RATE)
         return self.wanted_size() / self._rounding.exp()
 
-    def _move(self, entries: Sequence[QuantizedParameter], directions: list[Tensor], distance: Tensor) -> None:
+    def _move(self, logits: Sequence[nn.Parameter], directions: list[Tensor], distance: Tensor) -> None:
         """Move all logits against their directions, none by more than ``LARGEST_MOVE``."""
         longest = torch.stack([each.to(self._price) for each in torch._foreach_norm(directions, torch.inf)]).max()
         distance = distance * (LARGEST_MOVE / (longest * distance.abs()).clamp(min=LARGEST_MOVE))
         with torch.no_grad():
-            for entry, direction in zip(entries, directions, strict=True):
-                entry.logit.sub_(direction * distance.to(direction))
+            for logit, direction in zip(logits, directions, strict=True):
+                logit.sub_(direction * distance.to(direction))
 
     def _sum_of_products(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         """The inner product of two lists of tensors, 0-dim, on the price's device."""

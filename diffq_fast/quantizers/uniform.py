@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from .. import functional
 from ..legacy import entries as legacy_entries
 from ..reference.even_levels import dequantize_evenly, level_count, quantize_evenly
-from .base import BaseQuantizer, remembers_arguments
-from .export import ExportedWeight, refuse_other_bits
-from .replay import Maker
+from .arguments import remembers_arguments
+from .attachment import Draw
+from .base import BaseQuantizer
+from .export import ExportedWeight
+from .registry import Levels, Scheme, register
 from .selection import QuantizedParameter, untied
+from .stored_state import refuse_other_bits
 
 
 class UniformQuantizer(BaseQuantizer):
@@ -53,31 +56,25 @@ class UniformQuantizer(BaseQuantizer):
         super().__init__(model, min_size, float16, exclude, detect_bound)
         self.bits, self.qat = bits, qat
         self._count = int(level_count(bits))
-        self._attach()
+        self.attach()
 
     # -- optimizer: nothing is learned ---------------------------------------------------------------------------------
 
     def setup_optimizer(self, optimizer: torch.optim.Optimizer | None = None, *args: Any, **kwargs: Any) -> None:
         """Do nothing: there is nothing to learn. For code that treats all quantizers alike."""
 
-    def no_optimizer(self) -> None:
-        """Do nothing, see :meth:`setup_optimizer`."""
-
     def clear_optimizer(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Do nothing, see :meth:`setup_optimizer`."""
-
-    def check_unused(self) -> None:
         """Do nothing, see :meth:`setup_optimizer`."""
 
     # -- weights -------------------------------------------------------------------------------------------------------
 
-    def _training_maker(self) -> Maker | None:
-        return self._training_weights if self.qat else None
+    def training_draw(self) -> Draw | None:
+        return Draw(self._training_weights) if self.qat else None
 
     def _training_weights(self, indices: Sequence[int]) -> list[Tensor]:
-        entries = [self._qparams[index] for index in indices]
+        entries = [self.selection.quantised[index] for index in indices]
         made = {entry: self._straight_through(entry) for entry in untied(entries)}
-        return [made[entry.first] for entry in entries]
+        return [made[entry.original] for entry in entries]
 
     def _straight_through(self, entry: QuantizedParameter) -> Tensor:
         """The quantised weight, with the gradient of the weight.
@@ -85,34 +82,30 @@ class UniformQuantizer(BaseQuantizer):
         ``w + (quantised - w)`` in float32, which may differ from the quantised weight in the last bit: diffq's values.
         """
         with torch.no_grad():
-            quantised = self._quantized_weights([entry])[0].to(torch.float32)
+            quantised = self.eval_weights([entry])[0].to(torch.float32)
         weight = entry.param.to(torch.float32)
         return (weight + (quantised - weight).detach()).to(entry.param.dtype)
 
-    def _quantized_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
-        if not self._is_whole:
-            return [self._dequantize(*self._levels(entry), entry.param.dtype) for entry in entries]
-        return [self._rounded_at_once(entry) for entry in entries]
+    def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        return [self._rounded(entry) for entry in entries]
 
-    def _rounded_at_once(self, entry: QuantizedParameter) -> Tensor:
-        weight = self._storable(entry)
-        found, width = functional.weight_range([weight]), self._width(weight.device)
-        return functional.fake_quantize([weight], [width], found, group_size=0, dtype=entry.param.dtype)[0]
-
-    def _levels(self, entry: QuantizedParameter, found: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """A weight's levels (int32, its shape) and range (float32 ``[1, 2]``), which may be known."""
-        weight = self._storable(entry)
-        found = functional.weight_range([weight]) if found is None else found
+    def _rounded(self, entry: QuantizedParameter) -> Tensor:
+        weight = self.storable(entry)
+        ranges, dtype = functional.weight_range([weight]), entry.param.dtype
         if self._is_whole:
-            return functional.quantize([weight], [self._width(weight.device)], found, group_size=0)[0], found
-        lo, hi = found[0]
-        return quantize_evenly(weight, found.new_tensor(float(self._count)), lo, hi), found
+            width = self._width(weight.device)
+            return functional.fake_quantize([weight], [width], ranges, group_size=0, dtype=dtype)[0]
+        lo, hi = ranges[0]
+        count = ranges.new_tensor(float(self._count))
+        return dequantize_evenly(quantize_evenly(weight, count, lo, hi), count, lo, hi, dtype)
 
-    def _dequantize(self, levels: Tensor, found: Tensor, dtype: torch.dtype) -> Tensor:
+    def _levels(self, entry: QuantizedParameter, ranges: Tensor) -> Tensor:
+        """A weight's levels, int32, in its shape; ``ranges`` is float32 ``[1, 2]``."""
+        weight = self.storable(entry)
         if self._is_whole:
-            return functional.dequantize([levels], [self._width(levels.device)], found, group_size=0, dtype=dtype)[0]
-        lo, hi = found[0]
-        return dequantize_evenly(levels, found.new_tensor(float(self._count)), lo, hi, dtype)
+            return functional.quantize([weight], [self._width(weight.device)], ranges, group_size=0)[0]
+        lo, hi = ranges[0]
+        return quantize_evenly(weight, ranges.new_tensor(float(self._count)), lo, hi)
 
     @property
     def _is_whole(self) -> bool:
@@ -125,27 +118,46 @@ class UniformQuantizer(BaseQuantizer):
 
     # -- size and export -----------------------------------------------------------------------------------------------
 
-    def _quantized_bits(self, exact: bool) -> Tensor | float:
-        return sum(self.bits * entry.param.numel() + 64 for entry in self._qparams if entry.other is None)
+    def quantised_bits(self, exact: bool) -> Tensor | float:
+        return sum(self.bits * entry.param.numel() + 64 for entry in self.selection.originals)
 
-    def _exported(self, entry: QuantizedParameter, found: Tensor, aliases: list[str]) -> ExportedWeight:
-        weight = self._float_value(entry)
-        exported = ExportedWeight(entry.full_name, weight, self._width(weight.device), 0, "tensor", aliases)
+    def misfit(self, packed: Any) -> tuple[str | None, str] | None:
+        widths = packed.widths.unique().tolist()
+        count = packed.level_count or 1 << widths[0]
+        fits = packed.range_scope == "tensor" and len(widths) == 1 and count == self._count
+        return None if fits else (None, f"has bits={self.bits} ({self._count} levels)")
+
+    def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
+        exported = ExportedWeight(entry.full_name, value, self._width(value.device), 0, "tensor", ranges=ranges)
         if self._is_whole:
-            return exported._replace(range=found)
-        levels, found = self._levels(entry, found)
-        return exported._replace(levels=levels, range=found[0], level_count=self._count)
+            return exported
+        return exported._replace(levels=self._levels(entry, ranges), ranges=ranges[0], level_count=self._count)
 
-    def _encode(self, entry: QuantizedParameter, found: Tensor, packed: bool, torch_pack: bool) -> Any:
-        levels, found = self._levels(entry, found)
-        lo, hi = found[0].tolist()
-        return legacy_entries.encode_uniform_entry(
-            levels, lo, hi, bits=self.bits, packed=packed, torch_pack=torch_pack, name=entry.full_name
-        )
+    def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:
+        levels = self._levels(entry, ranges)
+        options: dict[str, Any] = {"packed": packed, "torch_pack": torch_pack, "name": entry.full_name}
+        return legacy_entries.encode_uniform_entry(levels, tuple(ranges[0].tolist()), bits=self.bits, **options)
 
-    def _decode(self, entry: QuantizedParameter, stored: Any, arguments: dict[str, Any]) -> tuple[Tensor, None]:
-        refuse_other_bits(self, self.bits, arguments.get("bits", self.bits))
-        levels, found = legacy_entries.decode_uniform_entry(
-            stored, entry.param.shape, bits=self.bits, name=entry.full_name
-        )
-        return self._dequantize(levels, torch.tensor([found], dtype=torch.float32), entry.param.dtype), None
+    def decoding_arguments(self, stated: Mapping[str, Any]) -> Mapping[str, Any]:
+        refuse_other_bits(type(self).__name__, self.bits, stated.get("bits", self.bits))
+        return {"bits": self.bits}
+
+
+def _decode(stored: Any, shape: Sequence[int], arguments: Mapping[str, Any], name: str) -> Levels:
+    bits = arguments.get("bits", 8.0)
+    levels, ranges = legacy_entries.decode_uniform_entry(stored, shape, bits=bits, name=name)
+    count = int(level_count(bits))
+    width = (count - 1).bit_length()
+    widths = torch.full((1,), width, dtype=torch.uint8, device="cpu")
+    stated = None if count == 1 << width else count
+    return Levels(levels, widths, torch.tensor([ranges], dtype=torch.float32, device="cpu"), 0, "tensor", stated)
+
+
+register(
+    Scheme(
+        UniformQuantizer,
+        diffq_name="diffq.uniform.UniformQuantizer",
+        decode=_decode,
+        recognises=lambda entry: len(entry) == 2 and isinstance(entry[1], list | tuple),
+    )
+)

@@ -1,7 +1,7 @@
 """logit <-> bits <-> step: the parametrisation of a learned bit width, the only place in Python that knows it.
 
-Two parametrisations (SPEC: DiffQ, TMLR 2022, section 3): ``"bits"`` interpolates the number of bits linearly in
-``t = sigmoid(logit)``; ``"noise"`` interpolates the logarithm of the quantisation step.
+Two parametrisations (``docs/method.md``; DiffQ, TMLR 2022, section 3): ``"bits"`` interpolates the number of bits
+linearly in ``t = sigmoid(logit)``; ``"noise"`` interpolates the logarithm of the quantisation step.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _float(logits: Tensor) -> Tensor:
 def _log_steps(min_bits: float, max_bits: float) -> tuple[float, float]:
     """Natural logarithms of the smallest and the largest step."""
     if not 0 < min_bits < max_bits <= 1000:
-        bounds = f"got min_bits={min_bits}, max_bits={max_bits}"
-        raise ValueError(f"bits: param='noise' needs 0 < min_bits < max_bits <= 1000, {bounds}")
+        given = f"got min_bits={min_bits}, max_bits={max_bits}"
+        raise ValueError(f"bits: param='noise' needs 0 < min_bits < max_bits <= 1000, {given}")
     return -math.log(2**max_bits - 1), -math.log(2**min_bits - 1)
 
 
@@ -68,7 +68,7 @@ def logits_from_bits(bits: Tensor, min_bits: float, max_bits: float, param: str 
 def initial_logit(init_bits: float, min_bits: float, max_bits: float, param: str = "bits") -> Tensor:
     """The float32 logit, 0-dim, that gives ``init_bits``. The fraction is rounded to float32 before the logarithm,
     which is where diffq rounds it, so that both start from the same numbers."""
-    bits = torch.tensor(init_bits, dtype=torch.float64)
+    bits = torch.tensor(init_bits, dtype=torch.float64, device="cpu")
     _check_real("logits_from_bits", "bits", bits)
     return _logit(_fraction(bits, min_bits, max_bits, param).to(torch.float32))
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 def level_count(bits: float | Tensor) -> Tensor:
     """``floor(2**bits)``, float32, of the shape of ``bits``."""
-    return torch.floor(2 ** torch.as_tensor(bits).to(torch.float32))
+    if not isinstance(bits, Tensor):
+        bits = torch.tensor(float(bits), dtype=torch.float32, device="cpu")
+    return torch.floor(2 ** bits.to(torch.float32))
 
 
 def quantize_evenly(weight: Tensor, count: Tensor, lo: Tensor, hi: Tensor) -> Tensor:

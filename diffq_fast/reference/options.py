@@ -1,12 +1,23 @@
-"""The options of the noise, as one value."""
+"""How noise is made of weights and logits."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
 
 
 class NoiseOptions(NamedTuple):
-    """How noise is added to weights: groups, the rule from logits to bits, the noise, and the scope of the ranges."""
+    """Options of ``add_noise``.
+
+    Attributes:
+        group_size: elements that share a logit; 0: the whole weight is one group.
+        min_bits, max_bits, param: the rule by which logits become bits, see
+            :func:`diffq_fast.functional.bits_from_logits`.
+        noise_kind: ``"gaussian"`` (N(0, 1)/2) or ``"uniform"`` (U[-1/2, 1/2)), in units of one step.
+        range_scope: ``"tensor"`` or ``"group"``: whose smallest and largest element make the range.
+    """
 
     group_size: int = 8
     min_bits: float = 2.0
@@ -17,9 +28,27 @@ class NoiseOptions(NamedTuple):
 
     @property
     def per_group(self) -> bool:
-        """Whether each group has a range of its own."""
+        """Whether each group has its own range."""
         return self.range_scope == "group"
 
+    @property
+    def rule(self) -> tuple[float, float, str]:
+        """``min_bits, max_bits, param``."""
+        return self.min_bits, self.max_bits, self.param
+
     def operator_arguments(self) -> tuple[int, float, float, str, str, bool]:
-        """The options as the operators take them, in the order of their schemas."""
-        return self.group_size, self.min_bits, self.max_bits, self.param, self.noise_kind, self.per_group
+        """The same as the operators' schemas have them."""
+        limits = float(self.min_bits), float(self.max_bits)
+        return self.group_size, *limits, self.param, self.noise_kind, self.range_scope == "group"
+
+    @classmethod
+    def from_operator(
+        cls, group_size: int, min_bits: float, max_bits: float, param: str, noise_kind: str, per_group: bool
+    ) -> NoiseOptions:
+        """The inverse of :meth:`operator_arguments`."""
+        return cls(group_size, min_bits, max_bits, param, noise_kind, "group" if per_group else "tensor")
+
+    @classmethod
+    def with_dtype(cls, arguments: Sequence[Any]) -> tuple[NoiseOptions, torch.dtype | None]:
+        """The options and the dtype behind them, which the dispatcher leaves out where it is None."""
+        return cls.from_operator(*arguments[:6]), arguments[6] if len(arguments) > 6 else None

@@ -47,44 +47,44 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
     return torch.stack([c0, c1, c2, c3], dim=-1)
 
 
-def draws(key: Tensor, stream: int, first: int, count: int) -> Tensor:
-    """The 16-bit draws of elements ``first … first + count - 1``.
+def draws(key: Tensor, stream: int, begin: int, count: int) -> Tensor:
+    """The 16-bit draws of elements ``begin … begin + count - 1``.
 
     Args:
         key: int64, 0-dim; its low 32 bits are k0, its high ones k1.
         stream: 32-bit index of the weight.
-        first, count: range of row-major element indices.
+        begin, count: range of row-major element indices.
 
     Returns:
         int64 ``[count]`` on the key's device, each value in ``[0, 2**16)``.
     """
-    first_block = first // ELEMENTS_PER_BLOCK
-    last_block = -(-(first + count) // ELEMENTS_PER_BLOCK)
-    block = torch.arange(first_block, last_block, dtype=torch.int64, device=key.device)
+    begin_block = begin // ELEMENTS_PER_BLOCK
+    end_block = -(-(begin + count) // ELEMENTS_PER_BLOCK)
+    block = torch.arange(begin_block, end_block, dtype=torch.int64, device=key.device)
     zero = torch.zeros_like(block)
     words = philox4x32((block & MASK32, block >> 32, zero + stream, zero), (key & MASK32, (key >> 32) & MASK32))
     halves = torch.stack([words & 0xFFFF, words >> 16], dim=-1).reshape(-1)
-    skipped = first - first_block * ELEMENTS_PER_BLOCK
+    skipped = begin - begin_block * ELEMENTS_PER_BLOCK
     return halves[skipped : skipped + count]
 
 
-def uniform(key: Tensor, stream: int, first: int, count: int) -> Tensor:
+def uniform(key: Tensor, stream: int, begin: int, count: int) -> Tensor:
     """float32 ``[count]`` in (-1/2, 1/2) on a grid of 2**-16, mean of the grid exactly 0."""
-    return (draws(key, stream, first, count).to(torch.float32) + 0.5) / 65536 - 0.5
+    return (draws(key, stream, begin, count).to(torch.float32) + 0.5) / 65536 - 0.5
 
 
-def gaussian(key: Tensor, stream: int, first: int, count: int) -> Tensor:
+def gaussian(key: Tensor, stream: int, begin: int, count: int) -> Tensor:
     """float32 ``[count]`` from N(0, 1)/2, by Box-Muller on each pair (e even, e + 1)."""
-    start = first - first % 2
-    padded = count + first % 2
+    start = begin - begin % 2
+    padded = count + begin % 2
     padded += padded % 2
     fractions = (draws(key, stream, start, padded).to(torch.float32) + 0.5) / 65536
     radius = torch.sqrt(-2 * torch.log(fractions[0::2])) / 2
     angle = 2 * math.pi * fractions[1::2]
     pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
-    return pairs.reshape(-1)[first - start : first - start + count]
+    return pairs.reshape(-1)[begin - start : begin - start + count]
 
 
-def noise(key: Tensor, stream: int, first: int, count: int, kind: str) -> Tensor:
+def noise(key: Tensor, stream: int, begin: int, count: int, noise_kind: str) -> Tensor:
     """float32 ``[count]``: :func:`uniform` or :func:`gaussian` noise, in units of one quantisation step."""
-    return uniform(key, stream, first, count) if kind == "uniform" else gaussian(key, stream, first, count)
+    return uniform(key, stream, begin, count) if noise_kind == "uniform" else gaussian(key, stream, begin, count)

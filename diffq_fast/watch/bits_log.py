@@ -1,4 +1,4 @@
-"""Watching bits and size during training: a row of a CSV file, and TensorBoard's scalars."""
+"""Log size and bits during training: rows of a CSV file, and scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class BitsLog:
 
     Args:
         quantizer: a DiffQuantizer.
-        csv: path of a file with a header and one row per logged step, each written at once and whole. An existing
-            file is gone on with: a last line that a crash cut off is removed, and so are rows from the first new
-            step on, which a training that was resumed from a checkpoint logs again.
+        csv: path of a file with a header and one row per logged step, each written whole by one system call. An
+            existing file is continued: a last line that a crash cut off is removed, and so are the rows from the
+            first new step on, which a training resumed from a checkpoint logs again.
         tensorboard: a ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``. Scalars
             ``size_mb``, ``bits/<weight>``, and the caller's under their own names.
-        every: steps from one logged step to the next; those that it divides are logged.
+        every: log the steps that this number divides.
 
     Raises:
         ValueError: there is nothing to write to, or ``every`` is not positive.
@@ -54,10 +54,10 @@ class BitsLog:
         self._table = None if csv is None else CsvTable(Path(csv))
 
     def step(self, step: int, **scalars: Any) -> None:
-        """Log one step if it is its turn.
+        """Log a step, if it is one of those that are logged.
 
         Args:
-            step: its number, growing from call to call.
+            step: its number, which grows from call to call.
             scalars: further values (numbers or 0-dim tensors); always the same names.
 
         Raises:
@@ -87,7 +87,7 @@ class CsvTable:
         self._columns: list[str] | None = None
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row; the first one decides the columns, or has to have those of the file."""
+        """Add a row; the first one decides the columns of a new file, and must have those of an existing one."""
         if self._columns is None:
             self._begin(list(row), int(row["step"]))
         if self._columns != list(row):
@@ -96,7 +96,7 @@ class CsvTable:
 
     def _begin(self, columns: list[str], step: int) -> None:
         text = self._path.read_bytes().decode() if self._path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]  # behind it stands what a crash has cut off
+        whole = text[: text.rfind("\n") + 1]  # what follows was cut off by a crash
         rows = list(csv.reader(io.StringIO(whole, newline="")))
         if rows and rows[0] != columns:
             raise self._misfit(columns, rows[0])
@@ -107,7 +107,7 @@ class CsvTable:
         self._columns = columns
 
     def _write(self, line: str) -> None:
-        """One call of the system for the whole row, so that rows of a killed process are whole or not there."""
+        """One system call for the whole row, so that a killed process leaves no part of one."""
         handle = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         try:
             os.write(handle, line.encode())

@@ -1,4 +1,4 @@
-"""A picture of how bits spread over the weights: one bar for each, divided by width. No torch."""
+"""Pictures of how bits are spread over the weights: a bar for each weight, divided by width. No torch is needed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class BitsRow(NamedTuple):
 
 
 def plot_bits(quantizer: Any, path: str | os.PathLike[str], title: str = "Bits that each layer learned") -> None:
-    """Draw the whole numbers of bits of each weight's groups to an image; the first weight stands on top.
+    """Draw how many groups of each weight have how many bits, as an image; the first weight is at the top.
 
-    For a packed file use :func:`diffq_fast.inspect`, whose result has a ``plot`` too.
+    For a packed file, use the ``plot`` of what :func:`diffq_fast.inspect` returns.
 
     Args:
         quantizer: a DiffQuantizer, in training or afterwards.
         path: of the image; its ending gives the format.
-        title: above the bars.
+        title: what stands above the bars.
 
     Raises:
         ImportError: matplotlib is not installed.

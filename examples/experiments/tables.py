@@ -49,7 +49,7 @@ def verdict(task: Task, results: list[Result]) -> str:
 
 
 def short_rows(task: Task, results: list[Result]) -> list[str]:
-    """For the README: float32, and of each kind of method the best of the aimed size or smaller, of several seeds.
+    """For the summary: float32, and of each kind of method the best of the aimed size or smaller, of several seeds.
 
     Those of fixed widths may be somewhat larger: their 4 bits are the natural rival.
     """

@@ -155,7 +155,7 @@ def test_save_legacy_writes_diffqs_names(packed, torch_pack, tmp_path):
 def test_save_legacy_takes_a_file_and_refuses_what_diffq_cannot_hold(tmp_path):
     file = io.BytesIO()
     save_legacy(DiffQuantizer(nn.Linear(16, 16), min_size=0), file)
-    assert load_legacy(file).quantizer == "DiffQuantizer"
+    assert load_legacy(file).klass == "diffq.diffq.DiffQuantizer"
     quantizer = DiffQuantizer(nn.Linear(16, 16), min_size=0, range_scope="group")
     with pytest.raises(ValueError, match="ranges per group"):
         save_legacy(quantizer, tmp_path / "state.th")

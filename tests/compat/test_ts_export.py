@@ -40,7 +40,7 @@ def quantized(make, **arguments):
     quantizer = DiffQuantizer(model, **{"min_size": 0, "group_size": 8, **arguments})
     quantizer.no_optimizer()
     with torch.no_grad():
-        for entry in quantizer._firsts:
+        for entry in quantizer.selection.originals:
             entry.logit.add_(2 * torch.randn_like(entry.logit))
     return model, quantizer
 
@@ -180,7 +180,7 @@ def test_program_holds_the_quantised_weights_and_leaves_the_model_alone(attach, 
 
 def model_quantizer(model):
     """The quantizer whose hook is on the model."""
-    return next(iter(model._forward_pre_hooks.values())).__self__
+    return next(iter(model._forward_pre_hooks.values())).__self__.source
 
 
 def test_program_takes_dynamic_shapes():

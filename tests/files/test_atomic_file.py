@@ -85,3 +85,11 @@ def test_a_kill_leaves_the_old_file(tmp_path):
     killed = subprocess.run([sys.executable, "-c", code, str(path)], cwd=REPOSITORY, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["n" * 250, "ü" * 125, "語" * 83 + "n", "🙂" * 62 + "ab"])
+def test_takes_names_as_long_as_the_system_does(name, tmp_path):
+    assert len(os.fsencode(name)) == 250
+    with atomic_file(tmp_path / name) as file:
+        file.write(b"new")
+    assert os.listdir(tmp_path) == [name]

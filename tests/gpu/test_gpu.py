@@ -16,7 +16,8 @@ from torch import nn
 import diffq_fast.functional
 from diffq_fast import backend_info
 from diffq_fast.backends import default
-from diffq_fast.reference.operators import group_count, per_element, stream_words
+from diffq_fast.reference.groups import per_element
+from diffq_fast.reference.sizes import group_count, stream_words
 
 pytestmark = pytest.mark.gpu
 ops = torch.ops.diffq_fast

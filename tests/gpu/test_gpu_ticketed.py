@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffq_fast.reference.operators import group_count
+from diffq_fast.reference.sizes import group_count
 
 pytestmark = pytest.mark.gpu
 

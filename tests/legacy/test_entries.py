@@ -51,7 +51,7 @@ def in_module_order(restored):
 
 
 def dequantized(entry, group_size):
-    found = torch.tensor([entry.range], dtype=torch.float32)
+    found = torch.tensor([entry.ranges], dtype=torch.float32)
     return functional.dequantize([entry.levels], [entry.widths], found, group_size=group_size)[0]
 
 
@@ -84,13 +84,13 @@ def test_diffq_files_decode_to_what_diffq_restored_and_encode_to_the_same_entry(
     state, parameters = selected(name)
     kwargs = state.init_kwargs
     group_size, min_bits = kwargs.get("group_size", 1), kwargs.get("min_bits", 2)
-    assert state.quantizer == "DiffQuantizer"
+    assert state.klass == "diffq.diffq.DiffQuantizer"
     for entry, (key, restored) in zip(state.quantized, parameters, strict=True):
         decoded = decode_diffq_entry(entry, restored.shape, group_size=group_size, min_bits=min_bits, name=key)
         assert torch.equal(dequantized(decoded, group_size), restored)
         form = {"packed": state.packed, "torch_pack": state.torch_pack}
         same(
-            encode_diffq_entry(decoded.levels, decoded.widths, *decoded.range, min_bits=min_bits, **form),
+            encode_diffq_entry(decoded.levels, decoded.widths, decoded.ranges, min_bits=min_bits, **form),
             entry,
         )
 
@@ -103,9 +103,9 @@ def test_uniform_files_decode_to_what_diffq_restored_and_encode_to_the_same_entr
         decoded = decode_uniform_entry(entry, restored.shape, bits=bits, packed=state.packed, name=key)
         same(decode_uniform_entry(entry, restored.shape, bits=bits), decoded)
         widths = torch.tensor([bits], dtype=torch.uint8)
-        found = torch.tensor([decoded.range], dtype=torch.float32)
+        found = torch.tensor([decoded.ranges], dtype=torch.float32)
         assert torch.equal(functional.dequantize([decoded.levels], [widths], found, group_size=0)[0], restored)
-        same(encode_uniform_entry(decoded.levels, *decoded.range, bits=bits), entry)
+        same(encode_uniform_entry(decoded.levels, decoded.ranges, bits=bits), entry)
 
 
 @pytest.mark.parametrize("name", cases_of("LSQ"))
@@ -132,13 +132,13 @@ def test_diffq_entries_round_trip(count, group_size, form):
     groups = count if group_size else 1
     widths = torch.randint(2, 15, (groups,), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
     levels = random_entry(shape, widths, group_size)
-    entry = encode_diffq_entry(levels, widths, -1.5, 2.5, min_bits=2, **form)
+    entry = encode_diffq_entry(levels, widths, (-1.5, 2.5), min_bits=2, **form)
     decoded = decode_diffq_entry(entry, shape, group_size=group_size, min_bits=2)
     assert decoded.levels.dtype == torch.int32
     assert decoded.widths.dtype == torch.uint8
     assert torch.equal(decoded.levels, levels)
     assert torch.equal(decoded.widths, widths)
-    assert decoded.range == (-1.5, 2.5)
+    assert decoded.ranges == (-1.5, 2.5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -159,7 +159,7 @@ def test_diffq_entries_round_trip(count, group_size, form):
 def test_widths_on_and_beside_min_bits_round_trip(min_bits, lowest, highest, form):
     widths = torch.arange(lowest, highest + 1, dtype=torch.uint8).repeat(9)
     levels = random_entry((len(widths), 4), widths, 4)
-    entry = encode_diffq_entry(levels, widths, 0.0, 1.0, min_bits=min_bits, **form)
+    entry = encode_diffq_entry(levels, widths, (0.0, 1.0), min_bits=min_bits, **form)
     decoded = decode_diffq_entry(entry, levels.shape, group_size=4, min_bits=min_bits)
     assert torch.equal(decoded.widths, widths)
     assert torch.equal(decoded.levels, levels)
@@ -169,7 +169,7 @@ def test_unpacked_levels_are_int16_from_9_bits_on():
     levels = torch.zeros(4, 2, dtype=torch.int32)
     for highest, dtype in ((8, torch.uint8), (9, torch.int16)):
         widths = torch.tensor([2, 3, highest, 1], dtype=torch.uint8)
-        assert encode_diffq_entry(levels, widths, 0, 1, min_bits=2, packed=False)[0].dtype == dtype
+        assert encode_diffq_entry(levels, widths, (0, 1), min_bits=2, packed=False)[0].dtype == dtype
 
 
 @pytest.mark.parametrize("torch_pack", [False, True])
@@ -178,7 +178,7 @@ def test_width_15_is_a_15th_entry_and_says_so(torch_pack):
     levels = random_entry((3, 8), widths, 8)
     levels[0, 0] = 32767
     with pytest.warns(UserWarning, match="conv.weight: .*15 bits are written as a 15th list entry"):
-        entry = encode_diffq_entry(levels, widths, 0, 1, min_bits=2, torch_pack=torch_pack, name="conv.weight")
+        entry = encode_diffq_entry(levels, widths, (0, 1), min_bits=2, torch_pack=torch_pack, name="conv.weight")
     assert len(entry[0]) == 15
     decoded = decode_diffq_entry(entry, (3, 8), group_size=8, min_bits=2)
     assert torch.equal(decoded.levels, levels)
@@ -188,7 +188,7 @@ def test_without_width_15_there_are_14_entries_and_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         entry = encode_diffq_entry(
-            torch.zeros(1, 8, dtype=torch.int32), torch.tensor([14], dtype=torch.uint8), 0, 1, min_bits=2
+            torch.zeros(1, 8, dtype=torch.int32), torch.tensor([14], dtype=torch.uint8), (0, 1), min_bits=2
         )
     assert [planes is None for planes in entry[0]] == 13 * [True] + [False]
 
@@ -211,12 +211,12 @@ def test_uniform_entries_round_trip(shape, bits, form):
     count = torch.Size(shape).numel()
     levels = (torch.arange(count, dtype=torch.int32) % int(2**bits)).view(shape)
     levels.view(-1)[-1] = int(2**bits) - 1
-    entry = encode_uniform_entry(levels, -1.0, 1.0, bits=bits, **form)
+    entry = encode_uniform_entry(levels, (-1.0, 1.0), bits=bits, **form)
     for told in (form["packed"], None):
         decoded = decode_uniform_entry(entry, shape, bits=bits, packed=told)
         assert decoded.levels.dtype == torch.int32
         assert torch.equal(decoded.levels, levels)
-        assert decoded.range == (-1.0, 1.0)
+        assert decoded.ranges == (-1.0, 1.0)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -245,8 +245,8 @@ def test_width_base_is_the_whole_number_below(min_bits, base):
 
 WIDTHS = torch.tensor([2, 9], dtype=torch.uint8)
 LEVELS = torch.tensor([[0, 3], [511, 0]], dtype=torch.int32)
-UNPACKED = encode_diffq_entry(LEVELS, WIDTHS, -1.0, 1.0, min_bits=2, packed=False)
-PACKED = encode_diffq_entry(LEVELS, WIDTHS, -1.0, 1.0, min_bits=2)
+UNPACKED = encode_diffq_entry(LEVELS, WIDTHS, (-1.0, 1.0), min_bits=2, packed=False)
+PACKED = encode_diffq_entry(LEVELS, WIDTHS, (-1.0, 1.0), min_bits=2)
 
 
 def replaced(entry, index, part):
@@ -332,13 +332,13 @@ def test_decode_diffq_entry_refuses_a_weight_without_whole_groups(shape, group_s
 def test_encode_diffq_entry_refuses(levels, widths, words):
     levels, widths = torch.tensor(levels, dtype=torch.int32), torch.tensor(widths, dtype=torch.uint8)
     with pytest.raises(ValueError, match="legacy state: conv.weight: .*" + words):
-        encode_diffq_entry(levels, widths, 0, 1, min_bits=2, name="conv.weight")
+        encode_diffq_entry(levels, widths, (0, 1), min_bits=2, name="conv.weight")
 
 
 @pytest.mark.parametrize("bits", [0, 0.5, 15.5, 16])
 def test_uniform_bits_outside_1_to_15_are_refused(bits):
     with pytest.raises(ValueError, match=f"bits must be between 1 and 15, got {bits}"):
-        encode_uniform_entry(LEVELS, 0, 1, bits=bits)
+        encode_uniform_entry(LEVELS, (0, 1), bits=bits)
     with pytest.raises(ValueError, match=f"bits must be between 1 and 15, got {bits}"):
         decode_uniform_entry((LEVELS, (0, 1)), (2, 2), bits=bits)
 
@@ -351,7 +351,7 @@ def test_lsq_bits_outside_2_to_15_are_refused(bits):
 
 def test_levels_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="found level 511"):
-        encode_uniform_entry(LEVELS, 0, 1, bits=8)
+        encode_uniform_entry(LEVELS, (0, 1), bits=8)
     with pytest.raises(ValueError, match="found level 511"):
         decode_uniform_entry((LEVELS.to(torch.int16), (0.0, 1.0)), (2, 2), bits=8)
     with pytest.raises(ValueError, match="does not fit its width"):

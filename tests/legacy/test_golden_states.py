@@ -96,7 +96,7 @@ def test_restore_on_a_live_quantizer_restores_widths_and_scales_too(name):
     quantizer.restore_quantized_state(source.get_quantized_state(**CASES[name]["state_kwargs"]))
     for entry, other in zip(quantizer._qparams, source._qparams, strict=True):
         if CASES[name]["quantizer"] == "DiffQuantizer":
-            assert torch.equal(quantizer._widths(entry), source._widths(other))
+            assert torch.equal(quantizer.widths_of(entry), source.widths_of(other))
         elif CASES[name]["quantizer"] == "LSQ":
             assert torch.equal(entry.scale, other.scale)
     assert_restored(model, name)

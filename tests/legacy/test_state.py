@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from diffq_fast import functional
+from diffq_fast import DiffQuantizer, functional
 from diffq_fast.legacy.entries import (
     decode_diffq_entry,
     encode_diffq_entry,
@@ -27,9 +27,9 @@ from diffq_fast.legacy.state import (
     build_state,
     load_legacy,
     parse_state,
-    quantizer_name,
 )
 from diffq_fast.legacy.unpickler import Inert, inert_class
+from diffq_fast.quantizers.registry import scheme_of
 from support.paths import GOLDEN
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())
@@ -37,14 +37,14 @@ CASES = json.loads((GOLDEN / "cases.json").read_text())
 
 def dequantized(entry, shape, group_size, min_bits=2):
     decoded = decode_diffq_entry(entry, shape, group_size=group_size, min_bits=min_bits)
-    found = torch.tensor([decoded.range], dtype=torch.float32)
+    found = torch.tensor([decoded.ranges], dtype=torch.float32)
     return functional.dequantize([decoded.levels], [decoded.widths], found, group_size=group_size)[0]
 
 
 def diffq_entry(weight, widths, group_size, min_bits, **form):
     found = functional.weight_range([weight])
     levels = functional.quantize([weight], [widths], found, group_size=group_size)[0]
-    entry = encode_diffq_entry(levels, widths, *found[0].tolist(), min_bits=min_bits, **form)
+    entry = encode_diffq_entry(levels, widths, tuple(found[0].tolist()), min_bits=min_bits, **form)
     return entry, functional.dequantize([levels], [widths], found, group_size=group_size)[0]
 
 
@@ -55,7 +55,7 @@ def diffq_entry(weight, widths, group_size, min_bits, **form):
 def test_a_state_says_who_wrote_it_and_how(name):
     state = load_legacy(GOLDEN / f"{name}.th")
     assert isinstance(state, LegacyState)
-    assert state.quantizer == CASES[name]["quantizer"]
+    assert scheme_of(state.klass).name == CASES[name]["quantizer"]
     assert state.init_kwargs == CASES[name]["kwargs"]
     assert state.packed is CASES[name]["state_kwargs"].get("packed", True)
     assert state.torch_pack is CASES[name]["state_kwargs"].get("torch_pack", False)
@@ -84,14 +84,14 @@ def test_demucs_packages_say_how_to_build_the_model(name):
     assert package.klass == ("torch.nn.Linear" if "hf" in name else "torch.nn.modules.linear.Linear")
     assert list(package.args) == [64, 48]
     assert package.kwargs == {}
-    assert package.state.quantizer == "DiffQuantizer"
+    assert scheme_of(package.state.klass).name == "DiffQuantizer"
     assert package.state.init_kwargs == {"min_size": 0, "group_size": 8}
 
 
 def test_the_old_file_has_no_meta():
     state = load_legacy(GOLDEN / "demucs_v2.th")
     assert state.meta is None
-    assert state.quantizer is None
+    assert state.klass is None
     assert state.init_kwargs == {}
 
 
@@ -122,8 +122,8 @@ def test_a_bare_list_tells_its_form(form, told):
 
 def test_a_bare_list_of_uniform_entries_tells_what_it_can():
     levels = torch.zeros(4, 4, dtype=torch.int32)
-    assert parse_state([encode_uniform_entry(levels, 0, 1, bits=8)]).packed is True
-    assert parse_state([encode_uniform_entry(levels, 0, 1, bits=8, packed=False)]).packed is None
+    assert parse_state([encode_uniform_entry(levels, (0, 1), bits=8)]).packed is True
+    assert parse_state([encode_uniform_entry(levels, (0, 1), bits=8, packed=False)]).packed is None
     assert parse_state([]).packed is None
 
 
@@ -143,27 +143,35 @@ def test_the_extra_key_of_demucs_is_ignored():
     assert parse_state({"quantized": [], "float16": [], "others": [], "__quantized": True}) == LegacyState([])
 
 
-def test_build_meta_makes_min_bits_whole_and_says_so():
+def meta_of(arguments, packed, torch_pack=False):
+    """The ``meta`` of a state of a DiffQuantizer with these arguments."""
+    quantizer = DiffQuantizer(nn.Linear(16, 16, bias=False), min_size=0, **arguments)
+    meta = quantizer.get_quantized_state(packed=packed, torch_pack=torch_pack)["meta"]
+    assert meta["init_kwargs"].pop("min_size") == 0
+    return meta
+
+
+def test_meta_makes_min_bits_whole_and_says_so():
     kwargs = {"min_bits": 2.5, "group_size": 4}
     with pytest.warns(UserWarning, match=r"min_bits=2.5 is written as 2"):
-        meta = build_meta(kwargs, "diffq.diffq.DiffQuantizer", packed=True, torch_pack=False)
+        meta = meta_of(kwargs, packed=True)
     assert meta["init_kwargs"] == {"min_bits": 2, "group_size": 4}
     assert kwargs["min_bits"] == 2.5
-    meta = build_meta(kwargs, "diffq.diffq.DiffQuantizer", packed=False, torch_pack=True)
+    meta = meta_of(kwargs, packed=False, torch_pack=True)
     assert meta["init_kwargs"] == kwargs
     assert meta["torch_pack"] is False
 
 
 @pytest.mark.filterwarnings("error")
-def test_build_meta_is_silent_about_a_whole_float():
-    meta = build_meta({"min_bits": 3.0}, "diffq.diffq.DiffQuantizer", packed=True, torch_pack=False)
+def test_meta_is_silent_about_a_whole_float():
+    meta = meta_of({"min_bits": 3.0}, packed=True)
     assert meta["init_kwargs"] == {"min_bits": 3}
     assert type(meta["init_kwargs"]["min_bits"]) is int
 
 
-def test_build_meta_warns_that_diffq_cannot_read_packed_group_size_0():
+def test_meta_warns_that_diffq_cannot_read_packed_group_size_0():
     with pytest.warns(UserWarning, match="cannot read a packed state with group_size=0"):
-        build_meta({"group_size": 0}, "diffq.diffq.DiffQuantizer", packed=True, torch_pack=False)
+        meta_of({"group_size": 0}, packed=True)
 
 
 @pytest.mark.parametrize(
@@ -175,14 +183,14 @@ def test_build_meta_warns_that_diffq_cannot_read_packed_group_size_0():
         (inert_class("diffq.lsq.LSQ"), "LSQ"),
     ],
 )
-def test_quantizer_name(klass, name):
-    assert quantizer_name(klass) == name
+def test_the_scheme_of_a_class(klass, name):
+    assert scheme_of(klass).name == name
 
 
 @pytest.mark.parametrize("klass", ["os.system", "other.DiffQuantizer", "diffq.diffq.Strange", nn.Linear])
-def test_quantizer_name_refuses_other_classes(klass):
+def test_there_is_no_scheme_of_other_classes(klass):
     with pytest.raises(ValueError, match=r"klass must be one of diffq.diffq.DiffQuantizer, .*found "):
-        quantizer_name(klass)
+        scheme_of(klass)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +374,8 @@ def test_damaged_golden_files_raise_value_error(name):
 def test_a_saved_state_names_diffqs_class_and_loads_again(tmp_path):
     entry, expected = diffq_entry(WEIGHT, WIDTHS, 8, 2)
     meta = build_meta({"group_size": 8}, "diffq_fast.quantizers.diffq.DiffQuantizer", packed=True, torch_pack=False)
-    save_legacy_state(build_state([entry], meta=meta), tmp_path / "state.th")
+    klass = scheme_of(meta["klass"]).stored_name
+    save_legacy_state(build_state([entry], meta=meta), tmp_path / "state.th", klass)
     assert os.listdir(tmp_path) == ["state.th"]
     state = load_legacy(tmp_path / "state.th")
     assert state.meta["klass"] == "diffq.diffq.DiffQuantizer"
@@ -377,7 +386,7 @@ def test_save_takes_a_file_and_another_class_name():
     file = io.BytesIO()
     meta = build_meta({}, "diffq.lsq.LSQ", packed=True, torch_pack=False)
     save_legacy_state(build_state([], meta=meta), file, klass="diffq.uniform.UniformQuantizer")
-    assert load_legacy(file).quantizer == "UniformQuantizer"
+    assert load_legacy(file).klass == "diffq.uniform.UniformQuantizer"
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -444,7 +453,7 @@ def test_diffq_reads_our_uniform_and_lsq_states(tmp_path, torch_pack):
     levels = torch.randint(0, 2**5, (48, 64), dtype=torch.int32)
     form = {"packed": True, "torch_pack": torch_pack}
     meta = build_meta({"bits": 5, "min_size": 0}, "diffq.uniform.UniformQuantizer", **form)
-    state = build_state([encode_uniform_entry(levels, -1.0, 1.0, bits=5, **form)], meta=meta)
+    state = build_state([encode_uniform_entry(levels, (-1.0, 1.0), bits=5, **form)], meta=meta)
     model = peer_restores(state, nn.Linear(64, 48, bias=False), tmp_path / "uniform.th")
     widths, found = torch.tensor([5], dtype=torch.uint8), torch.tensor([[-1.0, 1.0]])
     assert torch.equal(model.weight, functional.dequantize([levels], [widths], found, group_size=0)[0])

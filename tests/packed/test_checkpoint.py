@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffq_fast.files.safetensors_reader import PackedFileError
 from diffq_fast.packed.checkpoint import (
+    OneWidth,
     find_group_size,
     has_logits,
     pack_at_bits,
@@ -17,6 +17,7 @@ from diffq_fast.packed.checkpoint import (
     unpack_file,
 )
 from diffq_fast.packed.contents import read_packed
+from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.save_load import save
 from diffq_fast.reference.logit_rule import LogitRule
 from support.packed_examples import DATA, kinds
@@ -122,7 +123,7 @@ def test_pack_at_bits_packs_large_floats_and_keeps_the_rest(tmp_path):
     }
     save_file(state, tmp_path / "plain")
     assert not has_logits(tmp_path / "plain", "_diffq")
-    pack_at_bits(tmp_path / "plain", tmp_path / "packed", 8, exclude=["kept"])
+    pack_at_bits(tmp_path / "plain", tmp_path / "packed", OneWidth(8, exclude=["kept"]))
     contents = read_packed(tmp_path / "packed")
     assert set(contents.packed) == {"big", "big.half", "big.brain"}
     loaded = contents.state_dict()
@@ -138,7 +139,7 @@ def test_pack_at_bits_with_a_range_per_group_is_closer(tmp_path):
     save_file({"w": weight}, tmp_path / "plain")
     errors = []
     for scope in ("tensor", "group"):
-        pack_at_bits(tmp_path / "plain", tmp_path / "packed", 4, group_size=64, range_scope=scope)
+        pack_at_bits(tmp_path / "plain", tmp_path / "packed", OneWidth(4, group_size=64, range_scope=scope))
         errors.append((read_packed(tmp_path / "packed").state_dict()["w"] - weight).abs()[:32].max().item())
     assert errors[1] < errors[0] / 10
 
@@ -160,4 +161,4 @@ def test_broken_checkpoints_are_refused_by_name(tmp_path):
 
 def test_a_packed_file_is_not_packed_again(tmp_path):
     with pytest.raises(PackedFileError, match="this file is packed already"):
-        pack_at_bits(DATA / "packed_v1_kinds.safetensors", tmp_path / "packed", 8)
+        pack_at_bits(DATA / "packed_v1_kinds.safetensors", tmp_path / "packed", OneWidth(8))

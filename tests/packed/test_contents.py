@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from diffq_fast.files.tensor_bytes import DTYPE_NAMES, tensor_bytes
 from diffq_fast.packed import contents as packed_container
-from diffq_fast.packed.contents import read_packed, write_packed
+from diffq_fast.packed.contents import PackedContents, read_packed, write_packed
 from support.packed_decoder import decode_file
 from support.packed_examples import DATA, GOLDEN, documented, example_weight, kinds
 
@@ -38,7 +38,8 @@ def test_golden_bytes_are_made_again(name, tmp_path):
 @pytest.mark.parametrize("count", [2**18, 2**18 + 1, 400_003])
 def test_checksums_of_tensors_above_a_megabyte_are_those_of_an_independent_reader(count, tmp_path):
     large = torch.randint(-(2**31), 2**31, (count,), dtype=torch.int32, generator=torch.Generator().manual_seed(count))
-    write_packed(tmp_path / "new", {}, {"large": large, "odd": large[1:].view(torch.uint8)[3:], "small": large[:9]})
+    plain = {"large": large, "odd": large[1:].view(torch.uint8)[3:], "small": large[:9]}
+    write_packed(tmp_path / "new", PackedContents({}, plain))
     _, plain, _ = decode_file(tmp_path / "new")  # compares the checksums
     assert plain["large"] == large.numpy().tobytes()
     assert read_packed(tmp_path / "new").tensor("odd").equal(large[1:].view(torch.uint8)[3:])
@@ -95,7 +96,7 @@ def test_safetensors_library_reads_the_file():
         contents = read_packed(golden("packed_v1_kinds"))
         for name, packed in contents.packed.items():
             assert torch.equal(file.get_tensor(name + ".words").view(torch.int32), packed.words)
-            assert torch.equal(file.get_tensor(name + ".range"), packed.range)
+            assert torch.equal(file.get_tensor(name + ".range"), packed.ranges)
         assert set(contents.plain) <= set(file.keys())
 
 
@@ -114,12 +115,12 @@ def packed_weights(draw):
 def test_packed_weights_round_trip_in_both_readers(tmp_path_factory, packed):
     path = tmp_path_factory.mktemp("round") / "trip.safetensors"
     packed = {name: weight for name, weight in packed.items() if name != "__metadata__" and _encodable(name)}
-    write_packed(path, packed, {})
+    write_packed(path, PackedContents(packed, {}))
     contents, (decoded, _, _) = read_packed(path), decode_file(path)
     assert list(contents.packed) == list(packed) == list(decoded)
     for name, weight in packed.items():
         found = contents.packed[name]
-        for part in ("words", "widths", "range"):
+        for part in ("words", "widths", "ranges"):
             assert torch.equal(getattr(found, part), getattr(weight, part))
         assert (found.shape, found.dtype, found.group_size, found.range_scope) == (
             weight.shape, weight.dtype, weight.group_size, weight.range_scope,
@@ -139,7 +140,7 @@ def _encodable(name: str) -> bool:
 def test_plain_tensors_of_every_dtype_round_trip(dtype, shape, tmp_path):
     tensor = torch.from_numpy(np.arange(math.prod(shape)).reshape(shape)).to(dtype)
     turned = tensor.permute(tuple(reversed(range(tensor.dim()))))
-    write_packed(tmp_path / "a", {}, {"t": tensor, "turned": turned})
+    write_packed(tmp_path / "a", PackedContents({}, {"t": tensor, "turned": turned}))
     state = read_packed(tmp_path / "a").state_dict()
     assert state["t"].dtype == dtype
     assert tensor_bytes(state["t"]).tobytes() == tensor_bytes(tensor).tobytes()
@@ -147,7 +148,7 @@ def test_plain_tensors_of_every_dtype_round_trip(dtype, shape, tmp_path):
 
 
 def test_a_file_without_tensors_round_trips(tmp_path):
-    write_packed(tmp_path / "a", {}, {})
+    write_packed(tmp_path / "a", PackedContents({}, {}))
     assert read_packed(tmp_path / "a").state_dict() == {}
 
 
@@ -159,9 +160,9 @@ def test_write_refuses_names_that_collide(tmp_path):
         ({}, {"a.range": "a"}),
     ):
         with pytest.raises(ValueError, match=r"save: the name 'a.*' is both .*; rename one"):
-            write_packed(tmp_path / "a", packed, plain, ties)
+            write_packed(tmp_path / "a", PackedContents(packed, plain, ties))
     with pytest.raises(ValueError, match="a tied name points to 'c', which is not saved"):
-        write_packed(tmp_path / "a", packed, {}, {"b": "c"})
+        write_packed(tmp_path / "a", PackedContents(packed, {}, {"b": "c"}))
     assert os.listdir(tmp_path) == []
 
 
@@ -179,23 +180,27 @@ def test_write_refuses_names_that_collide(tmp_path):
 )
 def test_write_refuses_what_a_file_cannot_hold(tensor, words, tmp_path):
     with pytest.raises(TypeError, match=words):
-        write_packed(tmp_path / "a", {}, {"extra": tensor})
+        write_packed(tmp_path / "a", PackedContents({}, {"extra": tensor}))
     assert os.listdir(tmp_path) == []
+
+
+def halved(**plain) -> PackedContents:
+    return PackedContents({}, plain, half={name: tensor.dtype for name, tensor in plain.items()})
 
 
 def test_write_refuses_half_values_beyond_float16(tmp_path):
     with pytest.raises(ValueError, match=r"bias: its largest element 70000 is beyond float16's 65504"):
-        write_packed(tmp_path / "a", {}, {"bias": torch.tensor([1.0, -7e4])}, half={"bias"})
+        write_packed(tmp_path / "a", halved(bias=torch.tensor([1.0, -7e4])))
     with pytest.raises(TypeError, match="count: only floating tensors can be stored in float16"):
-        write_packed(tmp_path / "a", {}, {"count": torch.tensor(1)}, half={"count"})
-    write_packed(tmp_path / "a", {}, {"bias": torch.tensor([1.0, math.inf])}, half={"bias"})
+        write_packed(tmp_path / "a", halved(count=torch.tensor(1)))
+    write_packed(tmp_path / "a", halved(bias=torch.tensor([1.0, math.inf])))
     assert read_packed(tmp_path / "a").state_dict()["bias"].tolist() == [1.0, math.inf]
 
 
 def test_progress_counts_to_the_end(tmp_path):
     seen = []
     documented().write(tmp_path / "a")
-    write_packed(tmp_path / "a", documented().packed, {}, progress=lambda *step: seen.append(step))
+    write_packed(tmp_path / "a", PackedContents(documented().packed, {}), lambda *step: seen.append(step))
     assert seen == [("w.range", 8, 30), ("w.words", 28, 30), ("w.widths", 30, 30)]
     seen.clear()
     read_packed(tmp_path / "a", progress=lambda *step: seen.append(step))
@@ -229,7 +234,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
         "example, seen = kinds(), []\n"
         "def progress(name, done, total):\n"
         "    if done > total // 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_packed(sys.argv[1], example.packed, example.plain, progress=progress)"
+        "write_packed(sys.argv[1], example.contents(), progress)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(DATA.parent)])}
     killed = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, check=False)
@@ -240,7 +245,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
 
 def test_one_element_of_any_stride_is_stored(tmp_path):
     plain = {"gain": torch.arange(4.0)[2::3], "bias": torch.arange(6.0).reshape(2, 3)[:1, ::2][:, 1:]}
-    write_packed(tmp_path / "file", {}, plain)
+    write_packed(tmp_path / "file", PackedContents({}, plain))
     assert {name: tensor.tolist() for name, tensor in read_packed(tmp_path / "file").plain.items()} == {
         "gain": [2.0],
         "bias": [[2.0]],

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from diffq_fast.packed.contents import write_packed
+from diffq_fast.packed.contents import PackedContents, write_packed
 from diffq_fast.packed.report import inspect
 from diffq_fast.packed.tensor import pack_weight
 from support.packed_examples import kinds
@@ -29,7 +29,7 @@ def spread_widths(groups: int, mean: float, spread: float) -> torch.Tensor:
 @pytest.mark.parametrize(("mean", "spread"), [(4, 1.5), (8, 3), (8, 0.1), (3, 6)])
 def test_a_large_weight_costs_at_most_a_tenth_of_a_bit_above_the_formula(mean, spread, tmp_path):
     widths = spread_widths(2**17, mean, spread)
-    write_packed(tmp_path / "a", {"weight": pack_weight(torch.randn(1024, 1024), widths)}, {})
+    write_packed(tmp_path / "a", PackedContents({"weight": pack_weight(torch.randn(1024, 1024), widths)}, {}))
     extra = 8 * os.path.getsize(tmp_path / "a") - formula_bits(widths, 8, 2)
     assert extra / 2**20 <= 0.1
 
@@ -44,7 +44,7 @@ def test_a_small_layer_costs_at_most_3_percent_and_1_kb_above_the_formula(spread
         "class": "DiffQuantizer",
         "arguments": {"group_size": 8, "min_size": 0, "min_bits": 2, "max_bits": 15},
     }
-    write_packed(tmp_path / "a", packed, plain, quantizer_info=info)
+    write_packed(tmp_path / "a", PackedContents(packed, plain, quantizer=info))
     formula = formula_bits(widths, 8, 2) / 8 + 4 * 48 * with_bias
     assert os.path.getsize(tmp_path / "a") <= 1.03 * formula + 1024
 

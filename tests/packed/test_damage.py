@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from diffq_fast.files.safetensors_reader import PackedFileError
 from diffq_fast.packed import contents as packed_container
 from diffq_fast.packed.contents import read_packed
+from diffq_fast.packed.header import PackedFileError
 from support.packed_examples import DATA
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from diffq_fast.files.safetensors_reader import PackedFileError, open_file
+from diffq_fast.files.safetensors_reader import open_file
 from diffq_fast.packed.contents import read_packed
+from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.layout import name_conflict, read_layout
 from diffq_fast.packed.report import inspect
 from support.packed_examples import DATA, documented

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffq_fast import LSQ, DiffQuantizer, UniformQuantizer
-from diffq_fast.packed.contents import write_packed
+from diffq_fast.packed.contents import PackedContents, write_packed
 from diffq_fast.packed.save_load import load, save
 from support.packed_models import Net, trained
 
@@ -140,7 +140,7 @@ def test_a_model_that_does_not_take_its_own_names_is_refused(tmp_path):
             return {f"net.{name}": value.clone() for name, value in super().state_dict(*args, **kwargs).items()}
 
     state = {f"net.{name}": value for name, value in linear().state_dict().items()}
-    write_packed(tmp_path / "a", {}, state)
+    write_packed(tmp_path / "a", PackedContents({}, state))
     model = Renamed(8, 8)
     before = snapshot(model)
     with pytest.raises(ValueError, match=r"load_state_dict failed: .*it does not take net\.weight, net\.bias"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffq_fast.files.safetensors_reader import PackedFileError
-from diffq_fast.packed.contents import read_packed, write_packed
+from diffq_fast.packed.contents import PackedContents, read_packed, write_packed
+from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.report import inspect
 from diffq_fast.packed.save_load import load, save
 from diffq_fast.packed.tensor import pack_weight
@@ -70,7 +70,8 @@ def test_a_plain_model_passes_over_stored_logits(tmp_path):
 
 def test_widths_out_of_the_rules_reach_are_told(tmp_path):
     packed = {"weight": pack_weight(torch.randn(4, 8), torch.tensor([3, 16, 5, 4], dtype=torch.uint8))}
-    write_packed(tmp_path / "a", packed, {}, quantizer_info={"class": "none", "arguments": {"min_bits": 4}})
+    quantizer = {"class": "none", "arguments": {"min_bits": 4}}
+    write_packed(tmp_path / "a", PackedContents(packed, {}, quantizer=quantizer))
     model = nn.Linear(8, 4, bias=False)
     quantizer = DiffQuantizer(model, min_size=0, group_size=8, min_bits=4)
     with pytest.warns(UserWarning, match="weight_diffq: 2 of 4 groups have widths that bits strictly between 4 and"):
@@ -104,6 +105,7 @@ def test_every_width_that_a_rule_can_give_has_a_logit(param, low, high, extra):
     ],
 )
 def test_impossible_quantizer_arguments_are_refused(arguments, words, tmp_path):
-    write_packed(tmp_path / "a", {}, {}, quantizer_info={"class": "DiffQuantizer", "arguments": arguments})
+    quantizer = {"class": "DiffQuantizer", "arguments": arguments}
+    write_packed(tmp_path / "a", PackedContents({}, {}, quantizer=quantizer))
     with pytest.raises(PackedFileError, match=f"a: quantizer: .*{words}"):
         load(tmp_path / "a", nn.Linear(1, 1))

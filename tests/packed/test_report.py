@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from diffq_fast.files.safetensors_reader import PackedFileError
 from diffq_fast.packed.contents import read_packed
+from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.report import inspect
 from support.packed_examples import DATA, Example, example_weight, kinds
 

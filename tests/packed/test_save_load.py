@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffq_fast.files.safetensors_reader import PackedFileError
-from diffq_fast.packed.contents import read_packed, write_packed
+from diffq_fast.packed.contents import PackedContents, read_packed, write_packed
+from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.save_load import load, save
 from diffq_fast.quantizers.diffq import DiffQuantizer
 from support.packed_models import Net, trained
@@ -192,7 +192,7 @@ def test_another_group_size_is_named(tmp_path):
 def test_a_model_without_data_is_refused(tmp_path):
     with torch.device("meta"):
         model = nn.Linear(10, 10)
-    write_packed(tmp_path / "b", {}, {"weight": torch.zeros(10, 10), "bias": torch.zeros(10)})
+    write_packed(tmp_path / "b", PackedContents({}, {"weight": torch.zeros(10, 10), "bias": torch.zeros(10)}))
     with pytest.raises(ValueError, match=r"weight: the model's entry holds no data; use to_empty\(\)"):
         load(tmp_path / "b", model)
 
@@ -206,7 +206,7 @@ def test_ties_of_the_model_must_hold_in_the_file(tmp_path):
     assert "second.bias: is tied to first.bias" in message
     untied.second.load_state_dict(untied.first.state_dict(), strict=False)
     plain = {name: tensor for name, tensor in untied.state_dict().items() if not name.endswith("_diffq")}
-    write_packed(tmp_path / "b", {}, plain)
+    write_packed(tmp_path / "b", PackedContents({}, plain))
     assert torch.equal(load(tmp_path / "b", Net()).second.weight, untied.first.weight)
 
 

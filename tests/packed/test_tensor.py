@@ -76,7 +76,7 @@ def test_size_counts_bits_by_purpose():
 
 def test_to_moves_the_tensors():
     packed = pack_weight(torch.randn(8), ones(1)).to("meta")
-    assert {packed.words.device.type, packed.widths.device.type, packed.range.device.type} == {"meta"}
+    assert {packed.words.device.type, packed.widths.device.type, packed.ranges.device.type} == {"meta"}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

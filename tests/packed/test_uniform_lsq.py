@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import diffq_fast
-from diffq_fast.files.safetensors_reader import PackedFileError
-from diffq_fast.packed.contents import read_packed
+from diffq_fast.packed.contents import PackedContents, read_packed, write_packed
+from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.tensor import pack_levels
 from support.models import Tied
 from support.packed_examples import DATA
@@ -60,11 +60,11 @@ def test_a_model_with_lsq_gets_its_scales_too(logits, suffix, tmp_path):
     model, other = Tied(), Tied()
     quantizer, reader = attach("LSQ", model, 4, suffix=suffix), attach("LSQ", other, 4, suffix=suffix)
     with torch.no_grad():
-        for entry in quantizer._firsts:
+        for entry in quantizer.selection.originals:
             entry.scale.mul_(1.7)
     diffq_fast.save(quantizer, tmp_path / "model.safetensors", logits=logits)
     diffq_fast.load(tmp_path / "model.safetensors", other)
-    for entry, source in zip(reader._firsts, quantizer._firsts, strict=True):
+    for entry, source in zip(reader.selection.originals, quantizer.selection.originals, strict=True):
         assert torch.equal(entry.scale, source.scale)
     x = torch.randn(2, 32)
     assert torch.equal(other.eval()(x), model.eval()(x))
@@ -112,7 +112,7 @@ def test_empty_weights(scope, tmp_path):
     found = torch.zeros(2 if scope == "tensor" else 1)
     levels = torch.zeros(0, 4, dtype=torch.int32)
     packed = pack_levels(levels, 4, found, dtype=torch.float32, range_scope=scope)
-    diffq_fast.packed.contents.write_packed(tmp_path / "file", {"w": packed}, {})
+    write_packed(tmp_path / "file", PackedContents({"w": packed}, {}))
     assert read_packed(tmp_path / "file").state_dict()["w"].shape == (0, 4)
 
 

@@ -1,4 +1,4 @@
-"""The README's and the pages' Python examples run, in order, in one folder."""
+"""What the README and the pages show runs, what they name exists, and their figures are those that are stored."""
 
 import json
 import re
@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from support.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(language, text=README):
@@ -22,8 +24,26 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("readme")
 
 
+def test_the_first_lines_of_the_readme_run(tmp_path):
+    before = """
+import torch
+from torch import nn
+
+model, fresh_model = nn.Linear(64, 256), nn.Linear(64, 256)
+optimizer = torch.optim.SGD(model.parameters())
+model.train()
+task_loss = 0.0
+"""
+    first = blocks("python")[0]
+    assert len([line for line in first.splitlines() if line]) == 6
+    program = f"{before}{first}assert loss > 0 and torch.equal(fresh_model.weight, model.eval().weight) is False\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model.safetensors").exists()
+
+
 def test_python_examples_run(folder):
-    examples = blocks("python")
+    examples = blocks("python")[1:]
     assert len(examples) == 2
     for example in examples:
         script = folder / "example.py"
@@ -54,10 +74,88 @@ def test_command_lines_run(folder):
     assert (folder / "widths.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_links_lead_somewhere():
-    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+def headings(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in headings(there), f"{target}#{anchor}"
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "README.md").read_text()
+    named = {target.split("#")[0] for target in re.findall(r"\]\(([^)]+)\)", index)}
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_commands_that_a_page_names_exist(page):
+    """Paths may begin at the root, in the package, or in the core."""
+    bases = [ROOT, ROOT / "diffq_fast", ROOT / "csrc" / "core", ROOT / "docs", ROOT / "benchmarks" / "results"]
+    text = page.read_text()
+    paths = re.findall(r"`((?:[\w.]+/)+(?:[\w.-]+\.(?:py|h|cpp|md|sh|json|yml))?)`", text)
+    paths += re.findall(r"(?:python3?|bash) ((?:[\w.-]+/)+[\w.-]+)", text)
+    paths = [path for path in paths if not path.startswith(("build/", "dist/")) and "NAME" not in path]
+    assert not {path for path in paths if not any((base / path).exists() for base in bases)}
+    targets = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())[1].split()
+    assert set(re.findall(r"`make (\w+)", text)) <= set(targets)
+    commands = (ROOT / "diffq_fast" / "cli" / "main.py").read_text()
+    for command in re.findall(r"diffq-fast (inspect|verify|pack|unpack|convert|doctor)", text):
+        assert f'"{command}"' in commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_that_a_page_calls_exist(page):
+    """``diffq_fast.name``, ``functional.name`` and ``quantizer.name``."""
+    import diffq_fast
+    from diffq_fast import functional
+
+    homes = {"diffq_fast": [diffq_fast], "functional": [functional]}
+    homes["quantizer"] = [diffq_fast.DiffQuantizer, diffq_fast.DiffQuantizer(torch.nn.Linear(2, 2))]
+    files = ("py", "json", "cdx")
+    for home, name in re.findall(r"(?<![\w./])(diffq_fast|functional|quantizer)\.([a-z]\w+)", page.read_text()):
+        assert name in files or any(hasattr(each, name) for each in homes[home]), f"{home}.{name}"
+
+
+def test_the_quantizer_of_the_architecture_page_trains_saves_and_loads(tmp_path):
+    (example,) = blocks("python", (ROOT / "docs" / "architecture.md").read_text())
+    (tmp_path / "fixed.py").write_text(example)
+    use = """
+import torch
+from torch import nn
+
+import diffq_fast
+from fixed import FixedQuantizer
+
+model, plain, again = nn.Linear(30, 50), nn.Linear(30, 50), nn.Linear(30, 50)
+quantizer = FixedQuantizer(model, bits=3, min_size=0.001)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+quantizer.setup_optimizer(optimizer)
+inputs = torch.randn(8, 30)
+model(inputs).square().sum().backward()
+before = model.weight.detach().clone()
+optimizer.step()
+assert not torch.equal(model.weight, before)
+expected = model.eval()(inputs)
+assert not torch.equal(expected, nn.functional.linear(inputs, model.weight, model.bias))
+diffq_fast.save(quantizer, "file")
+diffq_fast.load("file", plain)
+FixedQuantizer(again, bits=3, min_size=0.001)
+diffq_fast.load("file", again)
+for loaded in (plain, again):
+    assert torch.equal(loaded.eval()(inputs), expected)
+print(diffq_fast.inspect("file").quantizer["class"], round(quantizer.true_model_size() * 2**23))
+"""
+    (tmp_path / "use.py").write_text(use)
+    done = subprocess.run([sys.executable, "use.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["FixedQuantizer", str(3 * 1500 + 64 + 32 * 50)]
 
 
 def test_every_test_that_a_page_names_exists():
@@ -70,6 +168,7 @@ def test_every_test_that_a_page_names_exists():
 
 
 def test_the_figures_of_the_claim_are_those_that_are_stored():
+    page = (ROOT / "docs" / "experiments.md").read_text()
     stored = json.loads((ROOT / "benchmarks" / "results" / "mnist_claim.json").read_text())
     summary, runs = stored["summary"], stored["runs"]
 
@@ -89,4 +188,41 @@ def test_the_figures_of_the_claim_are_those_that_are_stored():
         f"{statistics.mean(summary['points'][:3]):+.2f} points",
     ]
     for row in rows:
-        assert row in README, row
+        assert row in page, row
+    size, accuracy = ([mean(key, kind) for kind in ("float32", "DiffQ")] for key in ("megabytes", "accuracy"))
+    times, on_disk = (statistics.mean(summary[key]) for key in ("times_smaller", "times_smaller_on_disk"))
+    assert f"{accuracy[0]:.2f}" == f"{accuracy[1]:.2f}"  # "the same"
+    said = " ".join(README.split())
+    for part in (
+        f"from {size[0]:.3f} to {size[1]:.3f} MB, {times:.2f} times smaller, at the same {accuracy[1]:.2f} %",
+        f"| {accuracy[0]:.2f} % | {accuracy[1]:.2f} % | {times:.1f}× |",
+        f"difference of {summary['mean_points']:+.2f} points has a 95 % interval from −{-low:.3f} to {high:+.3f}",
+        f"file on disk is {on_disk:.2f} times smaller",
+        "(means of eight seeds)",
+    ):
+        assert part in said, part
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "figure"),
+    [
+        ("images_resnet", "residual", "{:.2f} %"),
+        ("images_vit", "vision transformer", "{:.2f} %"),
+        ("text", "causal transformer", "{:.3f}"),
+        ("music", "U-Net on the waveform", "{:.3f} dB"),
+    ],
+)
+def test_the_readmes_table_of_experiments_is_what_is_stored(name, network, figure):
+    rows = json.loads((ROOT / "benchmarks" / "results" / f"experiment_{name}.json").read_text())["rows"]
+    runs = {}
+    for row in rows:
+        if not row["method"].get("renewed"):
+            runs.setdefault(row["label"], {})[row["seed"]] = row
+    plain = runs["float32"]
+    cells = [figure.format(statistics.mean(run["quality"] for run in plain.values()))]
+    for label in ("SizeTarget 8x", "LSQ 4 bits"):
+        assert set(runs[label]) == set(plain) == {0, 1, 2}
+        smaller = [plain[seed]["megabytes"] / run["megabytes"] for seed, run in runs[label].items()]
+        cells.append(figure.format(statistics.mean(run["quality"] for run in runs[label].values())))
+        cells.append(f"{statistics.mean(smaller):.1f}×")
+    assert f" | {network} | {' | '.join(cells)} |" in README

@@ -415,3 +415,17 @@ def test_the_figures_on_the_page_are_those_that_are_stored(modules, monkeypatch,
     made = modules.tables.full_table(task, modules.summary.summarise(task, rows)).splitlines()
     assert len(rows) > 10
     assert shown == [line.rsplit(" (", 1)[0] for line in made if line.startswith("| ")]
+
+
+def test_the_summary_shows_rows_of_the_whole_tables():
+    """Each row of the summary, its interval too, is one of its task's table; every task has a float32 row."""
+    page = (ROOT / "docs" / "experiments.md").read_text()
+
+    def section(mark):
+        lines = page.split(f"<!-- {mark} -->")[1].split(f"<!-- end of {mark} -->")[0].splitlines()
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
+
+    shown = section("summary")
+    assert [row[0] for row in shown if row[1] == "float32"] == ["images_vit", "images_resnet", "text", "music"]
+    for task, *row in shown:
+        assert row in [[each[0], each[2], each[5], each[6]] for each in section(task)], (task, row)

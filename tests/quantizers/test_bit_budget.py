@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diffq_fast import DiffQuantizer
-from diffq_fast.quantizers.bit_budget import BitBudget, reachable_widths
-from diffq_fast.quantizers.export import BITS_PER_MB
+from diffq_fast.quantizers.base import BITS_PER_MB
+from diffq_fast.quantizers.sizes import reachable_widths
 from diffq_fast.reference.bits import bits_from_logits, whole_bits
 from support.models import Tied
 
@@ -18,17 +18,17 @@ def quantized(group_size=8, seed=0, model=None, **options):
     torch.manual_seed(seed)
     model = model or nn.Sequential(nn.Linear(13, 21), nn.Linear(21, 7))
     quantizer = DiffQuantizer(model, min_size=0.00005, group_size=group_size, init_bits=6, **options)
-    for logit in quantizer._logits():
+    for logit in quantizer.learned_parameters():
         nn.init.normal_(logit, std=1.5)
     return quantizer
 
 
 def real_bits(quantizer, budget):
-    return budget.row([quantizer.extra_bits + quantizer._get_bits(logit) for logit in quantizer._logits()])
+    return budget.row([quantizer.extra_bits + quantizer._get_bits(logit) for logit in quantizer.learned_parameters()])
 
 
 def whole_row(quantizer, budget):
-    return budget.row([quantizer._widths(entry) for entry in quantizer._firsts])
+    return budget.row([quantizer.widths_of(entry) for entry in quantizer.selection.originals])
 
 
 OPTIONS = [
@@ -48,7 +48,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 def test_size_is_that_of_the_quantizer(options):
     quantizer = quantized(**options)
-    budget = BitBudget(quantizer)
+    budget = quantizer.bit_budget()
     exact = float(budget.size(whole_row(quantizer, budget))) / BITS_PER_MB
     assert exact == pytest.approx(quantizer.true_model_size(), rel=1e-6)
     soft = float(budget.size(real_bits(quantizer, budget))) / BITS_PER_MB
@@ -60,7 +60,7 @@ def test_size_is_that_of_the_quantizer(options):
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
 def test_fit_fills_the_budget_up_to_less_than_one_group(group_size, share):
     quantizer = quantized(group_size)
-    budget = BitBudget(quantizer)
+    budget = quantizer.bit_budget()
     smallest, largest = (budget.uniform_size(budget.widths[end]) for end in (0, -1))
     wanted = smallest + share * (largest - smallest)
     used = budget.fit(real_bits(quantizer, budget), wanted)
@@ -74,7 +74,7 @@ def test_fit_fills_the_budget_up_to_less_than_one_group(group_size, share):
 
 def test_fit_at_the_size_of_the_nearest_whole_bits_is_the_nearest_whole_bits():
     quantizer = quantized()
-    budget = BitBudget(quantizer)
+    budget = quantizer.bit_budget()
     nearest = whole_row(quantizer, budget)
     used = budget.fit(real_bits(quantizer, budget), float(budget.size(nearest)))
     assert torch.equal(used, nearest)
@@ -83,7 +83,7 @@ def test_fit_at_the_size_of_the_nearest_whole_bits_is_the_nearest_whole_bits():
 def test_fit_raises_first_the_groups_that_lack_most():
     """Three groups of 8 at 3.4, 3.2 and 3.3 bits and room for one bit each in two of them."""
     quantizer = DiffQuantizer(nn.Linear(8, 3, bias=False), min_size=0, group_size=8)
-    budget = BitBudget(quantizer)
+    budget = quantizer.bit_budget()
     bits = torch.tensor([3.4, 3.2, 3.3], dtype=torch.float64)
     table_entry = 2  # 3 and 4 are 1 and 2 above min_bits
     size = budget.fixed + 8 * (3 + 3 + 3) + 3 * table_entry
@@ -94,7 +94,7 @@ def test_fit_raises_first_the_groups_that_lack_most():
 
 def test_fit_divides_equal_bits_in_the_order_of_the_groups():
     quantizer = DiffQuantizer(nn.Linear(8, 4, bias=False), min_size=0, group_size=8)
-    budget = BitBudget(quantizer)
+    budget = quantizer.bit_budget()
     size = budget.fixed + 8 * (4 * 4) + 4 * 2
     assert budget.fit(torch.full((4,), 5.0, dtype=torch.float64), size + 16).tolist() == [5, 5, 4, 4]
 
@@ -102,7 +102,7 @@ def test_fit_divides_equal_bits_in_the_order_of_the_groups():
 @pytest.mark.parametrize("end", [0, -1])
 def test_fit_at_the_ends_gives_the_same_bits_everywhere(end):
     quantizer = quantized()
-    budget = BitBudget(quantizer)
+    budget = quantizer.bit_budget()
     width = budget.widths[end]
     used = budget.fit(real_bits(quantizer, budget), budget.uniform_size(width))
     assert used.unique().tolist() == [width]
@@ -130,7 +130,7 @@ def test_reachable_widths_are_what_rounding_gives(low, span, extra):
 
 def test_a_quantizer_without_weights_costs_its_parameters():
     quantizer = DiffQuantizer(nn.Linear(4, 4))
-    budget = BitBudget(quantizer)
+    budget = quantizer.bit_budget()
     assert budget.uniform_size(2) == 20 * 32
     assert budget.count == 20
     assert len(budget.fit(budget.row([]), 640.0)) == 0

@@ -59,7 +59,7 @@ def test_a_forgotten_forward_raises():
     model = Net("blocks", reentrant=False)
     quantizer = DiffQuantizer(model, min_size=0, group_size=8)
     quantizer.no_optimizer()
-    quantizer._forwards.__init__(limit=2)
+    quantizer._attachment.forwards.__init__(limit=2)
     x = torch.randn(2, 16)
     first = model(x).sum()
     for _ in range(3):

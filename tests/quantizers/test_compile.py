@@ -154,3 +154,58 @@ def test_non_finite_logit_gradients_are_counted_in_a_compiled_graph_too():
     (forward(torch.randn(4, 16)).sum() * float("inf")).backward()
     with pytest.warns(UserWarning, match="non-finite gradients reached the logits"):
         quantizer.true_model_size()
+
+
+# -- attaching and freezing after something was compiled ---------------------------------------------------------------
+
+
+class Wrapped(nn.Module):
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) + 1
+
+
+def held_by_a_wrapper(model, **options):
+    return torch.compile(Wrapped(model), **options)
+
+
+@pytest.mark.parametrize("make", [Net, sequential])
+@pytest.mark.parametrize("compiler", [torch.compile, called_by_a_function, held_by_a_wrapper])
+def test_a_model_that_ran_compiled_before_is_noisy_once_a_quantizer_is_attached(make, compiler):
+    model = make()
+    forward = compiler(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 16)
+    assert torch.equal(forward(x), forward(x))
+    quantizer = DiffQuantizer(model, min_size=0, group_size=8, init_bits=3)
+    quantizer.no_optimizer()
+    assert not torch.equal(forward(x), forward(x))
+    quantizer.freeze_bits(straight_through=True)
+    assert torch.equal(forward(x), forward(x))
+    quantizer.unfreeze_bits()
+    assert not torch.equal(forward(x), forward(x))
+
+
+def test_a_block_that_ran_compiled_before_is_noisy_too():
+    model = compile_blocks(Checkpointed("plain"))
+    x = torch.randn(4, 16)
+    assert torch.equal(model(x), model(x))
+    DiffQuantizer(model, min_size=0, group_size=8, init_bits=3).no_optimizer()
+    assert not torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("compiler", [torch.compile, called_by_a_function])
+def test_a_strangers_graphs_stay(compiler):
+    stranger = Checkpointed("plain")
+    forward = compiler(stranger, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 16)
+    forward(x)
+    seen = graphs()
+    quantizer = DiffQuantizer(Net(), min_size=0, group_size=8)
+    quantizer.no_optimizer()
+    quantizer.freeze_bits()
+    quantizer.unfreeze_bits()
+    forward(x)
+    assert graphs() == seen

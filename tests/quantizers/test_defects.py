@@ -216,7 +216,7 @@ def test_eval_quantises_once_per_version_of_the_weights():
     model.load_state_dict({name: value * 2 for name, value in model.state_dict().items()})
     assert quantise_calls(lambda: model(x)) == 4
     assert not torch.equal(model(x), before)
-    assert quantizer._eval_cache
+    assert quantizer._eval.kept
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -272,7 +272,7 @@ def test_nan_gradients_leave_logits_and_size_finite_and_are_told_once():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     quantizer = DiffQuantizer(model, min_size=0, group_size=8)
     quantizer.setup_optimizer(torch.optim.Adam([torch.zeros(1)]), lr=1e-2)
-    logits = torch.optim.Adam(quantizer._logits(), lr=1e-2)
+    logits = torch.optim.Adam(quantizer.learned_parameters(), lr=1e-2)
     loss = model(torch.randn(4, 16)).sum() * float("nan")
     loss.backward()
     assert model.weight.grad.isnan().any()

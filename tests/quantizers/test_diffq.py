@@ -262,7 +262,7 @@ def test_exports_while_quantised_use_the_float_weights():
     before = quantizer.get_quantized_state()["quantized"][0][1]
     with quantizer.enter_quantize(), torch.no_grad():
         assert quantizer.get_quantized_state()["quantized"][0][1] == before
-        assert torch.equal(quantizer.export_weights()[0].weight, quantizer._saved[quantizer._qparams[0]][0])
+        assert torch.equal(quantizer.export_weights()[0].weight, quantizer._eval._replaced[quantizer._qparams[0]][0])
 
 
 def test_bake_leaves_a_plain_quantised_model():
@@ -437,7 +437,7 @@ def test_noise_backward_runs_right_behind_the_last_use():
     order = []
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     attach(model)
-    import diffq_fast.quantizers.diffq as module
+    import diffq_fast.quantizers.noise as module
 
     original, module.BUCKET_BYTES = module.BUCKET_BYTES, 1
     try:
@@ -608,6 +608,6 @@ def test_remembered_forwards_keep_no_weights_alive():
             model.train(training)(torch.randn(2, 8))
         references.append(weakref.ref(model.__dict__.pop("seen")))
     assert references[-1]() is not None
-    quantizer._eval_cache.clear()
+    quantizer._eval.kept.clear()
     gc.collect()
     assert [reference() for reference in references] == [None] * 4

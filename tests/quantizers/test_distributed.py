@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from diffq_fast import DiffQuantizer, SizeTarget
-from diffq_fast.quantizers import diffq
+from diffq_fast.quantizers import noise
 
 
 class Block(nn.Module):
@@ -58,7 +58,7 @@ def run_rank(rank: int, port: int, case: str, path: str) -> None:
 
 
 def train(rank: int, case: str, path: str) -> None:
-    diffq.BUCKET_BYTES = 1024  # several buckets, as a large model has
+    noise.BUCKET_BYTES = 1024  # several buckets, as a large model has
     torch.manual_seed(0)
     model = Net(checkpointed=case == "checkpointed")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -90,7 +90,7 @@ def train(rank: int, case: str, path: str) -> None:
         if target is not None:
             target.step()  # freezes at the third step, so that the fourth has frozen bits
         optimizer.zero_grad()
-    key = diffq.functional.draw_key(torch.zeros(1))
+    key = noise.functional.draw_key(torch.zeros(1))
     torch.save(({n: p.detach() for n, p in model.named_parameters()}, ready, key), f"{path}/{rank}.pt")
 
 

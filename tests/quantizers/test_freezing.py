@@ -64,14 +64,16 @@ def test_freezing_takes_the_widths_of_the_export():
 def test_no_optimizer_moves_frozen_logits(optimizer):
     quantizer, step = training(optimizer=optimizer)
     quantizer.freeze_bits()
-    frozen = [logit.detach().clone() for logit in quantizer._logits()]
-    weights = [entry.param.detach().clone() for entry in quantizer._firsts]
+    frozen = [logit.detach().clone() for logit in quantizer.learned_parameters()]
+    weights = [entry.param.detach().clone() for entry in quantizer.selection.originals]
     size = quantizer.true_model_size()
     for _ in range(3):
         step()
-    for logit, value in zip(quantizer._logits(), frozen, strict=True):
+    for logit, value in zip(quantizer.learned_parameters(), frozen, strict=True):
         assert torch.equal(logit, value)
-    assert all(not torch.equal(entry.param, old) for entry, old in zip(quantizer._firsts, weights, strict=True))
+    assert all(
+        not torch.equal(entry.param, old) for entry, old in zip(quantizer.selection.originals, weights, strict=True)
+    )
     assert quantizer.true_model_size() == size
 
 
@@ -82,9 +84,9 @@ def test_unfrozen_bits_are_learned_again_from_their_whole_numbers():
     quantizer.unfreeze_bits()
     assert not quantizer.bits_frozen
     assert_same(widths(quantizer), before)
-    frozen = [logit.detach().clone() for logit in quantizer._logits()]
+    frozen = [logit.detach().clone() for logit in quantizer.learned_parameters()]
     step()
-    assert all(not torch.equal(logit, old) for logit, old in zip(quantizer._logits(), frozen, strict=True))
+    assert all(not torch.equal(logit, old) for logit, old in zip(quantizer.learned_parameters(), frozen, strict=True))
 
 
 @pytest.mark.parametrize("rng", ["philox", "torch"])
@@ -145,7 +147,7 @@ def test_checkpoints_recompute_with_the_frozen_noise(reentrant):
         wrapped = Wrapped(wrap)
         wrapped.inner.load_state_dict({k: v for k, v in model.state_dict().items() if not k.endswith("_diffq")})
         frozen = DiffQuantizer(wrapped, **OPTIONS)
-        for logit, other in zip(frozen._logits(), quantizer._logits(), strict=True):
+        for logit, other in zip(frozen.learned_parameters(), quantizer.learned_parameters(), strict=True):
             logit.data.copy_(other)
         frozen.no_optimizer()
         frozen.freeze_bits()
@@ -233,11 +235,11 @@ def test_a_copy_of_a_frozen_quantizer_is_frozen_by_itself(duplicate):
     quantizer = duplicate(original)
     assert quantizer.bits_frozen
     assert_same(widths(quantizer), widths(original))
-    logits = [logit.detach().clone() for logit in quantizer._logits()]
+    logits = [logit.detach().clone() for logit in quantizer.learned_parameters()]
     optimizer = torch.optim.AdamW(quantizer.model.parameters(), lr=0.1)
     quantizer.model(torch.randn(4, 64)).sum().backward()
     optimizer.step()
-    assert all(torch.equal(logit, old) for logit, old in zip(quantizer._logits(), logits, strict=True))
+    assert all(torch.equal(logit, old) for logit, old in zip(quantizer.learned_parameters(), logits, strict=True))
     quantizer.unfreeze_bits()
     assert original.bits_frozen
 
@@ -268,16 +270,16 @@ def test_tied_weights_freeze_once():
     size = quantizer.true_model_size()
     step()
     assert quantizer.true_model_size() == size
-    assert len(quantizer.bits()) == len(quantizer._firsts)
+    assert len(quantizer.bits()) == len(quantizer.selection.originals)
 
 
 def test_the_size_of_frozen_bits_can_still_be_a_loss():
     quantizer, _ = training()
     quantizer.freeze_bits()
-    for logit in quantizer._logits():
+    for logit in quantizer.learned_parameters():
         logit.grad = None
     quantizer.model_size().backward()
-    assert all(not logit.grad.any() for logit in quantizer._logits())
+    assert all(not logit.grad.any() for logit in quantizer.learned_parameters())
 
 
 def test_eval_is_the_same_before_and_after_freezing():

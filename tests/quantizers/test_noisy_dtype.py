@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 from diffq_fast import functional
 from diffq_fast.backends import cpu, default
-from diffq_fast.reference.operators import group_count
+from diffq_fast.reference.sizes import group_count
 
 ops = torch.ops.diffq_fast
 BACKENDS = {"default": (default.add_noise, default.add_noise_backward)}
@@ -135,15 +135,15 @@ def test_gradients_of_half_precision_weights_are_rounded_once(backend, weight_dt
 def test_autograd_gives_each_weight_a_gradient_of_its_dtype(dtype):
     weights = [torch.randn(40, requires_grad=True), torch.randn(9).half().requires_grad_()]
     logits = [torch.zeros(5, requires_grad=True), torch.zeros(2, requires_grad=True)]
-    tally = torch.zeros(2, requires_grad=True)
-    noisy = ops.add_noise(weights, logits, KEY, [0, 1], tally, *options(), dtype)[0]
+    nonfinite = torch.zeros(2, requires_grad=True)
+    noisy = ops.add_noise(weights, logits, KEY, [0, 1], nonfinite, *options(), dtype)[0]
     assert [tensor.dtype for tensor in noisy] == [dtype, dtype]
     upstream = [torch.randn(tensor.shape).to(dtype) for tensor in noisy]
-    got = torch.autograd.grad(noisy, [*weights, *logits, tally], upstream)
+    got = torch.autograd.grad(noisy, [*weights, *logits, nonfinite], upstream)
     assert [grad.dtype for grad in got[:2]] == [torch.float32, torch.float16]
-    plain = ops.add_noise(weights, logits, KEY, [0, 1], tally, *options())[0]
+    plain = ops.add_noise(weights, logits, KEY, [0, 1], nonfinite, *options())[0]
     casts = [tensor.to(dtype) for tensor in plain]
-    expected = torch.autograd.grad(casts, [*weights, *logits, tally], upstream)
+    expected = torch.autograd.grad(casts, [*weights, *logits, nonfinite], upstream)
     assert_same([got[0], *got[2:]], [expected[0], *expected[2:]])
     torch.testing.assert_close(got[1], expected[1], rtol=2**-9, atol=1e-6)
 

@@ -25,7 +25,7 @@ def test_autocast_with_grad_scaler_and_a_second_optimizer_survives_a_nan(dtype):
     model = mlp()
     quantizer = attach(model)
     optimizer = torch.optim.SGD([p for n, p in model.named_parameters() if "_diffq" not in n], lr=0.1)
-    logits = torch.optim.Adam(quantizer._logits(), lr=1e-2)
+    logits = torch.optim.Adam(quantizer.learned_parameters(), lr=1e-2)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for step in range(4):
         with torch.autocast("cpu", dtype=dtype):

@@ -32,7 +32,7 @@ class Training:
         self.quantizer = DiffQuantizer(self.model, **{"min_size": 0.001, "group_size": 8, "float16": True} | options)
         if optimizer == "own":
             self.quantizer.no_optimizer()
-            self.optimizers.append(torch.optim.RMSprop(self.quantizer._logits(), lr=bits_lr))
+            self.optimizers.append(torch.optim.RMSprop(self.quantizer.learned_parameters(), lr=bits_lr))
         else:
             self.quantizer.setup_optimizer(self.optimizers[0], lr=bits_lr)
         size = {"mb": mb} if mb else {"bits_per_weight": bits_per_weight}
@@ -136,7 +136,7 @@ def test_a_loss_1024_times_as_large_gives_the_same_bits_at_1024_times_the_price(
         training.run(STEPS // 2)
     assert small.target.price > 0
     assert large.target.price == 1024 * small.target.price
-    for one, other in zip(small.quantizer._logits(), large.quantizer._logits(), strict=True):
+    for one, other in zip(small.quantizer.learned_parameters(), large.quantizer.learned_parameters(), strict=True):
         assert torch.equal(one, other)
 
 
@@ -198,13 +198,13 @@ def test_the_penalty_is_the_price_times_the_size_raised_on_the_way(steps, factor
     training = Training().run(steps)
     price = factor * training.target.price
     assert price > 0
-    for logit in training.quantizer._logits():
+    for logit in training.quantizer.learned_parameters():
         logit.grad = None
     penalty = training.target.penalty()
     assert penalty.detach() == price * training.quantizer.model_size().detach()
-    slopes = torch.autograd.grad(training.quantizer.model_size(), training.quantizer._logits())
+    slopes = torch.autograd.grad(training.quantizer.model_size(), training.quantizer.learned_parameters())
     penalty.backward()
-    for logit, slope in zip(training.quantizer._logits(), slopes, strict=True):
+    for logit, slope in zip(training.quantizer.learned_parameters(), slopes, strict=True):
         torch.testing.assert_close(logit.grad, price * slope)
 
 
@@ -213,10 +213,10 @@ def test_clipped_gradients_give_the_same_price():
     training = Training(target={"reach_at": 1.0, "freeze_at": 1.0, "total_steps": 500})
     quantizer, target = training.quantizer, training.target
     for _ in range(400):
-        for logit in quantizer._logits():
+        for logit in quantizer.learned_parameters():
             logit.grad = None
         (target.penalty() - 5 * quantizer.model_size()).backward()
-        for logit in quantizer._logits():
+        for logit in quantizer.learned_parameters():
             logit.grad.mul_(0.5)
         target.step()
     assert float(target.price) == pytest.approx(5, rel=0.02)
@@ -227,7 +227,7 @@ def test_the_price_is_what_a_megabyte_is_worth():
     training = Training(target={"reach_at": 1.0, "freeze_at": 1.0})
     quantizer, target = training.quantizer, training.target
     for _ in range(40):
-        for logit in quantizer._logits():
+        for logit in quantizer.learned_parameters():
             logit.grad = None
         (target.penalty() - 5 * quantizer.model_size()).backward()
         target.step()
@@ -259,10 +259,12 @@ def test_nothing_is_read_from_the_device_until_the_bits_are_frozen(monkeypatch):
 
 def test_long_trainings_are_controlled_about_a_thousand_times():
     training = Training(target={"total_steps": 50_000})
-    logits = [logit.detach().clone() for logit in training.quantizer._logits()]
+    logits = [logit.detach().clone() for logit in training.quantizer.learned_parameters()]
     for _ in range(49):
         training.target.step()  # needs no gradients: nothing is read
-    assert all(torch.equal(one, other) for one, other in zip(training.quantizer._logits(), logits, strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(training.quantizer.learned_parameters(), logits, strict=True)
+    )
     with pytest.raises(RuntimeError, match="no gradients"):
         training.target.step()
 
@@ -270,11 +272,11 @@ def test_long_trainings_are_controlled_about_a_thousand_times():
 def test_a_step_with_infinite_gradients_leaves_the_price():
     training = Training().run(51)
     before = training.target.price
-    for logit in training.quantizer._logits():
+    for logit in training.quantizer.learned_parameters():
         logit.grad.fill_(float("inf"))
     training.target.step()
     assert training.target.price == before
-    assert all(logit.isfinite().all() for logit in training.quantizer._logits())
+    assert all(logit.isfinite().all() for logit in training.quantizer.learned_parameters())
 
 
 def test_a_step_without_gradients_says_where_to_call_it():

@@ -18,7 +18,7 @@ def frozen(build=mlp, dtype=torch.float32, straight_through=True, **options):
     torch.manual_seed(0)
     model = build().to(dtype)
     quantizer = DiffQuantizer(model, **{"min_size": 0, "group_size": 8, **options})
-    for logit in quantizer._logits():
+    for logit in quantizer.learned_parameters():
         logit.data.normal_(std=2)
     quantizer.no_optimizer()
     quantizer.freeze_bits(straight_through=straight_through)
@@ -66,7 +66,7 @@ def test_gradients_are_those_of_the_rounded_weights():
     layer(inputs).square().sum().backward()
     nn.functional.linear(inputs, plain).square().sum().backward()
     assert torch.equal(layer.weight.grad, plain.grad)
-    (logit,) = quantizer._logits()
+    (logit,) = quantizer.learned_parameters()
     assert logit.grad is not None
     assert not logit.grad.any()
 
@@ -162,9 +162,9 @@ def test_tied_weights_are_rounded_once_and_collect_both_gradients():
     model(inputs).square().sum().backward()
     found = model.a.weight.grad.clone()
     plain = Tied()
-    values = quantizer._quantized_weights(quantizer._firsts)  # all parameters, with min_size=0
+    values = quantizer.eval_weights(quantizer.selection.originals)  # all parameters, with min_size=0
     with torch.no_grad():
-        for entry, value in zip(quantizer._firsts, values, strict=True):
+        for entry, value in zip(quantizer.selection.originals, values, strict=True):
             plain.get_parameter(entry.full_name).copy_(value)
     plain(inputs).square().sum().backward()
     assert torch.equal(found, plain.a.weight.grad)

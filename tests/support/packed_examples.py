@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffq_fast.packed.contents import write_packed
+from diffq_fast.packed.contents import PackedContents, write_packed
 from diffq_fast.packed.tensor import PackedTensor, pack_levels, pack_weight
-from diffq_fast.packed.widths import group_count
+from diffq_fast.reference.sizes import group_count
 from support.paths import DATA
 
 
@@ -24,8 +24,13 @@ class Example:
     quantizer_info: dict | None = None
     buffers: set[str] = field(default_factory=set)
 
+    def contents(self) -> PackedContents:
+        half = {name: self.plain[name].dtype for name in self.half}
+        info = self.quantizer_info or {"class": "none", "arguments": {}}
+        return PackedContents(self.packed, self.plain, self.ties, half, self.buffers, info)
+
     def write(self, path: str | Path) -> Path:
-        write_packed(path, self.packed, self.plain, self.ties, self.half, self.quantizer_info, buffers=self.buffers)
+        write_packed(path, self.contents())
         return Path(path)
 
 

@@ -24,7 +24,7 @@ def drawn(monkeypatch):
 def test_plot_bits_draws_the_whole_bits_of_each_weight(tmp_path, drawn):
     quantizer = DiffQuantizer(mlp(), min_size=0.001, group_size=8, init_bits=6)
     with torch.no_grad():
-        quantizer._logits()[0][:100] = 30.0  # all but 15 bits
+        quantizer.learned_parameters()[0][:100] = 30.0  # all but 15 bits
     diffq_fast.plot_bits(quantizer, tmp_path / "bits.png")
     assert (tmp_path / "bits.png").read_bytes().startswith(b"\x89PNG")
     first, second = drawn[0]

@@ -41,17 +41,20 @@ static void gaussian_from_words(const uint32_t* words, int64_t count, float* z) 
 
 static void make_noise(const NoiseRun& run, float* z) {
     uint32_t words[4 * kCallsAtOnce];
-    float made[8 * kCallsAtOnce];
-    for (int64_t done = 0; done < run.count;) {
-        const int64_t skipped = (run.first + done) % 8, left = skipped + run.count - done;
-        const int64_t calls = left < 8 * kCallsAtOnce ? (left + 7) / 8 : kCallsAtOnce;
-        make_words(run.key, run.stream, static_cast<uint64_t>((run.first + done) / 8), calls, words);
-        if (run.kind == NoiseKind::uniform) {
+    float made[kCallElements * kCallsAtOnce];
+    for (int64_t done = 0; done < run.span.count;) {
+        const int64_t skipped = (run.span.begin + done) % kCallElements,
+                      left = skipped + run.span.count - done;
+        const int64_t calls =
+            left < kCallElements * kCallsAtOnce ? (left + kCallElements - 1) / kCallElements : kCallsAtOnce;
+        make_words(run.source.key, run.source.stream,
+                   static_cast<uint64_t>((run.span.begin + done) / kCallElements), calls, words);
+        if (run.source.noise_kind == NoiseKind::uniform) {
             uniform_from_words(words, 4 * calls, made);
         } else {
             gaussian_from_words(words, 4 * calls, made);
         }
-        const int64_t now = (left < 8 * calls ? left : 8 * calls) - skipped;
+        const int64_t now = (left < kCallElements * calls ? left : kCallElements * calls) - skipped;
         std::memcpy(z + done, made + skipped, static_cast<size_t>(now) * sizeof(float));
         done += now;
     }

@@ -2,14 +2,14 @@
 
 static void add_noise(const NoiseRun& run, const float* values, const float* amplitudes, int64_t group_size,
                       bool /*past_cache*/, float* out) {
-    float z[kNoiseBlock];
+    float z[kBlock];
     make_noise(run, z);
     if (group_size == 1) {
-        for (int64_t i = 0; i < run.count; ++i) out[i] = values[i] + amplitudes[i] * z[i];
+        for (int64_t i = 0; i < run.span.count; ++i) out[i] = values[i] + amplitudes[i] * z[i];
         return;
     }
-    const int64_t size = group_size == 0 ? run.count : group_size;
-    for (int64_t i = 0; i < run.count; i += size, ++amplitudes) {
+    const int64_t size = group_size == 0 ? run.span.count : group_size;
+    for (int64_t i = 0; i < run.span.count; i += size, ++amplitudes) {
         const float amplitude = *amplitudes;
         for (int64_t j = i; j < i + size; ++j) out[j] = values[j] + amplitude * z[j];
     }
@@ -17,10 +17,10 @@ static void add_noise(const NoiseRun& run, const float* values, const float* amp
 
 static void multiply_noise(const NoiseRun& run, const float* gradients, bool /*past_cache*/, float* copies,
                            float* products) {
-    float z[kNoiseBlock];
+    float z[kBlock];
     make_noise(run, z);
-    std::copy(gradients, gradients + run.count, copies);
-    for (int64_t i = 0; i < run.count; ++i) products[i] = gradients[i] * z[i];
+    std::copy(gradients, gradients + run.span.count, copies);
+    for (int64_t i = 0; i < run.span.count; ++i) products[i] = gradients[i] * z[i];
 }
 
 static void finish_writes() {}

@@ -1,49 +1,25 @@
-// One float as a vector word, for the algorithms that need no more than lanes beside one another.
+// Levels <-> words of one block, see core/pack/words.h, for any number of lanes: bit by bit's definition, a
+// row at a time.
 
-#define DIFFQ_WORD static inline
-#define DIFFQ_MEMBER inline
+static void pack_words(int width, const uint32_t* levels, int64_t lanes, uint32_t* words) {
+    const uint32_t mask = (uint32_t{1} << width) - 1;
+    std::fill(words, words + width * lanes, 0);
+    for (int row = 0; row < kBlockRows; ++row, levels += lanes) {
+        const int shift = row * width % kWordBits;
+        uint32_t* const word = words + row * width / kWordBits * lanes;
+        for (int64_t i = 0; i < lanes; ++i) word[i] |= (levels[i] & mask) << shift;
+        if (shift + width <= kWordBits) continue;
+        for (int64_t i = 0; i < lanes; ++i) word[lanes + i] |= (levels[i] & mask) >> (kWordBits - shift);
+    }
+}
 
-using Float = float;
-using Word = uint32_t;
-using Int = int32_t;
-
-DIFFQ_WORD Float load(const float* from) {
-    return *from;
-}
-DIFFQ_WORD void store(Float value, float* to) {
-    *to = value;
-}
-DIFFQ_WORD Float splat(float value) {
-    return value;
-}
-DIFFQ_WORD Word bits_of(Float value) {
-    return diffq_fast::bits_of(value);
-}
-DIFFQ_WORD Float float_of(Word bits) {
-    return diffq_fast::float_of(bits);
-}
-DIFFQ_WORD Float float_from_int(Int value) {
-    return static_cast<Float>(value);
-}
-DIFFQ_WORD Float choose(Int condition, Float yes, Float no) {
-    return condition ? yes : no;
-}
-DIFFQ_WORD Word choose(Int condition, Word yes, Word no) {
-    return select(mask_of(condition != 0), yes, no);
-}
-DIFFQ_WORD Float multiply_add(Float a, Float b, Float c) {
-    return a * b + c;
-}
-DIFFQ_WORD Float look_up(const float* table, Word index) {
-    return table[index];
-}
-DIFFQ_WORD int64_t sum_of(Word value) {
-    return value;
-}
-// The second one where an argument is NaN.
-DIFFQ_WORD Float lesser(Float a, Float b) {
-    return a < b ? a : b;
-}
-DIFFQ_WORD Float greater(Float a, Float b) {
-    return a > b ? a : b;
+static void unpack_words(int width, const uint32_t* words, int64_t lanes, uint32_t* levels) {
+    const uint32_t mask = (uint32_t{1} << width) - 1;
+    for (int row = 0; row < kBlockRows; ++row, levels += lanes) {
+        const int shift = row * width % kWordBits;
+        const uint32_t* const word = words + row * width / kWordBits * lanes;
+        for (int64_t i = 0; i < lanes; ++i) levels[i] = word[i] >> shift & mask;
+        if (shift + width <= kWordBits) continue;
+        for (int64_t i = 0; i < lanes; ++i) levels[i] |= word[lanes + i] << (kWordBits - shift) & mask;
+    }
 }

@@ -10,7 +10,7 @@
 #include "core/simd/floats.h"
 #include "core/simd/quantize.h"
 #include "core/simd/widths.h"
-#include "core/simd/bitpack.h"
+#include "core/simd/words.h"
 #include "core/simd/planes.h"
 #include "core/simd/table.h"
 // clang-format on

@@ -1,4 +1,5 @@
-// Blocks of half-precision floats <-> float32, see core/dtype.h. Loops that the compiler turns into vectors.
+// Blocks of half-precision floats <-> float32, see core/runtime/dtype.h. Loops that the compiler turns into
+// vectors.
 
 static void floats_from_halves(const uint16_t* halves, DType dtype, int64_t count, float* values) {
     if (dtype == DType::bfloat16) {

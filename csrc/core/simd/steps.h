@@ -1,11 +1,11 @@
-// logit -> step and its slope, see core/bits.h: the float32 arithmetic of diffq_fast/bits.py.
+// logit -> step and its slope, see core/train/bits.h: the float32 arithmetic of diffq_fast/bits.py.
 
-DIFFQ_WORD Float sigmoid(Float logit) {
+DIFFQ_INLINE Float sigmoid(Float logit) {
     return splat(1.0f) / (splat(1.0f) + exp_float(-logit));
 }
 
 // t = sigmoid(logit).
-DIFFQ_WORD Float step_at(Float t, const BitsRule& rule) {
+DIFFQ_INLINE Float step_at(Float t, const BitsRule& rule) {
     if (rule.param == Param::bits) {
         const Float bits = rule.max_bits * t + (1.0f - t) * rule.min_bits;
         return splat(1.0f) / (exp2_float(bits) - 1.0f);
@@ -15,7 +15,7 @@ DIFFQ_WORD Float step_at(Float t, const BitsRule& rule) {
 
 // d step / d logit. With s the step, d/db 1/(2^b - 1) = -ln 2 (s + s^2), and for "noise" d s / d t = s (ln
 // smallest - ln largest); d t / d logit = t (1 - t).
-DIFFQ_WORD Float slope_at(Float t, Float step, const BitsRule& rule) {
+DIFFQ_INLINE Float slope_at(Float t, Float step, const BitsRule& rule) {
     const bool bits = rule.param == Param::bits;
     const float per_t =
         bits ? -0.693147180559945f * (rule.max_bits - rule.min_bits) : rule.log_smallest - rule.log_largest;
@@ -36,31 +36,33 @@ static void make_steps(const float* logits, int64_t count, const BitsRule& rule,
 
 struct LogitGradients {
     Float steps, gradients;
-    Word nonfinite;  // 1 where the gradient was not finite, and is now 0
+    Uint nonfinite;  // 1 where the gradient was not finite, and is now 0
 };
 
-DIFFQ_WORD LogitGradients logit_gradients(Float logits, Float sums, Float lengths, const BitsRule& rule) {
+DIFFQ_INLINE LogitGradients logit_gradients(Float logits, Float sums, Float lengths, const BitsRule& rule) {
     const Float t = sigmoid(logits), steps = step_at(t, rule);
     const Float gradients = (sums * slope_at(t, steps, rule)) * lengths;
-    const Int finite = (Int)(bits_of(gradients) & 0x7F800000u) != 0x7F800000;
-    return {steps, choose(finite, gradients, splat(0.0f)), choose(finite, Word{}, Word{} + 1u)};
+    const Int finite = (Int)(bits_of(gradients) & kInfinityBits) != static_cast<int32_t>(kInfinityBits);
+    return {steps, choose(finite, gradients, splat(0.0f)), choose(finite, Uint{}, Uint{} + 1u)};
 }
 
-static int64_t make_logit_gradients(const float* logits, const float* sums, const float* lengths,
-                                    float length, int64_t groups, const BitsRule& rule, float* steps,
+static int64_t make_logit_gradients(const GroupSums& groups, const BitsRule& rule, float* steps,
                                     float* gradients) {
-    Word nonfinite = {};
+    const float *logits = groups.logits, *sums = groups.sums, *lengths = groups.lengths;
+    const float length = groups.length;
+    const int64_t count = groups.count;
+    Uint nonfinite = {};
     int64_t g = 0;
-    for (; g + kLanes <= groups; g += kLanes) {
-        const Float range = lengths != nullptr ? load(lengths + g) : splat(length);
-        const LogitGradients made = logit_gradients(load(logits + g), load(sums + g), range, rule);
+    for (; g + kLanes <= count; g += kLanes) {
+        const Float each = lengths != nullptr ? load(lengths + g) : splat(length);
+        const LogitGradients made = logit_gradients(load(logits + g), load(sums + g), each, rule);
         store(made.steps, steps + g);
         store(made.gradients, gradients + g);
         nonfinite += made.nonfinite;
     }
-    if (g == groups) return sum_of(nonfinite);
+    if (g == count) return sum_of(nonfinite);
     float padded[3][kLanes] = {};
-    for (int64_t j = g; j < groups; ++j) {
+    for (int64_t j = g; j < count; ++j) {
         padded[0][j - g] = logits[j];
         padded[1][j - g] = sums[j];
         padded[2][j - g] = lengths != nullptr ? lengths[j] : length;
@@ -68,7 +70,7 @@ static int64_t make_logit_gradients(const float* logits, const float* sums, cons
     const LogitGradients made = logit_gradients(load(padded[0]), load(padded[1]), load(padded[2]), rule);
     store(made.steps, padded[0]);
     store(made.gradients, padded[1]);
-    for (int64_t j = g; j < groups; ++j) {
+    for (int64_t j = g; j < count; ++j) {
         steps[j] = padded[0][j - g];
         gradients[j] = padded[1][j - g];
     }

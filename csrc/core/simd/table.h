@@ -5,11 +5,11 @@ static constexpr Kernels kKernels = {
     kName,
     make_noise, make_steps,
     add_noise, finish_writes, multiply_noise, sum_groups, sum, dot, make_logit_gradients,
-    find_bounds,
+    find_range,
     floats_from_halves, halves_from_floats,
     quantize, dequantize,
     find_widths,
-    pack, unpack,
+    pack_words, unpack_words,
     pack_planes, unpack_planes,
 };
 // clang-format on

@@ -2,14 +2,14 @@
 // times noise, and their sums over groups.
 
 template <int kSize, int... kLane>
-DIFFQ_WORD Float spread_groups(const float* values, Indices<kLane...>) {
+DIFFQ_INLINE Float spread_groups(const float* values, Indices<kLane...>) {
     const Float groups = load(values);
     return __builtin_shufflevector(groups, groups, (kLane / kSize)...);
 }
 
 // The amplitudes of kLanes elements that begin with a group of kSize, or lie in one.
 template <int kSize>
-DIFFQ_WORD Float amplitude_lanes(const float* amplitudes) {
+DIFFQ_INLINE Float amplitude_lanes(const float* amplitudes) {
     if constexpr (kSize == 1) {
         return load(amplitudes);
     } else if constexpr (kSize >= kLanes) {
@@ -51,13 +51,15 @@ struct AddToSame {
 };
 
 template <template <bool> class Use>
-DIFFQ_WORD void hand_out_to(const NoiseRun& run, const float* values, const float* amplitudes,
-                            bool past_cache, float* out) {
+DIFFQ_INLINE void hand_out_to(const NoiseRun& run, const float* values, const float* amplitudes,
+                              bool past_cache, float* out) {
     if (past_cache && is_aligned(out)) {
-        if (run.kind == NoiseKind::gaussian) return hand_out<true>(run, Use<true>{values, amplitudes, out});
+        if (run.source.noise_kind == NoiseKind::gaussian)
+            return hand_out<true>(run, Use<true>{values, amplitudes, out});
         return hand_out<false>(run, Use<true>{values, amplitudes, out});
     }
-    if (run.kind == NoiseKind::gaussian) return hand_out<true>(run, Use<false>{values, amplitudes, out});
+    if (run.source.noise_kind == NoiseKind::gaussian)
+        return hand_out<true>(run, Use<false>{values, amplitudes, out});
     return hand_out<false>(run, Use<false>{values, amplitudes, out});
 }
 
@@ -90,8 +92,8 @@ static void add_noise(const NoiseRun& run, const float* values, const float* amp
             return add_to<Groups<16>::Add>(run, values, amplitudes, past_cache, out);
         default: {
             NoiseRun group = run;
-            group.count = group_size;
-            for (int64_t i = 0; i < run.count; i += group_size, group.first += group_size) {
+            group.span.count = group_size;
+            for (int64_t i = 0; i < run.span.count; i += group_size, group.span.begin += group_size) {
                 add_to<AddToSame>(group, values + i, amplitudes++, past_cache, out + i);
             }
         }
@@ -120,7 +122,7 @@ struct Multiply {
 
 static void multiply_noise(const NoiseRun& run, const float* gradients, bool past_cache, float* copies,
                            float* products) {
-    const bool gaussian = run.kind == NoiseKind::gaussian;
+    const bool gaussian = run.source.noise_kind == NoiseKind::gaussian;
     if (past_cache && is_aligned(copies)) {
         const Multiply<true> use{gradients, copies, products};
         gaussian ? hand_out<true>(run, use) : hand_out<false>(run, use);
@@ -132,7 +134,7 @@ static void multiply_noise(const NoiseRun& run, const float* gradients, bool pas
 
 // Lanes a and b hold groups of 2 * kHalf partial sums; the result holds groups of kHalf, a's and then b's.
 template <int kHalf, int... kLane>
-DIFFQ_WORD Float fold(Float a, Float b, Indices<kLane...>) {
+DIFFQ_INLINE Float fold(Float a, Float b, Indices<kLane...>) {
     const Float low = __builtin_shufflevector(a, b, (kLane / kHalf * 2 * kHalf + kLane % kHalf)...);
     const Float high = __builtin_shufflevector(a, b, (kLane / kHalf * 2 * kHalf + kHalf + kLane % kHalf)...);
     return low + high;
@@ -140,7 +142,7 @@ DIFFQ_WORD Float fold(Float a, Float b, Indices<kLane...>) {
 
 // Vector kIndex of groups of kSize products, each folded to kWidth partial sums.
 template <int kSize, int kWidth, int kIndex>
-DIFFQ_WORD Float partial_sums(const float* products) {
+DIFFQ_INLINE Float partial_sums(const float* products) {
     if constexpr (kWidth == kSize) {
         return load(products + kIndex * kLanes);
     } else if constexpr (kWidth >= kLanes) {
@@ -201,7 +203,7 @@ static double sum_lanes(const float* a, const float* b, int64_t count) {
         }
     }
     double lanes[8];
-    __builtin_memcpy(lanes, sums, sizeof lanes);
+    std::memcpy(lanes, sums, sizeof lanes);
     for (; i < count; ++i)
         lanes[i % 8] += kProducts ? static_cast<double>(a[i]) * static_cast<double>(b[i]) : a[i];
     return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));

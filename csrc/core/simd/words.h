@@ -1,85 +1,78 @@
-// Vector words of kLanes floats, which the algorithms of this folder are written against. Included inside the
-// namespace and the target region of one instruction set, which has defined kLanes and, after this, the words
-// that the compiler's own vectors lack or do badly: mul_wide, widen, doubles_of, multiply_add, positive_root,
-// lesser, greater, larger, look_up, store_past_cache. No include guard, and everything static: each
-// instruction set gets its own copy and no linker mixes them up.
+// Whole blocks of 32 lanes <-> words, see core/pack/words.h: vectors hold kLanes lanes of one row.
 
-// Floats by which loops ask for their input ahead of its use: processors look ahead by themselves, but only
-// within a page (the range of 2^24 weights takes 4.4 ms without, 2.3 ms with this, on one core of a Xeon).
-constexpr int64_t kAhead = 1024;
-
-#define DIFFQ_WORD static inline __attribute__((always_inline))
-#define DIFFQ_MEMBER inline __attribute__((always_inline))
-
-typedef float Float __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Word __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Int __attribute__((vector_size(4 * kLanes)));
-typedef uint64_t Wide __attribute__((vector_size(4 * kLanes)));  // kLanes / 2
-typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
-typedef float FewFloats __attribute__((vector_size(2 * kLanes)));  // kLanes / 2
-typedef double Doubles __attribute__((vector_size(4 * kLanes)));
-
-template <typename Vector, typename Item>
-DIFFQ_WORD Vector load_as(const Item* from) {
-    Vector value;
-    __builtin_memcpy(&value, from, sizeof value);
-    return value;
+// Row kRow of a lane starts in word kRow * kWidth / 32, and runs over into the next one where that is not
+// enough.
+template <int kWidth, int kRow>
+DIFFQ_INLINE void pack_row(const uint32_t* levels, uint32_t* words, Uint& word) {
+    constexpr uint32_t kMask = (uint32_t{1} << kWidth) - 1;
+    constexpr int kWord = kRow * kWidth / kWordBits, kShift = kRow * kWidth % kWordBits;
+    const Uint level = load(levels + kRow * kBlockLanes) & kMask;
+    word = kShift == 0 ? level : word | level << kShift;
+    if constexpr (kShift + kWidth >= kWordBits) {
+        store(word, words + kWord * kBlockLanes);
+        word = kShift + kWidth > kWordBits ? level >> (kWordBits - kShift) % kWordBits : Uint{};
+    }
 }
 
-DIFFQ_WORD Float load(const float* from) {
-    return load_as<Float>(from);
-}
-DIFFQ_WORD Word load(const uint32_t* from) {
-    return load_as<Word>(from);
-}
-
-template <typename Vector, typename Item>
-DIFFQ_WORD void store(Vector value, Item* to) {
-    __builtin_memcpy(to, &value, sizeof value);
+template <int kWidth, int... kRow>
+static void pack_width(const uint32_t* levels, uint32_t* words, Indices<kRow...>) {
+    for (int lane = 0; lane < kBlockLanes; lane += kLanes) {
+        Uint word = {};
+        (pack_row<kWidth, kRow>(levels + lane, words + lane, word), ...);
+    }
 }
 
-// value + 0 would lose the sign of -0.
-DIFFQ_WORD Float splat(float value) {
-    return value - Float{};
-}
-DIFFQ_WORD Word splat_word(uint32_t value) {
-    return Word{} + value;
-}
-DIFFQ_WORD Wide splat_wide(uint64_t value) {
-    return Wide{} + value;
-}
-
-DIFFQ_WORD Word bits_of(Float value) {
-    return (Word)value;
-}
-DIFFQ_WORD Float float_of(Word bits) {
-    return (Float)bits;
-}
-DIFFQ_WORD Float float_from_int(Int value) {
-    return __builtin_convertvector(value, Float);
+template <int kWidth, int kRow>
+DIFFQ_INLINE void unpack_row(const uint32_t* words, uint32_t* levels) {
+    constexpr uint32_t kMask = (uint32_t{1} << kWidth) - 1;
+    constexpr int kWord = kRow * kWidth / kWordBits, kShift = kRow * kWidth % kWordBits;
+    Uint level = load(words + kWord * kBlockLanes) >> kShift;
+    if constexpr (kShift + kWidth > kWordBits)
+        level |= load(words + (kWord + 1) * kBlockLanes) << (kWordBits - kShift);
+    store(level & kMask, levels + kRow * kBlockLanes);
 }
 
-DIFFQ_WORD Float choose(Int condition, Float yes, Float no) {
-    return condition ? yes : no;
-}
-DIFFQ_WORD Word choose(Int condition, Word yes, Word no) {
-    return condition ? yes : no;
-}
-
-DIFFQ_WORD int64_t sum_of(Word value) {
-    int64_t sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += value[lane];
-    return sum;
+template <int kWidth, int... kRow>
+static void unpack_width(const uint32_t* words, uint32_t* levels, Indices<kRow...>) {
+    for (int lane = 0; lane < kBlockLanes; lane += kLanes)
+        (unpack_row<kWidth, kRow>(words + lane, levels + lane), ...);
 }
 
-// Sequences of lane numbers, for __builtin_shufflevector.
-template <int... kIndex>
-struct Indices {};
-template <int kCount, int... kIndex>
-struct MakeIndices : MakeIndices<kCount - 1, kCount - 1, kIndex...> {};
-template <int... kIndex>
-struct MakeIndices<0, kIndex...> {
-    using type = Indices<kIndex...>;
+template <int kWidth>
+static void pack_whole(const uint32_t* levels, uint32_t* words) {
+    pack_width<kWidth>(levels, words, Count<kBlockRows>());
+}
+
+template <int kWidth>
+static void unpack_whole(const uint32_t* words, uint32_t* levels) {
+    unpack_width<kWidth>(words, levels, Count<kBlockRows>());
+}
+
+using BlockBody = void (*)(const uint32_t*, uint32_t*);
+
+struct BlockTable {
+    BlockBody bodies[kMaxWidth];
 };
-template <int kCount>
-using Count = typename MakeIndices<kCount>::type;
+
+template <int... kWidthLess1>
+constexpr BlockTable pack_table(Indices<kWidthLess1...>) {
+    return {{pack_whole<kWidthLess1 + 1>...}};
+}
+
+template <int... kWidthLess1>
+constexpr BlockTable unpack_table(Indices<kWidthLess1...>) {
+    return {{unpack_whole<kWidthLess1 + 1>...}};
+}
+
+static constexpr BlockTable kPack = pack_table(Count<kMaxWidth>()),
+                            kUnpack = unpack_table(Count<kMaxWidth>());
+
+static void pack_words(int width, const uint32_t* levels, int64_t lanes, uint32_t* words) {
+    if (lanes != kBlockLanes) return scalar_kernels()->pack_words(width, levels, lanes, words);
+    kPack.bodies[width - 1](levels, words);
+}
+
+static void unpack_words(int width, const uint32_t* words, int64_t lanes, uint32_t* levels) {
+    if (lanes != kBlockLanes) return scalar_kernels()->unpack_words(width, words, lanes, levels);
+    kUnpack.bodies[width - 1](words, levels);
+}

@@ -10,7 +10,7 @@ import warnings
 
 from .loading import core, status
 
-__all__ = ["ADVICE", "status"]
+__all__ = ["ADVICE", "empty_cache", "status"]
 
 ADVICE = (
     "install a wheel for this platform; or install a C++ compiler, and then diffq_fast again from its sources: "
@@ -18,7 +18,7 @@ ADVICE = (
 )
 
 if core is not None:
-    from . import kernels  # noqa: F401  (registers them)
+    from . import add_noise, noise, planes, quantize, weight_range, widths, words  # noqa: F401  (registers them)
 else:
     # Measured on one Xeon thread at 2**22 weights with widths 2-8: packing 26, unpacking 33, noise 33 times.
     warnings.warn(
@@ -26,3 +26,9 @@ else:
         "about 30 times slower. diffq-fast doctor says how to get it.",
         stacklevel=2,
     )
+
+
+def empty_cache() -> None:
+    """Free the blocks that the core keeps for its next results."""
+    if core is not None:
+        core.empty_cache()

@@ -14,7 +14,7 @@ def _load() -> tuple[Any, str]:
     if os.environ.get("DIFFQ_FAST_DISABLE_CORE", "0") not in ("", "0"):
         return None, "DIFFQ_FAST_DISABLE_CORE is set"
     try:
-        from ... import _core
+        from ... import _core  # type: ignore[attr-defined]  # compiled
     except ImportError as error:
         return None, f"the compiled module could not be imported: {error}"
     _choose_instruction_set(_core)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ...reference.bits import LOGITS_IN_CACHE, MAX_WHOLE_BITS, bits_from_logits, whole_bits, whole_bits_from_logits
+from .. import default
 from .loading import core
+from .registration import kernel
 
 # Float32 bits below 16 were found within 4.3 * 2**-20 of the float64 ones, and adding extra bits rounds once more.
 _LARGEST_ERROR = 2.0**-16
@@ -23,44 +25,58 @@ _FEWEST = 4096  # logits that are worth a search for thresholds
 _WINDOW = 64  # kWidthWindow; torch's vectors are no longer
 _MOST_ALONE = 1 << 14  # logits that torch does not share among threads
 _PER_THREAD = 1 << 15  # the fewest that it gives to one
+_WORTH_GATHERING = 16  # windows: where more than one in so many is in doubt, whole pieces are faster
 
 
-class _Steps(NamedTuple):
-    """See ``struct WidthSteps`` in csrc/core/kernels.h."""
+class _Thresholds(NamedTuple):
+    """See ``struct WidthThresholds`` in csrc/core/isa/kernels.h."""
 
     lowest: int
     below: list[float]
     reached: list[float]
 
 
+@kernel
+def count_widths(widths: Tensor) -> Tensor:
+    if widths.device.type != "cpu":
+        raise ValueError(f"count_widths: expected widths on the CPU, got them on {widths.device}")
+    if widths.dtype != torch.uint8:
+        return default.count_widths(widths)
+    widths, counts = widths.contiguous(), torch.empty(17, dtype=torch.int64, device="cpu")
+    core.count_widths(widths.data_ptr(), widths.numel(), counts.data_ptr(), torch.get_num_threads())
+    return counts
+
+
+@kernel
 def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: str, extra_bits: float) -> Tensor:
     rule = min_bits, max_bits, param
     plain = logits.dtype == torch.float32 and logits.dim() == 1 and logits.is_contiguous()
     bounded = _SMALLEST <= min_bits < max_bits <= _LARGEST and abs(extra_bits) <= _LARGEST
     if not (plain and bounded) or logits.numel() < _FEWEST:
         return whole_bits_from_logits(logits, *rule, extra_bits)
-    steps = _steps(*rule, extra_bits)
-    found = torch.empty(len(logits), dtype=torch.uint8)
-    doubts = torch.empty(-(-len(logits) // _WINDOW), dtype=torch.uint8)
+    thresholds = _thresholds(*rule, extra_bits)
+    widths = torch.empty(len(logits), dtype=torch.uint8, device="cpu")
+    doubts = torch.empty(-(-len(logits) // _WINDOW), dtype=torch.uint8, device="cpu")
     core.find_widths(
-        *steps, logits.data_ptr(), len(logits), found.data_ptr(), doubts.data_ptr(), torch.get_num_threads()
+        thresholds, logits.data_ptr(), len(logits), widths.data_ptr(), doubts.data_ptr(), torch.get_num_threads()
     )
     windows = doubts.nonzero()
     if len(windows):
-        _decide(logits, windows, found, rule, extra_bits)
-    return found
+        _decide(logits, windows, widths, rule, extra_bits)
+    return widths
 
 
-def _decide(logits: Tensor, windows: Tensor, found: Tensor, rule: tuple[float, float, str], extra_bits: float) -> None:
+def _decide(logits: Tensor, windows: Tensor, widths: Tensor, rule: tuple[float, float, str], extra_bits: float) -> None:
     """Lets torch decide the windows in doubt, each where its vectors lay if all logits went through torch."""
-    if len(windows) * _WINDOW <= _MOST_ALONE and _begin_at_windows(len(logits)):
-        places = (windows * _WINDOW + torch.arange(_WINDOW)).flatten()
-        places = places[places < len(logits)]  # a shorter last window stays the last one
-        found[places] = whole_bits(bits_from_logits(logits[places], *rule), extra_bits)
+    if len(windows) * _WINDOW * _WORTH_GATHERING <= len(logits) and _begin_at_windows(len(logits)):
+        for some in windows.split(_MOST_ALONE // _WINDOW):
+            places = (some * _WINDOW + torch.arange(_WINDOW, dtype=torch.int64, device="cpu")).flatten()
+            places = places[places < len(logits)]  # a shorter last window stays the last one
+            widths[places] = whole_bits(bits_from_logits(logits[places], *rule), extra_bits)
         return
     for piece in (windows * _WINDOW // LOGITS_IN_CACHE).unique().tolist():
         part = slice(piece * LOGITS_IN_CACHE, (piece + 1) * LOGITS_IN_CACHE)
-        found[part] = whole_bits(bits_from_logits(logits[part], *rule), extra_bits)
+        widths[part] = whole_bits(bits_from_logits(logits[part], *rule), extra_bits)
 
 
 def _begin_at_windows(count: int) -> bool:
@@ -72,13 +88,13 @@ def _begin_at_windows(count: int) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _steps(min_bits: float, max_bits: float, param: str, extra_bits: float) -> _Steps:
-    halves = torch.arange(2, MAX_WHOLE_BITS + 1, dtype=torch.float64) - 0.5 - extra_bits
+def _thresholds(min_bits: float, max_bits: float, param: str, extra_bits: float) -> _Thresholds:
+    halves = torch.arange(2, MAX_WHOLE_BITS + 1, dtype=torch.float64, device="cpu") - 0.5 - extra_bits
     below = _first_logits(halves - _LARGEST_ERROR, min_bits, max_bits, param)
     reached = _first_logits(halves + _LARGEST_ERROR, min_bits, max_bits, param)
     possible = [(low, high) for low, high in zip(below, reached, strict=True) if low < torch.inf and high > -torch.inf]
     lowest = 1 + sum(high == -torch.inf for high in reached)
-    return _Steps(lowest, [low for low, _ in possible], [high for _, high in possible])
+    return _Thresholds(lowest, [low for low, _ in possible], [high for _, high in possible])
 
 
 def _first_logits(bits: Tensor, min_bits: float, max_bits: float, param: str) -> list[float]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...reference.operators import group_count
 from ...reference.options import NoiseOptions
+from ...reference.sizes import group_count
 from .. import default
 from . import add_noise_ticketed as ticketed
 from . import loading
@@ -30,7 +30,6 @@ from .launching import (
     for_each_weight,
     launch,
     launch_plan,
-    options_of,
     ragged_plan,
     ragged_steps,
     ranges_in_groups,
@@ -44,7 +43,7 @@ from .weight_range import empty_tensor_ranges, tensor_ranges, without_empty
 
 def add_noise(weights, logits, key, streams, nonfinite, *arguments):
     """``arguments``: the six noise options and the dtype of the noisy weights."""
-    options, dtype = options_of(arguments[:6]), (*arguments, None)[6]
+    options, dtype = NoiseOptions.with_dtype(arguments)
     if not supported(weights, logits) or not (dtype is None or dtype in TYPES):
         return default.add_noise(weights, logits, key, streams, nonfinite, *arguments)
     one_launch = loading.ticketed and ticketed.takes(options)
@@ -104,7 +103,7 @@ def _noise_form(
 
 def add_noise_backward(grads, weights, logits, ranges, extremes, key, streams, *arguments):
     """``arguments``: the six noise options."""
-    options = options_of(arguments)
+    options = NoiseOptions.from_operator(*arguments)
     if not supported(grads, weights, logits):
         return default.add_noise_backward(grads, weights, logits, ranges, extremes, key, streams, *arguments)
     grads, weights = contiguous(grads), contiguous(weights)
@@ -168,5 +167,5 @@ def _launch_gradients(
 def finish_config(config: Config) -> Config:
     """The second launch of the backward knows neither the noise nor the size of groups, only whether there are any."""
     grouped = min(config.group_size, 1)
-    same = {"ptx": config.ptx, "per_group": config.per_group, "param": config.param}
+    same: dict[str, Any] = {"ptx": config.ptx, "per_group": config.per_group, "param": config.param}
     return Config(group_size=grouped, weight=config.weight, grad=config.grad, chunk=CHUNK, **same)

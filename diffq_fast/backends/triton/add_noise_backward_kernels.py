@@ -35,8 +35,8 @@ from .tiles import grouped, is_whole, load_range, load_ranges, load_tile, store_
 
 
 class WeightGradient(NamedTuple):
-    """A weight whose gradients are wanted: addresses of what is read, its size, its noise, its ranges, and where results
-    go. ``length``: hi - lo of the weight, 0 where each group has its range."""
+    """A weight whose gradients are wanted: addresses of what is read, its size, its noise, its ranges, and where the
+    results go. ``length``: hi - lo of the weight, 0 where each group has its range."""
 
     grad: Any
     weight: Any

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...reference.operators import group_count
 from ...reference.options import NoiseOptions
+from ...reference.sizes import group_count
 from .arguments import Config
 from .arithmetic import INTERPRETED
 from .tables import Plan, group_begins_of, plan_of
@@ -52,12 +52,6 @@ def by_dtype(*lists: Sequence[Tensor]) -> Iterator[tuple[list[int], tuple[torch.
         yield [index for index, dtype in enumerate(dtypes) if dtype == alike], alike
 
 
-def options_of(arguments: Sequence[Any]) -> NoiseOptions:
-    """The six noise options of an operator's arguments."""
-    *options, per_group = arguments
-    return NoiseOptions(*options, "group" if per_group else "tensor")
-
-
 def ranges_in_groups(options: NoiseOptions) -> bool:
     """Whether a weight has several ranges: with ``group_size`` 0 its only group is the weight."""
     return options.per_group and options.group_size != 0
@@ -65,7 +59,7 @@ def ranges_in_groups(options: NoiseOptions) -> bool:
 
 def config_of(options: NoiseOptions, **more: Any) -> Config:
     """The options as a kernel is compiled for them, and what ``more`` it is compiled for."""
-    same = {"group_size": options.group_size, "param": options.param, "noise_kind": options.noise_kind}
+    same: dict[str, Any] = {"group_size": options.group_size, "param": options.param, "noise_kind": options.noise_kind}
     return Config(ptx=PTX, per_group=ranges_in_groups(options), **same, **more)
 
 
@@ -74,7 +68,7 @@ def divides_step(group_size: int) -> bool:
     return group_size == 0 or STEP % group_size == 0
 
 
-def tile_steps(group_size: int, narrow: bool = False) -> dict[str, int]:
+def tile_steps(group_size: int, narrow: bool = False) -> dict[str, Any]:
     """Sizes for the kernels of tiles. Groups of one or two need many registers for their steps, and so does a
     ``narrow`` result, of which a thread stores eight at a time: they go in half rounds."""
     step = STEP // 2 if group_size in (1, 2) or narrow else STEP
@@ -82,7 +76,7 @@ def tile_steps(group_size: int, narrow: bool = False) -> dict[str, int]:
     return {"tile": TILE, "whole_step": max(step, part_step), "part_step": part_step}
 
 
-def ragged_steps(group_size: int) -> dict[str, int]:
+def ragged_steps(group_size: int) -> dict[str, Any]:
     """Sizes for the kernels of ragged groups."""
     columns = min(triton.next_power_of_2(group_size), RAGGED_TILE)
     return {"groups": RAGGED_TILE // columns, "columns": columns}

@@ -6,7 +6,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ...reference.operators import MAX_WIDTH, PLANE_DTYPES, worst_value
+from ...reference.planes import PLANE_DTYPES, worst_value
+from ...reference.sizes import MAX_WIDTH
 from .. import default
 from .launching import TYPES, launch
 from .planes_kernels import PlanesConfig, pack_planes_kernel, quantize_planes_kernel, unpack_planes_kernel

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...reference.operators import group_count
+from ...reference.sizes import group_count
 from .. import default
 from .arithmetic import INTERPRETED
 from .launching import TYPES, launch, supported

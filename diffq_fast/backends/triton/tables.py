@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...reference.operators import group_count
+from ...reference.sizes import group_count
 from .arguments import (
     ELEMENTS,
     GROUP_BEGIN,

@@ -159,8 +159,8 @@ def write_range(partials, plan_ptr, ranges_ptr, extremes_ptr, CONFIG: tl.constex
 
 @triton.jit
 def reduce_tile(address, begin, elements, tile_ptr, stride, CONFIG: tl.constexpr):
-    """Writes the partial results of ``range_step`` elements to ``tile_ptr``. After its barrier, whichever thread adds to
-    a counter publishes what all of the program's threads have written."""
+    """Writes the partial results of ``range_step`` elements to ``tile_ptr``. After its barrier, whichever thread
+    adds to a counter publishes what all of the program's threads have written."""
     if is_whole(address, begin, elements, CONFIG.range_step):
         tile = _whole_tile(address, begin, elements, CONFIG)
     else:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...reference.operators import MAX_WIDTH, group_count, stream_words
+from ...reference.sizes import MAX_WIDTH, group_count, stream_words
 
 
 class LevelsOfWidth(NamedTuple):

@@ -90,7 +90,7 @@ def test_missing_compiler_gives_a_pure_wheel_and_the_reason(tree):
 @needs_compiler
 def test_compile_error_fails_the_build(tree):
     pytest.importorskip("pybind11")
-    (tree / "csrc" / "core" / "noise.cpp").write_text("#error this must not be skipped over\n")
+    (tree / "csrc" / "core" / "train" / "noise.cpp").write_text("#error this must not be skipped over\n")
     done, wheel = build_wheel(tree)
     assert done.returncode != 0
     assert wheel is None

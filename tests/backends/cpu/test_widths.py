@@ -22,7 +22,7 @@ def rules(function):
 def steps_of(*arguments):
     from diffq_fast.backends.cpu import widths
 
-    return widths._steps(*arguments)
+    return widths._thresholds(*arguments)
 
 
 def neighbours(value, count):

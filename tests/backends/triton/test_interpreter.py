@@ -19,7 +19,8 @@ import torch
 
 from diffq_fast.backends import default
 from diffq_fast.reference.bits import step_and_derivative
-from diffq_fast.reference.operators import group_count, per_element, stream_words
+from diffq_fast.reference.groups import per_element
+from diffq_fast.reference.sizes import group_count, stream_words
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

@@ -15,7 +15,7 @@ import sys
 import pytest
 import torch
 
-from diffq_fast.reference.operators import group_count
+from diffq_fast.reference.sizes import group_count
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 interpreted = pytest.mark.skipif(

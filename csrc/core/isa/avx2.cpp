@@ -1,0 +1,89 @@
+// AVX2 with FMA: what differs from the other instruction sets.
+#include "core/isa/kernels.h"
+#include "core/isa/targets.h"
+#include "core/runtime/memory.h"
+
+#ifdef DIFFQ_X86_VECTORS
+#include <immintrin.h>
+#ifdef _MSC_VER  // clang-cl leaves these out where the whole file is not compiled for them
+// clang-format off
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <fmaintrin.h>
+// clang-format on
+#endif
+
+#include <algorithm>
+#include <limits>
+
+DIFFQ_BEGIN_TARGET(DIFFQ_AVX2_FEATURES)
+
+namespace diffq_fast {
+namespace avx2 {
+
+constexpr const char* kName = "avx2";
+constexpr int kLanes = 8;
+
+#include "core/simd/vectors.h"
+
+// The low halves of 64-bit lanes times a constant.
+DIFFQ_INLINE Wide mul_wide(Wide a, uint32_t factor) {
+    return (Wide)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(factor));
+}
+DIFFQ_INLINE Uint widen(Half value) {
+    return (Uint)_mm256_cvtepu16_epi32((__m128i)value);
+}
+DIFFQ_INLINE Doubles doubles_of(FewFloats value) {
+    return (Doubles)_mm256_cvtps_pd((__m128)value);
+}
+DIFFQ_INLINE Float multiply_add(Float a, Float b, Float c) {
+    return (Float)_mm256_fmadd_ps(a, b, c);
+}
+DIFFQ_INLINE Float positive_root(Float a) {
+    return (Float)_mm256_sqrt_ps(a);
+}
+// The second one where an argument is NaN.
+DIFFQ_INLINE Float lesser(Float a, Float b) {
+    return (Float)_mm256_min_ps(a, b);
+}
+DIFFQ_INLINE Float greater(Float a, Float b) {
+    return (Float)_mm256_max_ps(a, b);
+}
+DIFFQ_INLINE Uint larger(Uint a, Uint b) {
+    return (Uint)_mm256_max_epu32((__m256i)a, (__m256i)b);
+}
+// table: 16 floats.
+DIFFQ_INLINE Float look_up(const float* table, Uint index) {
+    return (Float)_mm256_i32gather_ps(table, (__m256i)index, 4);
+}
+DIFFQ_INLINE void store_past_cache(Float value, float* to) {
+    _mm256_stream_ps(to, value);
+}
+
+static void finish_writes() {
+    _mm_sfence();
+}
+
+#include "core/simd/algorithms.h"
+
+}  // namespace avx2
+
+const Kernels* avx2_kernels() {
+    return &avx2::kKernels;
+}
+
+}  // namespace diffq_fast
+
+DIFFQ_END_TARGET
+
+#else
+
+namespace diffq_fast {
+
+const Kernels* avx2_kernels() {
+    return nullptr;
+}
+
+}  // namespace diffq_fast
+
+#endif

@@ -1,0 +1,103 @@
+// AVX-512 (F, BW, DQ, VL): what differs from the other instruction sets.
+#include "core/isa/kernels.h"
+#include "core/isa/targets.h"
+#include "core/runtime/memory.h"
+
+#ifdef DIFFQ_X86_VECTORS
+#include <immintrin.h>
+#ifdef _MSC_VER  // clang-cl leaves these out where the whole file is not compiled for them
+// clang-format off
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <avx512fintrin.h>
+// clang-format on
+#endif
+
+#include <algorithm>
+#include <limits>
+
+#ifndef __clang__
+// GCC 12 warns of its own _mm512_undefined_ps() (bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+#ifdef __clang__
+DIFFQ_BEGIN_TARGET(DIFFQ_AVX512_FEATURES)
+#else
+DIFFQ_BEGIN_TARGET(DIFFQ_AVX512_FEATURES ",prefer-vector-width=512")
+#endif
+
+namespace diffq_fast {
+namespace avx512 {
+
+constexpr const char* kName = "avx512";
+constexpr int kLanes = 16;
+
+#include "core/simd/vectors.h"
+
+// The low halves of 64-bit lanes times a constant.
+DIFFQ_INLINE Wide mul_wide(Wide a, uint32_t factor) {
+    return (Wide)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(factor));
+}
+DIFFQ_INLINE Uint widen(Half value) {
+    return (Uint)_mm512_cvtepu16_epi32((__m256i)value);
+}
+DIFFQ_INLINE Doubles doubles_of(FewFloats value) {
+    return (Doubles)_mm512_cvtps_pd((__m256)value);
+}
+DIFFQ_INLINE Float multiply_add(Float a, Float b, Float c) {
+    return (Float)_mm512_fmadd_ps(a, b, c);
+}
+// Square root of a positive, normal number within 3e-7 of it: an estimate to 14 bits and a step of Newton's,
+// which leave the divider free.
+DIFFQ_INLINE Float positive_root(Float a) {
+    const Float inverse = (Float)_mm512_rsqrt14_ps(a), root = a * inverse;
+    return root * multiply_add(root * inverse, splat(-0.5f), splat(1.5f));
+}
+// The second one where an argument is NaN.
+DIFFQ_INLINE Float lesser(Float a, Float b) {
+    return (Float)_mm512_min_ps(a, b);
+}
+DIFFQ_INLINE Float greater(Float a, Float b) {
+    return (Float)_mm512_max_ps(a, b);
+}
+DIFFQ_INLINE Uint larger(Uint a, Uint b) {
+    return (Uint)_mm512_max_epu32((__m512i)a, (__m512i)b);
+}
+// table: 16 floats.
+DIFFQ_INLINE Float look_up(const float* table, Uint index) {
+    return (Float)_mm512_permutexvar_ps((__m512i)index, _mm512_loadu_ps(table));
+}
+DIFFQ_INLINE void store_past_cache(Float value, float* to) {
+    _mm512_stream_ps(to, value);
+}
+
+static void finish_writes() {
+    _mm_sfence();
+}
+
+#include "core/simd/algorithms.h"
+
+}  // namespace avx512
+
+const Kernels* avx512_kernels() {
+    return &avx512::kKernels;
+}
+
+}  // namespace diffq_fast
+
+DIFFQ_END_TARGET
+
+#else
+
+namespace diffq_fast {
+
+const Kernels* avx512_kernels() {
+    return nullptr;
+}
+
+}  // namespace diffq_fast
+
+#endif

@@ -1,0 +1,127 @@
+// What an instruction set provides: the inner loops of the core, over blocks that stay in the first-level
+// cache. Every table computes the same: words, uniform draws, steps, sums, levels and packed words bit for
+// bit as the scalar one; Gaussian noise within 2e-6.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/pack/words.h"
+#include "core/runtime/dtype.h"
+#include "core/train/bits.h"
+#include "core/train/noise.h"
+
+namespace diffq_fast {
+
+// Smallest and largest of some floats (infinities of the other sign where there are none), and whether one is
+// NaN.
+struct Range {
+    float lo, hi;
+    bool nan;
+};
+
+// Where the levels of a block lie: in one range, or from a smallest weight and a length per element on; with
+// one step, or with a step, its reciprocal and a highest level per element. A pointer is null where one value
+// serves.
+struct LevelGrid {
+    float lo, length, step, inverse, top;  // inverse: 1 / step
+    const float *los, *lengths, *steps, *inverses, *tops;
+};
+
+// A finite logit has the width `lowest` and one more for each of `reached` that it reaches; but where it
+// reaches below[k] and not reached[k], or is not finite, the caller has to decide. Both ascend; below[count
+// ...] is infinite.
+constexpr int kMostThresholds = kMaxWidth - 1;
+struct WidthThresholds {
+    uint32_t lowest;
+    int count;
+    float below[kMostThresholds + 1], reached[kMostThresholds + 1];
+};
+constexpr int64_t kWidthWindow = 64;
+
+// One tile of bit planes, see planes.cpp: `columns` (at most kTileColumns) columns of all rows of a block.
+constexpr int64_t kTileColumns = 32;
+struct PlaneTile {
+    int64_t count;  // values of the whole tensor; what lies behind them counts as zero
+    int bits, rows;
+    int64_t row_length, block, column, columns;
+};
+
+// The noise of some elements that follow one another.
+struct NoiseRun {
+    NoiseSource source;
+    Span span;
+};
+
+constexpr int64_t kReadBehind = 16;
+
+// What the gradients of some groups' logits are made of: the logits, the sums of gradient times noise, and
+// the lengths of the groups' ranges (or `length`, where `lengths` is null).
+struct GroupSums {
+    const float *logits, *sums, *lengths;
+    float length;
+    int64_t count;
+};
+
+struct Kernels {
+    const char* name;
+
+    void (*make_noise)(const NoiseRun& run, float* z);
+
+    // See bits.h.
+    void (*make_steps)(const float* logits, int64_t count, const BitsRule& rule, float* steps);
+    // noisy[i] = weights[i] + amplitudes[i / group_size] * z[i] for the elements of the run, which is made of
+    // whole groups; group_size 0: one amplitude; beside 0 and 1 the run begins with a Philox call. Amplitudes
+    // are followed by kReadBehind readable floats. `past_cache`: `noisy` is not read soon, so it need not go
+    // through the cache.
+    void (*add_noise)(const NoiseRun& run, const float* weights, const float* amplitudes, int64_t group_size,
+                      bool past_cache, float* noisy);
+
+    // To be called by each thread after its last write past the cache, before others read what it wrote.
+    void (*finish_writes)();
+
+    // copies = gradients; products[i] = gradients[i] * z[i].
+    void (*multiply_noise)(const NoiseRun& run, const float* gradients, bool past_cache, float* copies,
+                           float* products);
+    // sums[g] = sum of the group's products in float32, pairwise; group_size 1, 2, 4, 8 or 16.
+    void (*sum_groups)(const float* products, int64_t groups, int64_t group_size, float* sums);
+    // In double: eight lanes by i % 8, then pairwise.
+    double (*sum)(const float* values, int64_t count);
+    double (*dot)(const float* a, const float* b, int64_t count);
+
+    // The groups' steps, and gradients[g] = length * sum * d step / d logit; those that are not finite become
+    // 0 and are counted.
+    int64_t (*make_logit_gradients)(const GroupSums& groups, const BitsRule& rule, float* steps,
+                                    float* gradients);
+
+    Range (*find_range)(const float* values, int64_t count);
+
+    void (*floats_from_halves)(const uint16_t* halves, DType dtype, int64_t count, float* values);
+    void (*halves_from_floats)(const float* values, DType dtype, int64_t count, uint16_t* halves);
+
+    // See quantize.h.
+    void (*quantize)(const float* weights, int64_t count, const LevelGrid& grid, uint32_t* levels);
+    void (*dequantize)(const uint32_t* levels, int64_t count, const LevelGrid& grid, bool past_cache,
+                       float* weights);
+
+    // doubts[w] = 1 where logits 64 w ... 64 w + 63 hold one in doubt, else 0.
+    void (*find_widths)(const WidthThresholds& thresholds, const float* logits, int64_t count,
+                        uint8_t* widths, uint8_t* doubts);
+
+    // One block, see words.h.
+    void (*pack_words)(int width, const uint32_t* levels, int64_t lanes, uint32_t* words);
+    void (*unpack_words)(int width, const uint32_t* words, int64_t lanes, uint32_t* levels);
+
+    // Returns all values of the tile joined by "or", with their sign: what has a bit that a value has.
+    uint64_t (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* planes);
+    void (*unpack_planes)(const PlaneTile& tile, const void* planes, int16_t* values);
+};
+
+// Null where the compiler or the machine it compiles for has no such instructions. What runs is dispatch.h's
+// choice.
+const Kernels* scalar_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
+
+}  // namespace diffq_fast

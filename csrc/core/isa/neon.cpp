@@ -1,0 +1,76 @@
+// NEON, which every 64-bit Arm processor has: what differs from the other instruction sets.
+#include "core/isa/kernels.h"
+#include "core/isa/targets.h"
+#include "core/runtime/memory.h"
+
+#ifdef DIFFQ_NEON_VECTORS
+#include <arm_neon.h>
+
+#include <algorithm>
+#include <limits>
+
+namespace diffq_fast {
+namespace neon {
+
+constexpr const char* kName = "neon";
+constexpr int kLanes = 4;
+
+#include "core/simd/vectors.h"
+
+// The low halves of 64-bit lanes times a constant.
+DIFFQ_INLINE Wide mul_wide(Wide a, uint32_t factor) {
+    return (Wide)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(factor));
+}
+DIFFQ_INLINE Uint widen(Half value) {
+    return (Uint)vmovl_u16((uint16x4_t)value);
+}
+DIFFQ_INLINE Doubles doubles_of(FewFloats value) {
+    return (Doubles)vcvt_f64_f32((float32x2_t)value);
+}
+DIFFQ_INLINE Float multiply_add(Float a, Float b, Float c) {
+    return (Float)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+DIFFQ_INLINE Float positive_root(Float a) {
+    return (Float)vsqrtq_f32((float32x4_t)a);
+}
+// The second one where an argument is NaN.
+DIFFQ_INLINE Float lesser(Float a, Float b) {
+    return a < b ? a : b;
+}
+DIFFQ_INLINE Float greater(Float a, Float b) {
+    return a > b ? a : b;
+}
+DIFFQ_INLINE Uint larger(Uint a, Uint b) {
+    return (Uint)vmaxq_u32((uint32x4_t)a, (uint32x4_t)b);
+}
+// table: 16 floats.
+DIFFQ_INLINE Float look_up(const float* table, Uint index) {
+    return Float{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
+}
+DIFFQ_INLINE void store_past_cache(Float value, float* to) {
+    store(value, to);
+}
+
+static void finish_writes() {}
+
+#include "core/simd/algorithms.h"
+
+}  // namespace neon
+
+const Kernels* neon_kernels() {
+    return &neon::kKernels;
+}
+
+}  // namespace diffq_fast
+
+#else
+
+namespace diffq_fast {
+
+const Kernels* neon_kernels() {
+    return nullptr;
+}
+
+}  // namespace diffq_fast
+
+#endif

@@ -1,0 +1,156 @@
+"""Tensors as the compiled core takes them, and the guards that keep it inside of their memory.
+
+The operators can be called by anybody, past the checks of ``functional``: the guards look at everything that decides
+how far the core reads and writes, and at nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...reference.sizes import group_count
+from .loading import core
+
+# Codes of csrc/core: enum DType, NoiseKind, Param.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+NOISE_KINDS = {"uniform": 0, "gaussian": 1}
+PARAMS = {"bits": 0, "noise": 1}
+BLOCK_BYTES = 1 << 20  # smaller results come from torch's allocator, which reuses such memory itself
+
+
+# -- what the core is given ------------------------------------------------------------------------------------------
+
+
+def supported(*lists: Sequence[Tensor]) -> bool:
+    """Whether the core computes with the dtypes of all these tensors."""
+    return all(tensor.dtype in DTYPES for tensors in lists for tensor in tensors)
+
+
+def contiguous(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The tensors in row-major order; the caller keeps the list while the core reads from its addresses."""
+    return [(tensor if dtype is None else tensor.to(dtype)).contiguous() for tensor in tensors]
+
+
+def addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def floats(weights: Sequence[Tensor]) -> tuple[list[int], list[int], list[int]]:
+    """Addresses, counts and codes of the dtypes."""
+    return addresses(weights), [each.numel() for each in weights], [DTYPES[each.dtype] for each in weights]
+
+
+# -- what it fills ---------------------------------------------------------------------------------------------------
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A row-major tensor; large ones from the core's blocks, which the system need not clear each time."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < BLOCK_BYTES:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    if size >= 2**62:
+        raise MemoryError(f"diffq_fast: a result of {list(shape)} {dtype} needs {size:,} bytes")
+    block = torch.frombuffer(core.Block(size), dtype=torch.uint8)  # keeps the block alive
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    made = torch.empty(0, dtype=dtype, device="cpu")
+    return made.set_(block.untyped_storage(), 0, tuple(shape), tuple(strides))  # no view of another tensor
+
+
+def empty_like(weights: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Row-major tensors of the weights' shapes, and of their dtypes where none is given."""
+    return [empty(weight.shape, dtype or weight.dtype) for weight in weights]
+
+
+def empty_ranges(weights: Sequence[Tensor], group_size: int, per_group: bool) -> tuple[Tensor, Tensor]:
+    """Ranges, and the places of the extremes."""
+    rows = sum(group_count(weight.numel(), group_size) for weight in weights) if per_group else len(weights)
+    ranges = torch.empty((rows, 2), dtype=torch.float32, device="cpu")
+    return ranges, torch.empty((0 if per_group else rows, 4), dtype=torch.int64, device="cpu")
+
+
+# -- guards ----------------------------------------------------------------------------------------------------------
+
+
+def guard_tensors(who: str, *lists: Sequence[Tensor]) -> None:
+    """All of them hold values that the CPU can read."""
+    for tensors in lists:
+        for tensor in tensors:
+            if tensor.device.type != "cpu":
+                raise ValueError(f"{who}: expected all tensors on the CPU, got one on {tensor.device}")
+
+
+def guard_groups(who: str, argument: str, values: Sequence[Tensor], counts: Sequence[int], group_size: int) -> None:
+    """One value for each group of each weight, of so many elements."""
+    if group_size < 0:
+        raise ValueError(f"{who}: group_size must be 0 (one group) or positive, got {group_size}")
+    if len(values) != len(counts):
+        raise ValueError(f"{who}: expected {len(counts)} {argument}, one per weight, got {len(values)}")
+    for index, (value, count) in enumerate(zip(values, counts, strict=True)):
+        groups = -(-count // group_size) if group_size else min(count, 1)
+        if value.numel() != groups:
+            raise ValueError(
+                f"{who}: {argument}[{index}]: expected {groups} values, one per group of the weight's "
+                f"{count} elements, got {value.numel()}"
+            )
+
+
+def guard_ranges(who: str, ranges: Tensor, weights: Sequence[Tensor], group_size: int, per_group: bool) -> None:
+    """One row for each weight, or for each group."""
+    rows = sum(group_count(weight.numel(), group_size) for weight in weights) if per_group else len(weights)
+    if ranges.dtype != torch.float32 or tuple(ranges.shape) != (rows, 2):
+        raise ValueError(f"{who}: ranges: expected float32 [{rows}, 2], got {ranges.dtype} {list(ranges.shape)}")
+
+
+def guard_noise(
+    who: str, weights: Sequence[Tensor], logits: Sequence[Tensor], key: Tensor, streams: Sequence[int], group_size: int
+) -> None:
+    """The key's 64 bits, one stream for each weight, and one logit for each group."""
+    guard_tensors(who, weights, logits, [key])
+    guard_groups(who, "logits", logits, [weight.numel() for weight in weights], group_size)
+    if key.dtype != torch.int64 or key.numel() != 1 or len(streams) != len(weights):
+        given = f"{key.dtype} {list(key.shape)} and {len(streams)} streams"
+        raise ValueError(f"{who}: expected one int64 key and {len(weights)} streams, got {given}")
+    for stream in streams:
+        if not 0 <= stream < 2**32:
+            raise ValueError(f"{who}: streams must be between 0 and 2**32 - 1, got {stream}")
+
+
+def guard_extremes(who: str, extremes: Tensor, weights: int) -> None:
+    if extremes.dtype != torch.int64 or tuple(extremes.shape) != (weights, 4):
+        given = f"{extremes.dtype} {list(extremes.shape)}"
+        raise ValueError(f"{who}: extremes: expected int64 [{weights}, 4], got {given}")
+
+
+def guard_quantised(
+    who: str,
+    values: Sequence[Tensor],
+    widths: Sequence[Tensor],
+    ranges: Tensor,
+    group_size: int,
+    per_group: bool,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Weights or levels, their widths and ranges, in row-major order."""
+    guard_tensors(who, values, widths, [ranges])
+    guard_groups(who, "widths", widths, [value.numel() for value in values], group_size)
+    guard_ranges(who, ranges, values, group_size, per_group)
+    return contiguous(values), contiguous(widths, torch.uint8), ranges.contiguous()
+
+
+def packing_of(who: str, widths: Tensor, count: int, group_size: int, words: int) -> tuple[int, int, int, int]:
+    """What the core is told of a packed weight: address of the widths, levels, group size, words."""
+    guard_tensors(who, [widths])
+    if count < 0 or not 0 <= words < 2**60:
+        raise ValueError(f"{who}: expected counts of levels and words, got {count} and {words}")
+    guard_groups(who, "widths", [widths], [count], group_size)
+    return widths.data_ptr(), count, group_size, words
+
+
+def refuse_words(who: str, word_count: int) -> ValueError:
+    """The error where the core has found other widths, or another number of words, than it was told."""
+    return ValueError(
+        f"{who}: widths must be between 1 and 16 and need exactly word_count words, got word_count={word_count}"
+    )

@@ -1,0 +1,234 @@
+"""Hooks that put tensors in the place of a model's weights for the time of a forward.
+
+The root's forward hooks put tensors in the place of the weights (see ``shadows``) and take them away, also when the
+forward raises. Hooks of inner modules act inside a backward, where an activation checkpoint runs a part of the model
+again: they give it the tensors of its own forward (see ``replay``). Else they only look at weights that were made in a
+lower dtype (see ``lower_precision``). ``docs/training.md`` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from . import shadows
+from .compiled import forget_graphs
+from .lower_precision import Lowered, LowerPrecision
+from .nesting import Nesting
+from .replay import (
+    Forward,
+    Forwards,
+    Maker,
+    make_unseen,
+    never_compiled_by_itself,
+    next_sequence_number,
+)
+from .selection import Selection, Slot
+
+# The backward that this thread is running, as ``replay.inside_backward`` asks for it: each module's call passes here.
+_backward_here = torch._C._current_graph_task_id
+NO_BACKWARD = -1
+
+
+class Draw(NamedTuple):
+    """What one forward sees: how its weights are made, where the random generators stood before, and what it sees
+    besides in the place of parameters."""
+
+    maker: Maker
+    generators: Hashable = None
+    rest: Sequence[tuple[Slot, Tensor]] = ()
+
+
+class Source(Protocol):
+    """Where the tensors come from that a forward sees: the quantizer."""
+
+    def begin_training(self) -> Draw | None:
+        """A training forward begins. None: it sees the weights as they are."""
+
+    def begin_eval(self) -> Draw:
+        """An eval forward begins."""
+
+    def traced_training(self) -> Maker | None:
+        """The same as :meth:`begin_training` inside a compiled graph, where nothing is remembered."""
+
+    def traced_eval(self) -> list[tuple[Slot, Tensor]]:
+        """All that an eval forward sees in the place of parameters, inside a compiled graph."""
+
+
+class Attachment:
+    """Keeps a model's weights switched, from :meth:`attach` to :meth:`detach`.
+
+    Args:
+        source: says what stands in the place of the weights.
+        model: its root's forwards are those that see something else.
+        selection: the weights, in the order in which makers count them.
+        lowering: which weights may be made in autocast's dtype.
+    """
+
+    def __init__(
+        self, source: Source, model: nn.Module, selection: Selection, lowering: LowerPrecision | None = None
+    ) -> None:
+        self.source, self._model, self._lowering = source, model, lowering
+        self._entries, self._everything = selection.quantised, range(len(selection.quantised))
+        self._traced = [*selection.quantised, *selection.rest, *(slot for slot, _ in selection.ties())]
+        self._nesting, self.forwards = Nesting(), Forwards()
+        self._shown: dict[Slot, Lowered | None] = {}
+        self._open: tuple[Forward, int] | None = None
+        self._replayed: list[tuple[Forward, int, list[int]] | None] = []
+        self._members: dict[nn.Module, list[int]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Register the hooks."""
+        places: dict[nn.Module, list[int]] = {}
+        for index, entry in enumerate(self._entries):
+            places.setdefault(entry.module, []).append(index)
+        members: dict[nn.Module, list[int]] = {}
+        _members_of(self._model, places, members)
+        self._members = {each: indices for each, indices in members.items() if indices and each is not self._model}
+        self._handles = [
+            self._model.register_forward_pre_hook(self.before_forward),
+            self._model.register_forward_hook(self.after_forward, always_call=True),
+        ]
+        for module in self._members:
+            self._handles.append(module.register_forward_pre_hook(self.before_inner))
+            self._handles.append(module.register_forward_hook(self.after_inner, always_call=True))
+        forget_graphs(self._model)
+
+    def detach(self) -> None:
+        """Remove the hooks and all that stands in the place of a weight."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._take()
+        shadows.forget(self._entries)
+
+    # -- the forward of the whole model ------------------------------------------------------------------------------
+
+    @never_compiled_by_itself
+    def before_forward(self, module: nn.Module, args: tuple) -> None:
+        """The root's pre-hook."""
+        if torch.compiler.is_compiling():
+            self._trace_forward(module)
+            return
+        if module is not self._model:
+            raise RuntimeError(
+                f"{type(self.source).__name__}: called through a shallow copy or a replica of the model that it was "
+                "attached to; use copy.deepcopy, or one process per device"
+            )
+        with self._nesting.lock:
+            if not self._nesting.enter(module):
+                return
+            if self._shown:
+                self._take()
+            self._replayed.clear()
+            self._open = None
+            draw = self.source.begin_training() if module.training else self.source.begin_eval()
+            if draw is not None:
+                forward, start, tensors = self.forwards.begin(draw.maker, draw.generators, self._everything)
+                pairs = [*zip(self._entries, tensors, strict=True), *draw.rest]
+                self._shown.update(dict.fromkeys(dict(pairs)))
+                shadows.put(pairs)
+                if self._lowering is not None:
+                    self._shown |= self._lowering.lowered(forward.make, self._everything, self._entries)
+                self._open = (forward, start)
+
+    @never_compiled_by_itself
+    def after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """The root's hook, called after an exception too."""
+        if torch.compiler.is_compiling():
+            shadows.take(self._traced)
+            return
+        with self._nesting.lock:
+            if not self._nesting.leave():
+                return
+            if self._shown:
+                shadows.take(self._shown)
+                self._shown.clear()
+            if self._open is not None:
+                self.forwards.ended(*self._open)
+                self._open = None
+
+    def _take(self, slots: Iterable[Slot] | None = None) -> None:
+        """Take away the shadows of ``slots``, or all that this quantizer has put."""
+        slots = list(self._shown if slots is None else slots)
+        if slots:
+            shadows.take(slots)
+        for slot in slots:
+            self._shown.pop(slot, None)
+
+    def _trace_forward(self, module: nn.Module) -> None:
+        """The same inside a compiled graph: nothing is remembered in Python."""
+        if module.training:
+            maker = self.source.traced_training()
+            if maker is not None:
+                shadows.put(zip(self._entries, maker(self._everything), strict=True))
+        else:
+            pairs = self.source.traced_eval()
+            shadows.put((slot, tensor + (slot.param - slot.param.detach())) for slot, tensor in pairs)
+
+    # -- inner modules -----------------------------------------------------------------------------------------------
+
+    @never_compiled_by_itself
+    def before_inner(self, module: nn.Module, args: tuple) -> None:
+        """The pre-hook of a module that holds quantised weights, or whose parts do."""
+        if torch.compiler.is_compiling():
+            shadows.guard(module)
+            return
+        if _backward_here() != NO_BACKWARD:
+            self._replay(module)
+        if self._lowering is not None:
+            self._lowering.before_reading(module, self._shown)
+
+    def _replay(self, module: nn.Module) -> None:
+        """Give the weights of ``module`` that nothing stands for the tensors of the forward that is computed again."""
+        missing = [index for index in self._members[module] if not self._entries[index].is_shadowed]
+        forward = self.forwards.current() if missing else None
+        if forward is None:
+            self._replayed.append(None)
+            return
+        # Without gradients this is the first run of a reentrant checkpoint within the recomputation: its node is the
+        # one made last, and it will be the current one when this part is computed once more.
+        start = next_sequence_number() - (not torch.is_grad_enabled())
+        entries = [self._entries[index] for index in missing]
+        self._shown.update(dict.fromkeys(entries))
+        shadows.put(zip(entries, make_unseen(forward.make, missing), strict=True))
+        if self._lowering is not None:
+            self._shown |= self._lowering.lowered(forward.make, missing, entries)
+        self._replayed.append((forward, start, missing))
+
+    @never_compiled_by_itself
+    def after_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """The hook of such a module, called after an exception too."""
+        if torch.compiler.is_compiling() or _backward_here() == NO_BACKWARD or not self._replayed:
+            return
+        replayed = self._replayed.pop()
+        if replayed is not None:
+            forward, start, indices = replayed
+            self._take(self._entries[index] for index in indices)
+            self.forwards.remember_replay(forward, start)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_shown": {}, "_open": None, "_replayed": []}
+
+
+def attached_to(model: nn.Module, with_parts: bool = False) -> list[Any]:
+    """The quantizers on ``model``, in the order in which they were attached; with those on parts of it, if asked."""
+    modules = model.modules() if with_parts else (model,)
+    owners = (getattr(hook, "__self__", None) for module in modules for hook in module._forward_pre_hooks.values())
+    return list(dict.fromkeys(owner.source for owner in owners if isinstance(owner, Attachment)))
+
+
+def _members_of(module: nn.Module, places: dict[nn.Module, list[int]], known: dict[nn.Module, list[int]]) -> list[int]:
+    """The indices of the weights that ``module`` holds, at any depth. ``known`` takes those of all its parts."""
+    if module not in known:
+        known[module] = []  # where a module holds itself, the walk ends here
+        indices = set(places.get(module, ()))
+        for child in module.children():
+            indices.update(_members_of(child, places, known))
+        known[module] = sorted(indices)
+    return known[module]

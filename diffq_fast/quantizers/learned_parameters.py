@@ -1,0 +1,104 @@
+"""What a quantizer learns for each weight: its registration on the model, and its place in an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .selection import QuantizedParameter
+
+
+class LearnedParameters:
+    """One parameter for each untied weight, ``<name><suffix>`` of the module that owns the weight.
+
+    Args:
+        who: the quantizer's name, for errors.
+        suffix: of the parameters' names.
+        entries: the untied weights.
+        initial: gives a weight's parameter its first values.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        suffix: str,
+        entries: Sequence[QuantizedParameter],
+        initial: Callable[[QuantizedParameter], Tensor],
+    ) -> None:
+        self.suffix = suffix
+        self.may_train = False
+        self._who, self._entries = who, entries
+        for entry in entries:
+            entry.learned_name = entry.name + suffix
+            entry.module.register_parameter(entry.learned_name, nn.Parameter(initial(entry)))
+
+    @staticmethod
+    def refuse_second(who: str, model: nn.Module, suffix: str) -> None:
+        """RuntimeError when a parameter of the model has such a name already."""
+        for name, _ in model.named_parameters():
+            if name.endswith(suffix):
+                raise RuntimeError(
+                    f"{who}: the model already has a parameter {name}, which ends in {suffix!r}; "
+                    "detach the quantizer that is on this model, or choose another suffix"
+                )
+
+    def parameters(self) -> list[nn.Parameter]:
+        """In selection order."""
+        return [entry.logit for entry in self._entries]
+
+    def detach(self) -> None:
+        """Take the parameters off the model; sizes and exports go on reading them."""
+        for entry in self._entries:
+            if entry.learned_name is not None:
+                entry.detached = entry.module._parameters.pop(entry.learned_name, entry.detached)
+
+    # -- the optimizer -----------------------------------------------------------------------------------------------
+
+    def add_to(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+        """Add the parameters to ``optimizer`` as one group with these options; training may begin."""
+        who = f"{self._who}.setup_optimizer"
+        if self.may_train:
+            raise RuntimeError(
+                f"{who}: an optimizer was set up already (or no_optimizer() was called); call "
+                "clear_optimizer(optimizer) first"
+            )
+        learned = self.parameters()
+        held = {id(param) for group in optimizer.param_groups for param in group["params"]}
+        if any(id(param) in held for param in learned):
+            raise RuntimeError(
+                f"{who}: the optimizer already holds what the quantizer learns ({self.suffix}); create the "
+                "optimizer before the quantizer"
+            )
+        if learned:
+            optimizer.add_param_group({"params": learned, **options})
+        self.may_train = True
+
+    def remove_from(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remove the parameters, and what the optimizer remembers of them, from all its groups."""
+        learned = {id(param) for param in self.parameters()}
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                if id(param) in learned:
+                    optimizer.state.pop(param, None)
+            group["params"] = [param for param in group["params"] if id(param) not in learned]
+        self.may_train = False
+
+    def zero_unused(self) -> None:
+        """Zero the gradient of what belongs to weights that took no part in the loss."""
+        for entry in self._entries:
+            logit, grad = entry.logit, entry.param.grad
+            if logit.grad is None:
+                continue
+            if grad is None:
+                logit.grad.zero_()
+            else:
+                logit.grad.mul_((grad != 0).any())
+
+    def refuse_training(self) -> RuntimeError:
+        """The error of a training forward that comes too early."""
+        return RuntimeError(
+            f"{self._who}: call setup_optimizer(optimizer), or no_optimizer(), before the first training forward"
+        )

@@ -1,0 +1,58 @@
+"""The oracle of ``add_noise`` and its gradients, for one weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .bits import bits_from_logits, step_and_derivative, step_from_bits
+from .groups import compute_dtype, flattened, grouped, per_element
+from .options import NoiseOptions
+from .weight_range import weight_range
+
+
+def noisy_weight(
+    weight: Tensor, logit: Tensor, noise: Tensor, options: NoiseOptions, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``weight + (range * step) * noise`` in the weight's shape, differentiable in weight and logit.
+
+    Rounded once, half to even, to ``dtype`` (None: the weight's).
+    """
+    flat = flattened(weight)
+    step = step_from_bits(bits_from_logits(logit, *options.rule)).to(flat.dtype)
+    ranges = weight_range(weight, options.group_size, options.per_group)
+    amplitude = (ranges[:, 1] - ranges[:, 0]) * step
+    noisy = flat + per_element(amplitude, flat.numel(), options.group_size) * noise.to(flat.dtype)
+    return noisy.view(weight.shape).to(dtype or weight.dtype)
+
+
+def noisy_weight_backward(
+    grad: Tensor, weight: Tensor, logit: Tensor, ranges: Tensor, noise: Tensor, options: NoiseOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`noisy_weight` given the ranges of the forward, ``[1 or groups, 2]``.
+
+    ``grad`` may be of another dtype than the weight. Returns the gradient of the weight, the gradient of the logit with
+    its non-finite entries put to zero, and how many those were (0-dim).
+    """
+    flat_grad = grad.to(compute_dtype(weight)).reshape(-1)
+    flat = flattened(weight)
+    step, derivative = step_and_derivative(logit, *options.rule)
+    group_sums = grouped(flat_grad.double() * noise.double(), options.group_size, 0.0).sum(1)
+    lengths = ranges[:, 1].double() - ranges[:, 0].double()
+    grad_logit = (lengths * group_sums * derivative.double()).to(step.dtype)
+
+    amplitude_grads = group_sums * step.double()
+    range_grad = amplitude_grads if options.per_group else amplitude_grads.sum().view(1)
+    grad_flat = flat_grad + _range_gradient(flat, ranges, range_grad.to(flat.dtype), options)
+    nonfinite = ~grad_logit.isfinite()
+    return grad_flat.view(weight.shape).to(weight.dtype), grad_logit.masked_fill(nonfinite, 0), nonfinite.sum()
+
+
+def _range_gradient(flat: Tensor, ranges: Tensor, range_grad: Tensor, options: NoiseOptions) -> Tensor:
+    """``range_grad`` carried to the elements at the maximum and, with the other sign, at the minimum."""
+    groups = grouped(flat, options.group_size, float("nan")) if options.per_group else flat.view(1, -1)
+    at_max = (groups == ranges[:, 1:]).to(flat.dtype)
+    at_min = (groups == ranges[:, :1]).to(flat.dtype)
+    shares = at_max / at_max.sum(1, keepdim=True).clamp(min=1) - at_min / at_min.sum(1, keepdim=True).clamp(min=1)
+    carried = torch.where(shares != 0, shares * range_grad[:, None], 0)  # an infinite gradient reaches these alone
+    return carried.reshape(-1)[: flat.numel()]

@@ -1,0 +1,37 @@
+"""The oracle of ``quantize`` and ``dequantize``, for one weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .bits import step_from_bits
+from .groups import per_element
+
+
+def quantize(weight: Tensor, widths: Tensor, ranges: Tensor, group_size: int) -> Tensor:
+    """int32 levels ``round(((w - lo) / (hi - lo)) / u)``, ``u = 1 / (2**width - 1)``, in the weight's shape."""
+    flat = weight.to(torch.float32).reshape(-1)
+    count = flat.numel()
+    lo, length = _offset_and_length(ranges, count, group_size)
+    step = per_element(step_from_bits(widths.to(torch.float32)), count, group_size)
+    levels = torch.round(((flat - lo) / length) / step)
+    highest = per_element(2 ** widths.to(torch.float32) - 1, count, group_size)
+    levels = torch.where(length == 0, 0.0, levels).nan_to_num(0.0).clamp(min=0).minimum(highest)
+    return levels.to(torch.int32).view(weight.shape)
+
+
+def dequantize(levels: Tensor, widths: Tensor, ranges: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+    """``level * u * (hi - lo) + lo`` in float32, then cast to ``dtype``; the levels' shape."""
+    flat = levels.reshape(-1).to(torch.float32)
+    lo, length = _offset_and_length(ranges, flat.numel(), group_size)
+    step = per_element(step_from_bits(widths.to(torch.float32)), flat.numel(), group_size)
+    return (flat * step * length + lo).view(levels.shape).to(dtype)
+
+
+def _offset_and_length(ranges: Tensor, count: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """Minimum and length of the range for each element, from ``[1, 2]`` or ``[groups, 2]`` ranges."""
+    lo, length = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
+    if ranges.shape[0] == 1:
+        return lo.expand(count), length.expand(count)
+    return per_element(lo, count, group_size), per_element(length, count, group_size)
