@@ -19,8 +19,8 @@ import triton
 from static_code import TARGETS, Code, compile_kernel, read_code
 from static_kernels import CASES, Case
 
+from diffq_fast.backends.triton.add_noise_ticketed import PROGRAMS_PER_MULTIPROCESSOR
 from diffq_fast.backends.triton.launching import WARPS
-from diffq_fast.backends.triton.ticketed import PROGRAMS_PER_MULTIPROCESSOR
 
 # Budget: kernel, ship and moonshot in instructions per weight (sm_90, float32, g = 8).
 BUDGETS = {
@@ -52,7 +52,7 @@ def compile_case(case: Case, target: str) -> Any:
 def narrow_accesses(case: Case, code: Code) -> int:
     """Accesses to weights and gradients, which are the kernel's many, narrower than 128 bits. Logits and
     their gradients, one in ``GROUP``, may be read and written as they come."""
-    groups = case.weights // max(case.constants["GROUP"], 1)
+    groups = case.weights // max(case.constants["CONFIG"].group_size, 1)
     return max(code.accesses("LDG", narrow=True) - groups, 0) + max(code.accesses("STG", narrow=True) - groups, 0)
 
 
@@ -86,29 +86,31 @@ def _per_weight(case: Case, code: Code, prefix: str) -> float | None:
 
 def broken_budgets(rows: list[dict[str, Any]]) -> list[str]:
     """What is over budget, in words."""
-    found = []
+    problems = []
     by_name = {row["kernel"]: row for row in rows}
     for budget, (name, ship, _) in BUDGETS.items():
         cost = by_name[name]["instructions_per_weight"]
         if cost > ship:
-            found.append(f"{budget}: {name}: at most {ship} instructions per weight, found {cost}")
-    found += [
+            problems.append(f"{budget}: {name}: at most {ship} instructions per weight, found {cost}")
+    problems += [
         f"S4: {name}: every access to weights 128 bits wide, found {by_name[name]['narrow']} narrower"
         for name in WIDE_KERNELS
         if by_name[name]["narrow"]
     ]
-    found += [
+    problems += [
         f"rounding: {row['kernel']}: half to even, found {row['rounded_otherwise']} other conversions"
         for row in rows
         if row["rounded_otherwise"]
     ]
-    found += [f"S5: {row['kernel']}: no spills, found {row['stack_bytes']} bytes" for row in rows if row["stack_bytes"]]
-    found += [
+    problems += [
+        f"S5: {row['kernel']}: no spills, found {row['stack_bytes']} bytes" for row in rows if row["stack_bytes"]
+    ]
+    problems += [
         f"registers: {row['kernel']}: at most {ONE_LAUNCH_REGISTERS}, found {row['registers']}"
         for row in rows
         if row["kernel"].startswith("one launch") and row["registers"] > ONE_LAUNCH_REGISTERS
     ]
-    return found
+    return problems
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,16 +54,32 @@ class Code:
 
 
 def compile_kernel(
-    kernel: Any, signature: dict[str, str], constants: dict[str, Any], target: str, warps: int, fusion: bool
+    kernel: Any, signature: dict[str, Any], constants: dict[str, Any], target: str, warps: int, fusion: bool
 ) -> Any:
-    """``signature`` gives a type for each argument that is not a constant; pointers are 16-byte aligned."""
+    """``signature`` gives a type, or a tuple of types, for each argument that is not a constant; pointers are 16-byte
+    aligned."""
     names = kernel.arg_names
     types = {name: signature.get(name, "constexpr") for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types[name].startswith("*")}
-    values = constants | ({"PTX": TARGETS[target].backend == "cuda"} if "PTX" in names else {})
-    source = ASTSource(fn=kernel, signature=types, constexprs=values, attrs=aligned)
+    values = {name: _for_target(value, target) for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=types, constexprs=values, attrs=_aligned(list(types.values())))
     options = {"num_warps": warps, "enable_fp_fusion": fusion}
     return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def _for_target(value: Any, target: str) -> Any:
+    """A config for NVIDIA's instructions or without them."""
+    return value._replace(ptx=TARGETS[target].backend == "cuda") if hasattr(value, "ptx") else value
+
+
+def _aligned(types: Sequence[Any], path: tuple[int, ...] = ()) -> dict[tuple[int, ...], list[list[Any]]]:
+    """Triton's attributes of the pointers among arguments of these types, by their places."""
+    result: dict[tuple[int, ...], list[list[Any]]] = {}
+    for place, kind in enumerate(types):
+        if isinstance(kind, tuple):
+            result |= _aligned(kind, (*path, place))
+        elif kind.startswith("*"):
+            result[(*path, place)] = [["tt.divisibility", 16]]
+    return result
 
 
 def _cuobjdump(*arguments: str) -> str:

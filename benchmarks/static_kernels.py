@@ -9,22 +9,27 @@ from typing import Any
 import triton.language as tl
 
 from diffq_fast.backends.triton import (
-    backward_kernels,
-    export_kernels,
+    add_noise,
+    add_noise_backward_kernels,
+    add_noise_finish_kernels,
+    add_noise_kernels,
+    add_noise_ragged_kernels,
+    add_noise_ticketed,
+    add_noise_ticketed_kernels,
     launching,
     noise_kernels,
-    plane_kernels,
-    ragged_kernels,
-    range_kernel,
-    ticketed,
-    ticketed_kernel,
+    planes_kernels,
+    quantize_kernels,
+    weight_range_kernels,
+    words_kernels,
 )
-from diffq_fast.backends.triton.forward import RANGE_TILE, RANGE_WARPS
+from diffq_fast.backends.triton.arguments import Config, Gradients, Rule, Tables
+from diffq_fast.backends.triton.weight_range import RANGE_TILE, RANGE_WARPS
 
-_TABLES = {"addresses": "*i64", "plan": "*i64", "owners": "*i32"}
-_CURVE = {"low": "fp32", "high": "fp32"}
-FINISH = {"addresses": "*i64", "plan": "*i64", "part_owners": "*i32", "found": "*fp32", "extremes": "*i64"}
-FINISH |= {"partial": "*fp32", "grad_weight": "*fp32", "grad_logits": "*fp32", "nonfinite": "*fp32", **_CURVE}
+_TABLES = {"tables": Tables("*i64", "*i64", "*i32")}
+_RULE = {"rule": Rule("fp32", "fp32")}
+_GRADIENTS = {"gradients": Gradients("*fp32", "*fp32", "*fp32")}
+_TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 
 
 @dataclass(frozen=True)
@@ -34,134 +39,143 @@ class Case:
 
     name: str
     kernel: Any
-    signature: dict[str, str]
+    signature: dict[str, Any]
     constants: dict[str, Any]
     warps: int = launching.WARPS
     weights: int = 0
     fusion: bool = True
 
 
-def _forward(kind: str, group_size: int = 8, noisy: str = "fp32", per_group: bool = False) -> Case:
-    signature = _TABLES | {"key": "*i64", "found": "*fp32", "noisy": f"*{noisy}"} | _CURVE
-    constants = {
-        "GROUP": group_size,
-        "PER_GROUP": per_group,
-        "PARAM": "bits",
-        "KIND": kind,
-        "DTYPE": tl.float32,
-    }
-    constants |= launching.tile_constants(group_size, narrow=noisy != "fp32")
+def _rounds(config: Config) -> int:
+    """Weights per thread and round of the loop over whole tiles."""
+    return config.whole_step // (32 * launching.WARPS)
+
+
+def _forward(noise_kind: str, group_size: int = 8, noisy: str = "fp32", per_group: bool = False) -> Case:
+    signature = _TABLES | {"key_ptr": "*i64", "ranges_ptr": "*fp32", "noisy_ptr": f"*{noisy}"} | _RULE
+    steps = launching.tile_steps(group_size, narrow=noisy != "fp32")
+    config = Config(True, group_size, per_group, "bits", noise_kind, weight=tl.float32, **steps)
     scope = ", range per group" if per_group else ""
-    weights = constants["WHOLE_STEP"] // (32 * launching.WARPS)
-    name = f"forward {kind} g={group_size} to {noisy}{scope}"
-    return Case(name, noise_kernels.add_noise_kernel, signature, constants, weights=weights)
+    name = f"forward {noise_kind} g={group_size} to {noisy}{scope}"
+    return Case(name, add_noise_kernels.add_noise_kernel, signature, {"CONFIG": config}, weights=_rounds(config))
 
 
-def _ticketed(kind: str, group_size: int = 8, noisy: str = "fp32") -> Case:
+def _ticketed(noise_kind: str, group_size: int = 8, noisy: str = "fp32") -> Case:
     """The forward in one launch; counted is its noise loop, which the range's tiles precede."""
-    forward = _forward(kind, group_size, noisy)
-    signature = {"addresses": "*i64", "plan": "*i64", "tickets": "*i64", "tiles": "i32", "weights": "i32"}
-    signature |= {"state": "*i32", "key": "*i64", "partial": "*i32", "found": "*fp32", "extremes": "*i64"}
-    signature |= {"noisy": f"*{noisy}"} | _CURVE
-    constants = {name: value for name, value in forward.constants.items() if name != "PER_GROUP"}
-    constants |= ticketed.rounds(group_size, narrow=noisy != "fp32")
-    constants |= {"RANGE_STEP": ticketed.RANGE_STEP, "CHUNK": launching.CHUNK, "COUNTERS": ticketed.COUNTERS}
-    weights = constants["WHOLE_STEP"] // (32 * launching.WARPS)
-    name = f"one launch: {forward.name}"
-    return Case(name, ticketed_kernel.ticketed_noise_kernel, signature, constants, weights=weights)
+    forward = _forward(noise_kind, group_size, noisy)
+    results = add_noise_ticketed_kernels.Results("*fp32", "*i64", f"*{noisy}")
+    signature = {"tables": Tables("*i64", "*i64", "*i64"), "tiles": "i32", "key_ptr": "*i64", "results": results}
+    signature |= {"scratch": add_noise_ticketed_kernels.Scratch("*i32", "*i32")} | _RULE
+    config = add_noise_ticketed.config_of(forward.constants["CONFIG"], narrow=noisy != "fp32")
+    kernel = add_noise_ticketed_kernels.ticketed_noise_kernel
+    return Case(f"one launch: {forward.name}", kernel, signature, {"CONFIG": config}, weights=_rounds(config))
 
 
-def _backward(kind: str, group_size: int = 8, grad: str = "fp32", per_group: bool = False) -> Case:
-    signature = _TABLES | {"key": "*i64", "found": "*fp32", "partial": "*fp32"} | _CURVE
-    signature |= {"grad_weight": "*fp32", "grad_logits": "*fp32"}
-    constants = {
-        "GROUP": group_size,
-        "PER_GROUP": per_group,
-        "PARAM": "bits",
-        "KIND": kind,
-        "WEIGHT": tl.float32,
-    }
-    constants |= {
-        "GRAD": tl.bfloat16 if grad == "bf16" else tl.float32,
-        **launching.tile_constants(group_size),
-    }
+def _backward(noise_kind: str, group_size: int = 8, grad: str = "fp32", per_group: bool = False) -> Case:
+    signature = _TABLES | {"key_ptr": "*i64", "ranges_ptr": "*fp32", "partial_ptr": "*fp32"} | _GRADIENTS | _RULE
+    steps = launching.tile_steps(group_size)
+    config = Config(True, group_size, per_group, "bits", noise_kind, tl.float32, _TYPES[grad], **steps)
     scope = ", range per group" if per_group else ""
-    weights = constants["WHOLE_STEP"] // (32 * launching.WARPS)
-    name = f"backward {kind} g={group_size} from {grad}{scope}"
-    return Case(name, backward_kernels.backward_kernel, signature, constants, weights=weights)
+    name = f"backward {noise_kind} g={group_size} from {grad}{scope}"
+    kernel = add_noise_backward_kernels.backward_kernel
+    return Case(name, kernel, signature, {"CONFIG": config}, weights=_rounds(config))
+
+
+def _finish(grad: str, suffix: str) -> Case:
+    config = add_noise.finish_config(_backward("uniform", grad=grad).constants["CONFIG"])
+    signature = _TABLES | {"ranges_ptr": "*fp32", "extremes_ptr": "*i64", "partial_ptr": "*fp32"} | _GRADIENTS | _RULE
+    kernel = add_noise_finish_kernels.finish_backward_kernel
+    return Case(f"finish backward{suffix}", kernel, signature, {"CONFIG": config})
+
+
+def _ragged(noisy: str, suffix: str) -> list[Case]:
+    """Groups of 7. ``noisy``: the type of noisy weights and of gradients."""
+    forward, backward = _forward("gaussian", noisy=noisy), _backward("gaussian", grad=noisy)
+    config = Config(True, 7, True, "bits", "gaussian", weight=tl.float32, groups=128, columns=8)
+    ragged = add_noise_ragged_kernels
+    return [
+        Case(f"ragged forward{suffix}", ragged.ragged_noise_kernel, forward.signature, {"CONFIG": config}),
+        Case(f"ragged backward{suffix}", ragged.ragged_backward_kernel, backward.signature,
+             {"CONFIG": config._replace(grad=_TYPES[noisy])}),
+    ]  # fmt: skip
 
 
 def _pack(width: int, ordered: bool) -> list[Case]:
-    signature = {"source": "*fp32", "found": "*fp32", "order": "*i64", "words": "*i32", "count": "i64"}
-    constants = {"WIDTH": width, "GROUP": 8, "PER_GROUP": False, "ORDERED": ordered, "LANES": 128}
-    back = {"words": "*i32", "found": "*fp32", "order": "*i64", "result": "*fp32", "count": "i64"}
+    signature = {"source_ptr": "*fp32", "ranges_ptr": "*fp32", "order_ptr": "*i64", "words_ptr": "*i32"}
+    back = {"words_ptr": "*i32", "ranges_ptr": "*fp32", "order_ptr": "*i64", "result_ptr": "*fp32"}
+    config = {"CONFIG": words_kernels.WordsConfig(width, 8, False, ordered, True, True, 128)}
     one = " of one width" if ordered else ""
     return [
-        Case(f"quantise + pack, {width} bits{one}", export_kernels.pack_kernel, signature,
-             constants | {"QUANTIZE": True, "FUSED": True}, weights=32, fusion=False),
-        Case(f"unpack + dequantise, {width} bits{one}", export_kernels.unpack_kernel, back,
-             constants | {"DEQUANTIZE": True}, weights=32, fusion=False),
+        Case(f"quantise + pack, {width} bits{one}", words_kernels.pack_kernel, signature | {"number": "i64"},
+             config, weights=32, fusion=False),
+        Case(f"unpack + dequantise, {width} bits{one}", words_kernels.unpack_kernel, back | {"number": "i64"},
+             config, weights=32, fusion=False),
+    ]  # fmt: skip
+
+
+def _levels() -> list[Case]:
+    """Quantising alone, and packing of levels."""
+    levels = {"source_ptr": "*fp32", "widths_ptr": "*u8", "ranges_ptr": "*fp32", "result_ptr": "*i32"}
+    levels |= {"elements": "i64"}
+    config = quantize_kernels.RequantizeConfig(8, False, True, False, True, runs=256, run=8)
+    alone = {"CONFIG": words_kernels.WordsConfig(5, 8, False, True, False, True, 128)}
+    alone |= {"ranges_ptr": None, "order_ptr": None}
+    kernel = quantize_kernels.requantize_kernel
+    return [
+        Case("quantise", kernel, levels, {"CONFIG": config}, fusion=False),
+        Case("fake quantise", kernel, levels | {"result_ptr": "*fp32"},
+             {"CONFIG": config._replace(dequantize=True)}, weights=16, fusion=False),
+        Case("pack", words_kernels.pack_kernel, {"source_ptr": "*i32", "words_ptr": "*i32", "number": "i32"}, alone,
+             fusion=False),
+        Case("unpack", words_kernels.unpack_kernel, {"words_ptr": "*i32", "result_ptr": "*i32", "number": "i32"},
+             alone, fusion=False),
+    ]  # fmt: skip
+
+
+def _planes() -> list[Case]:
+    values = {"values_ptr": "*i16", "planes_ptr": "*i64", "count": "i64", "cells": "i64", "columns": "i64"}
+    weight = {"weight_ptr": "*fp32", "ranges_ptr": "*fp32", "order_ptr": "*i64", "planes_ptr": "*i64"}
+    back = {"planes_ptr": "*i64", "values_ptr": "*i16", "length": "i64", "columns": "i64", "width": "i32"}
+    config = planes_kernels.PlanesConfig(8, 8, 64, 32, 8, ordered=False)
+    return [
+        Case("pack planes", planes_kernels.pack_planes_kernel, values, {"CONFIG": config}),
+        Case("quantise + pack planes", planes_kernels.quantize_planes_kernel,
+             weight | {"number": "i64", "cells": "i64"}, {"CONFIG": config}, fusion=False),
+        Case("unpack planes", planes_kernels.unpack_planes_kernel, back, {"ROWS": 64, "TILE": 2048}),
     ]  # fmt: skip
 
 
 def _under_autocast() -> list[Case]:
     """The weights stay float32; what is written to the noisy weight, and its gradient, are bfloat16."""
-    ragged = {"GROUP": 7, "PARAM": "bits", "KIND": "gaussian", "ROWS": 128, "COLUMNS": 8}
-    types = {"GRAD": tl.bfloat16, "WEIGHT": tl.float32}
-    forward, backward = _forward("gaussian", noisy="bf16"), _backward("gaussian", grad="bf16")
     return [
-        forward,
+        _forward("gaussian", noisy="bf16"),
         _forward("uniform", noisy="bf16", per_group=True),
         _forward("uniform", noisy="fp16"),
         _ticketed("gaussian", noisy="bf16"),
-        backward,
+        _backward("gaussian", grad="bf16"),
         _backward("uniform", grad="bf16", per_group=True),
-        Case("finish backward from bf16", backward_kernels.finish_backward_kernel, FINISH,
-             {"GROUP": 8, "PER_GROUP": False, "PARAM": "bits", "CHUNK": launching.CHUNK, **types}),
-        Case("ragged forward to bf16", ragged_kernels.ragged_noise_kernel, forward.signature,
-             ragged | {"DTYPE": tl.float32}),
-        Case("ragged backward from bf16", ragged_kernels.ragged_backward_kernel, backward.signature,
-             ragged | types | {"PER_GROUP": True}),
-    ]  # fmt: skip
+        _finish("bf16", " from bf16"),
+        _ragged("bf16", " to bf16")[0],
+        _ragged("bf16", " from bf16")[1],
+    ]
 
 
 def _others() -> list[Case]:
-    noise = {"key": "*i64", "stream": "i64", "start": "i64", "first": "i64", "stop": "i64", "noise": "*fp32"}
-    found = {"programs": "i32", "partial": "*i32", "finished": "*i32", "found": "*fp32", "extremes": "*i64"}
-    ragged = {"GROUP": 7, "PARAM": "bits", "KIND": "gaussian", "ROWS": 128, "COLUMNS": 8}
-    types = {"GRAD": tl.float32, "WEIGHT": tl.float32}
-    planes = {"values": "*i16", "planes": "*i64", "count": "i64", "cells": "i64", "columns": "i64"}
-    fused = {"weight": "*fp32", "found": "*fp32", "order": "*i64", "planes": "*i64", "count": "i64", "cells": "i64"}
-    unplanes = {"planes": "*i64", "values": "*i16", "length": "i64", "columns": "i64", "nbits": "i32"}
-    levels_alone = {"found": None, "order": None, "WIDTH": 5, "GROUP": 8, "PER_GROUP": False, "ORDERED": True}
-    levels_alone |= {"LANES": 128}
-    levels = {"source": "*fp32", "widths": "*u8", "found": "*fp32", "result": "*i32", "count": "i64"}
-    requantize = {"GROUP": 8, "PER_GROUP": False, "FUSED": True, "ROWS": 256, "COLUMNS": 8}
+    noise = {"key_ptr": "*i64", "stream": "i64", "begin": "i64", "count": "i64", "noise_ptr": "*fp32"}
+    ranges = _TABLES | {"programs": "i32", "partial_ptr": "*i32", "counters_ptr": "*i32", "ranges_ptr": "*fp32"}
+    range_config = Config(weight=tl.float32, range_step=RANGE_TILE, chunk=launching.CHUNK)
+    group_config = Config(group_size=8, weight=tl.float32, groups=128, columns=8)
     return [
-        Case("range", range_kernel.weight_range_kernel, _TABLES | found,
-             {"FIELDS": 1, "DTYPE": tl.float32, "TILE": RANGE_TILE, "CHUNK": launching.CHUNK}, RANGE_WARPS),
-        Case("finish backward", backward_kernels.finish_backward_kernel, FINISH,
-             {"GROUP": 8, "PER_GROUP": False, "PARAM": "bits", "CHUNK": launching.CHUNK, **types}),
-        Case("noise", noise_kernels.noise_kernel, noise, {"KIND": "gaussian", "TILE": launching.STEP}),
-        Case("range per group", ragged_kernels.group_range_kernel, _TABLES | {"found": "*fp32"},
-             {"FIELDS": 1, "GROUP": 8, "DTYPE": tl.float32, "ROWS": 128, "COLUMNS": 8}),
-        Case("ragged forward", ragged_kernels.ragged_noise_kernel, _forward("gaussian").signature,
-             ragged | {"DTYPE": tl.float32}),
-        Case("ragged backward", ragged_kernels.ragged_backward_kernel, _backward("gaussian").signature,
-             ragged | types | {"PER_GROUP": True}),
-        Case("quantise", export_kernels.requantize_kernel, levels,
-             requantize | {"QUANTIZE": True, "DEQUANTIZE": False}, fusion=False),
-        Case("fake quantise", export_kernels.requantize_kernel, levels | {"result": "*fp32"},
-             requantize | {"QUANTIZE": True, "DEQUANTIZE": True}, weights=16, fusion=False),
-        Case("pack", export_kernels.pack_kernel, {"source": "*i32", "words": "*i32", "count": "i32"},
-             levels_alone | {"QUANTIZE": False, "FUSED": True}, fusion=False),
-        Case("unpack", export_kernels.unpack_kernel, {"words": "*i32", "result": "*i32", "count": "i32"},
-             levels_alone | {"DEQUANTIZE": False}, fusion=False),
-        Case("pack planes", plane_kernels.pack_planes_kernel, planes,
-             {"NBITS": 8, "PLANES": 8, "ROWS": 64, "LANES": 32}),
-        Case("quantise + pack planes", plane_kernels.quantize_planes_kernel, fused,
-             {"WIDTH": 8, "PLANES": 8, "GROUP": 8, "ORDERED": False, "LANES": 32}, fusion=False),
-        Case("unpack planes", plane_kernels.unpack_planes_kernel, unplanes, {"ROWS": 64, "TILE": 2048}),
+        Case("range", weight_range_kernels.weight_range_kernel, ranges | {"extremes_ptr": "*i64"},
+             {"CONFIG": range_config}, RANGE_WARPS),
+        _finish("fp32", ""),
+        Case("noise", noise_kernels.noise_kernel, noise,
+             {"CONFIG": Config(True, noise_kind="gaussian", tile=launching.STEP)}),
+        Case("range per group", weight_range_kernels.group_range_kernel, _TABLES | {"ranges_ptr": "*fp32"},
+             {"CONFIG": group_config}),
+        *_ragged("fp32", ""),
+        *_levels(),
+        *_planes(),
     ]  # fmt: skip
 
 

@@ -194,7 +194,8 @@ def test_the_figures_of_the_claim_are_those_that_are_stored():
     assert f"{accuracy[0]:.2f}" == f"{accuracy[1]:.2f}"  # "the same"
     said = " ".join(README.split())
     for part in (
-        f"from {size[0]:.3f} to {size[1]:.3f} MB, {times:.2f} times smaller, at the same {accuracy[1]:.2f} %",
+        f"from {size[0]:.3f} to {size[1]:.3f} MB, {times:.2f} times smaller, "
+        f"at the same accuracy of {accuracy[1]:.2f} %",
         f"| {accuracy[0]:.2f} % | {accuracy[1]:.2f} % | {times:.1f}× |",
         f"difference of {summary['mean_points']:+.2f} points has a 95 % interval from −{-low:.3f} to {high:+.3f}",
         f"file on disk is {on_disk:.2f} times smaller",

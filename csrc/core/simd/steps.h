@@ -1,4 +1,4 @@
-// logit -> step and its slope, see core/train/bits.h: the float32 arithmetic of diffq_fast/bits.py.
+// logit -> step and its slope, see core/train/bits.h: the float32 arithmetic of diffq_fast/reference/bits.py.
 
 DIFFQ_INLINE Float sigmoid(Float logit) {
     return splat(1.0f) / (splat(1.0f) + exp_float(-logit));

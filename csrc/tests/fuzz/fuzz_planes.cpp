@@ -15,10 +15,10 @@ bool bit_of(const PlaneShape& shape, const std::vector<uint8_t>& words, int64_t 
 
 // An element past the values counts as zero.
 int64_t value_at(const std::vector<uint8_t>& values, int value_bytes, int64_t element) {
-    const size_t first = static_cast<size_t>(element * value_bytes);
-    if (first >= values.size()) return 0;
+    const size_t begin = static_cast<size_t>(element * value_bytes);
+    if (begin >= values.size()) return 0;
     uint64_t bits = 0;
-    std::memcpy(&bits, values.data() + first, static_cast<size_t>(value_bytes));
+    std::memcpy(&bits, values.data() + begin, static_cast<size_t>(value_bytes));
     const int spare = 64 - 8 * value_bytes;
     return value_bytes == 1 ? static_cast<int64_t>(bits) : static_cast<int64_t>(bits << spare) >> spare;
 }

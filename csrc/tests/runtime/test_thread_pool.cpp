@@ -53,10 +53,10 @@ void a_forked_child_gets_its_own_threads() {
 
 // Stands in for an OpenMP runtime, with new threads for each call.
 void team_of_new_threads(void (*body)(void*), void* data, unsigned threads, unsigned) {
-    std::vector<std::thread> others;
-    for (unsigned i = 1; i < threads; ++i) others.emplace_back(body, data);
+    std::vector<std::thread> team;
+    for (unsigned i = 1; i < threads; ++i) team.emplace_back(body, data);
     body(data);
-    for (std::thread& other : others) other.join();
+    for (std::thread& thread : team) thread.join();
 }
 
 std::atomic<int> team_calls{0};

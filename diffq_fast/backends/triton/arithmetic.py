@@ -54,34 +54,37 @@ def cosine(x, PTX: tl.constexpr):
     return tl.cos(x)
 
 
-# -- the parametrisation: bits.py is the oracle of these two -------------------------------------------------
+# -- the parametrisation: reference/bits.py is the oracle of these two ------------------------------------------
 
 
 @triton.jit
-def step_of(logit, low, high, PARAM: tl.constexpr, PTX: tl.constexpr):
-    """``1 / (2**bits - 1)``; ``low``, ``high``: bits at t = 0 and 1, or for "noise" the binary logs of the
-    steps."""
-    t = reciprocal(1.0 + exp2(logit * -1.4426950408889634, PTX), PTX)
-    exponent = t * (high - low) + low
-    if PARAM == "noise":
-        return exp2(exponent, PTX)
-    return reciprocal(exp2(exponent, PTX) - 1.0, PTX)
+def step_of(logit, rule, CONFIG: tl.constexpr):
+    """``1 / (2**bits - 1)``; ``rule``: bits at t = 0 and 1, or for "noise" the binary logarithms of the steps."""
+    t = reciprocal(1.0 + exp2(logit * -1.4426950408889634, CONFIG.ptx), CONFIG.ptx)
+    exponent = t * (rule.high - rule.low) + rule.low
+    if CONFIG.param == "noise":
+        return exp2(exponent, CONFIG.ptx)
+    return reciprocal(exp2(exponent, CONFIG.ptx) - 1.0, CONFIG.ptx)
 
 
 @triton.jit
-def step_and_derivative(logit, low, high, PARAM: tl.constexpr, PTX: tl.constexpr):
-    """:func:`step_of` and its derivative by the logit. Beyond ±80, where t is 0 or 1, u * t would be inf *
-    0."""
-    bounded = tl.minimum(tl.maximum(logit, -80.0, tl.PropagateNan.ALL), 80.0, tl.PropagateNan.ALL)
-    u = exp2(bounded * -1.4426950408889634, PTX)
-    t = reciprocal(1.0 + u, PTX)
-    exponent = t * (high - low) + low
-    slope = t * (u * t) * (0.6931471805599453 * (high - low))
-    if PARAM == "noise":
-        step = exp2(exponent, PTX)
+def step_and_derivative(logit, rule, CONFIG: tl.constexpr):
+    """:func:`step_of` and its derivative by the logit. Beyond ±80, where t is 0 or 1, u * t would be inf * 0."""
+    within = tl.minimum(tl.maximum(logit, -80.0, tl.PropagateNan.ALL), 80.0, tl.PropagateNan.ALL)
+    u = exp2(within * -1.4426950408889634, CONFIG.ptx)
+    t = reciprocal(1.0 + u, CONFIG.ptx)
+    exponent = t * (rule.high - rule.low) + rule.low
+    slope = t * (u * t) * (0.6931471805599453 * (rule.high - rule.low))
+    if CONFIG.param == "noise":
+        step = exp2(exponent, CONFIG.ptx)
         return step, step * slope
-    step = reciprocal(exp2(exponent, PTX) - 1.0, PTX)
+    step = reciprocal(exp2(exponent, CONFIG.ptx) - 1.0, CONFIG.ptx)
     return step, -slope * (step + step * step)
+
+
+@triton.jit
+def is_finite(values):
+    return tl.abs(values) < float("inf")
 
 
 # -- reductions ----------------------------------------------------------------------------------------------

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..._ops import NAMESPACE
-from . import backward, export, forward
+from . import add_noise, noise, planes, quantize, weight_range, words
 
 _library = torch.library.Library(NAMESPACE, "IMPL")
 
 
 def _device_of(arguments: tuple) -> torch.device:
-    first = arguments[0]
-    return (first if isinstance(first, Tensor) else first[0]).device
+    leading = arguments[0]
+    return (leading if isinstance(leading, Tensor) else leading[0]).device
 
 
 def _on_its_device(launcher: Callable) -> Callable:
@@ -34,21 +34,21 @@ def _on_its_device(launcher: Callable) -> Callable:
 
 
 _LAUNCHERS = (
-    forward.noise,
-    forward.weight_range,
-    forward.add_noise,
-    backward.add_noise_backward,
-    export.quantize,
-    export.dequantize,
-    export.fake_quantize,
-    export.pack,
-    export.unpack,
-    export.quantize_pack,
-    export.quantize_planes,
-    export.unpack_dequantize,
-    export.pack_planes,
-    export.pack_planes_seen,
-    export.unpack_planes,
+    noise.noise,
+    weight_range.weight_range,
+    add_noise.add_noise,
+    add_noise.add_noise_backward,
+    quantize.quantize,
+    quantize.dequantize,
+    quantize.fake_quantize,
+    words.pack,
+    words.unpack,
+    words.quantize_pack,
+    words.unpack_dequantize,
+    planes.pack_planes,
+    planes.pack_planes_seen,
+    planes.unpack_planes,
+    planes.quantize_planes,
 )
 for _launcher in _LAUNCHERS:
     _library.impl(_launcher.__name__, _on_its_device(_launcher), "CUDA")

@@ -1,10 +1,10 @@
 """What a launch over many weights reads from: tables on the device, built once and kept while nothing
 changes.
 
-A *plan* holds what does not depend on addresses. It is copied to the device, which waits, once per list of sizes,
-and kept for good: a CUDA graph may replay it. Addresses change when tensors move, so their table is made by kernels
-that carry the numbers as arguments: no copy from the host, nothing waits, and a graph records it. Such a table is
-used only on the stream that it was made on.
+A *plan* holds what does not depend on addresses. It is copied to the device, which waits, once per list of sizes.
+The 4,096 plans used last are kept; one that a CUDA graph has recorded is kept for good, as the graph may replay it.
+Addresses change when tensors move, so their table is made by kernels that carry the numbers as arguments: no copy from
+the host, nothing waits, and a graph records it. Such a table is used only on the stream that it was made on.
 """
 
 from __future__ import annotations
@@ -13,90 +13,141 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...reference.sizes import group_count
+from .arguments import (
+    ELEMENTS,
+    GROUP_BEGIN,
+    OUTPUT_BEGIN,
+    PARTS,
+    PLACE,
+    PLAN_COLUMNS,
+    PROGRAM_BEGIN,
+    PROGRAMS,
+    STREAM,
+    Tables,
+)
 
-# Columns of a plan's rows, one row per weight; kernels read them by these numbers.
-COUNT, FIRST_PROGRAM, OFFSET, FIRST_GROUP, STREAM, INDEX, PROGRAMS, PARTS = range(8)
-COLUMNS = 8
 # Elements between outputs in their common buffer are rounded up to this: 128 bytes of the smallest dtype.
 OUTPUT_ALIGNMENT = 64
 # Programs that share the second launch of the backward, per weight at most.
 MAX_PARTS = 32
+# A bucket of 64 MB has a plan of about 10 kB for each of its launches: 4,096 plans are those of about 80 GB of weights,
+# and take about 40 MB.
+MAX_PLANS = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """Tables of one launch over ``counts`` weights; ``owners[p]`` is the row of the weight that program p
-    works on."""
+    """Tables of one launch over some weights. ``owners[p]`` is the entry of the weight that program p works on."""
 
-    rows: Tensor  # int64 [weights, COLUMNS]
+    entries: Tensor  # int64 [weights, PLAN_COLUMNS]
     owners: Tensor  # int32 [programs]
-    part_owners: Tensor  # int32 [parts of all weights, 2]: row, and which part of it
+    part_owners: Tensor  # int32 [parts of all weights, 2]: entry, and which part of the weight
+    programs: tuple[int, ...]  # of each weight
     buffer_size: int
     templates: list[Tensor]  # shapes of outputs and, between them, of the gaps of the common buffer
     places: list[int]  # which of the templates are outputs
+
+    def tables(self, *lists: Sequence[Tensor]) -> Tables:
+        """The launch's tables, with where the tensors of ``lists`` are."""
+        return Tables(addresses_of(*lists), self.entries, self.owners)
 
 
 def _device_plan(
     device: torch.device,
     shapes: tuple[torch.Size, ...],
     streams: tuple[int, ...],
-    indices: tuple[int, ...],
-    group_offsets: tuple[int, ...],
+    places: tuple[int, ...],
+    group_begins: tuple[int, ...],
     programs: tuple[int, ...],
 ) -> Plan:
     counts = [shape.numel() for shape in shapes]
-    first_programs = list(itertools.accumulate(programs, initial=0))[:-1]
-    parts = [min(number, MAX_PARTS) for number in programs]
     padded = [-(-count // OUTPUT_ALIGNMENT) * OUTPUT_ALIGNMENT for count in counts]
-    offsets = list(itertools.accumulate(padded, initial=0))
-    columns = (counts, first_programs, offsets[:-1], group_offsets, streams, indices, programs, parts)
-    rows = torch.tensor(list(zip(*columns, strict=True)), dtype=torch.int64)
-    owner = torch.arange(len(counts), dtype=torch.int32)
-    part_owner = owner.repeat_interleave(torch.tensor(parts))
-    part = torch.cat([torch.arange(number, dtype=torch.int32) for number in parts])
-    templates: list[Tensor] = []
-    places: list[int] = []
-    scalar = torch.empty((), device=device)
-    for shape, count, size in zip(shapes, counts, padded, strict=True):
-        places.append(len(templates))
-        templates.append(scalar.expand(shape))
-        if size > count:
-            templates.append(scalar.expand(size - count))
+    parts = [min(number, MAX_PARTS) for number in programs]
+    columns = {
+        ELEMENTS: counts,
+        PROGRAM_BEGIN: _begins(programs),
+        OUTPUT_BEGIN: _begins(padded),
+        GROUP_BEGIN: group_begins,
+        STREAM: streams,
+        PLACE: places,
+        PROGRAMS: programs,
+        PARTS: parts,
+    }
+    entries = torch.empty((len(counts), PLAN_COLUMNS.value), dtype=torch.int64, device="cpu")
+    for column, values in columns.items():
+        entries[:, column.value] = torch.tensor(values, dtype=torch.int64, device="cpu")
+    part_owners = [(entry, part) for entry, number in enumerate(parts) for part in range(number)]
+    templates, outputs = _templates(device, shapes, padded)
     return Plan(
-        rows.to(device),
-        owner.repeat_interleave(torch.tensor(programs)).to(device),
-        torch.stack([part_owner, part], 1).to(device),
-        offsets[-1],
+        entries.to(device),
+        _owners(programs).to(device),
+        torch.tensor(part_owners, dtype=torch.int32, device="cpu").view(-1, 2).to(device),
+        programs,
+        sum(padded),
         templates,
-        places,
+        outputs,
     )
 
 
-_cached_plan = functools.lru_cache(maxsize=None)(_device_plan)
+def _begins(sizes: Sequence[int]) -> list[int]:
+    """Where each of consecutive pieces of these sizes begins."""
+    return list(itertools.accumulate(sizes, initial=0))[:-1]
 
 
-def group_offsets_of(weights: Sequence[Tensor], group_size: int) -> list[int]:
-    """Index of each weight's first group among the groups of all weights."""
-    groups = (group_count(weight.numel(), group_size) for weight in weights)
-    return list(itertools.accumulate(groups, initial=0))[:-1]
+def _owners(programs: Sequence[int]) -> Tensor:
+    entries = torch.arange(len(programs), dtype=torch.int32, device="cpu")
+    return entries.repeat_interleave(torch.tensor(programs, dtype=torch.int64, device="cpu"))
+
+
+def _templates(
+    device: torch.device, shapes: Sequence[torch.Size], padded: Sequence[int]
+) -> tuple[list[Tensor], list[int]]:
+    """Tensors of the outputs' shapes and of the gaps behind them, without memory, and which are outputs."""
+    templates: list[Tensor] = []
+    outputs: list[int] = []
+    scalar = torch.empty((), dtype=torch.float32, device=device)
+    for shape, size in zip(shapes, padded, strict=True):
+        outputs.append(len(templates))
+        templates.append(scalar.expand(shape))
+        if size > shape.numel():
+            templates.append(scalar.expand(size - shape.numel()))
+    return templates, outputs
+
+
+_cached_plan = functools.lru_cache(maxsize=MAX_PLANS)(_device_plan)
+_recorded: set[Any] = set()
+
+
+def kept(table: Any, device: torch.device) -> Any:
+    """The plan or tensor, kept for good if a CUDA graph is being recorded."""
+    if capturing(device):
+        _recorded.add(table)
+    return table
 
 
 def plan_of(
     weights: Sequence[Tensor],
     streams: Sequence[int],
-    indices: Sequence[int],
-    group_offsets: Sequence[int],
+    places: Sequence[int],
+    group_begins: Sequence[int],
     programs: Sequence[int],
 ) -> Plan:
-    """The plan for ``weights``, whose results stand at ``indices`` of the results of all weights."""
+    """The plan for ``weights``, whose results stand at ``places`` among those of all weights."""
+    device = weights[0].device
     shapes = tuple(weight.shape for weight in weights)
-    arguments = tuple(streams), tuple(indices), tuple(group_offsets), tuple(programs)
-    return _cached_plan(weights[0].device, shapes, *arguments)
+    sizes = tuple(streams), tuple(places), tuple(group_begins), tuple(programs)
+    return kept(_cached_plan(device, shapes, *sizes), device)
+
+
+def group_begins_of(weights: Sequence[Tensor], group_size: int) -> list[int]:
+    """Index of each weight's first group among the groups of all weights."""
+    return _begins([group_count(weight.numel(), group_size) for weight in weights])
 
 
 def _device_addresses(device: torch.device, stream: int, addresses: tuple[int, ...]) -> Tensor:
@@ -121,7 +172,7 @@ def capturing(device: torch.device) -> bool:
 def addresses_of(*lists: Sequence[Tensor]) -> Tensor:
     """int64 ``[weights, lists]`` on the device: where each weight's tensors begin."""
     device = lists[0][0].device
-    addresses = tuple(tensor.data_ptr() for row in zip(*lists, strict=True) for tensor in row)
+    addresses = tuple(tensor.data_ptr() for tensors in zip(*lists, strict=True) for tensor in tensors)
     build = _device_addresses if capturing(device) else _cached_addresses
     return build(device, current_stream(device), addresses)
 
@@ -144,14 +195,14 @@ def outputs_of(plan: Plan, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
 
     One allocation, and places that the plan knows: the table of addresses need not change when outputs move.
     """
-    buffer = torch.empty(plan.buffer_size, dtype=dtype, device=plan.rows.device)
+    buffer = torch.empty(plan.buffer_size, dtype=dtype, device=plan.entries.device)
     pieces = _split(buffer, plan.templates)
     return buffer, [pieces[place] for place in plan.places]
 
 
 def pieces_of(buffer: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """Tensors of these shapes over consecutive pieces of ``buffer``."""
-    scalar = buffer.new_empty(())
+    scalar = torch.empty((), dtype=buffer.dtype, device=buffer.device)
     return _split(buffer, [scalar.expand(shape) for shape in shapes])
 
 
