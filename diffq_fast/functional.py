@@ -39,10 +39,10 @@ from .reference.options import NoiseOptions
 from .reference.sizes import word_count
 
 __all__ = [  # noqa: RUF022  (the order of the data flow)
+    "NoiseOptions",
     "bits_from_logits",
     "logits_from_bits",
     "step_from_bits",
-    "NoiseOptions",
     "draw_key",
     "weight_range",
     "noise",
