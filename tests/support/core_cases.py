@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import torch
 
+import diffq_fast.functional  # noqa: F401  (loads the operators)
 from diffq_fast.reference.sizes import group_count
 
 ops = torch.ops.diffq_fast
-
-
 COUNTS = (0, 1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 1023, 1024, 1025, 2047, 2048, 2049, 5000)
-
-
 GROUP_SIZES = (0, 1, 2, 4, 7, 8, 16, 100, 3000)
-
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
 KEY = torch.tensor(-0x123456789ABCDEF)
-
-
 EPSILON = {torch.float32: 0.0, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 

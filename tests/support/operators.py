@@ -5,20 +5,13 @@ from __future__ import annotations
 import torch
 from torch.library import opcheck
 
+import diffq_fast.functional  # noqa: F401  (loads the operators)
 from diffq_fast.reference.sizes import group_count
 
 ops = torch.ops.diffq_fast
-
-
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
 PARAMS, KINDS = ("bits", "noise"), ("uniform", "gaussian")
-
-
 NAN, INF = float("nan"), float("inf")
-
-
 KEY = torch.tensor(-8198552921648689)
 
 
