@@ -11,12 +11,12 @@ import math
 
 import pytest
 import torch
-from support.gpu_tensors import COUNTS, EPSILON, KEY, assert_near, assert_same, cuda, make, make_logits, ops, options
 from torch import nn
 
 import diffq_fast.functional
 from diffq_fast import backend_info
 from diffq_fast.backends import default
+from support.gpu_tensors import COUNTS, EPSILON, KEY, assert_near, assert_same, cuda, make, make_logits, ops, options
 
 pytestmark = pytest.mark.gpu
 
