@@ -18,11 +18,11 @@ def noisy_weight(weight: Tensor, logit: Tensor, noise: Tensor, group_size: int) 
     return groups.view(weight.shape)
 
 
-def add_noise(weights: Sequence[Tensor], logits: Sequence[Tensor], group_size: int, kind: str) -> list[Tensor]:
+def add_noise(weights: Sequence[Tensor], logits: Sequence[Tensor], group_size: int, noise_kind: str) -> list[Tensor]:
     """Noisy weights with PyTorch's own random numbers."""
     noisy = []
     for weight, logit in zip(weights, logits, strict=True):
-        noise = torch.rand_like(weight) - 0.5 if kind == "uniform" else torch.randn_like(weight) / 2
+        noise = torch.rand_like(weight) - 0.5 if noise_kind == "uniform" else torch.randn_like(weight) / 2
         noisy.append(noisy_weight(weight, logit, noise, group_size))
     return noisy
 

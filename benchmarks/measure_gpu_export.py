@@ -22,20 +22,20 @@ def of_width(width: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     weight = torch.randn(COUNT, device=DEVICE)
     widths = torch.full((COUNT // 8,), width, dtype=torch.uint8, device=DEVICE)
-    found, _ = ops.weight_range([weight], 8, False)
+    ranges, _ = ops.weight_range([weight], 8, False)
     size = stream_words(COUNT, width)
-    words = ops.quantize_pack(weight, widths, found, 8, False, size)
-    (levels,) = ops.quantize([weight], [widths], found, 8, False)
+    words = ops.quantize_pack(weight, widths, ranges, 8, False, size)
+    (levels,) = ops.quantize([weight], [widths], ranges, 8, False)
     assert torch.equal(ops.unpack(words, widths, 8, COUNT), levels), "words do not hold the levels"
     target = torch.empty_like(weight)
     times = interleaved(
         {
             "copy": lambda: target.copy_(weight),
-            "quantise + pack": lambda: ops.quantize_pack(weight, widths, found, 8, False, size),
+            "quantise + pack": lambda: ops.quantize_pack(weight, widths, ranges, 8, False, size),
             "unpack + dequantise": lambda: ops.unpack_dequantize(
-                words, widths, found, 8, False, [COUNT], torch.float32
+                words, widths, ranges, 8, False, [COUNT], torch.float32
             ),
-            "fake quantise": lambda: ops.fake_quantize([weight], [widths], found, 8, False),
+            "fake quantise": lambda: ops.fake_quantize([weight], [widths], ranges, 8, False),
         }
     )
     rows = []

@@ -14,9 +14,8 @@ from torch import Tensor
 
 import diffq_fast.functional  # noqa: F401  (registers the operators)
 from diffq_fast.backends import default
-from diffq_fast.backends.triton import ticketed
-from diffq_fast.backends.triton.backward import add_noise_backward
-from diffq_fast.backends.triton.forward import add_noise_as
+from diffq_fast.backends.triton.add_noise import add_noise_backward, noisy_weights
+from diffq_fast.reference.options import NoiseOptions
 
 DEVICE = "cuda"
 GROUP_SIZE = 8
@@ -26,8 +25,8 @@ SMALL = (300, 2**14)
 MEGABYTES = (16, 1, 4, 64)
 
 
-def options(kind: str) -> tuple:
-    return GROUP_SIZE, 2.0, 15.0, "bits", kind, False
+def options(noise_kind: str) -> NoiseOptions:
+    return NoiseOptions(GROUP_SIZE, noise_kind=noise_kind)
 
 
 class Bucket:
@@ -45,30 +44,32 @@ class Bucket:
         self.total = number * count
 
     @torch.no_grad()
-    def forward(self, kind: str = "uniform", dtype: torch.dtype | None = None) -> Any:
-        return add_noise_as(dtype, self.weights, self.logits, self.key, self.streams, *options(kind))
+    def forward(self, noise_kind: str = "uniform", dtype: torch.dtype | None = None, one_launch: bool = False) -> Any:
+        lists = self.weights, self.logits, self.key, self.streams
+        return noisy_weights(*lists, options(noise_kind), dtype, one_launch)
 
-    @torch.no_grad()
-    def one_launch(self, kind: str = "uniform", dtype: torch.dtype | None = None) -> Any:
+    def one_launch(self, noise_kind: str = "uniform", dtype: torch.dtype | None = None) -> Any:
         """:meth:`forward` in its other form: tickets instead of a second launch."""
-        return ticketed.add_noise_as(dtype, self.weights, self.logits, self.key, self.streams, *options(kind)[:-1])
+        return self.forward(noise_kind, dtype, one_launch=True)
 
     @torch.no_grad()
-    def backward(self, forward: Any, grads: list[Tensor], kind: str = "uniform") -> Any:
-        _, found, extremes = forward
+    def backward(self, forward: Any, grads: list[Tensor], noise_kind: str = "uniform") -> Any:
+        _, ranges, extremes = forward
         lists = grads, self.weights, self.logits
-        return add_noise_backward(*lists, found, extremes, self.key, self.streams, *options(kind))
+        return add_noise_backward(
+            *lists, ranges, extremes, self.key, self.streams, *options(noise_kind).operator_arguments()
+        )
 
     def step(self, dtype: torch.dtype | None = None) -> None:
         """Forward and backward through autograd; ``dtype``: of noisy weights and gradients, float32 or bfloat16."""
-        arguments = self.weights, self.logits, self.key, self.streams, None, *options("uniform")
+        arguments = self.weights, self.logits, self.key, self.streams, None, *options("uniform").operator_arguments()
         noisy, _, _ = torch.ops.diffq_fast.add_noise(*arguments, dtype)
         grads = self.half_grads if dtype == torch.bfloat16 else self.grads
         torch.autograd.grad(noisy, self.weights + self.logits, grads)
 
     def cast_step(self) -> None:
         """What autocast makes of a float32 noisy weight: a cast, and one of the gradient in the backward."""
-        arguments = self.weights, self.logits, self.key, self.streams, None, *options("uniform")
+        arguments = self.weights, self.logits, self.key, self.streams, None, *options("uniform").operator_arguments()
         noisy, _, _ = torch.ops.diffq_fast.add_noise(*arguments)
         casts = [weight.bfloat16() for weight in noisy]
         torch.autograd.grad(casts, self.weights + self.logits, self.half_grads)
@@ -84,7 +85,7 @@ class Bucket:
         """The first weight against the oracle: no figure without equality."""
         noisy = self.forward()[0][0].cpu()
         lists = [self.weights[0].detach().cpu()], [self.logits[0].detach().cpu()]
-        expected = default.add_noise(*lists, self.key.cpu(), [0], None, *options("uniform"))[0][0]
+        expected = default.add_noise(*lists, self.key.cpu(), [0], None, *options("uniform").operator_arguments())[0][0]
         torch.testing.assert_close(noisy, expected, rtol=0, atol=1e-4)
         for half, full in zip(self.forward(dtype=torch.bfloat16)[0], self.forward()[0], strict=True):
             assert torch.equal(half, full.bfloat16()), "bfloat16 weights are not the float32 ones, rounded"

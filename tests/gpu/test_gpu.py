@@ -41,8 +41,8 @@ def cuda(tensors):
     return [tensor.cuda() for tensor in tensors]
 
 
-def options(group_size=8, per_group=False, param="bits", kind="uniform"):
-    return group_size, 2.0, 15.0, param, kind, per_group
+def options(group_size=8, per_group=False, param="bits", noise_kind="uniform"):
+    return group_size, 2.0, 15.0, param, noise_kind, per_group
 
 
 def assert_near(got, expected, rtol, atol):
@@ -63,13 +63,13 @@ def test_triton_answers():
 # -- noise ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", [0, 1, 4095, 2**35 - 100])
-def test_uniform_noise_is_bit_equal_and_gaussian_noise_near(first):
+@pytest.mark.parametrize("begin", [0, 1, 4095, 2**35 - 100])
+def test_uniform_noise_is_bit_equal_and_gaussian_noise_near(begin):
     for count in COUNTS:
-        uniform = ops.noise(KEY.cuda(), 2**32 - 1, first, count, "uniform")
-        assert_same([uniform], [default.noise(KEY, 2**32 - 1, first, count, "uniform")])
-        gaussian = ops.noise(KEY.cuda(), 1, first, count, "gaussian")
-        assert_near([gaussian], [default.noise(KEY, 1, first, count, "gaussian")], 0, 5e-5)
+        uniform = ops.noise(KEY.cuda(), 2**32 - 1, begin, count, "uniform")
+        assert_same([uniform], [default.noise(KEY, 2**32 - 1, begin, count, "uniform")])
+        gaussian = ops.noise(KEY.cuda(), 1, begin, count, "gaussian")
+        assert_near([gaussian], [default.noise(KEY, 1, begin, count, "gaussian")], 0, 5e-5)
 
 
 def test_every_draw_gives_its_normal_within_the_tolerance():
@@ -83,15 +83,15 @@ def test_every_draw_gives_its_normal_within_the_tolerance():
 def test_statistics_of_a_thousand_million_draws():
     """Mean and variance within six standard errors: false alarms once in 10**8 runs. Sums in float64."""
     count, piece = 10**9, 2**27
-    for kind, variance, fourth in (("uniform", 1 / 12, 1 / 80), ("gaussian", 0.25, 3 / 16)):
+    for noise_kind, variance, fourth in (("uniform", 1 / 12, 1 / 80), ("gaussian", 0.25, 3 / 16)):
         total = square = 0.0
-        for first in range(0, count, piece):
-            z = ops.noise(KEY.cuda(), 9, first, min(piece, count - first), kind)
+        for begin in range(0, count, piece):
+            z = ops.noise(KEY.cuda(), 9, begin, min(piece, count - begin), noise_kind)
             total += z.sum(dtype=torch.float64).item()
             square += z.square().sum(dtype=torch.float64).item()
         assert abs(total / count) < 6 * math.sqrt(variance / count)
         # 16-bit draws lower the normal's variance by 5.3e-6 of itself (docs/philox.md, section 5)
-        grid = 1 - (2.0**-32 if kind == "uniform" else 5.3e-6)
+        grid = 1 - (2.0**-32 if noise_kind == "uniform" else 5.3e-6)
         assert abs(square / count - variance * grid) < 6 * math.sqrt((fourth - variance**2) / count) + 1e-7
 
 
@@ -108,8 +108,10 @@ def both(weights, grads, *arguments):
     ):
         w, g, lg, (key,) = place(weights), place(grads), place(logits), place([KEY])
         with torch.no_grad():
-            noisy, found, extremes = noise_of(w, lg, key, streams, None, *arguments)
-            results.append((noisy, found, extremes, *gradient_of(g, w, lg, found, extremes, key, streams, *arguments)))
+            noisy, ranges, extremes = noise_of(w, lg, key, streams, None, *arguments)
+            results.append(
+                (noisy, ranges, extremes, *gradient_of(g, w, lg, ranges, extremes, key, streams, *arguments))
+            )
     return results
 
 
@@ -126,28 +128,28 @@ def assert_passes_equal(weights, grads, *arguments):
 
 
 @pytest.mark.parametrize("per_group", [False, True])
-@pytest.mark.parametrize("kind", ["uniform", "gaussian"])
+@pytest.mark.parametrize("noise_kind", ["uniform", "gaussian"])
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("dtype", EPSILON)
-def test_training_equals_the_oracle(dtype, group_size, kind, per_group):
-    param = "bits" if kind == "uniform" else "noise"
-    arguments = options(group_size, per_group, param, kind)
+def test_training_equals_the_oracle(dtype, group_size, noise_kind, per_group):
+    param = "bits" if noise_kind == "uniform" else "noise"
+    arguments = options(group_size, per_group, param, noise_kind)
     assert_passes_equal(make(COUNTS, dtype), make(COUNTS, dtype, seed=3), *arguments)
 
 
 @pytest.mark.parametrize("per_group", [False, True])
-@pytest.mark.parametrize("kind", ["uniform", "gaussian"])
-def test_training_equals_the_compiled_core(kind, per_group):
+@pytest.mark.parametrize("noise_kind", ["uniform", "gaussian"])
+def test_training_equals_the_compiled_core(noise_kind, per_group):
     if not backend_info()["backends"]["cpu"]["active"]:
         pytest.skip("the compiled core is not there")
     weights, logits = make(COUNTS), make_logits(make(COUNTS), 8)
-    chosen, streams = options(8, per_group, "bits", kind), list(range(len(COUNTS)))
+    chosen, streams = options(8, per_group, "bits", noise_kind), list(range(len(COUNTS)))
     results = []
     for place in (cuda, list):
         w, lg, g, (key,) = place(weights), place(logits), place(make(COUNTS, seed=3)), place([KEY])
         with torch.no_grad():
-            noisy, found, extremes = ops.add_noise(w, lg, key, streams, None, *chosen)
-            results.append((noisy, ops.add_noise_backward(g, w, lg, found, extremes, key, streams, *chosen)))
+            noisy, ranges, extremes = ops.add_noise(w, lg, key, streams, None, *chosen)
+            results.append((noisy, ops.add_noise_backward(g, w, lg, ranges, extremes, key, streams, *chosen)))
     (noisy, gradients), (expected, expected_gradients) = results
     assert_near(noisy, expected, 0, 2e-4)
     assert_near(gradients[0], expected_gradients[0], 2e-5, 1e-3)
@@ -164,24 +166,27 @@ def test_noisy_weights_of_another_dtype_equal_those_cast_to_it(group_size, per_g
     logits, streams = make_logits(weights, group_size), list(range(len(weights)))
     lists = cuda(weights), cuda(logits), KEY.cuda(), streams, None
     with torch.no_grad():
-        expected, found, extremes = ops.add_noise(*lists, *options(group_size, per_group))
-        noisy, *bounds = ops.add_noise(*lists, *options(group_size, per_group), dtype)
+        expected, ranges, extremes = ops.add_noise(*lists, *options(group_size, per_group))
+        noisy, *measured = ops.add_noise(*lists, *options(group_size, per_group), dtype)
     assert_same(noisy, [tensor.to(dtype) for tensor in expected])
-    assert_same(bounds, [found, extremes])
+    assert_same(measured, [ranges, extremes])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("per_group", [False, True])
 @pytest.mark.parametrize("group_size", [0, 1, 8, 7])
-def test_gradients_of_a_lower_dtype_equal_those_cast_to_float32(group_size, per_group, dtype):
+def test_gradients_of_a_lower_dtype_are_near_those_cast_to_float32(group_size, per_group, dtype):
+    """Near, not equal: for another dtype the compiler contracts products and orders sums in another way. In an
+    emulation of the compiled code up to 1 % of the values differed, by about 1e-7 of themselves; values near zero, where
+    a sum cancels, may differ by more of themselves. Triton's interpreter gives equal ones (tests/backends/triton)."""
     weights, grads = cuda(make(COUNTS)), cuda(make(COUNTS, dtype, seed=3))
     weights[-1].clamp_(-1, 1)
-    bounds = ops.weight_range(weights, group_size, per_group)
-    lists = cuda(make_logits(weights, group_size)), *bounds, KEY.cuda(), list(range(len(weights)))
+    measured = ops.weight_range(weights, group_size, per_group)
+    lists = cuda(make_logits(weights, group_size)), *measured, KEY.cuda(), list(range(len(weights)))
     got = ops.add_noise_backward(grads, weights, *lists, *options(group_size, per_group))
     widened = [grad.float() for grad in grads]
     expected = ops.add_noise_backward(widened, weights, *lists, *options(group_size, per_group))
-    assert_near([*got[0], *got[1]], [*expected[0], *expected[1]], 1e-5, 1e-6)  # tiles may be summed in another order
+    assert_near([*got[0], *got[1]], [*expected[0], *expected[1]], 1e-5, 1e-6)
     assert_same([got[2]], [expected[2]])
     assert all(grad.dtype == torch.float32 for grad in got[0])
 
@@ -294,9 +299,9 @@ def test_cuda_graph_replays_with_new_keys_and_weights():
     key = KEY.cuda()
 
     def passes():
-        noisy, found, extremes = ops.add_noise(weights, logits, key, [0, 1], None, *options())
-        gradients = ops.add_noise_backward(grads, weights, logits, found, extremes, key, [0, 1], *options())
-        return [*noisy, found, *gradients[0], *gradients[1]]
+        noisy, ranges, extremes = ops.add_noise(weights, logits, key, [0, 1], None, *options())
+        gradients = ops.add_noise_backward(grads, weights, logits, ranges, extremes, key, [0, 1], *options())
+        return [*noisy, ranges, *gradients[0], *gradients[1]]
 
     with torch.no_grad():
         side = torch.cuda.Stream()
@@ -346,10 +351,10 @@ def test_several_devices_in_one_process():
         weights, logits, grads = ([t.to(name) for t in make((8192, 104), seed=s)] for s in (0, 1, 3))
         logits, key = [logits[0][:1024], logits[1][:13]], KEY.to(name)
         with torch.cuda.device(0), torch.no_grad():
-            noisy, found, extremes = ops.add_noise(weights, logits, key, [0, 1], None, *options())
-            back = ops.add_noise_backward(grads, weights, logits, found, extremes, key, [0, 1], *options())
-        assert {tensor.device for tensor in (*noisy, found, *back[0], *back[1])} == {torch.device(name)}
-        results.append([tensor.cpu() for tensor in (*noisy, found, *back[0], *back[1])])
+            noisy, ranges, extremes = ops.add_noise(weights, logits, key, [0, 1], None, *options())
+            back = ops.add_noise_backward(grads, weights, logits, ranges, extremes, key, [0, 1], *options())
+        assert {tensor.device for tensor in (*noisy, ranges, *back[0], *back[1])} == {torch.device(name)}
+        results.append([tensor.cpu() for tensor in (*noisy, ranges, *back[0], *back[1])])
     assert_same(results[1], results[0])
     assert_same(results[2], results[0])
 
@@ -378,8 +383,8 @@ def test_more_than_two_to_the_31_elements():
     weight[-1], weight[-2] = 1.0, -1.0
     logits = [torch.zeros(1, device="cuda")]
     with torch.no_grad():
-        (noisy,), found, extremes = ops.add_noise([weight], logits, KEY.cuda(), [3], None, *options(0))
-    assert found.tolist() == [[-1.0, 1.0]]
+        (noisy,), ranges, extremes = ops.add_noise([weight], logits, KEY.cuda(), [3], None, *options(0))
+    assert ranges.tolist() == [[-1.0, 1.0]]
     assert extremes.tolist() == [[count - 2, count - 1, 1, 1]]
     z = default.noise(KEY, 3, count - 40, 38, "uniform")
     step = 1 / (2**8.5 - 1)
@@ -398,13 +403,13 @@ def test_levels_words_and_weights_are_bit_equal(dtype, group_size, per_group):
         generator = torch.Generator().manual_seed(2)
         groups = (group_count(count, group_size),)
         widths = torch.randint(1, 17, groups, generator=generator, dtype=torch.uint8)
-        found, _ = default.weight_range([weight], group_size, per_group)
-        (levels,) = default.quantize([weight], [widths], found, group_size, per_group)
-        (restored,) = default.dequantize([levels], [widths], found, group_size, per_group, dtype)
+        ranges, _ = default.weight_range([weight], group_size, per_group)
+        (levels,) = default.quantize([weight], [widths], ranges, group_size, per_group)
+        (restored,) = default.dequantize([levels], [widths], ranges, group_size, per_group, dtype)
         width_of = per_element(widths, count, group_size)
         size = sum(stream_words(int((width_of == width).sum()), width) for width in range(1, 17))
         words = default.pack(levels, widths, group_size, size)
-        w, b, r, q, p = cuda([weight, widths, found, levels, words])
+        w, b, r, q, p = cuda([weight, widths, ranges, levels, words])
         assert_same(ops.quantize([w], [b], r, group_size, per_group), [levels])
         assert_same(ops.dequantize([q], [b], r, group_size, per_group, dtype), [restored])
         assert_same(ops.fake_quantize([w], [b], r, group_size, per_group), [restored])
@@ -421,11 +426,11 @@ def test_planes_of_a_weight_are_bit_equal(dtype, group_size):
         (weight,) = make((count,), dtype)
         generator = torch.Generator().manual_seed(2)
         widths = torch.randint(1, 17, (group_count(count, group_size),), generator=generator, dtype=torch.uint8)
-        found, _ = default.weight_range([weight], group_size, False)
+        ranges, _ = default.weight_range([weight], group_size, False)
         width_of = per_element(widths, count, group_size)
         counts = [int((width_of == width).sum()) for width in range(1, 17)]
-        expected = default.quantize_planes(weight, widths, found, group_size, counts)
-        assert_same(ops.quantize_planes(*cuda([weight, widths, found]), group_size, counts), expected)
+        expected = default.quantize_planes(weight, widths, ranges, group_size, counts)
+        assert_same(ops.quantize_planes(*cuda([weight, widths, ranges]), group_size, counts), expected)
 
 
 def test_planes_are_bit_equal():

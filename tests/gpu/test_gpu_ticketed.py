@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffq_fast.reference.options import NoiseOptions
 from diffq_fast.reference.sizes import group_count
 
 pytestmark = pytest.mark.gpu
@@ -19,22 +20,19 @@ def make(counts, dtype=torch.float32, seed=0):
     return [torch.randn(count, generator=generator, device="cuda").to(dtype) for count in counts]
 
 
-def passes(weights, group_size=8, kind="uniform", dtype=None, key=KEY):
+def passes(weights, group_size=8, noise_kind="uniform", dtype=None, key=KEY):
     """The forward in two launches and in one, each as a list of tensors."""
-    from diffq_fast.backends.triton import forward, ticketed
+    from diffq_fast.backends.triton.add_noise import noisy_weights
 
     logits = make([group_count(weight.numel(), group_size) for weight in weights], seed=1)
-    arguments = dtype, weights, logits, key.cuda(), list(range(len(weights))), group_size, 2.0, 15.0, "bits", kind
+    options = NoiseOptions(group_size, noise_kind=noise_kind)
+    arguments = weights, logits, key.cuda(), list(range(len(weights))), options, dtype
 
-    def two():
-        noisy, found, extremes = forward.add_noise_as(*arguments, False)
-        return [*noisy, found, extremes]
+    def form(one_launch):
+        noisy, ranges, extremes = noisy_weights(*arguments, one_launch=one_launch)
+        return [*noisy, ranges, extremes]
 
-    def one():
-        noisy, found, extremes = ticketed.add_noise_as(*arguments)
-        return [*noisy, found, extremes]
-
-    return two, one
+    return lambda: form(False), lambda: form(True)
 
 
 def assert_same(got, expected):
@@ -50,8 +48,8 @@ def assert_same(got, expected):
 def test_one_launch_equals_two(dtype, noisy, group_size):
     weights = make(COUNTS, dtype)
     weights[3][17], weights[5] = float("nan"), weights[5].clamp(-1, 1)
-    for kind in ("uniform", "gaussian"):
-        two, one = passes(weights, group_size, kind, noisy)
+    for noise_kind in ("uniform", "gaussian"):
+        two, one = passes(weights, group_size, noise_kind, noisy)
         assert_same(one(), two())
 
 
@@ -95,13 +93,13 @@ def test_a_cuda_graph_replays_the_one_launch():
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # The key and the logits are made anew by every call, so capture what the launcher itself does.
-    from diffq_fast.backends.triton import ticketed
+    from diffq_fast.backends.triton.add_noise import noisy_weights
 
     logits, key = make((1024, 12_501, 13), seed=1), KEY.cuda()
-    arguments = None, weights, logits, key, [0, 1, 2], 8, 2.0, 15.0, "bits", "uniform"
+    arguments = weights, logits, key, [0, 1, 2], NoiseOptions(8, noise_kind="uniform")
     with torch.cuda.graph(graph):
-        noisy, found, _ = ticketed.add_noise_as(*arguments)
+        noisy, ranges, _ = noisy_weights(*arguments, one_launch=True)
     for _ in range(3):
         weights[1].mul_(1.5)
         graph.replay()
-        assert_same([*noisy, found], two()[:-1])
+        assert_same([*noisy, ranges], two()[:-1])

@@ -9,10 +9,10 @@ the host, nothing waits, and a graph records it. Such a table is used only on th
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -120,7 +120,7 @@ def _templates(
     return templates, outputs
 
 
-_cached_plan = functools.lru_cache(maxsize=MAX_PLANS)(_device_plan)
+_cached_plan = lru_cache(maxsize=MAX_PLANS)(_device_plan)
 _recorded: set[Any] = set()
 
 
@@ -156,7 +156,7 @@ def _device_addresses(device: torch.device, stream: int, addresses: tuple[int, .
     return table
 
 
-_cached_addresses = functools.lru_cache(maxsize=256)(_device_addresses)
+_cached_addresses = lru_cache(maxsize=256)(_device_addresses)
 
 
 def current_stream(device: torch.device) -> int:
@@ -177,7 +177,7 @@ def addresses_of(*lists: Sequence[Tensor]) -> Tensor:
     return build(device, current_stream(device), addresses)
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def _cached_counters(device: torch.device, stream: int, number: int) -> Tensor:
     return torch.zeros(number, dtype=torch.int32, device=device)
 

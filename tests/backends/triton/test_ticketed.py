@@ -1,7 +1,7 @@
 """The forward in one launch: the order of its tickets, and its results in the interpreter against those of two
 launches.
 
-``test_triton_interpreter.py`` starts this file with ``TRITON_INTERPRET=1``. The interpreter runs a launch's programs
+``test_interpreter.py`` starts this file with ``TRITON_INTERPRET=1``. The interpreter runs a launch's programs
 one after another: a ticket that had to wait for a later program would wait for ever.
 """
 
@@ -15,46 +15,34 @@ import sys
 import pytest
 import torch
 
-from diffq_fast.reference.sizes import group_count
+from support.triton_weights import KEY, assert_same, interpreted, make, make_logits, needs_triton, options_of
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in test_triton_interpreter.py's subprocess"
-)
+pytestmark = needs_triton
+
 if importlib.util.find_spec("triton"):
-    from diffq_fast.backends.triton import forward, loading, tables, ticketed
+    from diffq_fast.backends.triton import add_noise as launchers
+    from diffq_fast.backends.triton import add_noise_ticketed as ticketed
+    from diffq_fast.backends.triton import add_noise_ticketed_kernels as kernels
+    from diffq_fast.backends.triton import loading, tables
 
-KEY = torch.tensor(-0x123456789ABCDEF)
 COUNTS = (20_000, 0, 1, 8200, 9, 8192, 4096)
 
 
-def make(counts, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(count, generator=generator).to(dtype) for count in counts]
-
-
-def assert_same(got, expected):
-    for one, other in zip(got, expected, strict=True):
-        assert one.dtype == other.dtype
-        assert one.shape == other.shape
-        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
-
-
-def assert_forms_equal(weights, group_size, kind="uniform", param="bits", noisy_dtype=None):
-    logits = make([group_count(weight.numel(), group_size) for weight in weights], seed=1)
+def assert_forms_equal(weights, group_size, noise_kind="uniform", param="bits", noisy_dtype=None):
     streams = list(range(5, 5 + len(weights)))
-    arguments = noisy_dtype, weights, logits, KEY, streams, group_size, 2.0, 15.0, param, kind
-    noisy, found, extremes = ticketed.add_noise_as(*arguments)
-    expected, bounds, places = forward.add_noise_as(*arguments, False)
+    options = options_of(group_size, noise_kind, param)
+    arguments = weights, make_logits(weights, group_size), KEY, streams, options, noisy_dtype
+    noisy, ranges, extremes = launchers.noisy_weights(*arguments, one_launch=True)
+    expected, *measured = launchers.noisy_weights(*arguments)
     assert_same(noisy, expected)
-    assert_same([found, extremes], [bounds, places])
+    assert_same([ranges, extremes], measured)
 
 
 # -- the order of tickets ------------------------------------------------------------------------------------
 
 
 def names(order):
-    return " ".join(f"{'RN'[noise]}{row}" for row, noise in order)
+    return " ".join(f"{'RN'[noise]}{entry}" for entry, noise in order)
 
 
 def test_large_weights_alternate_with_the_range_one_ahead():
@@ -70,19 +58,20 @@ def test_small_weights_stay_so_far_ahead_that_no_program_need_wait():
 @pytest.mark.parametrize("lag", [1, 3, 500])
 def test_a_weights_range_tickets_all_come_before_its_noise(lag):
     tiles = (3, 0, 1, 70, 1, 1, 400, 2)
-    tickets = ticketed.tickets_of(torch.device("cpu"), tiles, lag).tolist()
+    *tickets, weights = ticketed.tickets_of(torch.device("cpu"), tiles, lag).tolist()
+    assert weights == len(tiles)
     assert len(set(tickets)) == len(tickets) == 2 * sum(tiles)
     place = {ticket: i for i, ticket in enumerate(tickets)}
-    for row, number in enumerate(tiles):
-        ranges = [place[(tile << 32) + 2 * row] for tile in range(number)]
-        noises = [place[(tile << 32) + 2 * row + 1] for tile in range(number)]
+    for entry, number in enumerate(tiles):
+        ranges = [place[(tile << 32) + 2 * entry] for tile in range(number)]
+        noises = [place[(tile << 32) + 2 * entry + 1] for tile in range(number)]
         assert not number or max(ranges) < min(noises)
 
 
 def test_only_groups_and_ranges_that_the_kernel_knows_take_one_launch():
-    assert all(ticketed.takes(group_size, False) for group_size in (0, 1, 8, 1024))
-    assert not any(ticketed.takes(group_size, False) for group_size in (7, 2048, 4096))
-    assert not ticketed.takes(8, True)
+    assert all(ticketed.takes(options_of(group_size)) for group_size in (0, 1, 8, 1024))
+    assert not any(ticketed.takes(options_of(group_size)) for group_size in (7, 2048, 4096))
+    assert not ticketed.takes(options_of(8, per_group=True))
 
 
 def test_the_status_tells_of_the_switch():
@@ -100,10 +89,10 @@ def test_the_status_tells_of_the_switch():
 
 
 @interpreted
-@pytest.mark.parametrize("kind", ["uniform", "gaussian"])
+@pytest.mark.parametrize("noise_kind", ["uniform", "gaussian"])
 @pytest.mark.parametrize("group_size", [0, 1, 2, 4, 8, 1024])
-def test_one_launch_equals_two(group_size, kind):
-    assert_forms_equal(make(COUNTS), group_size, kind, "noise" if kind == "gaussian" else "bits")
+def test_one_launch_equals_two(group_size, noise_kind):
+    assert_forms_equal(make(COUNTS), group_size, noise_kind, "noise" if noise_kind == "gaussian" else "bits")
 
 
 @interpreted
@@ -127,16 +116,15 @@ def test_counters_are_zero_after_a_launch_whatever_the_number_of_programs(monkey
     for programs in (1, 2, 7):
         monkeypatch.setattr(ticketed, "_resident_programs", lambda device, programs=programs: programs)
         assert_forms_equal(make(COUNTS), 8)
-        assert not tables.counters(torch.device("cpu"), ticketed.COUNTERS + len(COUNTS)).any()
+        assert not tables.counters(torch.device("cpu"), kernels.COUNTERS.value + len(COUNTS)).any()
 
 
 @interpreted
 def test_the_switch_chooses_the_form(monkeypatch):
     weights, launches = make((9000, 5)), []
-    monkeypatch.setattr(ticketed, "add_noise_as", lambda dtype, *rest: launches.append((dtype, len(rest))))
+    monkeypatch.setattr(launchers, "noisy_weights", lambda *arguments: launches.append(arguments[5:]))
     for switch, group_size, per_group in ((False, 8, False), (True, 7, False), (True, 8, True), (True, 8, False)):
         monkeypatch.setattr(loading, "ticketed", switch)
-        logits = make([group_count(w.numel(), group_size) for w in weights], seed=1)
-        options = group_size, 2.0, 15.0, "bits", "uniform", per_group
-        forward.add_noise(weights, logits, KEY, [0, 1], None, *options, torch.float16)
-    assert launches == [(torch.float16, 9)]
+        options = options_of(group_size, per_group=per_group).operator_arguments()
+        launchers.add_noise(weights, make_logits(weights, group_size), KEY, [0, 1], None, *options, torch.float16)
+    assert launches == [(torch.float16, False)] * 3 + [(torch.float16, True)]
