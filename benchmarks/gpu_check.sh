@@ -27,17 +27,19 @@ fi
 echo "== tests"
 # Alone, without the suite's conftest: that one needs packages which a bare GPU machine may lack. In four processes,
 # as most of the time goes into compiling kernels, one for each combination of dtypes and group sizes.
-mkdir "$built/gpu_tests"
-cp tests/gpu/test_gpu.py "$built/gpu_tests/"
+mkdir -p "$built/gpu_tests/support"
+cp tests/support/gpu_tensors.py "$built/gpu_tests/support/"
+files=(test_gpu.py test_gpu_streams.py test_gpu_export.py)
+cp "${files[@]/#/tests/gpu/}" "$built/gpu_tests/"
 pytest() { # seconds, arguments
     (cd "$built/gpu_tests" && timeout "$1" "$PYTHON" -P -m pytest -q -p no:cacheprovider \
         -W ignore::pytest.PytestUnknownMarkWarning "${@:2}")
 }
-pytest 60 --collect-only test_gpu.py | grep :: >"$built/names"
+pytest 60 --collect-only "${files[@]}" | grep :: >"$built/names"
 parts=()
 for part in 0 1 2 3; do
     mapfile -t names < <(awk "NR % 4 == $part" "$built/names")
-    pytest 140 "${names[@]:-test_gpu.py}" >"$built/part_$part" 2>&1 &
+    pytest 140 "${names[@]:-${files[@]}}" >"$built/part_$part" 2>&1 &
     parts+=($!)
 done
 for part in "${parts[@]}"; do wait "$part" || status=1; done
@@ -52,7 +54,7 @@ echo "== compute-sanitizer"
 # Reads and writes out of bounds; the allocator's caching would hide those that hit another tensor.
 if command -v compute-sanitizer >/dev/null; then
     (cd "$built/gpu_tests" && PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 40 compute-sanitizer --tool memcheck --error-exitcode 1 \
-        "$PYTHON" -P -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning test_gpu.py \
+        "$PYTHON" -P -m pytest -q -p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning "${files[@]}" \
         -k "unaligned or planes_are or repeat") >"$OUT/gpu_sanitizer.txt" 2>&1 || status=1
     grep -E "ERROR SUMMARY|passed|failed" "$OUT/gpu_sanitizer.txt"
 else

@@ -16,44 +16,11 @@ from torch import nn
 import diffq_fast.functional
 from diffq_fast import backend_info
 from diffq_fast.backends import default
-from diffq_fast.reference.groups import per_element
-from diffq_fast.reference.sizes import group_count, stream_words
+from support.gpu_tensors import COUNTS, EPSILON, KEY, assert_near, assert_same, cuda, make, make_logits, ops, options
 
 pytestmark = pytest.mark.gpu
-ops = torch.ops.diffq_fast
 
-COUNTS = (0, 1, 7, 8, 9, 1023, 1025, 8191, 8192, 8193, 100_003)
 GROUP_SIZES = (0, 1, 2, 4, 8, 16, 64, 1024, 7, 3000)
-EPSILON = {torch.float32: 0.0, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-KEY = torch.tensor(-0x123456789ABCDEF)
-
-
-def make(counts, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(count, generator=generator).to(dtype) for count in counts]
-
-
-def make_logits(weights, group_size):
-    return [2 * logit for logit in make([group_count(w.numel(), group_size) for w in weights], seed=1)]
-
-
-def cuda(tensors):
-    return [tensor.cuda() for tensor in tensors]
-
-
-def options(group_size=8, per_group=False, param="bits", noise_kind="uniform"):
-    return group_size, 2.0, 15.0, param, noise_kind, per_group
-
-
-def assert_near(got, expected, rtol, atol):
-    for one, other in zip(got, expected, strict=True):
-        assert one.dtype == other.dtype
-        assert one.shape == other.shape
-        torch.testing.assert_close(one.cpu(), other.cpu(), rtol=rtol, atol=atol, equal_nan=True)
-
-
-def assert_same(got, expected):
-    assert_near(got, expected, 0, 0)
 
 
 def test_triton_answers():
@@ -177,8 +144,8 @@ def test_noisy_weights_of_another_dtype_equal_those_cast_to_it(group_size, per_g
 @pytest.mark.parametrize("group_size", [0, 1, 8, 7])
 def test_gradients_of_a_lower_dtype_are_near_those_cast_to_float32(group_size, per_group, dtype):
     """Near, not equal: for another dtype the compiler contracts products and orders sums in another way. In an
-    emulation of the compiled code up to 1 % of the values differed, by about 1e-7 of themselves; values near zero, where
-    a sum cancels, may differ by more of themselves. Triton's interpreter gives equal ones (tests/backends/triton)."""
+    emulation of the compiled code up to 1 % of the values differed, by about 1e-7 of themselves; values near zero,
+    where a sum cancels, may differ by more of themselves. Triton's interpreter gives equal ones."""
     weights, grads = cuda(make(COUNTS)), cuda(make(COUNTS, dtype, seed=3))
     weights[-1].clamp_(-1, 1)
     measured = ops.weight_range(weights, group_size, per_group)
@@ -288,158 +255,3 @@ def test_training_for_a_hundred_steps_equals_the_cpu(monkeypatch):
     assert original is not diffq_fast.functional.draw_key
     torch.testing.assert_close(torch.tensor(on_gpu), torch.tensor(on_cpu), rtol=2e-2, atol=1e-4)
     assert size_on_gpu == pytest.approx(size_on_cpu, rel=0.02)
-
-
-# -- streams, graphs, devices --------------------------------------------------------------------------------
-
-
-def test_cuda_graph_replays_with_new_keys_and_weights():
-    weights, logits, grads = (cuda(make((8192, 100), seed=s)) for s in (0, 1, 3))
-    logits = [logits[0][:1024], logits[1][:13]]
-    key = KEY.cuda()
-
-    def passes():
-        noisy, ranges, extremes = ops.add_noise(weights, logits, key, [0, 1], None, *options())
-        gradients = ops.add_noise_backward(grads, weights, logits, ranges, extremes, key, [0, 1], *options())
-        return [*noisy, ranges, *gradients[0], *gradients[1]]
-
-    with torch.no_grad():
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            passes()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = passes()
-        for change in (1, 2):
-            key.fill_(change)
-            weights[0].mul_(1.5)
-            graph.replay()
-            assert_same(captured, passes())
-
-
-def test_other_streams_and_threads_of_work():
-    weights, logits = cuda(make((8192, 100))), cuda(make((1024, 13), seed=1))
-    with torch.no_grad():
-        expected = ops.add_noise(weights, logits, KEY.cuda(), [0, 1], None, *options())[0]
-        torch.cuda.synchronize()
-        streams = [torch.cuda.Stream() for _ in range(3)]
-        results = []
-        for stream in streams:
-            with torch.cuda.stream(stream):
-                results.append(ops.add_noise(weights, logits, KEY.cuda(), [0, 1], None, *options())[0])
-        torch.cuda.synchronize()
-    for result in results:
-        assert_same(result, expected)
-
-
-def test_moved_weights_are_found_again():
-    """The table of addresses follows the tensors, whether or not the allocator gives them their old places."""
-    weights, logits = cuda(make((8192, 100))), cuda(make((1024, 13), seed=1))
-    with torch.no_grad():
-        expected = ops.add_noise(weights, logits, KEY.cuda(), [0, 1], None, *options())[0]
-        for _ in range(3):
-            weights, logits = [w.clone() for w in weights], [lg.clone() for lg in logits]
-            assert_same(ops.add_noise(weights, logits, KEY.cuda(), [0, 1], None, *options())[0], expected)
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_several_devices_in_one_process():
-    """Work goes to the tensors' device and its current stream, whichever device is the current one."""
-    results = []
-    for name in ("cuda:0", "cuda:1", "cuda:0"):
-        weights, logits, grads = ([t.to(name) for t in make((8192, 104), seed=s)] for s in (0, 1, 3))
-        logits, key = [logits[0][:1024], logits[1][:13]], KEY.to(name)
-        with torch.cuda.device(0), torch.no_grad():
-            noisy, ranges, extremes = ops.add_noise(weights, logits, key, [0, 1], None, *options())
-            back = ops.add_noise_backward(grads, weights, logits, ranges, extremes, key, [0, 1], *options())
-        assert {tensor.device for tensor in (*noisy, ranges, *back[0], *back[1])} == {torch.device(name)}
-        results.append([tensor.cpu() for tensor in (*noisy, ranges, *back[0], *back[1])])
-    assert_same(results[1], results[0])
-    assert_same(results[2], results[0])
-
-
-def test_a_step_waits_for_nothing():
-    weights = [w.requires_grad_() for w in cuda(make((8192, 100)))]
-    logits = [lg.requires_grad_() for lg in cuda(make((1024, 13), seed=1))]
-    key = KEY.cuda()
-    for step in range(3):
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error" if step else "default")
-        try:
-            noisy, _, _ = ops.add_noise(weights, logits, key, [0, 1], None, *options())
-            sum(n.sum() for n in noisy).backward()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.slow
-def test_more_than_two_to_the_31_elements():
-    count = 2**31 + 8 * 5
-    free, _ = torch.cuda.mem_get_info()
-    if free < 3 * 2 * count + 2**31:
-        pytest.skip("needs about 16 GB of free GPU memory")
-    weight = torch.zeros(count, dtype=torch.bfloat16, device="cuda")
-    weight[-1], weight[-2] = 1.0, -1.0
-    logits = [torch.zeros(1, device="cuda")]
-    with torch.no_grad():
-        (noisy,), ranges, extremes = ops.add_noise([weight], logits, KEY.cuda(), [3], None, *options(0))
-    assert ranges.tolist() == [[-1.0, 1.0]]
-    assert extremes.tolist() == [[count - 2, count - 1, 1, 1]]
-    z = default.noise(KEY, 3, count - 40, 38, "uniform")
-    step = 1 / (2**8.5 - 1)
-    torch.testing.assert_close(noisy[-40:-2].float().cpu(), 2 * step * z, rtol=2**-7, atol=1e-6)
-
-
-# -- export --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("per_group", [False, True])
-@pytest.mark.parametrize("group_size", [0, 1, 8, 7])
-@pytest.mark.parametrize("dtype", EPSILON)
-def test_levels_words_and_weights_are_bit_equal(dtype, group_size, per_group):
-    for count in COUNTS:
-        (weight,) = make((count,), dtype)
-        generator = torch.Generator().manual_seed(2)
-        groups = (group_count(count, group_size),)
-        widths = torch.randint(1, 17, groups, generator=generator, dtype=torch.uint8)
-        ranges, _ = default.weight_range([weight], group_size, per_group)
-        (levels,) = default.quantize([weight], [widths], ranges, group_size, per_group)
-        (restored,) = default.dequantize([levels], [widths], ranges, group_size, per_group, dtype)
-        width_of = per_element(widths, count, group_size)
-        size = sum(stream_words(int((width_of == width).sum()), width) for width in range(1, 17))
-        words = default.pack(levels, widths, group_size, size)
-        w, b, r, q, p = cuda([weight, widths, ranges, levels, words])
-        assert_same(ops.quantize([w], [b], r, group_size, per_group), [levels])
-        assert_same(ops.dequantize([q], [b], r, group_size, per_group, dtype), [restored])
-        assert_same(ops.fake_quantize([w], [b], r, group_size, per_group), [restored])
-        assert_same([ops.pack(q, b, group_size, size)], [words])
-        assert_same([ops.unpack(p, b, group_size, count)], [levels])
-        assert_same([ops.quantize_pack(w, b, r, group_size, per_group, size)], [words])
-        assert_same([ops.unpack_dequantize(p, b, r, group_size, per_group, [count], dtype)], [restored])
-
-
-@pytest.mark.parametrize("group_size", [0, 8, 7])
-@pytest.mark.parametrize("dtype", EPSILON)
-def test_planes_of_a_weight_are_bit_equal(dtype, group_size):
-    for count in (1, 2049, 100_003):
-        (weight,) = make((count,), dtype)
-        generator = torch.Generator().manual_seed(2)
-        widths = torch.randint(1, 17, (group_count(count, group_size),), generator=generator, dtype=torch.uint8)
-        ranges, _ = default.weight_range([weight], group_size, False)
-        width_of = per_element(widths, count, group_size)
-        counts = [int((width_of == width).sum()) for width in range(1, 17)]
-        expected = default.quantize_planes(weight, widths, ranges, group_size, counts)
-        assert_same(ops.quantize_planes(*cuda([weight, widths, ranges]), group_size, counts), expected)
-
-
-def test_planes_are_bit_equal():
-    for rows, columns in ((64, 32), (8, 10), (16, 5), (32, 3)):
-        for count in (0, 1, 5000):
-            values = torch.randint(0, 2**11, (count,)).to(torch.int16)
-            planes = default.pack_planes(values, 11, rows, columns)
-            assert_same([ops.pack_planes(values.cuda(), 11, rows, columns)], [planes])
-            again, seen = ops.pack_planes_seen(values.cuda(), 11, rows, columns)
-            assert_same([again], [planes])
-            assert 0 <= seen < 2**11
-            assert_same([ops.unpack_planes(planes.cuda(), count)], [values])
