@@ -16,7 +16,7 @@ pytestmark = needs_triton
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(INTERPRETED, reason="would start itself for ever")
 def test_kernels_under_the_interpreter():
     files = [file for file in sorted(Path(__file__).parent.glob("test_*.py")) if file.name != "test_static.py"]
