@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .add_noise_backward_kernels import gradient_of, store_partials
 from .add_noise_kernels import noisy_weight_of
-from .arguments import Range
+from .arguments import FORWARD_LISTS, WEIGHT, Range
 from .arithmetic import is_finite, rounded, step_and_derivative, step_of
 from .philox import element_noise
 from .ragged_groups import elements_of_groups, groups_of_program, ranges_of_groups
@@ -24,10 +24,10 @@ def ragged_noise_kernel(tables, key_ptr, ranges_ptr, noisy_ptr, rule, CONFIG: tl
     One program handles ``groups`` groups of one weight.
     """
     entry, elements, group, exists = groups_of_program(tables, CONFIG)
-    job = noisy_weight_of(tables, entry, key_ptr, ranges_ptr, noisy_ptr, rule)
-    weight_ptr = job.weight.to(tl.pointer_type(CONFIG.weight))
-    logits_ptr = job.logits.to(tl.pointer_type(tl.float32))
+    weight_ptr = tl.load(tables.addresses_ptr + entry * FORWARD_LISTS + WEIGHT).to(tl.pointer_type(CONFIG.weight))
     ranges = ranges_of_groups(weight_ptr, group, elements, CONFIG)
+    job = noisy_weight_of(tables, entry, key_ptr, ranges_ptr, noisy_ptr, rule)  # here: it would take registers above
+    logits_ptr = job.logits.to(tl.pointer_type(tl.float32))
     store_ranges(ranges_ptr, job.group_begin + group, ranges, exists)
     amplitude = (ranges.hi - ranges.lo) * step_of(tl.load(logits_ptr + group, exists, 0.0), rule, CONFIG)
     for start in range(0, CONFIG.group_size, CONFIG.columns):

@@ -25,7 +25,6 @@ from .arguments import (
     OUTPUT_BEGIN,
     PARTS,
     PLACE,
-    PLAN_COLUMNS,
     PROGRAM_BEGIN,
     PROGRAMS,
     STREAM,
@@ -79,9 +78,8 @@ def _device_plan(
         PROGRAMS: programs,
         PARTS: parts,
     }
-    entries = torch.empty((len(counts), PLAN_COLUMNS.value), dtype=torch.int64, device="cpu")
-    for column, values in columns.items():
-        entries[:, column.value] = torch.tensor(values, dtype=torch.int64, device="cpu")
+    in_order = [columns[column] for column in sorted(columns, key=lambda column: column.value)]
+    entries = torch.tensor(in_order, dtype=torch.int64, device="cpu").t().contiguous()
     part_owners = [(entry, part) for entry, number in enumerate(parts) for part in range(number)]
     templates, outputs = _templates(device, shapes, padded)
     return Plan(
