@@ -29,6 +29,6 @@ class Budget:
         self.used += size
         if self.used > self.limit:
             raise BudgetError(
-                f"{self.path}: {what} would take more than {self.limit:,} bytes in all, far more than the file holds; "
-                f"if you trust it, allow more with max_bytes (--max-bytes)"
+                f"{self.path}: {what} makes it larger than max_bytes={self.limit:,} (ten times what it holds, and 64 "
+                "MiB, if not given); if you trust the file, pass a larger max_bytes (--max-bytes)"
             )

@@ -44,8 +44,7 @@ _PLAIN_KEYS = (str, bytes, int, float, type(None))
 _MAX_KEY = 2**31  # of whole numbers as keys; multiples of 2**61 - 1 all have one hash
 _MAX_TUPLE_KEYS = 1000  # of one file; the hash of a tuple of numbers can be foreseen
 _MAX_FRACTION_BITS = 1024
-_BUILDERS = ("MARK", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
-_BUILDERS += ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+_BUILDERS = "MARK EMPTY_LIST EMPTY_DICT EMPTY_SET LIST TUPLE TUPLE1 TUPLE2 TUPLE3 PUT BINPUT LONG_BINPUT MEMOIZE"
 
 
 class Inert:
@@ -302,7 +301,7 @@ def _restrict(dispatch: dict[int, Callable[[Any], None]]) -> None:
     refused = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.INST, pickle.OBJ)
     for opcode in (*refused, pickle.EXT1, pickle.EXT2, pickle.EXT4):  # torch.save writes none of them
         del dispatch[opcode[0]]
-    for name in _BUILDERS:
+    for name in _BUILDERS.split():
         opcode = getattr(pickle, name)[0]
         dispatch[opcode] = _counting(dispatch[opcode], 1)
     for name in ("NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"):

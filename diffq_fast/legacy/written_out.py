@@ -34,8 +34,11 @@ def check_written_out(value: Any, limit: int) -> None:
         else:
             ancestors.append(id(part))
             if len(ancestors) > MAX_DEPTH:
-                raise pickle.UnpicklingError(f"its values are nested more than {MAX_DEPTH} deep, or hold themselves")
-            stack.extend(each for each in _children(part) if _holds(each) and id(each) not in sizes)
+                raise pickle.UnpicklingError(f"its values are nested more than {MAX_DEPTH} deep")
+            inner = [each for each in _children(part) if _holds(each) and id(each) not in sizes]
+            if any(id(each) in ancestors for each in inner):
+                raise pickle.UnpicklingError("its values hold themselves")
+            stack.extend(inner)
     if _length(value) > limit:
         raise pickle.UnpicklingError(f"its values take more than {limit:,} parts when they are written out")
 
