@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 
 from torch import nn
@@ -12,8 +13,8 @@ from torch import nn
 class Nesting:
     """How deep each thread is inside the forward of one module.
 
-    KeyboardInterrupt skips a module's forward hooks, so a depth can be left over from a call that has died. It is told
-    from a call of the module inside itself by looking at the call stack.
+    A guard sees every exception that ends a call. Where there is none (a compiled call), a depth can be left over from
+    a call that has died; it is told from a call of the module inside itself by looking at the call stack.
     """
 
     def __init__(self) -> None:
@@ -32,17 +33,45 @@ class Nesting:
 
     def leave(self) -> bool:
         """Count one return. True when it was the last."""
+        depth = self.depth()
+        return bool(depth) and self.back_to(depth - 1)
+
+    def depth(self) -> int:
+        """Calls that this thread is inside of."""
+        return self._depths.get(threading.get_ident(), 0)
+
+    def back_to(self, depth: int) -> bool:
+        """This thread is inside of ``depth`` calls only. True when it has left, and no other is inside."""
         thread = threading.get_ident()
         with self.lock:
-            depth = self._depths.pop(thread, 0)
-            if depth > 1:
-                self._depths[thread] = depth - 1
+            if self._depths.get(thread, 0) <= depth:
+                return False
+            if depth:
+                self._depths[thread] = depth
+            else:
+                del self._depths[thread]
             return not self._depths
+
+    def is_empty(self) -> bool:
+        """Whether no thread is inside."""
+        return not self._depths
+
+    def release(self) -> None:
+        """Let go of the lock, should an exception have kept a ``with`` from doing so."""
+        with suppress(RuntimeError):
+            while True:
+                self.lock.release()
+
+    def others(self) -> bool:
+        """Whether other threads are inside."""
+        with self.lock:
+            self._drop_dead_threads()
+            return bool(self._depths.keys() - {threading.get_ident()})
 
     def _drop_dead_threads(self) -> bool:
         """True when calls of live threads remain."""
         if self._depths:
-            alive = {thread.ident for thread in threading.enumerate()}
+            alive = live_threads()
             self._depths = {ident: depth for ident, depth in self._depths.items() if ident in alive}
         return bool(self._depths)
 
@@ -52,6 +81,11 @@ class Nesting:
     def __setstate__(self, state: dict) -> None:
         self._depths = {}
         self.lock = threading.RLock()
+
+
+def live_threads() -> set[int | None]:
+    """The threads that Python knows, and this one, which may be autograd's."""
+    return {thread.ident for thread in threading.enumerate()} | {threading.get_ident()}
 
 
 def _live_calls(module: nn.Module) -> int:

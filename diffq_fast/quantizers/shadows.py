@@ -7,7 +7,7 @@ A shadow is an entry in the owning module's ``__dict__``, which attribute access
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -44,12 +44,28 @@ def forget(slots: Iterable[Slot]) -> None:
 
 
 def take(slots: Iterable[Slot]) -> None:
-    """Take the shadows away again; slots without one are left alone."""
+    """Take the shadows away again; slots without one are left alone, also those whose parameter is gone: what stands
+    in its place then is not ours."""
     for slot in slots:
-        slot.module.__dict__.pop(slot.name, None)
+        if slot.name in slot.module._parameters:
+            slot.module.__dict__.pop(slot.name, None)
         slot.module.__dict__[SHADOWED] = False
-        if slot.rnn_index is not None:
-            _set_flat_weight(slot, slot.param)
+        param = slot.module._parameters.get(slot.name)
+        if slot.rnn_index is not None and param is not None:
+            _set_flat_weight(slot, param)
+
+
+def without(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """A module's ``__dict__`` as it is when nothing is shadowed; ``state`` is one of its own and is written to."""
+    params = module._parameters
+    for name in params.keys() & state.keys():
+        del state[name]
+    if SHADOWED in state:
+        state[SHADOWED] = False
+    if isinstance(module, nn.RNNBase) and "_flat_weights" in state:
+        pairs = zip(module._flat_weights_names, state["_flat_weights"], strict=False)
+        state["_flat_weights"] = [params.get(name) if name in params else each for name, each in pairs]
+    return state
 
 
 def _set_flat_weight(slot: Slot, tensor: Tensor) -> None:
