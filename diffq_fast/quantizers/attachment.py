@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.hooks import RemovableHandle
 
 from . import shadows
@@ -47,6 +48,9 @@ class Draw(NamedTuple):
 
 class Source(Protocol):
     """Where the tensors come from that a forward sees: the quantizer."""
+
+    def check_model(self) -> None:
+        """An error where the weights cannot be read, or are not those that they were."""
 
     def begin_training(self) -> Draw | None:
         """A training forward begins. None: it sees the weights as they are."""
@@ -154,16 +158,25 @@ class Attachment:
                 self._take()
             self._replays.forget()
             self._live = self._open = None
-            draw = self.source.begin_training() if module.training else self.source.begin_eval()
-            self._live = Live(module.training, draw is not None, torch.is_grad_enabled())
-            if draw is not None:
-                forward, start, tensors = self.forwards.begin(draw.maker, draw.generators, self._everything)
-                pairs = [*zip(self._entries, tensors, strict=True), *draw.rest]
-                self._shown.update(dict.fromkeys(dict(pairs)))
-                shadows.put(pairs)
-                if self._lowering is not None:
-                    self._shown |= self._lowering.lowered(forward.make, self._everything, self._entries)
-                self._open = (forward, start)
+            if torch._C._functorch.peek_interpreter_stack() is None:
+                self._begin(module.training)
+            else:
+                self.source.check_model()  # which refuses weights that are transformed; others are plain tensors
+                with temporarily_clear_interpreter_stack():
+                    self._begin(module.training)
+
+    def _begin(self, training: bool) -> None:
+        """Put what a forward of the model sees."""
+        draw = self.source.begin_training() if training else self.source.begin_eval()
+        self._live = Live(training, draw is not None, torch.is_grad_enabled())
+        if draw is not None:
+            forward, start, tensors = self.forwards.begin(draw.maker, draw.generators, self._everything)
+            pairs = [*zip(self._entries, tensors, strict=True), *draw.rest]
+            self._shown.update(dict.fromkeys(dict(pairs)))
+            shadows.put(pairs)
+            if self._lowering is not None:
+                self._shown |= self._lowering.lowered(forward.make, self._everything, self._entries)
+            self._open = (forward, start)
 
     def _join(self, training: bool) -> None:
         """A call begins while one is inside the model: it sees what that one sees.

@@ -166,7 +166,7 @@ def saved_and_loaded(model):
 @pytest.mark.parametrize("make", [copy.deepcopy, saved_and_loaded, lambda model: copy.deepcopy(model.cell)])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_copy_made_inside_a_forward_holds_parameters(make, training):
-    model, quantizer = attach()
+    model, _ = attach()
     model.train(training)
     copies = []
 

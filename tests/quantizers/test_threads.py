@@ -65,7 +65,10 @@ class Inside:
 def test_a_training_forward_while_another_thread_is_inside_is_refused(name):
     model = attach(name)
     torch.manual_seed(1)
-    with Inside(lambda *events: model(X, *events)) as other, pytest.raises(RuntimeError, match="another thread was inside"):
+    with (
+        Inside(lambda *events: model(X, *events)) as other,
+        pytest.raises(RuntimeError, match="another thread was inside"),
+    ):
         model(X)
     other.output.sum().backward()
     expected = attach(name)
@@ -95,7 +98,7 @@ def test_eval_with_gradients_does_not_share_weights_that_have_none():
     expected = without_gradients()
     with Inside(without_gradients):
         assert torch.equal(without_gradients(), expected)
-        with pytest.raises(RuntimeError, match="all of them under torch.no_grad"):
+        with pytest.raises(RuntimeError, match=r"all of them under torch\.no_grad"):
             model(X)
     with Inside(lambda *events: model(X, *events)):
         assert torch.equal(without_gradients(), expected)
@@ -123,15 +126,6 @@ def test_a_checkpoint_is_not_computed_again_while_another_thread_is_inside():
 def test_checkpoints_of_threads_that_take_turns_have_the_noise_of_their_own_forward():
     """Both threads' forwards have the same numbers: the first of each."""
     grads = {}
-
-    def train(model, seed, order):
-        def forward():
-            torch.manual_seed(seed)
-            return model(X.clone().requires_grad_()).square().sum()
-
-        loss = order(forward)
-        grads[seed, model.checkpointed] = torch.autograd.grad(order(lambda: loss), model.first.weight)[0]
-
     for checkpointed in (True, False):
         model = attach()
         model.checkpointed = checkpointed
