@@ -34,6 +34,9 @@ from ._checks import (
     check_words,
     level_counts,
 )
+from .backends.cpu.fingerprint import all_fingerprints as all_fingerprints  # of what eval has rounded, see eval_weights
+from .backends.cpu.fingerprint import fingerprints as fingerprints
+from .backends.cpu.fingerprint import piece_of as piece_of
 from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
 from .reference.options import NoiseOptions
 from .reference.sizes import word_count
