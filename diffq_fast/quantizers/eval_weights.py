@@ -210,7 +210,7 @@ def _sources(slot: Slot) -> list[nn.Parameter]:
 
 def _is_seen(tensor: Tensor) -> bool:
     """Whether it can be told that a tensor was written."""
-    return tensor.device.type == "cpu" and not tensor.is_inference()
+    return tensor.is_cpu and not tensor.is_inference()
 
 
 def _stamp(slot: Slot, options: Hashable) -> tuple:
@@ -222,5 +222,4 @@ def _stamp(slot: Slot, options: Hashable) -> tuple:
     tensors = _sources(slot)
     if not all(map(_is_seen, tensors)):
         return (object(),)
-    versions = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors)
-    return (*versions, optimizer_steps(), options)
+    return (*[(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors], optimizer_steps(), options)

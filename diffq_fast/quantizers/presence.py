@@ -7,6 +7,8 @@ and is not what the model computes with if the model has changed since.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from operator import attrgetter, is_, is_not
 from typing import cast
 
 import torch
@@ -17,6 +19,8 @@ from .selection import Selection, Slot
 
 ANEW = "call quantizer.detach() and attach a new quantizer"
 _PLAIN = {torch.Tensor, nn.Parameter}
+_FLOAT32 = {torch.float32}
+_dtype, _is_meta = attrgetter("dtype"), attrgetter("is_meta")  # each forward asks every weight
 
 
 class Presence:
@@ -53,7 +57,7 @@ class Presence:
         """
         children = [parent._modules.get(name) for parent, name in self._links]
         params = [module._parameters.get(name) for module, name in self._places]
-        if any(param is None for param in params) or any(map(_differ, children, self._children)):
+        if any(map(is_, params, repeat(None))) or any(map(is_not, children, self._children)):
             raise self._gone(params)
         read = cast("list[Tensor]", params[: self._read])
         if not _PLAIN.issuperset(map(type, read)) or type(self._model) is not self._type:
@@ -61,9 +65,9 @@ class Presence:
         weights, learned = read[: len(self._shapes)], read[len(self._shapes) :]
         if [weight.shape for weight in weights] != self._shapes:
             raise self._reshaped(weights)
-        if any(tensor.dtype != torch.float32 for tensor in learned):
+        if not _FLOAT32.issuperset(map(_dtype, learned)):
             raise self._cast(learned)
-        if any(tensor.is_meta for tensor in read):
+        if any(map(_is_meta, read)):
             self._refuse_offloaded(read)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             self._refuse_transformed(read)
@@ -122,10 +126,6 @@ class Presence:
                     "quantizer does not support. Transform what quantizer.bake() leaves of a copy of the model "
                     "(copy.deepcopy), or use torch.autograd"
                 )
-
-
-def _differ(now: nn.Module | None, then: nn.Module | None) -> bool:
-    return now is not then
 
 
 def _links(model: nn.Module, slots: Iterable[Slot]) -> Iterator[tuple[tuple[nn.Module, str], nn.Module | None]]:
