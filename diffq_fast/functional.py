@@ -34,9 +34,6 @@ from ._checks import (
     check_words,
     level_counts,
 )
-from .backends.cpu.fingerprint import all_fingerprints as all_fingerprints  # of what eval has rounded, see eval_weights
-from .backends.cpu.fingerprint import fingerprints as fingerprints
-from .backends.cpu.fingerprint import piece_of as piece_of
 from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
 from .reference.options import NoiseOptions
 from .reference.sizes import word_count
@@ -402,6 +399,9 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
+
+
+memory = _backends.memory  # fingerprints of tensors on the CPU: whether what was made of them still holds
 
 
 def empty_cache() -> None:

@@ -3,12 +3,14 @@
 The root's forward hooks put tensors in the place of the weights (see ``shadows``) and take them away, also when the
 forward raises. Hooks of inner modules act inside a backward, where an activation checkpoint runs a part of the model
 again: they give it the tensors of its own forward (see ``replay``). Else they only look at weights that were made in a
-lower dtype (see ``lower_precision``). What hooks do not see, guards do (see ``guards``). ``docs/training.md`` says why.
+lower dtype (see ``lower_precision``). What hooks do not see, guards do (see ``shadows``). ``docs/training.md`` says
+why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,19 +20,19 @@ from torch.utils.hooks import RemovableHandle
 
 from . import shadows
 from .compiled import forget_graphs
-from .guards import REPLICA, guard_of
 from .lower_precision import Lowered, LowerPrecision
-from .nesting import Nesting
 from .replay import (
     Forward,
     Forwards,
     Maker,
+    Nesting,
     ReplaysByThread,
     make_unseen,
     never_compiled_by_itself,
     next_sequence_number,
 )
 from .selection import Selection, Slot
+from .shadows import REPLICA, guard_of
 
 # The backward that this thread is running, as ``replay.inside_backward`` asks for it: each module's call passes here.
 _backward_here = torch._C._current_graph_task_id
@@ -90,7 +92,7 @@ class Attachment:
         self.source, self._model, self._lowering = source, model, lowering
         self._entries, self._everything = selection.quantised, range(len(selection.quantised))
         self._traced = [*selection.quantised, *selection.rest, *(slot for slot, _ in selection.ties())]
-        self._nesting, self.forwards, self._replays = Nesting(), Forwards(), ReplaysByThread()
+        self.nesting, self.forwards, self.replays = Nesting(), Forwards(), ReplaysByThread()
         self._shown: dict[Slot, Lowered | None] = {}
         self._live: Live | None = None
         self._open: tuple[Forward, int] | None = None
@@ -148,35 +150,31 @@ class Attachment:
             return
         if module is not self._model:
             raise RuntimeError(REPLICA.format(type(self.source).__name__))
-        with self._nesting.lock:
-            if not self._nesting.enter(module):
+        with self.nesting.lock:
+            if not self.nesting.enter(module):
                 self._join(module.training)
                 return
-            if self._replays.elsewhere():
+            if self.replays.elsewhere():
                 raise self._busy("a forward began", "computes a checkpoint of the model again")
             if self._shown:
                 self._take()
-            self._replays.forget()
+            self.replays.forget()
             self._live = self._open = None
-            if torch._C._functorch.peek_interpreter_stack() is None:
-                self._begin(module.training)
-            else:
+            outside: Any = nullcontext()
+            if torch._C._functorch.peek_interpreter_stack() is not None:
                 self.source.check_model()  # which refuses weights that are transformed; others are plain tensors
-                with temporarily_clear_interpreter_stack():
-                    self._begin(module.training)
-
-    def _begin(self, training: bool) -> None:
-        """Put what a forward of the model sees."""
-        draw = self.source.begin_training() if training else self.source.begin_eval()
-        self._live = Live(training, draw is not None, torch.is_grad_enabled())
-        if draw is not None:
-            forward, start, tensors = self.forwards.begin(draw.maker, draw.generators, self._everything)
-            pairs = [*zip(self._entries, tensors, strict=True), *draw.rest]
-            self._shown.update(dict.fromkeys(dict(pairs)))
-            shadows.put(pairs)
-            if self._lowering is not None:
-                self._shown |= self._lowering.lowered(forward.make, self._everything, self._entries)
-            self._open = (forward, start)
+                outside = temporarily_clear_interpreter_stack()
+            with outside:
+                draw = self.source.begin_training() if module.training else self.source.begin_eval()
+                self._live = Live(module.training, draw is not None, torch.is_grad_enabled())
+                if draw is not None:
+                    forward, start, tensors = self.forwards.begin(draw.maker, draw.generators, self._everything)
+                    pairs = [*zip(self._entries, tensors, strict=True), *draw.rest]
+                    self._shown.update(dict.fromkeys(dict(pairs)))
+                    shadows.put(pairs)
+                    if self._lowering is not None:
+                        self._shown |= self._lowering.lowered(forward.make, self._everything, self._entries)
+                    self._open = (forward, start)
 
     def _join(self, training: bool) -> None:
         """A call begins while one is inside the model: it sees what that one sees.
@@ -185,7 +183,7 @@ class Attachment:
             RuntimeError: that one is on another thread, and this one must see something else.
         """
         live = self._live
-        if self._nesting.depth() > 1:
+        if self.nesting.depth() > 1:
             return
         if live is not None and live.training == training:
             if not training and (live.gradients or not torch.is_grad_enabled()):
@@ -208,15 +206,15 @@ class Attachment:
         if torch.compiler.is_compiling():
             shadows.take(self._traced)
             return
-        with self._nesting.lock:
-            if module is not self._model or not self._nesting.leave():
+        with self.nesting.lock:
+            if module is not self._model or not self.nesting.leave():
                 return
-            if self._shown:
-                shadows.take(self._shown)
-                self._shown.clear()
             if self._open is not None:
                 self.forwards.ended(*self._open)
                 self._open = None
+            if self._shown:
+                shadows.take(self._shown)
+                self._shown.clear()
 
     def _take(self, slots: Iterable[Slot] | None = None) -> None:
         """Take away the shadows of ``slots``, or all that this quantizer has put."""
@@ -255,16 +253,16 @@ class Attachment:
         shared = len(missing) < len(self._members[module])
         forward = self.forwards.current() if missing or shared else None
         # A forward that has ended is not the one that another thread is inside of.
-        if shared and (self._replays.elsewhere() or (forward is not None and self._nesting.others())):
+        if shared and (self.replays.elsewhere() or (forward is not None and self.nesting.others())):
             raise self._busy("a checkpoint was computed again", "was inside the model")
         if forward is None or not missing:
-            self._replays.begin(None)
+            self.replays.begin(None)
             return
         # Without gradients this is the first run of a reentrant checkpoint within the recomputation: its node is the
         # one made last, and it will be the current one when this part is computed once more.
         start = next_sequence_number() - (not torch.is_grad_enabled())
         entries = [self._entries[index] for index in missing]
-        self._replays.begin((forward, start, missing))
+        self.replays.begin((forward, start, missing))
         tensors = make_unseen(forward.make, missing)
         self._shown.update(dict.fromkeys(entries))
         shadows.put(zip(entries, tensors, strict=True))
@@ -274,33 +272,29 @@ class Attachment:
     @never_compiled_by_itself
     def after_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
         """The hook of such a module, called after an exception too."""
-        if torch.compiler.is_compiling() or _backward_here() == NO_BACKWARD or not self._replays.depth():
+        if torch.compiler.is_compiling() or _backward_here() == NO_BACKWARD or not self.replays.depth():
             return
-        replayed = self._replays.last()
+        replayed = self.replays.last()
         if replayed is not None:
             forward, start, indices = replayed
             self._take(self._entries[index] for index in indices)
             self.forwards.remember_replay(forward, start)
-        self._replays.end()
+        self.replays.end()
 
     # -- exceptions and copies -----------------------------------------------------------------------------------------
 
-    def mark(self) -> tuple[int, int]:
-        """How many calls of the model, and recomputations of its parts, this thread is inside of."""
-        return self._nesting.depth(), self._replays.depth()
-
-    def unwind(self, mark: tuple[int, int]) -> None:
-        """An exception has ended what this thread has begun since :meth:`mark`."""
-        calls, replays = mark
-        self._nesting.release()
-        with self._nesting.lock:
-            while self._replays.depth() > replays:
-                replayed = self._replays.last()
+    def unwind(self, calls: int, replays: int) -> None:
+        """An exception has ended what this thread has begun since it was inside of so many calls of the model, and
+        recomputations of its parts."""
+        self.nesting.release()
+        with self.nesting.lock:
+            while self.replays.depth() > replays:
+                replayed = self.replays.last()
                 if replayed is not None:
                     self._take(self._entries[index] for index in replayed[2])
-                self._replays.end()
-            self._nesting.back_to(calls)
-            if self._nesting.is_empty() and not replays and not self._replays.elsewhere():
+                self.replays.end()
+            self.nesting.back_to(calls)
+            if self.nesting.is_empty() and not replays and not self.replays.elsewhere():
                 self._take()
                 self._open = None
 

@@ -122,8 +122,10 @@ class EvalWeights:
         stale = [slot for slot in slots if slot not in same]
         if stale:
             self._rounding.tell_faults()
-            pieces = [[functional.piece_of(tensor) for tensor in _sources(slot) if _is_seen(tensor)] for slot in stale]
-            seen = [[functional.all_fingerprints(piece) for piece in each] for each in pieces]
+            pieces = [
+                [functional.memory.piece_of(tensor) for tensor in _sources(slot) if _is_seen(tensor)] for slot in stale
+            ]
+            seen = [[functional.memory.all_fingerprints(piece) for piece in each] for each in pieces]
             with torch.inference_mode(False), torch.no_grad():
                 fresh = self._rounded(stale)
             for slot, tensor, piece, prints in zip(stale, fresh, pieces, seen, strict=True):
@@ -137,7 +139,7 @@ class EvalWeights:
         kept = [self.kept[slot] for slot in slots]
         pieces = [piece for each in kept for piece in each.pieces]
         expected = [seen[self._look % len(seen)] for each in kept for seen in each.seen]
-        found = functional.fingerprints(pieces, self._look)
+        found = functional.memory.fingerprints(pieces, self._look)
         if found == expected:
             return set(slots)
         written = {piece for piece, was, now in zip(pieces, expected, found, strict=True) if was != now}

@@ -86,6 +86,8 @@ class Presence:
         return self._changed(f"modules of {self._slots[0].full_name.partition('.')[0]} have other names now")
 
     def _reshaped(self, weights: Sequence[Tensor]) -> RuntimeError:
+        if any(hasattr(weight, "_fsdp_flattened") for weight in weights):
+            return RuntimeError(f"{self._who}: the model has been sharded by FullyShardedDataParallel, and {FSDP}")
         pairs = zip(self._weights, weights, self._shapes, strict=True)
         entry, now, then = next((entry, weight.shape, then) for entry, weight, then in pairs if weight.shape != then)
         return self._changed(f"{entry.full_name} has shape {list(now)}, and had {list(then)}")

@@ -2,26 +2,26 @@
 
 Autograd numbers its nodes in the order of their creation, per thread. A forward is remembered as the span of numbers
 that it used; the node being evaluated when a module is called inside a backward has a number in the span of its own
-forward. See ``docs/training.md``.
+forward. See ``docs/training.md``. And telling which threads are inside of a forward, or of a recomputation.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
-
-from .nesting import live_threads
 
 REMEMBERED_FORWARDS = 1024
 
@@ -226,46 +226,134 @@ class Forwards:
         self._threads = set()
 
 
+class Nesting:
+    """How deep each thread is inside the forward of one module.
+
+    A guard sees every exception that ends a call. Where there is none (a compiled call), a depth can be left over from
+    a call that has died; it is told from a call of the module inside itself by looking at the call stack.
+    """
+
+    def __init__(self) -> None:
+        self.depths: dict[int, int] = {}
+        self.lock = threading.RLock()
+
+    def enter(self, module: nn.Module) -> bool:
+        """Count one call. True when no live call, in any thread, is inside the module already."""
+        thread = threading.get_ident()
+        with self.lock:
+            if self.depths.get(thread) and _live_calls(module) < 2:
+                del self.depths[thread]
+            alone = not self._drop_dead_threads()
+            self.depths[thread] = self.depths.get(thread, 0) + 1
+            return alone
+
+    def leave(self) -> bool:
+        """Count one return. True when it was the last."""
+        depth = self.depth()
+        return bool(depth) and self.back_to(depth - 1)
+
+    def depth(self) -> int:
+        """Calls that this thread is inside of."""
+        return self.depths.get(threading.get_ident(), 0)
+
+    def back_to(self, depth: int) -> bool:
+        """This thread is inside of ``depth`` calls only. True when it has left, and no other is inside."""
+        thread = threading.get_ident()
+        with self.lock:
+            if self.depths.get(thread, 0) <= depth:
+                return False
+            if depth:
+                self.depths[thread] = depth
+            else:
+                del self.depths[thread]
+            return not self.depths
+
+    def is_empty(self) -> bool:
+        """Whether no thread is inside."""
+        return not self.depths
+
+    def release(self) -> None:
+        """Let go of the lock, should an exception have kept a ``with`` from doing so."""
+        with suppress(RuntimeError):
+            while True:
+                self.lock.release()
+
+    def others(self) -> bool:
+        """Whether other threads are inside."""
+        with self.lock:
+            self._drop_dead_threads()
+            return bool(self.depths.keys() - {threading.get_ident()})
+
+    def _drop_dead_threads(self) -> bool:
+        """True when calls of live threads remain."""
+        if self.depths:
+            alive = live_threads()
+            self.depths = {ident: depth for ident, depth in self.depths.items() if ident in alive}
+        return bool(self.depths)
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.depths = {}
+        self.lock = threading.RLock()
+
+
+def live_threads() -> set[int | None]:
+    """The threads that Python knows, and this one, which may be autograd's."""
+    return {thread.ident for thread in threading.enumerate()} | {threading.get_ident()}
+
+
+def _live_calls(module: nn.Module) -> int:
+    """Calls of ``module`` on this thread's stack, the one being entered included."""
+    calls = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        calls += frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return calls
+
+
 class ReplaysByThread:
     """The recomputations that each thread is inside of, the innermost last: the forward, its first number and the
     indices of its weights; None for a call that needed nothing."""
 
     def __init__(self) -> None:
-        self._stacks: dict[int, list[tuple[Forward, int, list[int]] | None]] = {}
+        self.stacks: dict[int, list[tuple[Forward, int, list[int]] | None]] = {}
 
     def begin(self, replay: tuple[Forward, int, list[int]] | None) -> None:
         """This thread enters one."""
-        self._stacks.setdefault(threading.get_ident(), []).append(replay)
+        self.stacks.setdefault(threading.get_ident(), []).append(replay)
 
     def last(self) -> tuple[Forward, int, list[int]] | None:
         """The innermost one of this thread."""
-        return self._stacks[threading.get_ident()][-1]
+        return self.stacks[threading.get_ident()][-1]
 
     def end(self) -> None:
         """This thread leaves the innermost one."""
-        stack = self._stacks[threading.get_ident()]
+        stack = self.stacks[threading.get_ident()]
         stack.pop()
         if not stack:
             self.forget()
 
     def depth(self) -> int:
         """How many this thread is inside of."""
-        return len(self._stacks.get(threading.get_ident(), ()))
+        return len(self.stacks.get(threading.get_ident(), ()))
 
     def forget(self) -> None:
         """This thread is inside of none."""
-        self._stacks.pop(threading.get_ident(), None)
+        self.stacks.pop(threading.get_ident(), None)
 
     def elsewhere(self) -> bool:
         """Whether other threads are inside of one that put tensors."""
         here = threading.get_ident()
-        return any(any(stack) for thread, stack in list(self._stacks.items()) if thread != here)
+        return any(any(stack) for thread, stack in list(self.stacks.items()) if thread != here)
 
     def __getstate__(self) -> dict:
         return {}
 
     def __setstate__(self, state: dict) -> None:
-        self._stacks = {}
+        self.stacks = {}
 
 
 @contextmanager
