@@ -14,6 +14,7 @@
 #include "core/pack/widths.h"
 #include "core/runtime/block_pool.h"
 #include "core/runtime/dispatch.h"
+#include "core/runtime/fingerprint.h"
 #include "core/runtime/thread_pool.h"
 #include "core/train/add_noise.h"
 #include "core/train/range.h"
@@ -51,6 +52,25 @@ std::vector<T*> at_all(const Addresses& addresses) {
     pointers.reserve(addresses.size());
     for (const Address address : addresses) pointers.push_back(at<T>(address));
     return pointers;
+}
+
+// Of each piece of memory, what look number `look` sees of it; looks are counted round and round.
+std::vector<uint64_t> fingerprints(const Addresses& addresses, const std::vector<size_t>& bytes,
+                                   size_t look) {
+    std::vector<uint64_t> found;
+    found.reserve(addresses.size());
+    for (size_t i = 0; i < addresses.size(); ++i)
+        found.push_back(
+            fingerprint(at<unsigned char>(addresses[i]), bytes[i], look % fingerprint_looks(bytes[i])));
+    return found;
+}
+
+// Of one piece of memory, what each look sees.
+std::vector<uint64_t> all_fingerprints(Address address, size_t bytes) {
+    std::vector<uint64_t> found(fingerprint_looks(bytes));
+    for (size_t look = 0; look < found.size(); ++look)
+        found[look] = fingerprint(at<unsigned char>(address), bytes, look);
+    return found;
 }
 
 // (addresses, counts, dtype codes) of a list of weights.
@@ -157,6 +177,8 @@ void bind_runtime(py::module_& module) {
     module.attr("most_kept_bytes") = kMostKeptBytes;
     module.def("kept_bytes", kept_bytes);
     module.def("empty_cache", empty_cache, Release());
+    module.def("fingerprints", fingerprints, Release());
+    module.def("all_fingerprints", all_fingerprints, Release());
     module.def("instruction_sets", [] {  // what this machine runs, the best one last
         std::vector<std::string> names;
         for (const Kernels* each : supported_kernels()) names.emplace_back(each->name);
