@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/pack/coding.h"
 #include "core/pack/packed_levels.h"
 #include "core/pack/planes.h"
 #include "core/pack/quantize.h"
@@ -149,6 +150,14 @@ WidthThresholds thresholds_of(const ThresholdsTuple& thresholds) {
     std::copy(below.begin(), below.end(), made.below);
     std::copy(reached.begin(), reached.end(), made.reached);
     return made;
+}
+
+// (origin, low bits, frequencies, whether there is an escape)
+using CodeTuple = std::tuple<int32_t, int, std::vector<uint16_t>, bool>;
+
+LevelCode code_of(const CodeTuple& code) {
+    const auto& [origin, low_bits, frequencies, escape] = code;
+    return {origin, low_bits, frequencies, escape};
 }
 
 // (values, planes of a block, rows, columns)
@@ -315,6 +324,26 @@ void bind_packing(py::module_& module) {
         Release());
 }
 
+// Both give what is wrong, or nothing.
+void bind_coding(py::module_& module) {
+    module.def("encode_levels", [](const CodeTuple& code, Address levels, int64_t count, int threads) {
+        std::vector<uint16_t> words;
+        const char* problem = nullptr;
+        {
+            const NoGil released;
+            problem = encode_levels(at<const int32_t>(levels), count, code_of(code), threads, words);
+        }
+        const auto* const bytes = reinterpret_cast<const char*>(words.data());
+        return py::make_tuple(problem, py::bytearray(bytes, 2 * words.size()));
+    });
+    module.def(
+        "decode_levels",
+        [](Address words, int64_t word_count, int64_t count, Address levels, int threads) {
+            return decode_levels(at<const uint16_t>(words), word_count, count, at<int32_t>(levels), threads);
+        },
+        Release());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
@@ -323,4 +352,5 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     bind_training(module);
     bind_quantizing(module);
     bind_packing(module);
+    bind_coding(module);
 }
