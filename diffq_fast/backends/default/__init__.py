@@ -6,6 +6,7 @@ from .add_noise import add_noise, add_noise_backward
 from .noise import draw_key, noise
 from .planes import pack_planes, pack_planes_seen, quantize_planes, unpack_planes
 from .quantize import dequantize, fake_quantize, quantize
+from .uniform_noise import add_uniform_noise, add_uniform_noise_backward
 from .weight_range import weight_range
 from .widths import count_widths, widths_from_logits
 from .words import pack, quantize_pack, unpack, unpack_dequantize
@@ -13,6 +14,8 @@ from .words import pack, quantize_pack, unpack, unpack_dequantize
 __all__ = [
     "add_noise",
     "add_noise_backward",
+    "add_uniform_noise",
+    "add_uniform_noise_backward",
     "count_widths",
     "dequantize",
     "draw_key",
