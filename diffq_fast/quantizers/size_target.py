@@ -92,7 +92,9 @@ class SizeTarget:
         straight_through: bool = True,
     ) -> None:
         if not isinstance(quantizer, LearnsBits):
-            raise TypeError(f"SizeTarget: quantizer must be a DiffQuantizer, got {type(quantizer).__name__}")
+            raise TypeError(
+                f"SizeTarget: quantizer must be a DiffQuantizer or a RateQuantizer, got {type(quantizer).__name__}"
+            )
         _check_schedule(total_steps, warm_up, reach_at, freeze_at)
         budget = quantizer.bit_budget()
         self.quantizer = quantizer
@@ -103,6 +105,7 @@ class SizeTarget:
         self.steps = 0
         check_reachable(self.mb, quantizer, budget)
         self._smallest = budget.uniform_size(quantizer.min_bits + quantizer.extra_bits) / BITS_PER_MB
+        self._rounds = budget.rounds
         self._every = max(2, total_steps // CONTROLS)
         self._controls = 0
         self._price, self._start, self._rounding = torch.zeros(3, device=budget.device).unbind()
@@ -165,7 +168,7 @@ class SizeTarget:
         if self._controls == 0:
             self._start.copy_(size)
         # A weight's group of many elements does not move further for it: all bits go by about the same.
-        elements = [float(self.quantizer.group_size or weight.parameter.numel()) for weight in weights]
+        elements = [weight.parameter.numel() / logit.numel() for weight, logit in zip(weights, logits, strict=True)]
         directions = list(torch._foreach_div(slopes, elements))
         gain = self._sum_of_products(slopes, directions)
         self._controls += 1
@@ -201,6 +204,8 @@ class SizeTarget:
 
     def _wanted_before_rounding(self, size: Tensor) -> Tensor:
         """The size that the bits must have before they are rounded, to have the wanted one afterwards."""
+        if not self._rounds:
+            return self.wanted_size()
         exact = self.quantizer.model_size(exact=True).detach().to(self._price)
         self._rounding.lerp_((exact / size).log(), ROUNDING_RATE)
         return self.wanted_size() / self._rounding.exp()

@@ -102,7 +102,9 @@ def _decode_blocks(stream: Tensor, head: StreamHead, count: int) -> tuple[int, T
     """The place behind the blocks, and the symbols of all values."""
     frequencies = torch.tensor(head.code.frequencies, dtype=torch.int64, device=stream.device)
     starts = frequencies.cumsum(0) - frequencies
-    symbol_of = torch.repeat_interleave(torch.arange(len(frequencies), dtype=torch.int64, device=stream.device), frequencies)
+    symbol_of = torch.repeat_interleave(
+        torch.arange(len(frequencies), dtype=torch.int64, device=stream.device), frequencies
+    )
     place, made = head.size, []
     for values, words, escapes in zip(block_counts(count), head.words, head.escapes, strict=True):
         lanes = lane_count(values)
