@@ -36,7 +36,7 @@ from .frozen import FrozenBits
 from .learned_parameters import LearnedParameters
 from .lower_precision import LowerPrecision
 from .noise import Piece, TrainingWeights
-from .rate_budget import RateBudget, fitting_shift
+from .rate_budget import RateBudget, fitting_codes
 from .registry import Scheme, register
 from .selection import QuantizedParameter
 
@@ -194,8 +194,10 @@ class RateQuantizer(BaseQuantizer):
         codes = [self._codes_of(entry) for entry in self.selection.originals]
         if mb is not None:
             codes = self._fitting_codes(mb)
+        same = self._frozen.active and self._frozen.rounds_weights == straight_through
         self._frozen.freeze(self.rule(), codes, rounds_weights=straight_through)
-        forget_graphs(self.model)
+        if not same:
+            forget_graphs(self.model)
 
     def unfreeze_bits(self) -> None:
         """Let the steps be learned again, from where :meth:`freeze_bits` left them."""
@@ -212,7 +214,7 @@ class RateQuantizer(BaseQuantizer):
         wanted = mb * BITS_PER_MB - self.plain_bits()
         with torch.no_grad():
             coded = {entry: self._coded(entry) for entry in self._full()}
-            moved = dict(zip(coded, fitting_shift(list(coded.values()), wanted), strict=True))
+            moved = dict(zip(coded, fitting_codes(list(coded.values()), wanted), strict=True))
         return [moved.get(entry, self._codes_of(entry)) for entry in self.selection.originals]
 
     # -- weights -----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ CONTROLS = 1000  # of a training of many steps; a shorter one is controlled at e
 RAISED_PRICE = 4.0  # times the price, in the mean on the way to the target: has the optimizer take part in the way
 PRICE_RATE = 0.05  # weight of a new reading in the running mean of the price
 ROUNDING_RATE = 0.1  # the same for how rounding changes the size
+REFITS = 8  # of frozen steps
 LARGEST_MOVE = 0.5  # of a logit, in one control
 LEAST_LEARNED = 1e-3  # of the smallest size: what the schedule takes the learned part to be at least
 
@@ -152,11 +153,20 @@ class SizeTarget:
         """
         self.steps += 1
         if self.quantizer.bits_frozen:
+            if self._is_refit():
+                self.quantizer.freeze_bits(mb=self.mb, straight_through=self.straight_through)
             return
         if self.steps >= self.freeze_at * self.total_steps:
             self.quantizer.freeze_bits(mb=self.mb, straight_through=self.straight_through)
         elif self.steps % self._every == 0:
             self._control()
+
+    def _is_refit(self) -> bool:
+        """Whether frozen steps are fitted to the target once more: where the size depends on the weights too, they move
+        it. A few times, and with the last step."""
+        left = self.total_steps - self.steps
+        every = max(1, round((1 - self.freeze_at) * self.total_steps / REFITS))
+        return not self._rounds and left >= 0 and left % every == 0
 
     # -- one control ---------------------------------------------------------------------------------------------------
 
