@@ -48,7 +48,7 @@ def move(quantizer, factor):
             log_step.add_(torch.tensor(factor).log())
 
 
-# -- steps and noise -----------------------------------------------------------------------------------------------------
+# -- steps and noise -----------------------------------------------------------------------------------------------
 
 
 def test_a_table_has_one_step_and_a_row_its_own():
@@ -106,7 +106,7 @@ def test_a_bad_argument_is_refused(arguments, text):
         RateQuantizer(Words(), **arguments)
 
 
-# -- the price -----------------------------------------------------------------------------------------------------------
+# -- the price -----------------------------------------------------------------------------------------------------
 
 
 def order0_bits(values):
@@ -209,7 +209,7 @@ def test_a_group_may_die_and_costs_nothing():
     assert max(bits.values()) <= 1 / 32 + 1e-6
 
 
-# -- training ------------------------------------------------------------------------------------------------------------
+# -- training ------------------------------------------------------------------------------------------------------
 
 
 def train(steps, mb, straight_through=True, seed=0):
@@ -271,7 +271,7 @@ def test_frozen_noise_has_the_stored_steps():
     torch.testing.assert_close(model.first.weight_log_step.detach().exp(), steps)
 
 
-# -- the rest of the house -----------------------------------------------------------------------------------------------
+# -- the rest of the house -----------------------------------------------------------------------------------------
 
 
 def test_state_dict_copies_and_pickles_carry_the_steps():
