@@ -85,9 +85,8 @@ class Strata:
         if self.count % self.group_size:
             last = self.count - (self.groups - 1) * self.group_size
             lengths = torch.where(groups == self.groups - 1, last, self.group_size)[:, :, None]
-        pieces = torch.arange(self.samples, dtype=torch.int64, device=uniform.device)
-        begins = pieces * lengths // self.samples
-        sizes = (pieces + 1) * lengths // self.samples - begins
+        ends = torch.arange(self.samples + 1, dtype=torch.int64, device=uniform.device) * lengths // self.samples
+        begins, sizes = ends[..., :-1], ends.diff(dim=-1)
         elements = groups[:, :, None] * self.group_size + begins + _part_of(chances, sizes)
         return groups, elements.clamp(max=self.count - 1), (sizes * number).to(torch.float32)
 

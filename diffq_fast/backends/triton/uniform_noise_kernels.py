@@ -24,14 +24,15 @@ from .tiles import grouped, is_whole, load_tile, spread, store_tile, tile_of
 @triton.jit
 def _noise_tile(weight, steps, output_ptr, stream, key, begin, elements, CONFIG: tl.constexpr, WHOLE: tl.constexpr):
     STEP: tl.constexpr = CONFIG.whole_step if WHOLE else CONFIG.part_step
-    for start in range(0, CONFIG.tile, STEP):
-        first = begin + start
-        value = load_tile(weight, first, elements, 0.0, CONFIG.weight, STEP, WHOLE)
-        step = load_logits(steps, first, elements, CONFIG.group_size, STEP, WHOLE)
+    stop = begin + CONFIG.tile if WHOLE else tl.minimum(begin + CONFIG.tile, elements)
+    while begin < stop:
+        value = load_tile(weight, begin, elements, 0.0, CONFIG.weight, STEP, WHOLE)
+        step = load_logits(steps, begin, elements, CONFIG.group_size, STEP, WHOLE)
         if CONFIG.group_size != 0 and STEP % CONFIG.group_size == 0:
             step = spread(step, CONFIG.group_size, STEP)
-        z = tile_noise(first, stream, key, CONFIG, STEP)
-        store_tile(output_ptr, first, elements, value + step * z, STEP, WHOLE)
+        z = tile_noise(begin, stream, key, CONFIG, STEP)
+        store_tile(output_ptr, begin, elements, value + step * z, STEP, WHOLE)
+        begin += STEP
 
 
 @triton.jit
@@ -71,13 +72,14 @@ def group_sums_kernel(tables, key_ptr, sums_ptr, CONFIG: tl.constexpr):
     plan_ptr = tables.plan_ptr + entry * PLAN_COLUMNS
     stream, group_begin = tl.load(plan_ptr + STREAM).to(tl.uint32), tl.load(plan_ptr + GROUP_BEGIN)
     key = tl.load(key_ptr)
-    for start in range(0, CONFIG.tile, CONFIG.part_step):
-        first = begin + start
-        grad = load_tile(grad_address, first, elements, 0.0, CONFIG.grad, CONFIG.part_step, False)
-        product = grad * tile_noise(first, stream, key, CONFIG, CONFIG.part_step)
+    stop = tl.minimum(begin + CONFIG.tile, elements)
+    while begin < stop:
+        grad = load_tile(grad_address, begin, elements, 0.0, CONFIG.grad, CONFIG.part_step, False)
+        product = grad * tile_noise(begin, stream, key, CONFIG, CONFIG.part_step)
         sums = tl.sum(grouped(product, CONFIG.group_size, CONFIG.part_step), 1)
-        group = first // CONFIG.group_size + tl.arange(0, CONFIG.part_step // CONFIG.group_size)
+        group = begin // CONFIG.group_size + tl.arange(0, CONFIG.part_step // CONFIG.group_size)
         tl.store(sums_ptr + group_begin + group, sums, group * CONFIG.group_size < elements)
+        begin += CONFIG.part_step
 
 
 @triton.jit
