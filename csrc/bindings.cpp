@@ -18,6 +18,7 @@
 #include "core/runtime/thread_pool.h"
 #include "core/train/add_noise.h"
 #include "core/train/range.h"
+#include "core/train/uniform_noise.h"
 
 namespace {
 
@@ -107,6 +108,14 @@ NoiseArguments noise_arguments(const NoiseTuple& noise, Address ranges, int thre
     const auto& [weights, logits, key, streams, options] = noise;
     return {floats_of(weights),      at_all<const float>(logits), key_at(key), streams,
             at<const float>(ranges), options_of(options),         threads};
+}
+
+// (address of the key, streams, group sizes)
+using UniformTuple = std::tuple<Address, std::vector<uint32_t>, std::vector<int64_t>>;
+
+UniformNoise uniform_noise_of(const UniformTuple& noise, int threads) {
+    const auto& [key, streams, group_sizes] = noise;
+    return {key_at(key), streams, group_sizes, threads};
 }
 
 // (addresses of the ranges and of the extremes)
@@ -224,6 +233,24 @@ void bind_training(py::module_& module) {
             const NoiseArguments arguments = noise_arguments(noise, ranges, threads);
             add_noise_backward(arguments, at<const int64_t>(extremes), floats_of(grads),
                                gradients_of(gradients, arguments.weights));
+        },
+        Release());
+}
+
+void bind_uniform_noise(py::module_& module) {
+    module.def(
+        "add_uniform_noise",
+        [](const UniformTuple& noise, const WeightLists& weights, const Addresses& steps,
+           const WeightLists& noisy, int threads) {
+            add_uniform_noise(uniform_noise_of(noise, threads), floats_of(weights),
+                              at_all<const float>(steps), floats_of(noisy));
+        },
+        Release());
+    module.def(
+        "add_uniform_noise_backward",
+        [](const UniformTuple& noise, const WeightLists& grads, const Addresses& grad_steps, int threads) {
+            add_uniform_noise_backward(uniform_noise_of(noise, threads), floats_of(grads),
+                                       at_all<float>(grad_steps));
         },
         Release());
 }
@@ -350,6 +377,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     module.doc() = "diffq_fast's compiled core; diffq_fast.backends.cpu is its only user";
     bind_runtime(module);
     bind_training(module);
+    bind_uniform_noise(module);
     bind_quantizing(module);
     bind_packing(module);
     bind_coding(module);

@@ -162,6 +162,31 @@ def check_add_noise(
     return streams, per_group
 
 
+def check_add_uniform_noise(
+    tensors: tuple[Sequence[Tensor], Sequence[Tensor], Tensor],
+    group_sizes: Sequence[int],
+    streams: Sequence[int],
+    dtype: torch.dtype | None,
+) -> None:
+    """``tensors`` are weights, steps and key."""
+    weights, steps, key = tensors
+    who, count = "add_uniform_noise", len(weights)
+    check_weights(who, weights)
+    _check_key(who, key)
+    _check_device(who, "key", key, weights[0].device)
+    for argument, given in (("steps", steps), ("group_sizes", group_sizes), ("streams", streams)):
+        if len(given) != count:
+            raise ValueError(f"{who}: expected {count} {argument}, one per weight, got {len(given)}")
+    _check_streams(who, "streams", streams)
+    for index, (weight, step, group_size) in enumerate(zip(weights, steps, group_sizes, strict=True)):
+        check_groups(who, group_size)
+        _check_shape(who, f"steps[{index}]", step, weight.numel(), group_size)
+        _check_device(who, f"steps[{index}]", step, weight.device)
+        if step.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{who}: steps[{index}] must be float32 or float64, got {step.dtype}")
+    check_output_dtype(who, dtype)
+
+
 def check_quantised(
     who: str,
     tensors: tuple[Sequence[Tensor], Sequence[Tensor], Tensor],

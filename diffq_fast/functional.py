@@ -20,6 +20,7 @@ from torch import Tensor
 from . import backends as _backends
 from ._checks import (
     check_add_noise,
+    check_add_uniform_noise,
     check_coded_levels,
     check_coded_words,
     check_groups,
@@ -51,6 +52,7 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "weight_range",
     "noise",
     "add_noise",
+    "add_uniform_noise",
     "whole_bits",
     "widths_from_logits",
     "quantize",
@@ -177,6 +179,43 @@ def add_noise(
     lists = list(weights), list(logits), key, list(streams)
     noisy, ranges, _ = _ops.add_noise.default(*lists, nonfinite, *options[:5], per_group, dtype)
     return NoisyWeights(noisy, ranges)
+
+
+def add_uniform_noise(
+    weights: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    key: Tensor,
+    *,
+    group_sizes: Sequence[int],
+    streams: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Weights with the noise of rounding to whole multiples of a step: ``w + step * z``, z from U[-1/2, 1/2).
+
+    Differentiable once in weights and steps: a weight's gradient is its noisy weight's, a step's is the sum of
+    ``gradient * z`` over its group, with z made again from ``key``. Nothing is looked at for it but the weights: no
+    ranges. Nothing waits for the device. Source: Ballé, Laparra, Simoncelli, "End-to-end Optimized Image Compression",
+    ICLR 2017.
+
+    Args:
+        weights: floating tensors on one device.
+        steps: for each weight a float32 tensor ``[groups]`` (float64 for a float64 weight, if wanted), in the weight's
+            unit.
+        key: int64, 0-dim, from :func:`draw_key`.
+        group_sizes: elements per group, of each weight; 0: one group.
+        streams: index of each weight in the whole model; ``0, 1, …`` when left out.
+        dtype: floating dtype of the noisy weights, as in :func:`add_noise`.
+
+    Returns:
+        Contiguous tensors of the weights' shapes.
+
+    >>> add_uniform_noise([torch.zeros(2)], [torch.tensor([0.5, 2.0])], torch.tensor(0), group_sizes=[1])
+    [tensor([ 0.2048, -0.2019])]
+    """
+    streams = range(len(weights)) if streams is None else streams
+    check_add_uniform_noise((weights, steps, key), group_sizes, streams, dtype)
+    lists = list(weights), list(steps), key, list(streams), list(group_sizes)
+    return _ops.add_uniform_noise.default(*lists, dtype)
 
 
 # -- export ----------------------------------------------------------------------------------------------------------

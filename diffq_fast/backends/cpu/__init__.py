@@ -19,7 +19,17 @@ ADVICE = (
 )
 
 if core is not None:
-    from . import add_noise, coding, noise, planes, quantize, weight_range, widths, words  # noqa: F401  (registers them)
+    from . import (  # noqa: F401  (registers them)
+        add_noise,
+        coding,
+        noise,
+        planes,
+        quantize,
+        uniform_noise,
+        weight_range,
+        widths,
+        words,
+    )
 else:
     # Measured on one Xeon thread at 2**22 weights with widths 2-8: packing 26, unpacking 33, noise 33 times.
     warnings.warn(

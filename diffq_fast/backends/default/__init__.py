@@ -7,6 +7,7 @@ from .coding import decode_levels, encode_levels
 from .noise import draw_key, noise
 from .planes import pack_planes, pack_planes_seen, quantize_planes, unpack_planes
 from .quantize import dequantize, fake_quantize, quantize
+from .uniform_noise import add_uniform_noise, add_uniform_noise_backward
 from .weight_range import weight_range
 from .widths import count_widths, widths_from_logits
 from .words import pack, quantize_pack, unpack, unpack_dequantize
@@ -14,6 +15,8 @@ from .words import pack, quantize_pack, unpack, unpack_dequantize
 __all__ = [
     "add_noise",
     "add_noise_backward",
+    "add_uniform_noise",
+    "add_uniform_noise_backward",
     "count_widths",
     "decode_levels",
     "dequantize",
