@@ -75,7 +75,8 @@ class Strata:
         """``uniform``: float32 ``[weights, draws()]`` in (0, 1). Groups ``[weights, rows]``, elements ``[weights, rows,
         samples]``, and for how many each stands, of a shape that fits the elements'."""
         rows = torch.arange(self.rows, dtype=torch.int64, device=uniform.device)
-        chances, number = uniform[:, : self.rows * self.samples].view(-1, self.rows, self.samples), 1
+        chances = uniform[:, : self.rows * self.samples].view(-1, self.rows, self.samples)
+        number: int | Tensor = 1
         groups = rows.expand(len(uniform), -1)
         if self.stride > 1:
             members = (self.groups - rows * self.stride).clamp(max=self.stride)

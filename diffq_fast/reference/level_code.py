@@ -107,7 +107,7 @@ def read_head(data: bytes | bytearray | memoryview, count: int) -> StreamHead:
     origin = zigzag >> 1 ^ -(zigzag & 1)
     frequencies = tuple(reader.number() for _ in range(symbols)) if 1 < symbols <= MOST_SYMBOLS else ()
     code = LevelCode(origin, low_bits, frequencies, escape)
-    problem = _code_problem(code, symbols)
+    problem = code_problem(code, symbols)
     if problem:
         raise CodeError(problem)
     blocks = block_count(count) if frequencies else 0
@@ -123,17 +123,19 @@ def read_head(data: bytes | bytearray | memoryview, count: int) -> StreamHead:
     return StreamHead(code, tuple(words), tuple(escapes), reader.place // 2)
 
 
-def _code_problem(code: LevelCode, symbols: int) -> str | None:
+def code_problem(code: LevelCode, symbols: int) -> str | None:
     """Why this is no code of ``symbols`` symbols, or None."""
-    if code.low_bits > 16:
+    if not 0 <= code.low_bits <= 16:
         return f"{code.low_bits} low bits, at most 16 are allowed"
     if not 1 <= symbols <= MOST_SYMBOLS or (code.escape and symbols == 1):
         return f"a table of {symbols} symbols, expected 1 to {MOST_SYMBOLS}, 2 or more with an escape"
+    if any(not 0 <= frequency < SLOTS for frequency in code.frequencies):
+        return f"a frequency that is not between 0 and {SLOTS - 1}"
     top = code.origin + ((symbols - code.escape) << code.low_bits)
     if not LOWEST_VALUE <= code.origin <= HIGHEST_VALUE or top > HIGHEST_VALUE + 1:
         return f"levels from {code.origin} to {top - 1}, beyond 16 bits"
-    if code.frequencies and (sum(code.frequencies) != SLOTS or max(code.frequencies) == SLOTS):
-        return f"frequencies with the sum {sum(code.frequencies)}, expected {SLOTS}, of two symbols or more"
+    if code.frequencies and sum(code.frequencies) != SLOTS:
+        return f"frequencies with the sum {sum(code.frequencies)}, expected {SLOTS}"
     if code.escape and code.frequencies[-1] == 0:
         return "an escape that never occurs"
     return None

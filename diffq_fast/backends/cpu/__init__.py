@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import warnings
 
+from . import fingerprint
 from .loading import core, status
 
-__all__ = ["ADVICE", "empty_cache", "status"]
+__all__ = ["ADVICE", "empty_cache", "fingerprint", "status"]
 
 ADVICE = (
     "install a wheel for this platform; or install a C++ compiler, and then diffq_fast again from its sources: "
@@ -20,6 +21,7 @@ ADVICE = (
 if core is not None:
     from . import (  # noqa: F401  (registers them)
         add_noise,
+        coding,
         noise,
         planes,
         quantize,
