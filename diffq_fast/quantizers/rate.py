@@ -351,7 +351,7 @@ class StepRule:
 
     def learned(self, packed: Any) -> Tensor:
         """The logarithms of the stored steps."""
-        return self.logits(packed.ranges.reshape(-1))
+        return self.logits(packed.step_codes())
 
     def changed(self, packed: Any, learned: Tensor) -> int:
         """Log-steps give any stored step again."""
