@@ -242,6 +242,20 @@ def unpack_dequantize(words, widths, ranges, group_size, per_group, shape, dtype
     return words.new_empty(shape, dtype=dtype)
 
 
+# -- coded levels ----------------------------------------------------------------------------------------------------
+
+
+@_operator("(Tensor levels, int origin, int low_bits, int[] frequencies, bool escape) -> Tensor")
+def encode_levels(levels, origin, low_bits, frequencies, escape):
+    words = torch.library.get_ctx().new_dynamic_size()
+    return levels.new_empty((words,), dtype=torch.int16)
+
+
+@_operator("(Tensor words, int count) -> Tensor")
+def decode_levels(words, count):
+    return words.new_empty((count,), dtype=torch.int32)
+
+
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------
 
 

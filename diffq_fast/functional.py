@@ -20,6 +20,8 @@ from torch import Tensor
 from . import backends as _backends
 from ._checks import (
     check_add_noise,
+    check_coded_levels,
+    check_coded_words,
     check_groups,
     check_levels,
     check_noise,
@@ -35,6 +37,8 @@ from ._checks import (
     level_counts,
 )
 from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
+from .reference.level_code import CodeError, LevelCode, StreamHead, choose_code, code_problem, histogram, read_head
+from .reference.log_steps import codes_from_steps, steps_from_codes
 from .reference.options import NoiseOptions
 from .reference.sizes import word_count
 
@@ -57,6 +61,13 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "unpack",
     "dequantize",
     "unpack_dequantize",
+    "LevelCode",
+    "codes_from_steps",
+    "steps_from_codes",
+    "level_code",
+    "encode_levels",
+    "stream_size",
+    "decode_levels",
     "pack_planes",
     "quantize_planes",
     "unpack_planes",
@@ -335,6 +346,80 @@ def unpack_dequantize(
     check_output_dtype(who, dtype)
     check_word_count(who, words, widths, math.prod(shape), group_size, _ops.count_widths.default)
     return _ops.unpack_dequantize.default(words, widths, ranges, group_size, per_group, list(shape), dtype)
+
+
+# -- coded levels ----------------------------------------------------------------------------------------------------
+
+
+def level_code(levels: Tensor) -> LevelCode:
+    """The code that takes the fewest bits for these levels, by their histogram.
+
+    Args:
+        levels: integer tensor of any shape, -32768 … 32767.
+    """
+    check_coded_levels("level_code", levels)
+    return choose_code(*histogram(levels))[0] if levels.numel() else LevelCode(0, 0)
+
+
+def encode_levels(levels: Tensor, code: LevelCode | None = None) -> Tensor:
+    """One stream of coded levels, ``docs/packed_format.md``, section 10: int16 words ``[words]``.
+
+    Twice their number is the stream's size in bytes, exactly.
+
+    Args:
+        levels: integer tensor of any shape, -32768 … 32767; the stream has them in row-major order.
+        code: what :func:`level_code` gives, which is taken when left out.
+
+    Raises:
+        ValueError: the code is none, or has no symbol for some level.
+
+    >>> len(encode_levels(torch.zeros(1000, dtype=torch.int32)))
+    2
+    """
+    check_coded_levels("encode_levels", levels)
+    code = level_code(levels) if code is None else code
+    problem = code_problem(code, len(code.frequencies) or 1)
+    if problem:
+        raise ValueError(f"encode_levels: code: {problem}")
+    table = code.origin, code.low_bits, list(code.frequencies), code.escape
+    return _ops.encode_levels.default(levels, *table)
+
+
+def stream_size(words: Tensor, count: int) -> int:
+    """How many of the int16 ``words`` belong to the stream of ``count`` levels that they begin with.
+
+    Raises:
+        ValueError: they begin with no such stream, or with a part of one only.
+    """
+    return _stream_head("stream_size", words, count).stream_size(count) if count else 0
+
+
+def decode_levels(words: Tensor, count: int) -> Tensor:
+    """int32 levels ``[count]``: the inverse of :func:`encode_levels`. Words behind the stream are not read.
+
+    Raises:
+        ValueError: the words begin with no such stream. Nothing is taken on trust: a damaged one is refused, or gives
+            other levels, and never reads beyond the words.
+    """
+    if count:
+        _stream_head("decode_levels", words, count)
+    else:
+        check_coded_words("decode_levels", words, count)
+    try:
+        return _ops.decode_levels.default(words, count)
+    except CodeError as error:
+        raise ValueError(f"decode_levels: {error}") from None
+
+
+def _stream_head(who: str, words: Tensor, count: int) -> StreamHead:
+    check_coded_words(who, words, count)
+    try:
+        head = read_head(words.contiguous().view(torch.uint8).cpu().numpy().data, count)
+    except CodeError as error:
+        raise ValueError(f"{who}: {error}") from None
+    if head.stream_size(count) > len(words):
+        raise ValueError(f"{who}: expected {head.stream_size(count):,} words, found {len(words):,}")
+    return head
 
 
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .add_noise import add_noise, add_noise_backward
+from .coding import decode_levels, encode_levels
 from .noise import draw_key, noise
 from .planes import pack_planes, pack_planes_seen, quantize_planes, unpack_planes
 from .quantize import dequantize, fake_quantize, quantize
@@ -14,8 +15,10 @@ __all__ = [
     "add_noise",
     "add_noise_backward",
     "count_widths",
+    "decode_levels",
     "dequantize",
     "draw_key",
+    "encode_levels",
     "fake_quantize",
     "noise",
     "pack",
