@@ -1,6 +1,6 @@
 """How many bits a scale of the steps costs, and which scale has the size that is asked for: from samples of the rows.
 
-A sample of each weight's rows is held in memory, so that a hundred scales can be tried while the checkpoint is read once.
+A sample of each weight's rows is held in memory: a hundred scales can be tried while the checkpoint is read once.
 """
 
 from __future__ import annotations

@@ -89,9 +89,8 @@ def plot_curve(points: Sequence[Point], path: str | os.PathLike[str]) -> None:
     axes = figure.add_subplot()
     axes.plot([each.megabytes for each in points], [each.quality for each in points], marker="o")
     for each in points:
-        axes.annotate(
-            f"{each.bits_per_weight:.1f}", (each.megabytes, each.quality), (4, -10), textcoords="offset points"
-        )
+        place = each.megabytes, each.quality
+        axes.annotate(f"{each.bits_per_weight:.1f}", place, (4, -10), textcoords="offset points")
     axes.set_xlabel("size of the file in MB (numbers: bits per weight)")
     axes.set_ylabel("quality: signal to noise in dB")
     axes.grid(alpha=0.3)

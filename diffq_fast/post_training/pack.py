@@ -72,7 +72,8 @@ def pack_checkpoint(
     so that only the packed file and the largest weight need fit in memory.
 
     Args:
-        source: a safetensors file, a ``*.index.json`` of shards, a folder with one of these, or a file of ``torch.save``.
+        source: a safetensors file, a ``*.index.json`` of shards, a folder with one of these, or what ``torch.save``
+            wrote.
         output: the packed file, replaced atomically.
         bits_per_weight: bits of the packed weights (levels, steps, tables) over their elements; what ``keep`` names is
             not counted. 4 by default.
@@ -219,9 +220,7 @@ class Packing:
     def _sample(self, name: str) -> Sample:
         matrix = as_matrix(self._source.tensor(name))
         if not bool(torch.isfinite(matrix).all()):
-            raise ValueError(
-                f"pack: {printable(name)}: expected finite elements, found NaN or infinity; repair it first"
-            )
+            raise ValueError(f"pack: {printable(name)}: expected finite elements, found NaN or infinity; repair them")
         moments = self._calibration.moments(name)
         found = sensitivity_of(matrix, moments, name)
         self._tell(name)

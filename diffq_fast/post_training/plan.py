@@ -53,9 +53,7 @@ class Selection:
             raise ValueError("pack: min_size must be a number of MB, got nan")
         for pattern, bits in self.keep.items():
             if bits is not None and not 0 < bits <= MOST_BITS:
-                raise ValueError(
-                    f"pack: keep {pattern}: expected more than 0 and at most {MOST_BITS:g} bits, got {bits}"
-                )
+                raise ValueError(f"pack: keep {pattern}: expected bits above 0 and at most {MOST_BITS:g}, got {bits}")
 
     def override(self, name: str) -> tuple[bool, float | None]:
         """(whether a pattern fits, its bits)."""

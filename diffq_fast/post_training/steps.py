@@ -1,8 +1,8 @@
 """The step of each row, by a closed form, up to one factor for the whole checkpoint.
 
-At a step Δ a row of n elements has the error a · n · m · Δ² / 12, where a is the row's importance and m the mean cost of
-an element's error, and takes n · (h − log2 Δ) bits. The sum of all errors at a given sum of bits is the smallest where
-another bit gains the same everywhere, that is where a · m · Δ² is one number for all rows of all weights: ``scale``.
+At a step Δ a row of n elements has the error a · n · m · Δ² / 12, where a is the row's importance and m the mean cost
+of an element's error, and takes n · (h − log2 Δ) bits. The sum of all errors at a given sum of bits is the smallest
+where another bit gains the same everywhere, that is where a · m · Δ² is one number for all rows: ``scale``.
 Without activations a row's importance is 1 over its mean square: steps are then in proportion to it, and what is equal
 is the relative error.
 """
