@@ -85,11 +85,13 @@ def sensitivity_of(matrix: Tensor, moments: Moments | None, name: str) -> Sensit
             column_cost = float(feedback.errors.mean())
         else:
             column_cost = float(moments.columns.mean())
-    importance = relative / max(column_cost, torch.finfo(torch.float32).tiny)
-    if moments.rows is not None:
-        _check(name, "rows", moments.rows, [rows])
-        importance = moments.rows.to(torch.float32)
-        importance = importance.clamp(min=RELATIVE_FLOOR * float(importance.mean()))
+    if moments.rows is None:
+        return Sensitivity(relative / max(column_cost, torch.finfo(torch.float32).tiny), column_cost, feedback)
+    _check(name, "rows", moments.rows, [rows])
+    importance = moments.rows.to(torch.float32)
+    importance = importance.clamp(min=RELATIVE_FLOOR * float(importance.mean()))
+    if moments.columns is None:  # without them the unit is not known: only what the rows are worth against each other
+        importance = importance / float((importance * squares).mean() + torch.finfo(torch.float32).tiny)
     return Sensitivity(importance, column_cost, feedback)
 
 

@@ -65,7 +65,9 @@ def test_feedback_of_uncorrelated_inputs_is_rounding_to_the_nearest():
     )
 
 
-@pytest.mark.parametrize("moments", [torch.zeros(5, 5), torch.ones(5, 5), torch.diag(torch.tensor([1e30, 1.0, 0, 0, 0]))])
+@pytest.mark.parametrize(
+    "moments", [torch.zeros(5, 5), torch.ones(5, 5), torch.diag(torch.tensor([1e30, 1.0, 0, 0, 0]))]
+)
 def test_moments_that_have_no_inverse_are_damped(moments):
     feedback = feedback_of(moments)
     assert torch.isfinite(feedback.upper).all()
@@ -87,7 +89,9 @@ def test_a_price_takes_the_cheaper_of_the_two_nearest_levels():
     for value, level in zip(values[0].tolist(), levels[0].tolist(), strict=True):
         nearest = round(value / step)
         smaller = nearest - (nearest > 0) + (nearest < 0)
-        costs = {each: 3.0 * (value - each * step) ** 2 + per_bit * float(bits[each + 7]) for each in (nearest, smaller)}
+        costs = {
+            each: 3.0 * (value - each * step) ** 2 + per_bit * float(bits[each + 7]) for each in (nearest, smaller)
+        }
         assert costs[level] <= min(costs.values()) + 1e-6
     assert (levels != round_weight(values, torch.tensor([step]), importance)).any()
 

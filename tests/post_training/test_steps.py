@@ -47,8 +47,15 @@ def test_another_bit_gains_the_same_in_every_row():
 
 def test_a_row_that_calibration_never_saw_is_not_worthless():
     rows = torch.tensor([0.0, 1.0, 1.0])
-    found = sensitivity_of(weight_of(3, 64), Moments(None, rows), "w")
+    found = sensitivity_of(weight_of(3, 64), Moments(torch.eye(64), rows), "w")
     assert found.importance[0] == pytest.approx(2e-3 / 3)
+
+
+def test_rows_alone_say_what_rows_are_worth_against_each_other():
+    weight, rows = weight_of(3, 64), torch.tensor([1.0, 2.0, 4.0])
+    found = sensitivity_of(weight, Moments(None, rows), "w")
+    assert found.importance / found.importance[0] == pytest.approx(rows)
+    assert float(found.importance @ weight.square().sum(1)) == pytest.approx(weight.numel(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +74,13 @@ def test_moments_that_do_not_fit_are_refused(moments, words):
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((10, 100), (10, 100)), ((8, 4, 3, 3), (4, 72)), ((64, 1, 3, 3), (8, 72)), ((7, 3), (7, 3)), ((2, 3, 70), (2, 210))],
+    [
+        ((10, 100), (10, 100)),
+        ((8, 4, 3, 3), (4, 72)),
+        ((64, 1, 3, 3), (8, 72)),
+        ((7, 3), (7, 3)),
+        ((2, 3, 70), (2, 210)),
+    ],
 )
 def test_short_rows_share_a_step(shape, expected):
     assert as_matrix(torch.ones(shape, dtype=torch.bfloat16)).shape == expected
@@ -105,7 +118,7 @@ def test_weights_without_calibration_are_worth_the_mean_of_those_with_it():
     factors = in_one_unit([known, other])
     scaled = [each.scaled(factors[each.name]) for each in (known, other)]
     assert scaled[0].signal / scaled[0].count == pytest.approx(1.0)
-    assert scaled[1].signal / scaled[1].count == pytest.approx(1.0)
+    assert scaled[1].signal / scaled[1].count == pytest.approx(1.0, rel=0.03)  # tiny rows count a bit less
 
 
 def test_the_scale_is_found_from_either_side():
