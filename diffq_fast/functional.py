@@ -486,6 +486,9 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
+memory = _backends.memory  # fingerprints of tensors on the CPU: whether what was made of them still holds
+
+
 def empty_cache() -> None:
     """Give back to the system the memory that the compiled core keeps for its next results on the CPU.
 

@@ -3,8 +3,8 @@
     python examples/post_training.py            # all rows that are not yet stored
     python examples/post_training.py --quick    # 160 sentences, three rows, into build/
 
-MiniLM (22.7 million weights) is packed at several sizes, without and with calibration on other sentences than those it is
-judged by. A start goes on where the last one ended. Results: benchmarks/results/experiment_post_training.json.
+MiniLM (22.7 million weights) is packed at several sizes, without and with calibration on other sentences than those it
+is judged by. A start goes on where the last one ended. Results: benchmarks/results/experiment_post_training.json.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""post_training.rounding: feedback does what the method says, a price takes the cheaper level, and nothing overflows."""
+"""post_training.rounding: feedback as the method has it, a price takes the cheaper level, nothing overflows."""
 
 from __future__ import annotations
 
