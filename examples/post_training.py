@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from experiments import minilm
 from experiments.store import Store, results_path
+from experiments.tables import put
 
 import diffq_fast
 from diffq_fast.packed.checkpoint import MEGABYTE, OneWidth, pack_at_bits
@@ -92,6 +93,17 @@ def pack(label: str, bits: float, judge: Judge, calibration: Path | None) -> dic
     return {"quality_db": result.quality, "seconds": time.perf_counter() - start}
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """What docs/experiments.md shows."""
+    lines = ["| method, bits asked for | bits on disk | Spearman | top 1 | recall at 10 | quality, dB |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in sorted(rows, key=lambda row: (row["label"].split(", ")[:-1], row["bits"])):
+        quality = f"{row['quality_db']:.1f}" if "quality_db" in row else ""
+        scores = f"{row['spearman']:.4f} | {100 * row['top1']:.1f} % | {100 * row['recall10']:.1f} %"
+        lines.append(f"| {row['label']} | {row['bits']:.3f} | {scores} | {quality} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="160 sentences and three rows, stored in build/")
@@ -115,6 +127,8 @@ def main() -> None:
         row = {"label": name, "seed": 0} | pack(label, bits, judge, calibration) | judge.row(FOLDER / "packed")
         store.add([row])
         print(f"{name:40s} {row['bits']:.3f} bits on disk, Spearman {row['spearman']:.4f}", flush=True)
+    if not quick:
+        put(Path("docs/experiments.md"), "post_training", table(store.rows))
 
 
 if __name__ == "__main__":
