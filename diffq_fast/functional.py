@@ -389,7 +389,7 @@ def stream_size(words: Tensor, count: int) -> int:
     """How many of the int16 ``words`` belong to the stream of ``count`` levels that they begin with.
 
     Raises:
-        ValueError: they begin with no such stream, or with a part of one only.
+        CodeError: (a ValueError) they begin with no such stream, or with a part of one only.
     """
     return _stream_head("stream_size", words, count).stream_size(count) if count else 0
 
@@ -398,8 +398,8 @@ def decode_levels(words: Tensor, count: int) -> Tensor:
     """int32 levels ``[count]``: the inverse of :func:`encode_levels`. Words behind the stream are not read.
 
     Raises:
-        ValueError: the words begin with no such stream. Nothing is taken on trust: a damaged one is refused, or gives
-            other levels, and never reads beyond the words.
+        CodeError: (a ValueError) the words begin with no such stream. Nothing is taken on trust: a damaged one is
+            refused, or gives other levels, and never reads beyond the words.
     """
     if count:
         _stream_head("decode_levels", words, count)
@@ -408,7 +408,7 @@ def decode_levels(words: Tensor, count: int) -> Tensor:
     try:
         return _ops.decode_levels.default(words, count)
     except CodeError as error:
-        raise ValueError(f"decode_levels: {error}") from None
+        raise CodeError(f"decode_levels: {error}") from None
 
 
 def _stream_head(who: str, words: Tensor, count: int) -> StreamHead:
@@ -416,9 +416,9 @@ def _stream_head(who: str, words: Tensor, count: int) -> StreamHead:
     try:
         head = read_head(words.contiguous().view(torch.uint8).cpu().numpy().data, count)
     except CodeError as error:
-        raise ValueError(f"{who}: {error}") from None
+        raise CodeError(f"{who}: {error}") from None
     if head.stream_size(count) > len(words):
-        raise ValueError(f"{who}: expected {head.stream_size(count):,} words, found {len(words):,}")
+        raise CodeError(f"{who}: expected {head.stream_size(count):,} words, found {len(words):,}")
     return head
 
 

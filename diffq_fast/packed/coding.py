@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..quantizers.export import ExportedWeight
 from ..reference.even_levels import dequantize_evenly
 from ..reference.groups import per_element
-from ..reference.level_code import ELEMENTS_PER_WORD, CodeError
+from ..reference.level_code import CodeError
 from ..reference.log_steps import HIGHEST_STEP_CODE, LOWEST_STEP_CODE
-from ..reference.sizes import group_count
+from ..reference.sizes import ELEMENTS_PER_WORD, group_count
 from .classes import choose_classes
-from .tensor import PackedTensor, check_packable
+from .tensor import PackedTensor, check_packable, pack_exported
 from .widths import encode_widths, stream_levels
 
 MOST_LEVEL = (1 << 15) - 1
+MENTION = 32  # bytes that the header takes to say that a weight is coded
+CODINGS = ("auto", "fixed", "coded")
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,29 @@ def code_packed(packed: PackedTensor) -> CodedTensor:
     coded = _join([functional.encode_levels(part - (1 << (width - 1))) for width, part in parts], levels)
     fields = packed.ranges, packed.shape, packed.dtype, packed.group_size, packed.range_scope, packed.level_count
     return CodedTensor(coded, packed.widths, *fields)
+
+
+def with_coding(packed: PackedTensor, coding: str) -> PackedTensor | CodedTensor:
+    """The weight as it is for "fixed", coded for "coded", and whichever is smaller for "auto"."""
+    if coding not in CODINGS:
+        raise ValueError(f"save: coding must be one of {', '.join(map(repr, CODINGS))}, got {coding!r}")
+    if coding == "fixed":
+        return packed
+    coded = code_packed(packed)
+    smaller = 2 * len(coded.coded) + MENTION < 4 * len(packed.words)
+    return coded if coding == "coded" or smaller else packed
+
+
+def code_exported(weights: Iterable[ExportedWeight], coding: str) -> dict[str, PackedTensor | CodedTensor]:
+    """What a quantizer exports, by name: weights with steps coded, all others as ``coding`` says."""
+    made: dict[str, PackedTensor | CodedTensor] = {}
+    for each in weights:
+        if each.range_scope == "steps" and each.levels is not None and each.ranges is not None:
+            size, dtype = int(each.group_size), each.weight.dtype
+            made[each.name] = code_levels(each.levels, each.ranges, group_size=size, dtype=dtype, name=each.name)
+        else:
+            made[each.name] = with_coding(pack_exported([each])[each.name], coding)
+    return made
 
 
 def _parts(flat: Tensor, widths: Tensor, group_size: int) -> Iterator[tuple[int, Tensor]]:

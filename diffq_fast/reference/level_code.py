@@ -19,7 +19,6 @@ CODED_LANES = 32
 LANE_VALUES = 2048  # the fewest for which a lane of its own pays
 LOWEST_STATE = 1 << 16
 LOWEST_VALUE, HIGHEST_VALUE = -(1 << 15), (1 << 15) - 1
-ELEMENTS_PER_WORD = 512  # of a weight, at most
 _ESCAPE_FLAG = 32
 _STATE_BITS = 24  # of a state's 32, lost in the mean
 
