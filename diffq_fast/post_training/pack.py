@@ -13,7 +13,7 @@ from torch import Tensor
 from ..files.safetensors_reader import Progress, printable
 from ..packed.checkpoint import MEGABYTE
 from ..packed.coding import CodedTensor, code_levels
-from ..packed.contents import PackedContents, write_packed
+from ..packed.contents import PackedContents, packed_bytes, write_packed
 from .allocation import (
     HIGHEST_EXPONENT,
     LOWEST_EXPONENT,
@@ -149,7 +149,7 @@ class Packing:
         if target.quality is not None:
             return self._reach_quality(target.quality)
         if target.target_mb is not None:
-            return self._reach_bytes(target.target_mb * MEGABYTE, self.other_bytes(float16))
+            return self._reach_bytes(target.target_mb * MEGABYTE, self.other_bytes(float16), float16)
         bits = DEFAULT_BITS if target.bits_per_weight is None else target.bits_per_weight
         return self._reach_bytes(self.bits_for(bits) / 8, 0.0)
 
@@ -162,22 +162,26 @@ class Packing:
         """Of the weights whose size is not fixed beforehand."""
         return sum(each.count for each in self.samples.values())
 
-    def _reach_bytes(self, asked: float, other: float) -> tuple[dict[str, CodedTensor], float]:
-        """At most ``asked`` bytes, of which ``other`` are not the weights'."""
-        room, least = asked - other, other + self.estimate(2.0**HIGHEST_EXPONENT).bits / 8
+    def _reach_bytes(
+        self, asked: float, other: float, float16: bool | None = None
+    ) -> tuple[dict[str, CodedTensor], float]:
+        """At most ``asked`` bytes, about ``other`` of them not the weights'; of the whole file if float16 is given."""
+        least = other + self.estimate(2.0**HIGHEST_EXPONENT).bits / 8
         if asked < least:
             problem = f"{asked:,.0f} bytes are asked for, about {least:,.0f} are the least"
             raise ValueError(f"pack: {self._source.path}: {problem}; ask for more, or keep less")
-        scale = scale_for(lambda scale: self.estimate(scale).bits <= 8 * AIM * room, rising=False)
+        scale = scale_for(lambda scale: other + self.estimate(scale).bits / 8 <= AIM * asked, rising=False)
         best: tuple[dict[str, CodedTensor], float] | None = None
         for _ in range(ROUNDS):
             packed, quality = self.pack(scale)
             size = sum(each.nbytes for each in packed.values())
-            if size <= room:
+            if float16 is not None:
+                size = packed_bytes(self.contents(packed, float16))
+            if size <= asked:
                 best = packed, quality
-                if size >= room - (1 - SLACK) * asked or scale <= 2.0**LOWEST_EXPONENT:
+                if size >= SLACK * asked or scale <= 2.0**LOWEST_EXPONENT:
                     break
-            scale *= 2.0 ** (2 * 8 * (size - AIM * room) / max(self.elements, 1))
+            scale *= 2.0 ** (2 * 8 * (size - AIM * asked) / max(self.elements, 1))
         if best is None:
             raise ValueError(f"pack: {self._source.path}: no steps were found for {asked:,.0f} bytes; ask for more")
         return best

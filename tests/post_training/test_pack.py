@@ -13,15 +13,12 @@ from torch import nn
 
 import diffq_fast
 from diffq_fast.cli.main import main
-from diffq_fast.packed import layout
 from diffq_fast.packed.contents import read_packed
 from diffq_fast.post_training.calibration import CalibrationFile
 from diffq_fast.post_training.curve import size_curve
 from diffq_fast.post_training.pack import Packing, fits_half
 from diffq_fast.post_training.plan import Selection, Target
 from diffq_fast.post_training.sources import open_source
-
-writes_files = pytest.mark.skipif(".coded" not in layout.PARTS, reason="coded weights cannot be written to files yet")
 
 
 def model() -> nn.Sequential:
@@ -168,7 +165,6 @@ def test_the_dry_run_of_the_command_line_writes_nothing_but_its_plot(checkpoint,
     assert set(tmp_path.iterdir()) - before == {plot}
 
 
-@writes_files
 def test_a_packed_checkpoint_loads_and_fits_its_megabytes(checkpoint, tmp_path):
     result = diffq_fast.pack_checkpoint(checkpoint, tmp_path / "packed", target_mb=0.02)
     size = (tmp_path / "packed").stat().st_size
@@ -181,7 +177,6 @@ def test_a_packed_checkpoint_loads_and_fits_its_megabytes(checkpoint, tmp_path):
         assert (state[name] - tensor).norm() < 0.2 * tensor.norm()
 
 
-@writes_files
 def test_the_command_line_packs_coded_by_default(checkpoint, tmp_path, capsys):
     assert main(["pack", str(checkpoint), str(tmp_path / "packed"), "--bits-per-weight", "3", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
