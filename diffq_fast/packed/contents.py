@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import functional
 from ..files.safetensors_reader import Progress, file_error, open_file, read_tensors
-from ..files.safetensors_writer import TensorSource, write_safetensors
+from ..files.safetensors_writer import TensorSource, safetensors_bytes, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, dtype_name, tensor_bytes, tensors_from_bytes
 from ..reference.level_code import CodeError
 from .coding import CodedTensor
@@ -101,22 +101,13 @@ def write_packed(path: str | os.PathLike[str], contents: PackedContents, progres
     Raises:
         ValueError: names that collide, or a half tensor beyond float16's range. TypeError: not storable.
     """
-    packed, plain, ties = contents.packed, contents.plain, contents.ties
-    lost = [name for name in ties.values() if name not in packed and name not in plain]
-    sources, half = _plain_sources(contents)
-    layouts = []
-    for name, weight in packed.items():
-        coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
-        layouts.append(_weight_layout(name, weight, coding))
-        sources += _weight_sources(name, weight, table)
-    coded = any(layout.coded for layout in layouts)
-    problem = name_conflict(packed, plain, ties, CODED_PARTS if coded else PARTS)
-    if problem or lost:
-        raise ValueError(f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one")
-    layout = layout_fields(layouts, ties, half, contents.buffers)
-    version = CODED_VERSION if coded else VERSION
-    metadata = packed_metadata(contents.quantizer, layout, len(sources), version)
+    sources, metadata = _prepared(contents)
     write_safetensors(path, sources, metadata, seal, progress)
+
+
+def packed_bytes(contents: PackedContents) -> int:
+    """Bytes of the file that :func:`write_packed` would write. Raises like it."""
+    return safetensors_bytes(*_prepared(contents))
 
 
 def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) -> PackedContents:
@@ -138,6 +129,25 @@ def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) 
         quantizer=layout.quantizer,
         path=path,
     )
+
+
+def _prepared(contents: PackedContents) -> tuple[list[TensorSource], dict[str, str]]:
+    """The tensors of the file and its metadata, without checksums."""
+    packed, plain, ties = contents.packed, contents.plain, contents.ties
+    lost = [name for name in ties.values() if name not in packed and name not in plain]
+    sources, half = _plain_sources(contents)
+    layouts = []
+    for name, weight in packed.items():
+        coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
+        layouts.append(_weight_layout(name, weight, coding))
+        sources += _weight_sources(name, weight, table)
+    coded = any(layout.coded for layout in layouts)
+    problem = name_conflict(packed, plain, ties, CODED_PARTS if coded else PARTS)
+    if problem or lost:
+        raise ValueError(f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one")
+    layout = layout_fields(layouts, ties, half, contents.buffers)
+    version = CODED_VERSION if coded else VERSION
+    return sources, packed_metadata(contents.quantizer, layout, len(sources), version)
 
 
 def _plain_sources(contents: PackedContents) -> tuple[list[TensorSource], dict[str, str]]:
