@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, overload
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from .fill import fill
 from .layout import learned_suffix
 from .matching import learned_values, match_model
 from .report import inspect
+from .tensor import pack_exported
 
 __all__ = ["inspect", "load", "read_packed", "save", "write_packed"]
 
@@ -48,7 +50,9 @@ def save(
     info = exported.quantizer
     if exported.suffix is not None and learned_suffix(info) != exported.suffix:
         info["arguments"]["suffix"] = exported.suffix
-    packed, ties = code_exported(exported.weights, coding), tied_names(exported.plain)
+    coded = coding != "fixed" or any(each.range_scope == "steps" for each in exported.weights)
+    packed: Mapping[str, Any] = code_exported(exported.weights, coding) if coded else pack_exported(exported.weights)
+    ties = tied_names(exported.plain)
     plain = {name: tensor for name, tensor in exported.plain.items() if name not in ties}
     half = {ties.get(name, name) for name in exported.half}
     contents = PackedContents(

@@ -172,7 +172,8 @@ def _outer(values: Tensor) -> Tensor:
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """Layers that are understood, by the name of their weight; of a weight that two layers share, the first."""
-    found, seen = {}, set()
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
     for name, layer in model.named_modules():
         if isinstance(layer, (nn.Linear, nn.Embedding)) and id(layer.weight) not in seen:
             seen.add(id(layer.weight))
