@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, overload
 
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def save(
     info = exported.quantizer
     if exported.suffix is not None and learned_suffix(info) != exported.suffix:
         info["arguments"]["suffix"] = exported.suffix
-    coded = coding != "fixed" or any(each.range_scope == "steps" for each in exported.weights)
+    coded = coding != "fixed" or "steps" in map(attrgetter("range_scope"), exported.weights)
     packed: Mapping[str, Any] = code_exported(exported.weights, coding) if coded else pack_exported(exported.weights)
     ties = tied_names(exported.plain)
     plain = {name: tensor for name, tensor in exported.plain.items() if name not in ties}

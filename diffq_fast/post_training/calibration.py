@@ -71,7 +71,7 @@ def save_calibration(path: str | os.PathLike[str], calibration: Calibration) -> 
     sources = []
     for name, tensor in calibration.items():
         dtype = dtype_name(tensor, "save_calibration", name)
-        sources.append(TensorSource(name, dtype, tuple(tensor.shape), lambda tensor=tensor: tensor_bytes(tensor)))
+        sources.append(TensorSource(name, dtype, tuple(tensor.shape), partial(tensor_bytes, tensor)))
     write_safetensors(path, sources, {"format": "pt"})
 
 
