@@ -26,9 +26,7 @@ struct LevelCode {
     bool escape;
 
     // Symbols that are not the escape.
-    int known() const {
-        return std::max(static_cast<int>(frequencies.size()), 1) - static_cast<int>(escape);
-    }
+    int known() const { return std::max(static_cast<int>(frequencies.size()), 1) - static_cast<int>(escape); }
 };
 
 // words, escapes: of each block; size: of the head itself, in 16-bit words.
@@ -43,9 +41,7 @@ struct CodedBlocks {
     explicit CodedBlocks(int64_t count)
         : values(count),
           number((count + kMostBlockValues - 1) / kMostBlockValues),
-          size(number == 0
-                   ? 0
-                   : (count + kCodedLanes * number - 1) / (kCodedLanes * number) * kCodedLanes) {}
+          size(number == 0 ? 0 : (count + kCodedLanes * number - 1) / (kCodedLanes * number) * kCodedLanes) {}
 
     int64_t values, number, size;
 
