@@ -85,6 +85,7 @@ class PackedReport:
 
     def table(self) -> str:
         """The report as text: one line per weight, then bytes by purpose and the totals."""
+        rows: list[tuple[str, ...]]
         rows = [("weight", "shape", "group", "bits/weight", "widths", "bytes", "coding")]
         for weight in self.weights:
             shape = "x".join(map(str, weight.shape)) or "scalar"
@@ -92,6 +93,8 @@ class PackedReport:
             widths = "steps" if weight.range_scope == STEPS else _span(weight.histogram)
             numbers = (f"{weight.bits_per_weight:.2f}", widths, f"{weight.bytes:,}", _coding_text(weight))
             rows.append((printable(weight.name), shape, group, *numbers))
+        if all(weight.coding == "fixed" for weight in self.weights):
+            rows = [row[:-1] for row in rows]
         spaces = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(_align(row, spaces)).rstrip() for row in rows] + [""]
         lines += [f"{purpose:<17}{size:>14,} bytes" for purpose, size in self.bytes_by_purpose.items() if size]
