@@ -75,7 +75,7 @@ def pack_coded(arguments: argparse.Namespace, progress: Progress) -> tuple[float
     if result.double:
         names = ", ".join(map(printable, result.double[:3])) + (", …" if len(result.double) > 3 else "")
         notes.append(
-            f"{len(result.double)} float64 tensors are kept, unpacked ({names}); convert them to float32 first"
+            f"{len(result.double)} float64 tensors are kept as they are, unpacked ({names}); convert them to float32 first"
         )
     elif not result.weights:
         notes.append("no tensor was packed: none is floating, of two dimensions, above --min-size and not excluded")
