@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def save_calibration(path: str | os.PathLike[str], calibration: Calibration) -> 
     sources = []
     for name, tensor in calibration.items():
         dtype = dtype_name(tensor, "save_calibration", name)
-        sources.append(TensorSource(name, dtype, tuple(tensor.shape), lambda tensor=tensor: tensor_bytes(tensor)))
+        sources.append(TensorSource(name, dtype, tuple(tensor.shape), partial(tensor_bytes, tensor)))
     write_safetensors(path, sources, {"format": "pt"})
 
 
@@ -172,7 +173,8 @@ def _outer(values: Tensor) -> Tensor:
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """Layers that are understood, by the name of their weight; of a weight that two layers share, the first."""
-    found, seen = {}, set()
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
     for name, layer in model.named_modules():
         if isinstance(layer, (nn.Linear, nn.Embedding)) and id(layer.weight) not in seen:
             seen.add(id(layer.weight))

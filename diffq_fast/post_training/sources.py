@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ NESTS = ("state_dict", "model_state_dict", "model_state", "model", "state", "mod
 MAX_INDEX_BYTES = 100_000_000
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """A tensor of a checkpoint before it is read."""
 
     shape: tuple[int, ...]
