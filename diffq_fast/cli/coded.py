@@ -74,9 +74,8 @@ def pack_coded(arguments: argparse.Namespace, progress: Progress) -> tuple[float
     notes = []
     if result.double:
         names = ", ".join(map(printable, result.double[:3])) + (", …" if len(result.double) > 3 else "")
-        notes.append(
-            f"{len(result.double)} float64 tensors are kept, unpacked ({names}); convert them to float32 first"
-        )
+        problem = f"{len(result.double)} float64 tensors are kept as they are, unpacked ({names})"
+        notes.append(f"{problem}; convert them to float32 first")
     elif not result.weights:
         notes.append("no tensor was packed: none is floating, of two dimensions, above --min-size and not excluded")
     return result.quality if math.isfinite(result.quality) else None, text, notes
