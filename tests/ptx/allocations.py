@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import weakref
 from collections.abc import Iterator
 from unittest import mock
 
@@ -17,15 +18,41 @@ from .memory import JUNK, Unwritten
 _fresh: dict[int, tuple[StorageWeakRef, Unwritten]] = {}  # by the storage's address
 
 
-def tensors_ranges() -> list[tuple[int, int]]:
-    """Where the storages of all living CPU tensors begin and end."""
-    found = {}
-    for each in gc.get_objects():
-        if issubclass(type(each), torch.Tensor) and each.device.type == "cpu" and each.layout == torch.strided:
-            storage = _storage(each)
+def _tensors(types: frozenset[type]) -> list[torch.Tensor]:
+    return [each for each in gc.get_objects() if type(each) in types]
+
+
+def _tensor_types() -> frozenset[type]:
+    found, new = set(), [torch.Tensor]
+    while new:
+        kind = new.pop()
+        found.add(kind)
+        new += [each for each in type.__subclasses__(kind) if each not in found]
+    return frozenset(found)
+
+
+class LivingTensors:
+    """All tensors of the process. The garbage collector knows them; what it knew before is set aside while this is in
+    use, so that asking is quick."""
+
+    def __enter__(self) -> LivingTensors:
+        gc.collect()
+        self._before = [weakref.ref(tensor) for tensor in _tensors(_tensor_types())]
+        gc.freeze()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        gc.unfreeze()
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Where the storages of all CPU tensors begin and end."""
+        before = [tensor for reference in self._before if (tensor := reference()) is not None]
+        found = {}
+        for each in [*before, *_tensors(_tensor_types())]:
+            storage = _storage(each) if each.device.type == "cpu" and each.layout == torch.strided else None
             if storage is not None and storage.nbytes():
                 found[storage.data_ptr()] = storage.data_ptr() + storage.nbytes()
-    return list(found.items())
+        return list(found.items())
 
 
 def _storage(tensor: torch.Tensor):

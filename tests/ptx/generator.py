@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import arithmetic
-from .parser import BITS, Address, Block, Instruction, Kernel, UnknownPtx
+from .parser import BITS, Address, Block, Instruction, Kernel, UnknownPtxError
 
 SPECIAL = ("%tid.x", "%ctaid.x", "%nctaid.x", "%ntid.x", "%laneid")
 DTYPES = {
@@ -72,7 +72,7 @@ class Code:
     def width(self, register: str) -> int:
         prefix = register.rstrip("0123456789")
         if prefix not in self.kernel.widths:
-            raise UnknownPtx(f"register {register}")
+            raise UnknownPtxError(f"register {register}")
         return self.kernel.widths[prefix]
 
     def constant(self, value: Any) -> str:
@@ -105,7 +105,7 @@ class Code:
     def _as(expression: str, width: int, kind: str) -> str:
         """``expression``, unsigned of ``width`` bits, as ``kind``; a wide register may hold a narrow value."""
         if width < BITS[kind]:
-            raise UnknownPtx(f"{expression} of {width} bits as {kind}")
+            raise UnknownPtxError(f"{expression} of {width} bits as {kind}")
         if width > BITS[kind]:
             expression = f"{expression}.astype(np.uint{BITS[kind]})"
         return expression if kind[0] == "u" else f"{expression}.view({DTYPES[kind]})"
@@ -152,8 +152,8 @@ def _literal(text: str, kind: str) -> Any:
     if text.startswith(("0f", "0d")):
         bits = np.uint32(int(text[2:], 16)) if text[1] == "f" else np.uint64(int(text[2:], 16))
         return bits if kind[0] == "u" else bits.view(np.float32 if text[1] == "f" else np.float64)
-    if kind[0] == "f" or not text[:1].isdigit() and text[:1] != "-":
-        raise UnknownPtx(f"operand {text} as {kind}")
+    if kind[0] == "f" or (not text[:1].isdigit() and text[:1] != "-"):
+        raise UnknownPtxError(f"operand {text} as {kind}")
     bits = BITS[kind]
     value = np.dtype(f"u{bits // 8}").type(int(text.rstrip("U"), 0) & ((1 << bits) - 1))
     return value.view(getattr(np, DTYPES[kind][3:]))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .generator import DTYPES, Access, Code, name_of
-from .parser import BITS, Instruction, UnknownPtx
+from .parser import BITS, Instruction, UnknownPtxError
 
 Emitter = Callable[[Code, Instruction], None]
 _EMITTERS: dict[str, Emitter] = {}
@@ -17,7 +17,7 @@ _EMITTERS: dict[str, Emitter] = {}
 def emit(code: Code, instruction: Instruction) -> None:
     emitter = _EMITTERS.get(instruction.name)
     if emitter is None:
-        raise UnknownPtx(f"{code.kernel.name}: {instruction.text}")
+        raise UnknownPtxError(f"{code.kernel.name}: {instruction.text}")
     emitter(code, instruction)
 
 
@@ -31,7 +31,7 @@ def _emits(*names: str) -> Callable[[Emitter], Emitter]:
 
 def _require(condition: bool, i: Instruction) -> None:
     if not condition:
-        raise UnknownPtx(i.text)
+        raise UnknownPtxError(i.text)
 
 
 def _unsigned(kind: str) -> str:
@@ -85,7 +85,7 @@ def _product(code: Code, i: Instruction) -> None:
         return _float_product(code, i)
     form = {"lo": _product_low, "wide": _product_wide, "hi": _product_high}.get(i.opcode[1])
     if form is None:
-        raise UnknownPtx(i.text)
+        raise UnknownPtxError(i.text)
     return form(code, i)
 
 

@@ -108,12 +108,13 @@ class _Registers(dict):
 
     def __init__(self, widths: dict[str, int], threads: int, seed: int) -> None:
         super().__init__()
-        self.widths, self.threads, self.junk = widths, threads, np.random.default_rng(seed)
+        self.widths = widths
+        self.junk = np.random.default_rng(seed).integers(0, 1 << 63, threads, dtype=np.uint64)
 
     def __missing__(self, register: str):
         width = self.widths[register.rstrip("0123456789")]
-        bits = self.junk.integers(0, 1 << min(width, 63), self.threads, dtype=np.uint64)
-        self[register] = bits.astype(np.bool_ if width == 1 else f"u{width // 8}")
+        salted = (self.junk * np.uint64(2 * len(self) + 1)) >> np.uint64(13)
+        self[register] = (salted & np.uint64(1) != 0) if width == 1 else salted.astype(f"u{width // 8}")
         return self[register]
 
 

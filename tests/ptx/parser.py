@@ -20,7 +20,7 @@ _FILE_LINE = re.compile(r"[\w.-]+\.py:\d+")
 _ORDERED = {"acquire", "release", "acq_rel", "relaxed"}
 
 
-class UnknownPtx(NotImplementedError):
+class UnknownPtxError(NotImplementedError):
     """An instruction, or a form of one, that the emulator does not know."""
 
 
@@ -90,11 +90,11 @@ class Kernel:
 def parse(ptx: str) -> Kernel:
     found = _ENTRY.search(ptx)
     if found is None:
-        raise UnknownPtx("parse: expected a module with one .visible .entry, found none")
+        raise UnknownPtxError("parse: expected a module with one .visible .entry, found none")
     name, parameters, directives, body = found.groups()
     threads = re.search(r"\.reqntid (\d+)", directives)
     if threads is None:
-        raise UnknownPtx(f"parse: {name}: expected .reqntid with the number of threads, got {directives!r}")
+        raise UnknownPtxError(f"parse: {name}: expected .reqntid with the number of threads, got {directives!r}")
     widths = {prefix: BITS[kind] for kind, prefix in _REGISTERS.findall(body)}
     return Kernel(name, _PARAMETER.findall(parameters), int(threads[1]), _blocks(_items(body)), widths)
 
@@ -117,7 +117,7 @@ def _items(body: str):
 def _instruction(text: str, line: str) -> Instruction:
     found = _STATEMENT.fullmatch(text)
     if not found:
-        raise UnknownPtx(f"parse: statement {text!r}")
+        raise UnknownPtxError(f"parse: statement {text!r}")
     negated, predicate, opcode, operands = found.groups()
     return Instruction(tuple(opcode.split(".")), _operands(operands), predicate, bool(negated), line, text)
 
@@ -133,7 +133,7 @@ def _operand(text: str):
     if text.startswith("["):
         found = _ADDRESS.fullmatch(text[1:-1].replace(" ", ""))
         if not found:
-            raise UnknownPtx(f"parse: address {text}")
+            raise UnknownPtxError(f"parse: address {text}")
         return Address(found[1], int(found[2] or "0", 0))
     return text
 
@@ -169,7 +169,7 @@ class _Splitter:
             self.finish(End("return", -1, after, item.predicate, item.negated))
         elif item.name in ("bar", "barrier"):
             if item.predicate or item.operands != ("0",):
-                raise UnknownPtx(f"parse: {item.text}")
+                raise UnknownPtxError(f"parse: {item.text}")
             self.finish(End("barrier", after))
         elif item.synchronises:
             if self.current.instructions:

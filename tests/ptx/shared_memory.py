@@ -13,7 +13,13 @@ _NOBODY, _SEVERAL = 0, -1
 class SharedMemory:
     def __init__(self, size: int, cell: int, clocks, report) -> None:
         threads = clocks.threads
-        self.size, self.cell, self.clocks, self.report, self.threads = -(-size // 16) * 16, cell, clocks, report, threads
+        self.size, self.cell, self.clocks, self.report, self.threads = (
+            -(-size // 16) * 16,
+            cell,
+            clocks,
+            report,
+            threads,
+        )
         self.bytes = np.full(threads.blocks * self.size, JUNK, np.uint8)
         self.base = (threads.block - threads.first) * self.size
         cells = len(self.bytes) // cell + 1
@@ -45,7 +51,9 @@ class SharedMemory:
         self.check_write(who, self.cells_of(at, access.bytes), (view[index] != values).any(1), instruction)
         view[index] = values
         if (view[index] != values).any():
-            self.report("race: different values written to shared memory by two threads in one instruction", instruction)
+            self.report(
+                "race: different values written to shared memory by two threads in one instruction", instruction
+            )
 
     # -- checks ------------------------------------------------------------------------------------------------
 

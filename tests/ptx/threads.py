@@ -27,10 +27,7 @@ class Threads:
 
     def active(self, index, count, mask):
         """Places among the ``count`` running threads, and the threads, where ``mask`` holds."""
-        if mask is None:
-            places = np.arange(count)
-        else:
-            places = np.flatnonzero(np.broadcast_to(mask, count))
+        places = np.arange(count) if mask is None else np.flatnonzero(np.broadcast_to(mask, count))
         return places, places if index is None else index[places]
 
 
@@ -47,7 +44,9 @@ class Clocks:
         # Of thread t: the epochs of each block that t has seen the end of, where programs tell each other anything.
         self.seen = np.zeros((threads.number, threads.grid), np.int32) if synchronising else None
         self.releases = np.zeros(threads.number, np.int64)
-        self.seen_releases: dict[int, dict[int, int]] = {}  # of single threads, in the epoch that they were in
+        # Releases of single threads, by their identities: what a whole block has seen, and a thread since its barrier.
+        self.seen_releases: list[dict[int, int]] = [{} for _ in range(threads.blocks)]
+        self.news: dict[int, dict[int, int]] = {}
         self.published: dict[int, tuple[np.ndarray, dict[int, int]]] = {}  # by address
 
     def stamps(self, who):
@@ -63,11 +62,14 @@ class Clocks:
         if self.seen is None:
             return before
         before |= (block != mine) & (done < self.seen[who[:, None], np.maximum(block, 0)])
-        if self.seen_releases and not before.all():
+        if self.published and not before.all():
             for place in zip(*np.nonzero(~before), strict=True):
-                known = self.seen_releases.get(int(who[place[0]]), {}).get(int(other[place]), 0)
+                known = self._releases_seen(int(who[place[0]])).get(int(other[place]), 0)
                 before[place] = (stamp[place] & _RELEASE_MASK) < known
         return before
+
+    def _releases_seen(self, who: int) -> dict[int, int]:
+        return _joined(self.seen_releases[who // self.threads.size], self.news.get(who, {}))
 
     def barrier(self, blocks) -> None:
         """All threads of these blocks (counted within the wave) have met."""
@@ -76,36 +78,34 @@ class Clocks:
         if self.seen is None:
             return
         for block in blocks:
-            rows = range(block * threads.size, (block + 1) * threads.size)
-            joint = self.seen[rows.start : rows.stop].max(0)
+            rows = slice(block * threads.size, (block + 1) * threads.size)
+            joint = self.seen[rows].max(0)
             joint[threads.first + block] = self.epoch[threads.first + block]
-            self.seen[rows.start : rows.stop] = joint
-            self._share_releases(rows)
-
-    def _share_releases(self, rows: range) -> None:
-        together: dict[int, int] = {}
-        for row in rows:
-            _join(together, self.seen_releases.get(row, {}))
-        if together:
-            self.seen_releases.update({row: dict(together) for row in rows})
+            self.seen[rows] = joint
+        for who in list(self.news):
+            block = who // threads.size
+            if block in blocks:
+                self.seen_releases[block] = _joined(self.seen_releases[block], self.news.pop(who))
 
     def acquire(self, who: int, address: int) -> None:
         if address in self.published and self.seen is not None:
             seen, releases = self.published[address]
             self.seen[who] = np.maximum(self.seen[who], seen)
-            _join(self.seen_releases.setdefault(who, {}), releases)
+            self.news[who] = _joined(self.news.get(who, {}), releases)
 
     def release(self, who: int, address: int) -> None:
         if self.seen is None:
             return
         self.releases[who] += 1
         seen, releases = self.published.get(address, (self.seen[who], {}))
-        releases = dict(releases)
-        _join(releases, self.seen_releases.get(who, {}))
-        _join(releases, {int(self.threads.identity[who]): int(self.releases[who])})
+        releases = _joined(_joined(releases, self._releases_seen(who)), {who + self._first: int(self.releases[who])})
         self.published[address] = np.maximum(seen, self.seen[who]), releases
 
+    @property
+    def _first(self) -> int:
+        """Identity of the wave's first thread."""
+        return int(self.threads.identity[0])
 
-def _join(one: dict[int, int], other: dict[int, int]) -> None:
-    for key, value in other.items():
-        one[key] = max(one.get(key, 0), value)
+
+def _joined(one: dict[int, int], other: dict[int, int]) -> dict[int, int]:
+    return one | {key: max(value, one.get(key, 0)) for key, value in other.items()}

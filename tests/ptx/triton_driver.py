@@ -26,8 +26,8 @@ class Emulator:
     """What launches in a ``with emulated(...)`` share. ``edit``: what to make of a kernel's PTX before it runs, given
     its name (for mutants)."""
 
-    def __init__(self, arch: int, settings: Settings) -> None:
-        self.arch, self.settings = arch, settings
+    def __init__(self, arch: int, settings: Settings, tensors: allocations.LivingTensors) -> None:
+        self.arch, self.settings, self.tensors = arch, settings, tensors
         self.problems = Problems()
         self.launches: Counter[str] = Counter()
         self.opcodes: Counter[str] = Counter()
@@ -35,7 +35,7 @@ class Emulator:
 
     def launch(self, grid: int, ptx: str, metadata: Any, arguments: list[tuple[str, Any]]) -> None:
         program = program_of(self.edit(ptx), self.settings.contract and metadata.enable_fp_fusion)
-        where = Allocations(allocations.tensors_ranges(), allocations.unwritten(), program.cell)
+        where = Allocations(self.tensors.ranges(), allocations.unwritten(), program.cell)
         parameters = _parameters(program.kernel, arguments)
         self.launches[program.kernel.name] += 1
         self.opcodes += program.opcodes
@@ -131,15 +131,15 @@ def emulated(arch: int = 90, settings: Settings | None = None) -> Iterator[Emula
 
     The emulator that is given has the ``problems`` that were found; nothing is raised for them.
     """
-    emulator = Emulator(arch, settings or Settings())
     original, replaced = _compiler()
     driver = triton.runtime.driver
     before = driver._active
-    triton.backends.backends["nvidia"] = replaced
-    driver.set_active(_Driver(emulator))
-    try:
-        with allocations.junk_in_empty_tensors():
+    with allocations.LivingTensors() as tensors, allocations.junk_in_empty_tensors():
+        emulator = Emulator(arch, settings or Settings(), tensors)
+        triton.backends.backends["nvidia"] = replaced
+        driver.set_active(_Driver(emulator))
+        try:
             yield emulator
-    finally:
-        triton.backends.backends["nvidia"] = original
-        driver._active = before
+        finally:
+            triton.backends.backends["nvidia"] = original
+            driver._active = before
