@@ -338,7 +338,7 @@ def _access_of(code: Code, i: Instruction, registers: tuple[str, ...], address) 
 @_emits("ld")
 def _load(code: Code, i: Instruction) -> None:
     if i.opcode[1] == "param":
-        expression = f"wave.parameter({i.operands[1].base!r}, np.uint{BITS[i.kind]})"
+        expression = f"wave.parameter({i.operands[1].base!r}, {i.operands[1].offset}, np.uint{BITS[i.kind]})"
         return code.assign(i, i.operands[0], expression, _unsigned(i.kind))
     registers = _vector(i.operands[0])
     space, access, address = _access_of(code, i, registers, i.operands[1])

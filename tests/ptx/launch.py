@@ -153,8 +153,10 @@ class Wave:
         value = self.threads.special[name]
         return value if index is None or value.ndim == 0 else value[index]
 
-    def parameter(self, name, kind):
-        return self.launch.parameters[name].view(kind)
+    def parameter(self, name, offset, kind):
+        """A narrower load has the lower bits."""
+        value = self.launch.parameters[name]
+        return (value >> value.dtype.type(8 * offset)).astype(kind)
 
     # -- the order of things -----------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import torch
 from diffq_fast.backends import default
 from support.triton_weights import (
     COUNTS,
+    EMULATED,
     EPSILON,
     KEY,
     assert_near,
@@ -170,7 +171,10 @@ def test_gradients_of_a_lower_dtype_equal_those_cast_to_float32(group_size, per_
     options = group_size, 2.0, 15.0, "bits", "uniform", per_group
     got = add_noise_backward(grads, weights, *lists, *options)
     expected = add_noise_backward([grad.float() for grad in grads], weights, *lists, *options)
-    assert_same([*got[0], *got[1], got[2]], [*expected[0], *expected[1], expected[2]])
+    if EMULATED:  # compiled code sums in another order for another dtype: tests/emulated/test_training.py
+        assert_near([*got[0], *got[1], got[2]], [*expected[0], *expected[1], expected[2]], 1e-5, 1e-6)
+    else:
+        assert_same([*got[0], *got[1], got[2]], [*expected[0], *expected[1], expected[2]])
     assert all(grad.dtype == torch.float32 for grad in got[0])
 
 
