@@ -36,7 +36,6 @@ class LivingTensors:
     use, so that asking is quick."""
 
     def __enter__(self) -> LivingTensors:
-        gc.collect()
         self._before = [weakref.ref(tensor) for tensor in _tensors(_tensor_types())]
         gc.freeze()
         return self

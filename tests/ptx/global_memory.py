@@ -12,7 +12,8 @@ _LONGEST_LOG = 1 << 22  # reads
 
 
 class GlobalMemory:
-    """``allocations`` as one wave of ``threads`` sees them."""
+    """``allocations`` as one wave of threads sees them. ``order``: of an access that others may wait for: "relaxed",
+    "acquire", "release" or "acq_rel"."""
 
     def __init__(self, allocations, shadows, clocks, report) -> None:
         self.allocations, self.shadows, self.clocks, self.report = allocations, shadows, clocks, report
@@ -20,7 +21,7 @@ class GlobalMemory:
 
     # -- what the generated code calls -------------------------------------------------------------------------
 
-    def load(self, running, address, access, mask, instruction, synchronises=False):
+    def load(self, running, address, access, mask, instruction, order=None):
         """A list of ``access.vector`` arrays. Threads that do not load get junk."""
         count, (places, who, address, row) = running[1], self._access(running, address, access, mask, instruction)
         junk = memory.UNSIGNED[access.size](_JUNK & ((1 << 8 * access.size) - 1))
@@ -28,7 +29,7 @@ class GlobalMemory:
             return [junk] * access.vector
         if self.allocations.unwritten and self.allocations.reads_junk(address, access.bytes):
             self.report("read of global memory that nobody has written", instruction)
-        self._check_read(who, address, row, access.bytes, instruction, synchronises)
+        self._check_read(who, address, row, access.bytes, instruction, order is not None)
         result = []
         for place in range(access.vector):
             values = memory.read(address + place * access.size, access.size)
@@ -37,12 +38,12 @@ class GlobalMemory:
                 whole[places] = values
                 values = whole
             result.append(values)
-        if synchronises:
+        if order == "acquire":
             for thread, at in zip(who.tolist(), address.tolist(), strict=True):
                 self.clocks.acquire(thread, at)
         return result
 
-    def store(self, running, address, access, values, mask, instruction, synchronises=False):
+    def store(self, running, address, access, values, mask, instruction, order=None):
         count, (places, who, address, row) = running[1], self._access(running, address, access, mask, instruction)
         if not len(places):
             return
@@ -50,14 +51,14 @@ class GlobalMemory:
         old = [memory.read(address + i * access.size, access.size) for i in range(access.vector)]
         changed = np.any([one != other for one, other in zip(old, values, strict=True)], axis=0)
         cells = self.allocations.cells_of(address, access.bytes, row)
-        self._check_write(who, cells, row, changed, instruction, synchronises)
+        self._check_write(who, cells, row, changed, instruction, order is not None)
         for i, value in enumerate(values):
             memory.write(address + i * access.size, access.size, value)
-        self.shadows.wrote(cells, self.threads.identity[who], self.clocks.stamps(who), row, synchronises)
+        self.shadows.wrote(cells, self.threads.identity[who], self.clocks.stamps(who), row, order is not None)
         self._check_together(who, cells, address, access, values, instruction)
         if self.allocations.unwritten:
             self.allocations.mark_written(address, access.bytes)
-        if synchronises:
+        if order == "release":
             for thread, at in zip(who.tolist(), address.tolist(), strict=True):
                 self.clocks.release(thread, at)
 

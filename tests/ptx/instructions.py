@@ -319,7 +319,7 @@ def _convert_float(code: Code, i: Instruction, modifiers: tuple[str, ...], dest:
 # -- memory ----------------------------------------------------------------------------------------------------
 
 _CACHING = {"cg", "ca", "nc", "L1::evict_last", "L1::evict_first", "L1::no_allocate", "volatile", "weak"}
-_ORDERS = {"acquire", "release", "relaxed", "gpu"}
+_ORDERS = {"acquire", "release", "relaxed"}
 _SPACES = {"global": "device", "shared": "shared", "shared::cta": "shared"}
 
 
@@ -327,10 +327,14 @@ def _vector(operand) -> tuple[str, ...]:
     return operand if isinstance(operand, tuple) else (operand,)
 
 
+def _order(i: Instruction) -> str:
+    return next(part for part in i.opcode if part in _ORDERS)
+
+
 def _access_of(code: Code, i: Instruction, registers: tuple[str, ...], address) -> tuple[str, str, str]:
     """Space, the access as a constant, and the address."""
     space = _SPACES.get(i.opcode[1])
-    _require(space is not None and set(i.opcode[2:-1]) <= {"v2", "v4", *_CACHING, *_ORDERS}, i)
+    _require(space is not None and set(i.opcode[2:-1]) <= {"v2", "v4", *_CACHING, *_ORDERS, "gpu"}, i)
     access = code.constant(Access(BITS[i.kind] // 8, len(registers)))
     return str(space), access, code.address(address, "u64" if space == "device" else "u32")
 
@@ -342,7 +346,7 @@ def _load(code: Code, i: Instruction) -> None:
         return code.assign(i, i.operands[0], expression, _unsigned(i.kind))
     registers = _vector(i.operands[0])
     space, access, address = _access_of(code, i, registers, i.operands[1])
-    ordered = ", True" if i.synchronises else ""
+    ordered = f", {_order(i)!r}" if i.synchronises else ""
     code.line(f"t = wave.{space}.load(running, {address}, {access}, {code.mask(i)}, {code.constant(i)}{ordered})")
     for place, register in enumerate(registers):
         loaded = f"t[{place}]" if i.kind[0] != "s" else f"t[{place}].view({DTYPES[i.kind]})"
@@ -355,7 +359,7 @@ def _store(code: Code, i: Instruction) -> None:
     operands = _vector(i.operands[1])
     space, access, address = _access_of(code, i, operands, i.operands[0])
     values = ", ".join(code.value(operand, _unsigned(i.kind)) for operand in operands)
-    ordered = ", True" if i.synchronises else ""
+    ordered = f", {_order(i)!r}" if i.synchronises else ""
     arguments = f"running, {address}, {access}, [{values}], {code.mask(i)}, {code.constant(i)}{ordered}"
     code.line(f"wave.{space}.store({arguments})")
 

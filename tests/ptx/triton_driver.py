@@ -35,7 +35,8 @@ class Emulator:
 
     def launch(self, grid: int, ptx: str, metadata: Any, arguments: list[tuple[str, Any]]) -> None:
         program = program_of(self.edit(ptx), self.settings.contract and metadata.enable_fp_fusion)
-        where = Allocations(self.tensors.ranges(), allocations.unwritten(), program.cell)
+        unwritten = allocations.unwritten() if self.settings.ends_only is None else []  # others would have written it
+        where = Allocations(self.tensors.ranges(), unwritten, program.cell)
         parameters = _parameters(program.kernel, arguments)
         self.launches[program.kernel.name] += 1
         self.opcodes += program.opcodes
