@@ -117,7 +117,7 @@ class Code:
 
     def address(self, address: Address, kind: str) -> str:
         if not address.base.startswith("%"):
-            return f"np.int64({address.offset})"
+            return f"np.int64({int(_literal(address.base, kind)) + address.offset})"
         return f"{self.value(address.base, kind)}.astype(np.int64) + {address.offset}"
 
     # -- results -----------------------------------------------------------------------------------------------

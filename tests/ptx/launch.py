@@ -215,6 +215,8 @@ class Wave:
             goes = np.where(np.broadcast_to(holds, count), end.target, end.after)
             self.place[where] = goes
             next_place = int(goes[0]) if (goes == goes[0]).all() else None
+        if end.kind == "return" and self.waiting.any():
+            self._release_barriers()  # those who have left are no longer waited for
         if index is not None or self.launch.schedule is not None or next_place == -1:
             return None
         return next_place
