@@ -106,6 +106,17 @@ def test_nonfinite_gradients_are_zeroed_and_counted():
 
 
 @interpreted
+@pytest.mark.parametrize("group_size", [1, 8, 7])
+def test_nonfinite_gradients_of_a_group_reach_its_extremes_alone(group_size):
+    """Groups with ties, constant ones too: only elements that equal lo or hi get a part of the range's gradient."""
+    weights, grads = [make((9000,))[0].clamp(-1, 1), torch.ones(40)], make((9000, 40), seed=3)
+    grads[0][17], grads[0][8999], grads[1][3] = float("nan"), float("inf"), float("-inf")
+    got, expected = both_passes(weights, grads, group_size, True, "uniform", "bits")
+    assert_near(got[3], expected[3], 1e-5, 1e-4)
+    assert torch.equal(got[5], expected[5])
+
+
+@interpreted
 def test_mixed_dtypes_and_layouts_keep_their_places():
     weights = [
         make((24,))[0].to(torch.bfloat16),
