@@ -49,7 +49,8 @@ def _line_at(text: str, place: int) -> str:
 
 
 def notice(emulator: Emulator, kernel: str, mutant: Mutant, check: Callable[[], None]) -> str:
-    """How a mutant of ``kernel`` shows when ``check`` runs (which asserts): in words, "" if it does not."""
+    """How a mutant of ``kernel`` shows when ``check`` runs (which asserts): in words, "" if it does not. That two threads
+    write the same value does not count."""
     emulator.problems.clear()
     emulator.edit = lambda ptx: mutant(ptx) if f".entry {kernel}(" in ptx else ptx
     try:
@@ -61,9 +62,9 @@ def notice(emulator: Emulator, kernel: str, mutant: Mutant, check: Callable[[], 
         said = "the result differs"
     finally:
         emulator.edit = lambda ptx: ptx
-    problems = emulator.problems.serious() or list(emulator.problems.found)
+    problems = emulator.problems.serious()
     emulator.problems.clear()
-    return problems[0].what if problems else said
+    return problems[0].what.split(",")[0] if problems else said
 
 
 def recorded_ptx(emulator: Emulator, check: Callable[[], None]) -> dict[str, str]:

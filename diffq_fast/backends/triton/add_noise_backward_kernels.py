@@ -89,8 +89,8 @@ def store_partials(partial_ptr, range_gradient, nonfinite):
 
 @triton.jit
 def _carried_to_extremes(weight, ranges, gradient):
-    """The ``gradient`` of each range shared among the elements of its group ``weight[i]`` that equal hi, less the same of
-    those that equal lo. The others get 0 even of an infinite gradient, and so do constant groups."""
+    """The ``gradient`` of each range shared among the elements of its group ``weight[i]`` that equal hi, less the same
+    of those that equal lo. The others get 0 even of an infinite gradient, and so do constant groups."""
     at_hi = weight == ranges.hi[:, None]
     at_lo = weight == ranges.lo[:, None]
     carried = tl.where(ranges.hi > ranges.lo, gradient, 0.0)
