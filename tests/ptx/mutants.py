@@ -49,8 +49,8 @@ def _line_at(text: str, place: int) -> str:
 
 
 def notice(emulator: Emulator, kernel: str, mutant: Mutant, check: Callable[[], None]) -> str:
-    """How a mutant of ``kernel`` shows when ``check`` runs (which asserts): in words, "" if it does not. That two threads
-    write the same value does not count."""
+    """How a mutant of ``kernel`` shows when ``check`` runs (which asserts): in words, "" if it does not. That two
+    threads write the same value does not count."""
     emulator.problems.clear()
     emulator.edit = lambda ptx: mutant(ptx) if f".entry {kernel}(" in ptx else ptx
     try:
