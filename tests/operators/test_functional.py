@@ -27,6 +27,14 @@ PLANES = torch.zeros(1, 3, 32, dtype=torch.int64)
 
 # call -> error, words that the message must hold (who; which argument; what was expected; what came)
 BAD_CALLS = {
+    # coded levels
+    "codes_from_steps(W.cfloat())": (TypeError, "codes_from_steps: steps real torch.complex64"),
+    "steps_from_codes(W)": (TypeError, "steps_from_codes: codes integers torch.float32"),
+    "level_code(W)": (TypeError, "level_code: levels integers torch.float32"),
+    "encode_levels(W)": (TypeError, "encode_levels: levels integers torch.float32"),
+    "stream_size(NONE, 5)": (TypeError, "stream_size: words int16 torch.int32"),
+    "decode_levels(NONE.short(), -1)": (ValueError, "decode_levels: count from 0 -1"),
+    "add_uniform_noise([], [], KEY, group_sizes=[])": (ValueError, "add_uniform_noise: at least one weight"),
     "bits_from_logits(LOGIT, 2, 15, 'step')": (ValueError, "bits_from_logits: param 'bits', 'noise' 'step'"),
     "bits_from_logits(LOGIT.bool(), 2, 15)": (TypeError, "bits_from_logits: logits real torch.bool"),
     "bits_from_logits(LOGIT, 0, 15, 'noise')": (ValueError, "bits: 'noise' 0 < min_bits < max_bits min_bits=0"),
@@ -210,7 +218,7 @@ def test_bad_arguments_are_answered_with_the_promised_words(call):
 
 def test_every_function_that_can_refuse_has_a_row():
     rows = {call.partition("(")[0] for call in BAD_CALLS}
-    assert set(F.__all__) - rows == {"draw_key", "empty_cache", "NoiseOptions"}
+    assert set(F.__all__) - rows == {"draw_key", "empty_cache", "NoiseOptions", "LevelCode"}
 
 
 def test_examples_in_the_docstrings_run():
@@ -225,9 +233,10 @@ def test_functions_are_listed_and_defined_in_the_order_of_the_data_flow():
     defined = [name for name in functions if not name.startswith("_")]
     assert [name for name in F.__all__ if name in defined] == defined
     imported = [name for name in F.__all__ if name not in defined]
-    assert imported == ["NoiseOptions", "bits_from_logits", "logits_from_bits", "step_from_bits", "whole_bits"]
+    bits = ["bits_from_logits", "logits_from_bits", "step_from_bits", "whole_bits"]
+    assert imported == ["NoiseOptions", *bits, "LevelCode", "codes_from_steps", "steps_from_codes"]
     homes = {getattr(F, name).__module__ for name in imported}
-    assert homes == {"diffq_fast.reference.bits", "diffq_fast.reference.options"}
+    assert homes == {f"diffq_fast.reference.{each}" for each in ("bits", "options", "level_code", "log_steps")}
 
 
 def test_every_public_function_is_documented_and_typed():

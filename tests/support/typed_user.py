@@ -49,4 +49,7 @@ def others(model: nn.Module, weight: Tensor) -> None:
     key = functional.draw_key(weight)
     options = functional.NoiseOptions(group_size=4)
     assert_type(functional.add_noise([weight], [weight], key, options).noisy, list[Tensor])
+    assert_type(diffq_fast.RateQuantizer(model, init_step=0.5).model_size(), Tensor)
+    diffq_fast.save_calibration("moments", diffq_fast.calibrate(model, [weight]))
+    diffq_fast.pack_checkpoint("model.safetensors", "file", bits_per_weight=3)
     diffq_fast.no_such_name()  # type: ignore[attr-defined]
