@@ -23,7 +23,7 @@ from .tiles import grouped, is_whole, load_tile, spread, store_tile, tile_of
 
 @triton.jit
 def _noise_tile(weight, steps, output_ptr, stream, key, begin, elements, CONFIG: tl.constexpr, WHOLE: tl.constexpr):
-    STEP: tl.constexpr = CONFIG.whole_step if WHOLE else CONFIG.part_step  # noqa: N806  (a constant)
+    STEP: tl.constexpr = CONFIG.whole_step if WHOLE else CONFIG.part_step
     stop = begin + CONFIG.tile if WHOLE else tl.minimum(begin + CONFIG.tile, elements)
     while begin < stop:
         value = load_tile(weight, begin, elements, 0.0, CONFIG.weight, STEP, WHOLE)
