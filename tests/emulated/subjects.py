@@ -14,7 +14,10 @@ from support.triton_weights import KEY, assert_near, assert_same, make, make_log
 
 
 def passes(group_size, per_group=False, counts=(8200, 9)):
+    """Noisy weights and gradients, with ties and an infinite gradient."""
     weights, grads = make(counts), make(counts, seed=3)
+    weights[0].clamp_(-2, 2)
+    grads[0][17] = float("inf")
     logits, streams, options = make_logits(weights, group_size), [3, 4], (group_size, 2.0, 15.0, "bits", "uniform")
     lists, options = (weights, logits, KEY, streams, None), (*options, per_group)
     expected = default.add_noise(*lists, *options)
