@@ -54,6 +54,4 @@ def others(model: nn.Module, weight: Tensor) -> None:
     options = functional.NoiseOptions(group_size=4)
     assert_type(functional.add_noise([weight], [weight], key, options).noisy, list[Tensor])
     assert_type(diffq_fast.RateQuantizer(model, init_step=0.5).model_size(), Tensor)
-    diffq_fast.save_calibration("moments", diffq_fast.calibrate(model, [weight]))
-    diffq_fast.pack_checkpoint("model.safetensors", "file", bits_per_weight=3)
     diffq_fast.no_such_name()  # type: ignore[attr-defined]
