@@ -105,7 +105,7 @@ class SizeTarget:
         self._smallest = budget.uniform_size(quantizer.min_bits + quantizer.extra_bits) / BITS_PER_MB
         self._every = max(2, total_steps // CONTROLS)
         self._controls = 0
-        self._price, self._start, self._rounding = torch.zeros(3, device=budget.device).unbind()
+        self._price, self._start, self._rounding = torch.zeros(3, dtype=torch.float32, device=budget.device).unbind()
 
     @property
     def price(self) -> Tensor:
