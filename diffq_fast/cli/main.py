@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._version import __version__
-from ..files.safetensors_reader import MAX_ELEMENTS, printable
+from ..files.safetensors_reader import MAX_ELEMENTS, escaped, printable
 from ..packed.report import inspect
 from ..reference.sizes import MAX_WIDTH
 from .convert import add_arguments as add_convert_arguments
@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except UsageError as error:
-        arguments.parser.error(str(error))
+        _print_error(arguments, error)
+        arguments.parser.error(escaped(str(error)))
         return 2
     except KeyboardInterrupt:
         print(f"diffq-fast {arguments.command}: interrupted", file=sys.stderr)
@@ -70,11 +71,17 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
         return 1
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"diffq-fast {arguments.command}: {error}", file=sys.stderr)
-        if arguments.json:
-            print(json.dumps({"error": str(error)}))
+    except Exception as error:
+        told = isinstance(error, ValueError | TypeError | OSError | ImportError)
+        text = str(error) if told else f"{type(error).__name__}: {error}"
+        print(f"diffq-fast {arguments.command}: {escaped(text)}", file=sys.stderr)
+        _print_error(arguments, text)
         return 1
+
+
+def _print_error(arguments: argparse.Namespace, error: object) -> None:
+    if arguments.json:
+        print(json.dumps({"error": str(error)}))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,11 +109,19 @@ def build_parser() -> argparse.ArgumentParser:
     added = command("unpack", run_unpack, text)
     added.add_argument("file")
     added.add_argument("output")
+    _add_max_bytes(added)
     _add_progress(added)
     text = "Convert a file of diffq or Demucs to a packed file, without running what it names."
-    add_convert_arguments(command("convert", run_convert, text))
+    added = command("convert", run_convert, text)
+    add_convert_arguments(added)
+    _add_max_bytes(added)
     command("doctor", run_doctor, "Say which backends are active, and why or why not.")
     return parser
+
+
+def _add_max_bytes(parser: argparse.ArgumentParser) -> None:
+    text = "refuse a file whose tensors take more (default: ten times what it holds, and 64 MiB)"
+    parser.add_argument("--max-bytes", type=int, metavar="N", help=text)
 
 
 def _add_progress(parser: argparse.ArgumentParser) -> None:
@@ -225,7 +240,7 @@ def run_unpack(arguments: argparse.Namespace) -> int:
     from ..packed.checkpoint import unpack_file
 
     with ProgressLine("unpacking", arguments.progress) as progress:
-        unpack_file(arguments.file, arguments.output, progress)
+        unpack_file(arguments.file, arguments.output, progress, max_bytes=arguments.max_bytes)
     size = os.path.getsize(arguments.output)
     _print(arguments, {"output": arguments.output, "bytes": size}, f"{arguments.output}: {size:,} bytes")
     return 0

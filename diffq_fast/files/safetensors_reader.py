@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import stat
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**60  # of a tensor, less one: its strides and bytes fit 64 bits
+MAX_NESTING = 64  # of lists and objects in JSON
 CHUNK_BYTES = 1 << 24  # read, or written, at once
+_NO_BRACKET = re.compile(r"[^][{}]+")
+_EMPTY_PAIR = re.compile(r"\[\]|\{\}")
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -37,12 +41,31 @@ class FileError(ValueError):
 
 def file_error(path: str | os.PathLike[str], where: str, problem: str) -> FileError:
     """The error for one place (a tensor's name, or "header") of one file."""
-    return FileError(f"reading {os.fspath(path)}: {printable(where)}: {problem}")
+    return FileError(f"reading {os.fspath(path)}: {printable(where)}: {escaped(problem)}")
 
 
 def printable(name: str) -> str:
     """A name from a file, made fit for a terminal: without control characters, and of limited length."""
     return (name if name.isprintable() else ascii(name))[:200]
+
+
+def escaped(text: str) -> str:
+    """A text that may hold names from a file, as one line without control characters, which rule terminals."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def too_deep(text: str) -> bool:
+    """Whether the lists and objects of a JSON text lie more than 64 deep in one another."""
+    without_quotes_inside = text.replace("\\\\", "").replace('\\"', "")
+    outside = "".join(without_quotes_inside.split('"')[::2])
+    brackets = _NO_BRACKET.sub("", outside)
+    for _ in range(MAX_NESTING):
+        brackets, found = _EMPTY_PAIR.subn("", brackets)  # takes away the innermost ones
+        if not found:
+            return False
+    return _EMPTY_PAIR.search(brackets) is not None
 
 
 @dataclass(frozen=True)
@@ -132,10 +155,17 @@ def read_json(text: str | bytes, path: str, where: str, expected: type = dict, f
 
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if too_deep(text):
+            raise file_error(
+                path,
+                where,
+                f"the JSON is nested too deeply (more than {MAX_NESTING}), or not closed; damaged or hostile",
+            )
         number = float if floats else refuse
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=refuse, parse_float=number)
     except RecursionError:
-        raise file_error(path, where, "the JSON is nested too deeply; damaged or hostile") from None
+        problem = f"the JSON is nested too deeply, more than {MAX_NESTING} times; damaged or hostile"
+        raise file_error(path, where, problem) from None
     except ValueError as error:
         raise file_error(path, where, f"not the JSON that was expected ({error}); damaged") from None
     if not isinstance(value, expected):
@@ -228,5 +258,18 @@ def read_tensors(
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file, open for reading bytes and without a buffer: tensors are read straight into their own memory."""
-    return Path(path).open("rb", buffering=0)
+    """The file, open for reading bytes and without a buffer: tensors are read straight into their own memory.
+
+    Raises:
+        FileError: it is no regular file; a pipe would wait for ever, and a device has no end. OSError: from the system.
+    """
+    file = open(path, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 (the caller closes it)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise file_error(path, "file", "it is not a regular file; copy what it gives into one first")
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening a pipe that nobody writes to would wait."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

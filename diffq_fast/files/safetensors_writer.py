@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from .atomic_file import atomic_file
-from .safetensors_reader import CHUNK_BYTES, ITEM_BYTES, Progress, TensorEntry
+from .safetensors_reader import CHUNK_BYTES, ITEM_BYTES, MAX_DIMENSIONS, MAX_HEADER_BYTES, Progress, TensorEntry
 
 Seal = Callable[[bytes, list[int]], bytes]  # the header's bytes and every tensor's CRC-32 in file order -> the header
 
@@ -71,12 +71,17 @@ def _place(sources: Iterable[TensorSource]) -> list[TensorEntry]:
 
 
 def _header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
-    """The header's JSON, padded with spaces so that the data begin at a multiple of 8."""
+    """The header's JSON, padded with spaces so that the data begin at a multiple of 8; only what readers take."""
     fields: dict[str, object] = {"__metadata__": metadata}
     for entry in entries:
+        if len(entry.shape) > MAX_DIMENSIONS:
+            raise ValueError(f"save: {entry.name}: at most {MAX_DIMENSIONS} dimensions, got {len(entry.shape)}")
         offsets = [entry.begin, entry.end]
         fields[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
     raw = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    if len(raw) + 8 > MAX_HEADER_BYTES:
+        problem = f"names, shapes and arguments take {len(raw):,} bytes, and readers take {MAX_HEADER_BYTES:,}"
+        raise ValueError(f"save: {problem}; shorten them, or save parts of the model")
     return raw + b" " * (-len(raw) % 8)
 
 

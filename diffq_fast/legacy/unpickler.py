@@ -3,14 +3,17 @@
 A pickle is a program: it names functions and calls them. This reader knows seven names (the rebuilders of
 tensors and parameters, ``OrderedDict``, ``Fraction``, ``_codecs.encode``) and the storage types; every other
 name becomes an *inert* class of that name, which accepts any arguments, does nothing and is never imported.
-Tensors must lie inside their storages, and dictionary keys must be plain values, so that no pickle makes the
-reader work without end.
+Tensors must lie inside their storages; dictionary keys must be short plain values, whose hashes nobody can make
+collide; what is built is counted, and what was built is measured as it would be written out
+(:mod:`diffq_fast.legacy.written_out`). So no pickle makes the reader, or who looks at its values, work without end,
+and none takes more memory than a small multiple of its length.
 """
 
 from __future__ import annotations
 
 import collections
 import fractions
+import io
 import pickle
 import re
 from collections.abc import Callable, Iterable
@@ -18,6 +21,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from .written_out import check_written_out
 
 _STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -36,6 +41,10 @@ _STORAGE_DTYPES = {
 }
 _FRACTION = re.compile(r"[+-]?\d{1,100}(/\d{1,100})?")
 _PLAIN_KEYS = (str, bytes, int, float, type(None))
+_MAX_KEY = 2**31  # of whole numbers as keys; multiples of 2**61 - 1 all have one hash
+_MAX_TUPLE_KEYS = 1000  # of one file; the hash of a tuple of numbers can be foreseen
+_MAX_FRACTION_BITS = 1024
+_BUILDERS = "MARK EMPTY_LIST EMPTY_DICT EMPTY_SET LIST TUPLE TUPLE1 TUPLE2 TUPLE3 PUT BINPUT LONG_BINPUT MEMOIZE"
 
 
 class Inert:
@@ -59,6 +68,11 @@ class Inert:
 
     def extend(self, values: Iterable[object]) -> None:
         self.__dict__.setdefault("items", []).extend(values)
+
+    def parts_of_inert(self) -> tuple[object, ...]:
+        """What it keeps."""
+        kept = self.__dict__
+        return tuple(kept[name] for name in ("args", "kwargs", "items", "state") if name in kept)
 
     def __call__(self, *args: object, **kwargs: object) -> Inert:
         return type(self)(*args, **kwargs)
@@ -112,7 +126,7 @@ def _fraction(*parts: object) -> fractions.Fraction:
     """A ``Fraction`` from the forms in which it is pickled; not from "1e999999999", which would take forever."""
     if len(parts) == 1 and isinstance(parts[0], str) and _FRACTION.fullmatch(parts[0]):
         return fractions.Fraction(parts[0])
-    if parts and all(type(part) is int for part in parts):
+    if parts and all(type(part) is int and part.bit_length() <= _MAX_FRACTION_BITS for part in parts):
         return fractions.Fraction(*parts)  # type: ignore[call-overload]
     raise pickle.UnpicklingError("a Fraction of something else than short numbers")
 
@@ -142,12 +156,58 @@ class _StorageType:
         self.dtype = dtype
 
 
-def _check_keys(keys: Iterable[object]) -> None:
-    """Hashing (t, t) nested 40 times takes 2**40 steps: keys are plain, or flat tuples of plain values."""
-    for key in keys:
-        parts = key if isinstance(key, tuple) else (key,)
-        if not all(isinstance(part, (*_PLAIN_KEYS, type)) for part in parts):
-            raise pickle.UnpicklingError(f"a dictionary key or set element of type {type(key).__name__}")
+class _Effort:
+    """What a pickle has built: its length bounds that, so that a short one cannot fill the memory."""
+
+    def __init__(self, pickle_bytes: int) -> None:
+        self.left = 400_000 + pickle_bytes // 6
+        self.tuple_keys = _MAX_TUPLE_KEYS
+
+    def spend(self, parts: int) -> None:
+        """Count so many parts, of about 100 bytes each, that are about to be built."""
+        self.left -= parts
+        if self.left < 0:
+            raise pickle.UnpicklingError("it builds far more objects than a file of its length holds")
+
+    def check_keys(self, keys: Iterable[object]) -> None:
+        """Hashing (t, t) nested 40 times takes 2**40 steps: keys are plain, or flat tuples of plain values.
+
+        Keys with one hash make a dictionary quadratic: whole numbers are small, tuples few. Texts have hashes that
+        differ from process to process.
+        """
+        for key in keys:
+            parts = key if isinstance(key, tuple) else (key,)
+            if not all(isinstance(part, (*_PLAIN_KEYS, type)) for part in parts):
+                raise pickle.UnpicklingError(f"a dictionary key or set element of type {type(key).__name__}")
+            if any(isinstance(part, int) and abs(part) >= _MAX_KEY for part in parts):
+                raise pickle.UnpicklingError("a whole number of more than 31 bits as a dictionary key")
+            self.tuple_keys -= isinstance(key, tuple)
+            if self.tuple_keys < 0:
+                raise pickle.UnpicklingError(f"more than {_MAX_TUPLE_KEYS:,} dictionary keys that are tuples")
+
+
+def _length_of(file: Any) -> int:
+    """Bytes from here to the end."""
+    position = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(position)
+    return end - position
+
+
+class _Bounded:
+    """A file that is never asked for more than it can have: some pickles state lengths of 2**63."""
+
+    def __init__(self, file: Any, left: int) -> None:
+        self._file, self._left = file, left
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(min(size, self._left))
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer)
+
+    def readline(self) -> bytes:
+        return self._file.readline()
 
 
 class RestrictedUnpickler(pickle._Unpickler):
@@ -160,9 +220,16 @@ class RestrictedUnpickler(pickle._Unpickler):
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: Any, load_storage: Callable[[tuple], Tensor] | None = None) -> None:
-        super().__init__(file, encoding="utf-8")
+        self._file_bytes = _length_of(file)
+        super().__init__(_Bounded(file, self._file_bytes), encoding="utf-8")
+        self.effort = _Effort(self._file_bytes)
         self._load_storage = load_storage
         self._inert: dict[str, type[Inert]] = {}
+
+    def load(self) -> Any:
+        value = super().load()
+        check_written_out(value, 2**20 + 2 * self._file_bytes)
+        return value
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -170,7 +237,10 @@ class RestrictedUnpickler(pickle._Unpickler):
             return _KNOWN[full]
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
             return _StorageType(_STORAGE_DTYPES[name])
-        return self._inert.setdefault(full, inert_class(full))
+        if full not in self._inert:
+            self.effort.spend(20)
+            self._inert[full] = inert_class(full)
+        return self._inert[full]
 
     def persistent_load(self, pid: Any) -> Tensor:
         if self._load_storage is None or not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
@@ -199,8 +269,9 @@ def _load_build(self: Any) -> None:
 
 def _load_reduce(self: Any) -> None:
     function, arguments = self.stack[-2:]
+    self.effort.spend(8)
     if function is collections.OrderedDict and arguments:
-        _check_keys(key for key, _ in arguments[0])
+        self.effort.check_keys(key for key, _ in arguments[0])
     pickle._Unpickler.load_reduce(self)  # type: ignore[attr-defined]
 
 
@@ -208,16 +279,34 @@ def _checking_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], 
     """The opcode ``load``, after a look at the keys that are about to be hashed."""
 
     def checked(self: Any) -> None:
-        _check_keys(self.stack[keys])
+        hashed = self.stack[keys]
+        self.effort.spend(len(hashed))
+        self.effort.check_keys(hashed)
         load(self)
 
     return checked
+
+
+def _counting(load: Callable[[Any], None], parts: int) -> Callable[[Any], None]:
+    """The opcode ``load``, which builds an object of about so many parts."""
+
+    def counted(self: Any) -> None:
+        self.effort.spend(parts)
+        load(self)
+
+    return counted
 
 
 def _restrict(dispatch: dict[int, Callable[[Any], None]]) -> None:
     refused = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.INST, pickle.OBJ)
     for opcode in (*refused, pickle.EXT1, pickle.EXT2, pickle.EXT4):  # torch.save writes none of them
         del dispatch[opcode[0]]
+    for name in _BUILDERS.split():
+        opcode = getattr(pickle, name)[0]
+        dispatch[opcode] = _counting(dispatch[opcode], 1)
+    for name in ("NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"):
+        opcode = getattr(pickle, name)[0]
+        dispatch[opcode] = _counting(dispatch[opcode], 8)
     dispatch[pickle.BUILD[0]] = _load_build
     dispatch[pickle.REDUCE[0]] = _load_reduce
     hashing = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,16 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..files.safetensors_reader import Header, Progress, file_error, open_file, read_header, read_tensor
+from ..files.budget import Budget
+from ..files.safetensors_reader import (
+    Header,
+    Progress,
+    file_error,
+    open_file,
+    printable,
+    read_header,
+    read_tensor,
+)
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, tensor_bytes, tensor_from_bytes
 from ..reference.logit_rule import LogitRule
@@ -153,12 +163,28 @@ def pack_at_bits(
 
 
 def unpack_file(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], progress: Progress | None = None
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    progress: Progress | None = None,
+    *,
+    max_bytes: int | None = None,
 ) -> None:
-    """Write a packed file's state dict as an ordinary safetensors file: every name, tied ones as copies."""
+    """Write a packed file's state dict as an ordinary safetensors file: every name, tied ones as copies.
+
+    Args:
+        max_bytes: of the new file's tensors; ten times what they take without the copies, and 64 MiB, when left out.
+
+    Raises:
+        BudgetError: the copies take more, and nothing was written.
+    """
     contents = read_packed(source)
+    entries = contents.entries()
+    sizes = {name: math.prod(entry.shape) * entry.dtype.itemsize for name, entry in entries.items()}
+    stored = sum(size for name, size in sizes.items() if name not in contents.ties)
+    budget = Budget(os.fspath(source), stored, max_bytes)
     sources = []
-    for name, entry in contents.entries().items():
+    for name, entry in entries.items():
+        budget.take(sizes[name], printable(name))
         data = partial(lambda name: tensor_bytes(contents.tensor(name)), name)
         sources.append(TensorSource(name, DTYPE_NAMES[entry.dtype], entry.shape, data))
     write_safetensors(target, sources, {"format": "pt"}, progress=progress)

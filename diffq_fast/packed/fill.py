@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..files.safetensors_reader import escaped
 from .contents import Entry
 
 _LOADERS = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
@@ -69,7 +70,8 @@ def fill(
         _put_back(model, targets, before)
         if not isinstance(error, Exception):
             raise
-        raise ValueError(f"{who}: the model's load_state_dict failed: {type(error).__name__}: {error}") from error
+        problem = f"{who}: the model's load_state_dict failed: {type(error).__name__}: {error}"
+        raise ValueError(escaped(problem)) from error
 
 
 def _has_loaders_of_its_own(model: nn.Module) -> bool:

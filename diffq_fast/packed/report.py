@@ -141,16 +141,21 @@ def _weight_report(layout: PackedLayout, name: str) -> WeightReport:
 
 
 def _bytes_by_purpose(layout: PackedLayout) -> dict[str, int]:
-    purpose: dict[str, str] = {}
-    for part, name in zip(PARTS, ("levels", "widths", "ranges"), strict=True):
-        purpose |= {weight + part: name for weight in layout.weights}
-    suffix = learned_suffix(layout.quantizer)
-    purpose |= {f"{weight}{suffix}": "logits" for weight in layout.weights}
+    suffix = str(learned_suffix(layout.quantizer))
     sizes = dict.fromkeys(PURPOSES, 0)
     for name, entry in layout.header.tensors.items():
-        rest = "buffers" if name in layout.buffers else "plain parameters"
-        sizes[purpose.get(name, rest)] += entry.byte_count
+        sizes[_purpose(layout, name, suffix)] += entry.byte_count
     return sizes | {"header": layout.header.data_start}
+
+
+def _purpose(layout: PackedLayout, name: str, suffix: str) -> str:
+    """What a tensor is for; names are taken apart, since put together they could be longer than the file."""
+    for part, purpose in zip(PARTS, ("levels", "widths", "ranges"), strict=True):
+        if name.endswith(part) and name.removesuffix(part) in layout.weights:
+            return purpose
+    if suffix and name.endswith(suffix) and name.removesuffix(suffix) in layout.weights:
+        return "logits"
+    return "buffers" if name in layout.buffers else "plain parameters"
 
 
 def _mean(histogram: Mapping[int, int]) -> float:

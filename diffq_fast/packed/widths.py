@@ -17,6 +17,8 @@ from ..reference.sizes import BLOCK, LANES, MAX_WIDTH, levels_per_width, stream_
 
 MAX_VARINT_BYTES = 9  # 63 bits: no run can overflow a signed 64-bit integer
 
+COUNTED_AT_ONCE = DECODED_AT_ONCE = 1 << 16  # widths, and bytes
+
 PackStream = Callable[[np.ndarray, int], bytes]
 
 
@@ -26,8 +28,10 @@ class WidthError(ValueError):
 
 def stream_levels(widths: np.ndarray, count: int, group_size: int) -> list[int]:
     """How many levels each width has: entry b counts those of b bits, 0 <= b <= 16."""
-    groups = np.bincount(widths, minlength=MAX_WIDTH + 1).tolist()
-    return levels_per_width(groups, int(widths[-1]) if count else 0, count, group_size)
+    groups = np.zeros(MAX_WIDTH + 1, dtype=np.int64)
+    for begin in range(0, len(widths), COUNTED_AT_ONCE):  # numpy makes eight bytes of each
+        groups += np.bincount(widths[begin : begin + COUNTED_AT_ONCE], minlength=MAX_WIDTH + 1)
+    return levels_per_width(groups.tolist(), int(widths[-1]) if count else 0, count, group_size)
 
 
 def encode_widths(widths: np.ndarray, pack_stream: PackStream | None = None) -> tuple[list[Any], bytes]:
@@ -96,26 +100,39 @@ def _encode_runs(widths: np.ndarray, starts: np.ndarray) -> bytes:
 
 
 def _decode_runs(data: bytes | bytearray, groups: int) -> np.ndarray:
-    stored = np.frombuffer(data, dtype=np.uint8)
-    last = stored < 0x80
-    ends = np.flatnonzero(last)
-    if len(stored) and not last[-1]:
-        raise WidthError("the last run is cut off")
+    """Piece by piece: a run of one byte takes a hundred while it is decoded."""
+    stored, begin = np.frombuffer(data, dtype=np.uint8), 0
+    pieces, done = [np.empty(0, dtype=np.uint8)], 0
+    while begin < len(stored):
+        piece = stored[begin : begin + DECODED_AT_ONCE]
+        ends = np.flatnonzero(piece < 0x80)
+        if not len(ends) and len(piece) <= MAX_VARINT_BYTES:
+            raise WidthError("the last run is cut off")
+        used = int(ends[-1]) + 1 if len(ends) else len(piece)
+        values, lengths = _runs(piece[:used], ends)
+        total = done + sum(lengths.tolist())
+        if total > groups:
+            raise WidthError(f"the runs cover {total:,} groups, expected {groups:,}")
+        pieces.append(np.repeat(values, lengths.astype(np.int64)))
+        begin, done = begin + used, total
+    if done != groups:
+        raise WidthError(f"the runs cover {done:,} groups, expected {groups:,}")
+    return np.concatenate(pieces)
+
+
+def _runs(stored: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 widths and uint64 lengths of the runs in these bytes; ``ends`` are the places of their last bytes."""
     sizes = np.diff(ends, prepend=-1)
-    if len(sizes) and int(sizes.max()) > MAX_VARINT_BYTES:
-        raise WidthError(f"a run takes {int(sizes.max())} bytes, at most {MAX_VARINT_BYTES} are allowed")
+    longest = int(sizes.max()) if len(sizes) else len(stored)
+    if longest > MAX_VARINT_BYTES:
+        raise WidthError(f"a run takes {longest} bytes, at most {MAX_VARINT_BYTES} are allowed")
     if ((stored[ends] == 0) & (sizes > 1)).any():
         raise WidthError("a run is written with more bytes than it needs")
     starts = ends - sizes + 1
     places = np.arange(len(stored)) - np.repeat(starts, sizes)
     digits = (stored & 0x7F).astype(np.uint64) << (places.astype(np.uint64) * np.uint64(7))
-    values = np.add.reduceat(digits, starts) if len(starts) else digits
-    lengths = (values >> np.uint64(4)) + np.uint64(1)
-    total = sum(lengths.tolist()) if len(lengths) <= groups else len(lengths)
-    if total != groups:
-        raise WidthError(f"the runs cover {total:,} groups, expected {groups:,}")
-    widths = (values & np.uint64(15)).astype(np.uint8) + np.uint8(1)
-    return np.repeat(widths, lengths.astype(np.int64))
+    values = np.add.reduceat(digits, starts)
+    return (values & np.uint64(15)).astype(np.uint8) + np.uint8(1), (values >> np.uint64(4)) + np.uint64(1)
 
 
 def _pieces(count: int) -> Iterator[tuple[int, int, int]]:
