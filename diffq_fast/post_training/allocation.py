@@ -71,7 +71,7 @@ def decibels(signal: float, noise: float) -> float:
 def sample_of(name: str, matrix: Tensor, sensitivity: Sensitivity, relative: bool) -> Sample:
     """Rows at even distances, copied, so that the weight itself can go."""
     every = max(1, matrix.numel() // SAMPLE_ELEMENTS)
-    chosen = torch.arange(0, len(matrix), min(every, len(matrix)))
+    chosen = torch.arange(0, len(matrix), min(every, len(matrix)), dtype=torch.int64, device="cpu")
     kept = Sensitivity(sensitivity.importance[chosen].clone(), sensitivity.column_cost)
     return Sample(name, matrix[chosen].clone(), kept, matrix.numel(), len(matrix), relative)
 

@@ -195,7 +195,7 @@ def _projection(output: Any, generator: torch.Generator) -> Tensor:
         raise TypeError("calibrate: expected an output with floating tensors that depend on the weights; give a loss")
     parts = []
     for each in tensors:
-        noise = torch.randn(each.shape, generator=generator, dtype=torch.float32).to(each.device)
+        noise = torch.randn(each.shape, generator=generator, dtype=torch.float32, device="cpu").to(each.device)
         parts.append((each.to(torch.float32) * noise).sum())
     return torch.stack(parts).sum()
 

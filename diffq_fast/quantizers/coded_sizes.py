@@ -123,7 +123,7 @@ def sampled_size(coded: Sequence[Coded], share: float, to_weights: bool) -> Tens
         of_device = [each for each in coded if each.weight.device == device]
         part = _size_on_device(of_device, share, to_weights)
         total = part if isinstance(total, float) else total + part.to(total.device)
-    return total if isinstance(total, Tensor) else torch.zeros(())
+    return total if isinstance(total, Tensor) else torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 def _size_on_device(coded: Sequence[Coded], share: float, to_weights: bool) -> Tensor:
@@ -227,7 +227,7 @@ def step_code_bits(coded: Sequence[Coded]) -> Tensor:
         codes = (codes - codes.amin(1, keepdim=True)).clamp(max=MOST_CODES - 1)
         part = stream_bits(_counts(codes, MOST_CODES), groups).sum()
         total = part if total is None else total + part.to(total.device)
-    return torch.zeros((), dtype=torch.float64) if total is None else total
+    return torch.zeros((), dtype=torch.float64, device="cpu") if total is None else total
 
 
 def level_bits(weight: Tensor, steps: Tensor, group_size: int) -> Tensor:
