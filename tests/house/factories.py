@@ -54,7 +54,7 @@ NEEDED = {"dtype", "device"}
 
 
 def made_by_default(sources: Sources) -> list[Place]:
-    """Calls of torch's factories without both ``dtype=`` and ``device=``, and factories passed on or imported by name."""
+    """Calls of torch's factories without ``dtype=`` or ``device=``, and factories passed on or imported by name."""
     return [place for module, tree in sources.trees.items() for place in _in_module(module, tree)]
 
 

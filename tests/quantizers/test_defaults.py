@@ -1,4 +1,4 @@
-"""Training, evaluation, sizes, files and states are the same, bit for bit, whatever torch's default dtype and device."""
+"""Training, evaluation, sizes, files and states are the same, bit for bit, under every default dtype and device."""
 
 from __future__ import annotations
 
