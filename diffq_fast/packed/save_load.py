@@ -92,6 +92,8 @@ def load(
         ValueError: the file does not fit the model, naming every entry, or its quantizer would not give the file's
             weights again. The model is then unchanged.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"load: expected a torch.nn.Module, got {type(model).__name__}; a quantizer has it as .model")
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()
