@@ -241,4 +241,5 @@ def level_bits(weight: Tensor, steps: Tensor, group_size: int) -> Tensor:
         counts = counts + _counts(chunk[None].long(), 2 * _MOST_FINE)
     count = weight.numel()
     bits = stream_bits(counts, count)[0] + low_bits * count
-    return bits.clamp(min=16.0 * -(-count // ELEMENTS_PER_WORD))
+    # The fewest words are those of levels and step codes together, and these take two at least.
+    return bits.clamp(min=16.0 * (-(-count // ELEMENTS_PER_WORD) - 2))
