@@ -23,6 +23,7 @@ COARSE = 16.0  # deviation, in levels, above which several levels count as one
 FINE_LEVELS = 256  # the same where every element is counted
 _MOST_FINE = 8 * FINE_LEVELS
 SAMPLING_STREAM = 2**32 - 1  # of the noise that draws the sample
+LEAST_STREAM_BITS = 32  # of a stream of equal values
 ELEMENTS_PER_WORD = 512  # a file has a word of 16 bits for so many elements at least
 MOST_CODES = 256  # step codes of a weight that are told apart
 COUNTED_AT_ONCE = 2**22
@@ -230,8 +231,11 @@ def step_code_bits(coded: Sequence[Coded]) -> Tensor:
     return torch.zeros((), dtype=torch.float64, device="cpu") if total is None else total
 
 
-def level_bits(weight: Tensor, steps: Tensor, group_size: int) -> Tensor:
-    """float64, 0-dim: bits of the stream of a weight's levels, every element counted."""
+def level_bits(weight: Tensor, steps: Tensor, group_size: int, beside: int = 0) -> Tensor:
+    """float64, 0-dim: bits of the stream of a weight's levels, every element counted.
+
+    At least those of the fewest words that a file has for so many levels, less the bits of the streams ``beside`` it.
+    """
     levels = in_steps(weight, steps, group_size).round().reshape(-1)
     # A file's table has 256 symbols: where there are more levels, they have low bits that are not coded.
     low_bits = (levels.square().mean().sqrt() / FINE_LEVELS).clamp(min=1).log2().ceil()
@@ -241,5 +245,4 @@ def level_bits(weight: Tensor, steps: Tensor, group_size: int) -> Tensor:
         counts = counts + _counts(chunk[None].long(), 2 * _MOST_FINE)
     count = weight.numel()
     bits = stream_bits(counts, count)[0] + low_bits * count
-    # The fewest words are those of levels and step codes together, and these take two at least.
-    return bits.clamp(min=16.0 * (-(-count // ELEMENTS_PER_WORD) - 2))
+    return bits.clamp(min=16.0 * -(-count // ELEMENTS_PER_WORD) - beside)
