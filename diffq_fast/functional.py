@@ -453,7 +453,7 @@ def decode_levels(words: Tensor, count: int) -> Tensor:
 def _stream_head(who: str, words: Tensor, count: int) -> StreamHead:
     check_coded_words(who, words, count)
     try:
-        head = read_head(words.contiguous().view(torch.uint8).cpu().numpy().data, count)
+        head = read_head(memoryview(words.cpu().numpy().tobytes()), count)
     except CodeError as error:
         raise CodeError(f"{who}: {error}") from None
     if head.stream_size(count) > len(words):

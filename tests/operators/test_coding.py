@@ -107,3 +107,14 @@ def test_operators_are_deterministic():
     levels = levels_of("bell", 10_000)
     code = table(functional.level_code(levels))
     assert torch.equal(ops.encode_levels(levels, *code), ops.encode_levels(levels, *code))
+
+
+@pytest.mark.parametrize("count", [1, 2, 100])
+def test_words_that_are_strided(count):
+    levels = levels_of("bell", count)
+    words = functional.encode_levels(levels)
+    strided = torch.stack([words, words], 1)[:, 0]
+    assert torch.equal(functional.decode_levels(strided, count), levels)
+    assert functional.stream_size(strided, count) == len(words)
+    with pytest.raises(CodeError):
+        functional.decode_levels(strided[:1], count)
