@@ -51,7 +51,7 @@ def encode_levels(levels: Tensor, code: LevelCode) -> Tensor:
 def decode_levels(words: Tensor, count: int) -> Tensor:
     """int32 ``[count]``: the values of one stream, which ``words`` begins with. Raises CodeError where it is none."""
     words = words.reshape(-1)
-    data = words.cpu().contiguous().view(torch.uint8).numpy().tobytes() if count else b""
+    data = words.cpu().numpy().tobytes() if count else b""
     if count == 0:
         return torch.empty(0, dtype=torch.int32, device=words.device)
     head = read_head(data, count)
