@@ -381,7 +381,7 @@ def encode_levels(levels: Tensor, code: LevelCode | None = None) -> Tensor:
     problem = code_problem(code, len(code.frequencies) or 1)
     if problem:
         raise ValueError(f"encode_levels: code: {problem}")
-    table = code.origin, code.low_bits, list(code.frequencies), code.escape
+    table = code.origin, code.low_bits, list(code.frequencies), code.escape, code.block_bits
     return _ops.encode_levels.default(levels, *table)
 
 

@@ -177,6 +177,12 @@ CALLS: dict[str, Callable[[Arguments], Any]] = {
     "unpack_dequantize": lambda a: functional.unpack_dequantize(
         a.words(), a.widths(), a.found(), a.shape(), dtype=a.often(torch.float32, torch.bfloat16, torch.int8), **both(a)
     ),
+    "level_code": lambda a: functional.level_code(a.levels()),
+    "encode_levels": lambda a: functional.encode_levels(a.levels()),
+    "stream_size": lambda a: functional.stream_size(a.words().to(torch.int16), a.often(a.count, -1, 10**6, 2**63)),
+    "decode_levels": lambda a: functional.decode_levels(a.words().to(torch.int16), a.often(a.count, -1, 10**6)),
+    "steps_from_codes": lambda a: functional.steps_from_codes(a.levels()),
+    "codes_from_steps": lambda a: functional.codes_from_steps(a.logits()),
     "pack_planes": lambda a: functional.pack_planes(
         *(a.levels(), a.often(3, 0, 16, 17, -1)), rows=a.often(64, 8, 16, 32, 5), columns=a.often(32, 1, 70, 0, -1)
     ),
@@ -194,7 +200,7 @@ FILE_CALLS: dict[str, Callable[[Arguments, Path], Any]] = {
     "model_file": model_file,
 }
 NEVER_REFUSED = {"draw_key", "empty_cache"}
-NO_CALLS = {"NoiseOptions"}
+NO_CALLS = {"NoiseOptions", "LevelCode"}
 
 
 def call(name: str, a: Arguments, path: Path) -> bool:

@@ -34,7 +34,7 @@ def encode_levels(levels: Tensor, code: LevelCode) -> Tensor:
     words: list[int] = []
     escapes: list[int] = []
     if code.frequencies:
-        for block in symbols.split(block_size(len(symbols))):
+        for block in symbols.split(block_size(len(symbols), code.block_bits)):
             states, coded, escaped = _encode_block(block, code)
             parts += [states, coded, escaped]
             words.append(len(coded))
@@ -81,7 +81,7 @@ def _encode_block(symbols: Tensor, code: LevelCode) -> tuple[Tensor, Tensor, Ten
         raise ValueError("encode_levels: the code has no symbol for some level")
     escaped = symbols[outside] & 0xFFFF
     symbols = torch.where(outside, known, symbols) if code.escape else symbols
-    lanes = lane_count(len(symbols))
+    lanes = lane_count(len(symbols), code.block_bits)
     rows = -(-len(symbols) // lanes)
     cells = torch.nn.functional.pad(symbols, (0, rows * lanes - len(symbols)), value=-1).view(rows, lanes)
     states = torch.full((lanes,), LOWEST_STATE, dtype=torch.int64, device=symbols.device)
@@ -106,8 +106,8 @@ def _decode_blocks(stream: Tensor, head: StreamHead, count: int) -> tuple[int, T
         torch.arange(len(frequencies), dtype=torch.int64, device=stream.device), frequencies
     )
     place, made = head.size, []
-    for values, words, escapes in zip(block_counts(count), head.words, head.escapes, strict=True):
-        lanes = lane_count(values)
+    for values, words, escapes in zip(block_counts(count, head.code.block_bits), head.words, head.escapes, strict=True):
+        lanes = lane_count(values, head.code.block_bits)
         end = place + 2 * lanes + words
         pairs = stream[place : place + 2 * lanes].view(-1, 2)
         states = pairs[:, 0] | pairs[:, 1] << 16
