@@ -18,8 +18,8 @@ WORTH = 0.997  # of the size with one class
 def choose_classes(levels: Tensor, group_size: int) -> Tensor:
     """uint8 `[groups]`, 1 … 16: the class of each group of the flat, signed levels.
 
-    Groups whose levels are about as large share a class. What that saves is estimated by the entropy of each class; where
-    it is not worth the table of classes, there is one.
+    Groups whose levels are about as large share a class. What that saves is estimated by the entropy of each class;
+    where it is not worth the table of classes, there is one.
     """
     groups = group_count(levels.numel(), group_size)
     best = torch.ones(groups, dtype=torch.uint8, device=levels.device)
