@@ -38,7 +38,7 @@ from ._checks import (
 )
 from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
 from .reference.level_code import CodeError, LevelCode, StreamHead, choose_code, code_problem, histogram, read_head
-from .reference.log_steps import codes_from_steps, steps_from_codes
+from .reference import log_steps
 from .reference.options import NoiseOptions
 from .reference.sizes import word_count
 
@@ -62,8 +62,8 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "dequantize",
     "unpack_dequantize",
     "LevelCode",
-    "codes_from_steps",
     "steps_from_codes",
+    "codes_from_steps",
     "level_code",
     "encode_levels",
     "stream_size",
@@ -349,6 +349,33 @@ def unpack_dequantize(
 
 
 # -- coded levels ----------------------------------------------------------------------------------------------------
+
+
+def steps_from_codes(codes: Tensor) -> Tensor:
+    """float32 steps ``2 ** (codes / 16)``, the same bits everywhere: those of a coded file.
+
+    Args:
+        codes: integer tensor of any shape, -1600 … 1599.
+
+    >>> steps_from_codes(torch.tensor([-16, 0, 8]))
+    tensor([0.5000, 1.0000, 1.4142])
+    """
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"steps_from_codes: codes must be integers, got {codes.dtype}")
+    return log_steps.steps_from_codes(codes)
+
+
+def codes_from_steps(steps: Tensor) -> Tensor:
+    """int16 codes of the steps of a coded file that are nearest on a logarithmic scale: 2.2 per cent off at most.
+
+    Without gradient; nothing is read on the host. What is no positive number gets the lowest code.
+
+    Args:
+        steps: floating tensor of any shape.
+    """
+    if not steps.is_floating_point():
+        raise TypeError(f"codes_from_steps: steps must be floating, got {steps.dtype}")
+    return log_steps.codes_from_steps(steps)
 
 
 def level_code(levels: Tensor) -> LevelCode:
