@@ -36,9 +36,9 @@ from ._checks import (
     check_words,
     level_counts,
 )
+from .reference import log_steps
 from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
 from .reference.level_code import CodeError, LevelCode, StreamHead, choose_code, code_problem, histogram, read_head
-from .reference import log_steps
 from .reference.options import NoiseOptions
 from .reference.sizes import word_count
 
