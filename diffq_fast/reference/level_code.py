@@ -27,6 +27,7 @@ LOWEST_VALUE, HIGHEST_VALUE = -(1 << 15), (1 << 15) - 1
 _ESCAPE_FLAG, _BLOCK_SHIFT = 32, 6
 _STATE_BITS = 24  # of a state's 32, lost in the mean
 _BLOCK_CONTENTS = 16  # 2**16 bits in a block make that 1.2 per cent
+_MANY_BLOCKS = 8
 
 
 class CodeError(ValueError):
@@ -245,11 +246,22 @@ def _table(code: LevelCode, counts: Tensor, total: int, fixed: float) -> tuple[L
     levels = counts[used] * (PROBABILITY_BITS - torch.log2(frequencies[used].double()))
     table = 8 * (int((frequencies > 127).sum()) + len(frequencies) + 5)
     bits = float(levels.sum())
-    block_bits = next((each for each in BLOCK_BITS if bits * (1 << each) >= total << _BLOCK_CONTENTS), BLOCK_BITS[-1])
+    block_bits = _block_bits(total, bits / total)
     blocks = block_counts(total, block_bits)
     states = sum(16 + 16 * code.escape + _STATE_BITS * lane_count(each, block_bits) for each in blocks)
     made = LevelCode(code.origin, code.low_bits, tuple(frequencies.tolist()), code.escape, block_bits)
     return made, fixed + table + states + bits
+
+
+def _block_bits(total: int, rate: float) -> int:
+    """How long blocks are, for so many values of ``rate`` bits each."""
+    chosen = next((each for each in BLOCK_BITS if rate * (1 << each) >= 1 << _BLOCK_CONTENTS), BLOCK_BITS[-1])
+    # Where there are many blocks, fewer serve as many threads.
+    while (
+        chosen < BLOCK_BITS[-1] and total >> chosen + 2 >= _MANY_BLOCKS and rate * (1 << chosen) < 4 << _BLOCK_CONTENTS
+    ):
+        chosen += 2
+    return chosen
 
 
 def normalised(counts: Tensor) -> Tensor:
