@@ -26,19 +26,15 @@ PackedFileError = FileError  # one class: a packed file that is damaged is a dam
 class PackedHeader:
     """A header whose own checksum is right.
 
-    checksums: tensor -> its stored CRC-32. quantizer: {"class": name, "arguments": {…}}. layout: a JSON object, not
-    looked at yet.
+    coded: whether weights may be coded. checksums: tensor -> its stored CRC-32. quantizer: {"class": name, "arguments":
+    {…}}. layout: a JSON object, not looked at yet.
     """
 
     tensors: Header
     checksums: dict[str, int]
     quantizer: dict[str, Any]
     layout: dict[str, Any]
-
-    @property
-    def coded(self) -> bool:
-        """Whether its weights may be coded."""
-        return self.tensors.metadata["version"] == CODED_VERSION
+    coded: bool
 
 
 def compact_json(value: Any) -> str:
@@ -86,7 +82,8 @@ def read_packed_header(file: BinaryIO, path: str) -> PackedHeader:
     layout = read_json(header.metadata["layout"], path, "layout")
     if not isinstance(quantizer.get("class"), str) or not isinstance(quantizer.get("arguments"), dict):
         raise file_error(path, "quantizer", "expected a class name and an object of arguments")
-    return PackedHeader(header, _checksums(header, sums), quantizer, layout)
+    coded = header.metadata["version"] == CODED_VERSION
+    return PackedHeader(header, _checksums(header, sums), quantizer, layout, coded)
 
 
 def _check_packed(raw: bytes, metadata: Mapping[str, str], path: str) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, overload
 
 from torch import Tensor, nn
 
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
-from .coding import code_exported
+from .coding import CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
-from .layout import learned_suffix
+from .layout import STEPS, learned_suffix
 from .matching import learned_values, match_model
 from .report import inspect
+from .tensor import PackedTensor, pack_exported
 
 __all__ = ["inspect", "load", "read_packed", "save", "write_packed"]
 
@@ -48,7 +51,13 @@ def save(
     info = exported.quantizer
     if exported.suffix is not None and learned_suffix(info) != exported.suffix:
         info["arguments"]["suffix"] = exported.suffix
-    packed, ties = code_exported(exported.weights, coding), tied_names(exported.plain)
+    stepped = STEPS in map(attrgetter("range_scope"), exported.weights)
+    packed: Mapping[str, PackedTensor | CodedTensor]
+    if coding == "fixed" and not stepped:
+        packed = pack_exported(exported.weights)
+    else:
+        packed = code_exported(exported.weights, coding)
+    ties = tied_names(exported.plain)
     plain = {name: tensor for name, tensor in exported.plain.items() if name not in ties}
     half = {ties.get(name, name) for name in exported.half}
     contents = PackedContents(
