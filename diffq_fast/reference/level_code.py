@@ -38,7 +38,7 @@ class CodeError(ValueError):
 class LevelCode:
     """How values are coded: value = origin + symbol * 2**low_bits + low.
 
-    frequencies: of each symbol, in 4096ths; none where there is one symbol only. escape: the last one stands for
+    frequencies: of each symbol, of 4096 slots; none where there is one symbol only. escape: the last one stands for
     values whose symbols are written out. block_bits: one of BLOCK_BITS.
     """
 
@@ -265,7 +265,7 @@ def _block_bits(total: int, rate: float) -> int:
 
 
 def normalised(counts: Tensor) -> Tensor:
-    """Frequencies in 4096ths: 1 at least where there is a count, 0 elsewhere, and of the fewest bits in all."""
+    """Frequencies of 4096 slots: 1 at least where there is a count, 0 elsewhere, and of the fewest bits in all."""
     used = counts > 0
     weights = counts.double()
     frequencies = torch.where(used, (weights * (SLOTS / weights.sum())).round().clamp(min=1), 0.0)

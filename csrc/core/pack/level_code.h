@@ -18,7 +18,7 @@ constexpr int kCodedLanes = 32;
 constexpr int kLanesPerBlockBits = 6;  // a lane of its own pays from a 64th of a block's most values on
 constexpr uint32_t kLowestState = 1u << 16;
 
-// value = origin + symbol * 2^low_bits + low. frequencies: of each symbol, in 4096ths; none where there is
+// value = origin + symbol * 2^low_bits + low. frequencies: of each symbol, of 4096 slots; none where there is
 // one symbol only. escape: the last one stands for values whose symbols are written out.
 struct LevelCode {
     int32_t origin;
