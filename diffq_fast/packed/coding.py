@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,20 +68,26 @@ class CodedTensor:
 
     def levels(self) -> Tensor:
         """int32 `[*shape]`: signed for "steps", from 0 on for the others."""
+        decoded = {width: self._decoded(width, words, count) for width, words, count in self.streams()}
+        if len(decoded) == 1:
+            return decoded.popitem()[1].reshape(self.shape)
         levels = torch.empty(self.count, dtype=torch.int32, device=self.coded.device)
-        streams = list(self.streams())
-        class_of = None if len(streams) == 1 else per_element(self.widths, self.count, self.group_size)
-        for width, words, count in streams:
-            values = functional.decode_levels(words, count)
-            if self.range_scope != "steps":
-                values += 1 << (width - 1)
-                if bool((values < 0).any()) or bool((values >> width).any()):
-                    raise CodeError(f"a level is beyond the {width} bits of its group")
-            if class_of is None:
-                levels = values
-            else:
-                levels[class_of == width] = values
+        whole = self.group_size > 0 and self.count % self.group_size == 0
+        class_of = self.widths if whole else per_element(self.widths, self.count, self.group_size)
+        rows = levels.view(-1, self.group_size) if whole else levels
+        for width, values in decoded.items():
+            rows[class_of == width] = values.view(-1, self.group_size) if whole else values
         return levels.reshape(self.shape)
+
+    def _decoded(self, width: int, words: Tensor, count: int) -> Tensor:
+        values = functional.decode_levels(words, count)
+        if self.range_scope == "steps":
+            return values
+        lowest, highest = values.aminmax()
+        half = 1 << (width - 1)
+        if int(lowest) < -half or int(highest) >= half:
+            raise CodeError(f"a level is beyond the {width} bits of its group")
+        return values.add_(half)
 
     def steps(self) -> Tensor:
         """float32 `[groups]`, for range_scope "steps"."""
@@ -237,13 +242,15 @@ def code_exported(weights: Iterable[ExportedWeight], coding: str) -> dict[str, P
 
 def _parts(flat: Tensor, widths: Tensor, group_size: int) -> Iterator[tuple[int, Tensor]]:
     """(width or class, its levels in order) for each that occurs."""
-    present = np.flatnonzero(np.bincount(widths.cpu().numpy(), minlength=1)).tolist() if flat.numel() else []
+    present = widths.unique().tolist() if flat.numel() else []
     if len(present) == 1:
         yield present[0], flat
         return
-    width_of = per_element(widths, flat.numel(), group_size)
+    whole = group_size > 0 and flat.numel() % group_size == 0
+    width_of = widths if whole else per_element(widths, flat.numel(), group_size)
+    rows = flat.view(-1, group_size) if whole else flat
     for width in present:
-        yield width, flat[width_of == width]
+        yield width, rows[width_of == width].reshape(-1)
 
 
 def _join(streams: list[Tensor], flat: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
-from .coding import code_exported
+from .coding import CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
-from .layout import learned_suffix
+from .layout import STEPS, learned_suffix
 from .matching import learned_values, match_model
 from .report import inspect
-from .tensor import pack_exported
+from .tensor import PackedTensor, pack_exported
 
 __all__ = ["inspect", "load", "read_packed", "save", "write_packed"]
 
@@ -51,8 +51,12 @@ def save(
     info = exported.quantizer
     if exported.suffix is not None and learned_suffix(info) != exported.suffix:
         info["arguments"]["suffix"] = exported.suffix
-    coded = coding != "fixed" or "steps" in map(attrgetter("range_scope"), exported.weights)
-    packed: Mapping[str, Any] = code_exported(exported.weights, coding) if coded else pack_exported(exported.weights)
+    stepped = STEPS in map(attrgetter("range_scope"), exported.weights)
+    packed: Mapping[str, PackedTensor | CodedTensor]
+    if coding == "fixed" and not stepped:
+        packed = pack_exported(exported.weights)
+    else:
+        packed = code_exported(exported.weights, coding)
     ties = tied_names(exported.plain)
     plain = {name: tensor for name, tensor in exported.plain.items() if name not in ties}
     half = {ties.get(name, name) for name in exported.half}

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import functional
 from ..reference.log_steps import codes_from_steps
 from ..reference.rate import HIGHEST_LEVEL, entropy_of_sample, fixed_bits, level_costs, stream_bits
-from ..reference.sizes import group_count
+from ..reference.sizes import ELEMENTS_PER_WORD, group_count
 from ..reference.steps import in_steps
 
 LEAST_SAMPLE = 4096  # elements of a weight
@@ -24,7 +24,6 @@ FINE_LEVELS = 256  # the same where every element is counted
 _MOST_FINE = 8 * FINE_LEVELS
 SAMPLING_STREAM = 2**32 - 1  # of the noise that draws the sample
 LEAST_STREAM_BITS = 32  # of a stream of equal values
-ELEMENTS_PER_WORD = 512  # a file has a word of 16 bits for so many elements at least
 MOST_CODES = 256  # step codes of a weight that are told apart
 COUNTED_AT_ONCE = 2**22
 _MIXER = 0x5851F42D4C957F2D
@@ -192,8 +191,9 @@ def _linearised(sampled: _Sampled, coded: Sequence[Coded], costs: Tensor, counts
     own = [coded[member] for member in sampled.members]
     count = own[0].weight.numel()
     with torch.no_grad():
-        levels = (entropy_of_sample(counts) + sampled.coarse.log2()) * count
-        tables = 8.0 * counts.count_nonzero(1) + fixed_bits(count)
+        rate = entropy_of_sample(counts)
+        levels = (rate + sampled.coarse.log2()) * count
+        tables = 8.0 * counts.count_nonzero(1) + fixed_bits(count, rate)
         value = torch.maximum(levels + tables, levels.new_tensor(16.0 * -(-count // ELEMENTS_PER_WORD))).sum()
         slopes = _slopes(sampled, costs)
         of_steps = -(slopes * sampled.in_levels).sum(2)

@@ -24,8 +24,7 @@ def steps_from_codes(codes: Tensor) -> Tensor:
 
 
 def codes_from_steps(steps: Tensor) -> Tensor:
-    """int16 codes of the nearest steps on the logarithmic scale; steps must be positive."""
-    if steps.is_complex():
-        raise TypeError(f"codes_from_steps: steps must be real, got {steps.dtype}")
+    """int16 codes of the nearest steps on the logarithmic scale; the lowest one for what is no positive number."""
     codes = (torch.log2(steps.detach().to(torch.float32)) * STEPS_PER_OCTAVE).round()
+    codes = torch.nan_to_num(codes, nan=LOWEST_STEP_CODE)
     return codes.clamp(LOWEST_STEP_CODE, HIGHEST_STEP_CODE).to(torch.int16)

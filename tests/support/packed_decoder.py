@@ -136,11 +136,11 @@ def decode_coded_stream(words: list[int], place: int, count: int) -> tuple[list[
             if byte < 128:
                 return value
 
-    low_bits, escape = head[0] % 32, head[0] >= 32
+    low_bits, escape, longer = head[0] % 32, head[0] % 64 >= 32, 4 ** (head[0] // 64)
     zigzag, symbols = varint(), varint()
     origin = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
     frequencies = [varint() for _ in range(symbols)] if symbols > 1 else []
-    blocks = -(-count // 131072)
+    blocks = -(-count // (131072 * longer))
     size = 32 * -(-count // (32 * blocks))
     counts = [min(size, count - block * size) for block in range(blocks)] if frequencies else []
     lengths = [(varint(), varint() if escape else 0) for _ in counts]
@@ -148,7 +148,7 @@ def decode_coded_stream(words: list[int], place: int, count: int) -> tuple[list[
     place += (at + 1) // 2
     made: list[int] = [] if frequencies else [0] * count
     for number, (coded, escaped) in zip(counts, lengths, strict=True):
-        lanes = min(32, -(-number // 2048))
+        lanes = min(32, -(-number // (2048 * longer)))
         states = [words[place + 2 * lane] + (words[place + 2 * lane + 1] << 16) for lane in range(lanes)]
         place += 2 * lanes
         made += decode_coded_block(

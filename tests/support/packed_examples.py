@@ -147,7 +147,7 @@ def coded() -> Example:
     """Tables, low bits, escapes, lanes and blocks of coded levels, with steps and with every kind of range."""
     one, wide = LevelCode(0, 0), LevelCode(-16, 5)
     table = LevelCode(-2, 0, (300, 700, 2000, 700, 300, 96), escape=True)
-    sparse = LevelCode(0, 0, (3800, 196, 100), escape=True)
+    sparse, few = LevelCode(0, 0, (3800, 196, 100), escape=True), LevelCode(-1, 0, (50, 4000, 46), block_bits=19)
     fine = LevelCode(-300, 3, tuple([96] + [50] * 80))
     codes = torch.arange(40, dtype=torch.int32) % 7 - 90
     far = cubed(2400, 40, 20)
@@ -172,6 +172,11 @@ def coded() -> Example:
             (140001,),
             [(torch.tensor([-5]), LevelCode(-5, 0)), (cubed(140001, 1, 23) * (torch.arange(140001) % 3 == 0), sparse)],
             0,
+        ),
+        "few": coded_example(
+            (300, 1),
+            [(torch.arange(300) // 100, LevelCode(0, 0, (1365, 1366, 1365))), (cubed(300, 1, 28), few)],
+            1,
         ),
         "zero": coded_example((30, 50), [(torch.tensor([0]), one), (torch.zeros(1500, dtype=torch.int32), one)], 0),
         "empty": coded_example((0, 4), [], 8),
