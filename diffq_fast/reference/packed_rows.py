@@ -1,13 +1,14 @@
 """The oracle of weights as packed layers keep them in memory: rows of levels that each decode alone.
 
-A row is made of segments of ``segment`` elements; the last one may be shorter. The levels of a segment have one width of
-1 to 16 bits, and stand one after the other in a little-endian run of bits, in as many whole bytes as it needs. A row's
-widths are half bytes, width - 1, the first one low, in whole bytes.
+A row is made of segments of ``segment`` elements. The levels of a segment have one width of 1 to 16 bits, and stand one
+after the other in a little-endian run of bits, in as many whole bytes as it needs. A row's widths are half bytes, width
+- 1, the first one low, in whole bytes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,12 @@ class RowForm(NamedTuple):
     group_size: int
     centred: bool
     level_count: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> RowForm:
+        """From the numbers that the operators are given."""
+        columns, segment, group_size, centred, level_count = numbers
+        return cls(columns, segment, group_size, bool(centred), level_count)
 
     @property
     def segments(self) -> int:
@@ -84,7 +91,7 @@ def pack_rows(levels: Tensor, widths: Tensor, segment: int) -> tuple[Tensor, Ten
 
 def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     """float32 ``[len(indices), columns]``: what the levels of some rows stand for."""
-    form = RowForm(*form)
+    form = RowForm.of(form)
     width_of = _whole_bytes(widths[indices])[:, : form.segments].long() + 1
     sizes = (_lengths(form.columns, form.segment, data.device) * width_of + 7) // 8
     begins = starts[indices][:, None] + sizes.cumsum(1) - sizes

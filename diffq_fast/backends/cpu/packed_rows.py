@@ -69,7 +69,7 @@ def _given(who: str, tensors: Sequence[Tensor], form: Sequence[int]) -> tuple[tu
     guard_tensors(who, tensors)
     if len(form) != 5 or not 0 < form[0] < 2**31 or not 0 < form[1] <= form[0] or not 0 <= form[2] < 2**62:
         raise ValueError(f"{who}: form: expected columns, segment, group_size, centred, level_count, got {list(form)}")
-    row_form = RowForm(*form)
+    row_form = RowForm.of(form)
     data, starts, widths, scales, offsets = kept = [tensor.contiguous() for tensor in tensors]
     rows = len(starts) - 1 if starts.dim() == 1 else -1
     dtypes = [tensor.dtype for tensor in kept]
@@ -86,9 +86,9 @@ def _given(who: str, tensors: Sequence[Tensor], form: Sequence[int]) -> tuple[tu
         or not (whole and fits)
     ):
         shapes = [list(tensor.shape) for tensor in kept]
-        raise ValueError(f"{who}: data, starts, widths, scales and offsets of the shapes {shapes} do not fit {row_form}")
+        raise ValueError(f"{who}: data, starts, widths, scales, offsets of the shapes {shapes} do not fit {row_form}")
     addresses = tuple(tensor.data_ptr() for tensor in kept)
-    return (*addresses, data.numel(), rows), (*form[:3], bool(form[3]), form[4]), kept
+    return (*addresses, data.numel(), rows), tuple(row_form), kept
 
 
 def _outside(who: str) -> ValueError:
