@@ -382,7 +382,7 @@ PackedRows rows_of(const RowsTuple& rows, const RowFormTuple& form) {
     const auto& [columns, segment, group_size, centred, level_count] = form;
     return {at<const uint8_t>(data),
             bytes,
-            at<const int64_t>(starts),
+            at<const uint32_t>(starts),
             at<const uint8_t>(widths),
             at<const float>(scales),
             at<const float>(offsets),

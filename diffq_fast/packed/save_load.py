@@ -118,5 +118,6 @@ def load(
     filled = [name for name in targets if name in entries and name not in values and name not in kept]
     devices = {name: targets[name].device for name in filled}
     fill(model, values | contents.tensors(devices), targets, weights.keys() - kept.keys(), f"load: {contents.path}")
-    put_packed(model, kept)
+    if kept:
+        put_packed(model, kept)
     return model

@@ -1,8 +1,8 @@
 """The oracle of weights as packed layers keep them in memory: rows of levels that each decode alone.
 
 A row is made of segments of ``segment`` elements. The levels of a segment have one width of 1 to 16 bits, and stand one
-after the other in a little-endian run of bits, in as many whole bytes as it needs. A row's widths are half bytes, width
-- 1, the first one low, in whole bytes.
+after the other in a little-endian run of bits, in as many whole bytes as it needs. A row begins at a multiple of four
+bytes. A row's widths are half bytes, width - 1, the first one low, in whole bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ROW_ALIGNMENT = 4  # bytes
 READ_BEHIND = 16  # bytes behind the last row, which the core may read
 _ROWS_AT_ONCE = 1 << 20  # elements
 
@@ -54,6 +55,26 @@ class RowForm(NamedTuple):
         return -(-rows * self.columns // self.group_size) if self.group_size else 1
 
 
+class PackedRows(NamedTuple):
+    """Rows of packed levels.
+
+    data: uint8 ``[bytes]``. starts: int32, read as uint32, ``[rows + 1]``: where each row begins in ``data``, in fours
+    of bytes. widths: half bytes, uint8 ``[rows, width_bytes]``. scales, offsets: float32 ``[groups]``, offsets empty
+    where levels are centred.
+    """
+
+    data: Tensor
+    starts: Tensor
+    widths: Tensor
+    scales: Tensor
+    offsets: Tensor
+    form: RowForm
+
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[int]]:
+        """As the operators take them."""
+        return (*self[:5], [int(each) for each in self.form])
+
+
 def segment_size(columns: int, group_size: int) -> int:
     """The most elements of a row that lie in one group wherever the row begins; ``group_size`` 0: all do."""
     return math.gcd(columns, group_size) if group_size else columns
@@ -67,14 +88,17 @@ def pack_rows(levels: Tensor, widths: Tensor, segment: int) -> tuple[Tensor, Ten
         widths: uint8 ``[rows, segments]``, 1 … 16.
 
     Returns:
-        data: uint8; starts: int64 ``[rows + 1]``, where each row begins in it; half bytes of the widths, uint8 ``[rows,
-        width_bytes]``.
+        data: uint8; starts: int32, read as uint32, ``[rows + 1]``, where each row begins in it, in fours of bytes; half
+        bytes of the widths, uint8 ``[rows, width_bytes]``.
     """
     rows, columns = levels.shape
     sizes = (_lengths(columns, segment, levels.device) * widths.long() + 7) // 8
-    ends = sizes.reshape(-1).cumsum(0)
-    begins = (ends - sizes.reshape(-1)).view(sizes.shape)
-    total = int(ends[-1]) if ends.numel() else 0
+    row_sizes = -(-sizes.sum(1) // ROW_ALIGNMENT)
+    starts = torch.nn.functional.pad(row_sizes.cumsum(0), (1, 0))
+    begins = starts[:-1, None] * ROW_ALIGNMENT + sizes.cumsum(1) - sizes
+    total = int(starts[-1]) * ROW_ALIGNMENT
+    if total >= ROW_ALIGNMENT << 32:
+        raise ValueError(f"pack_rows: expected less than 2**34 bytes of levels, got {total:,}")
     data = torch.zeros(total + READ_BEHIND, dtype=torch.uint8, device=levels.device)
     padded = torch.nn.functional.pad(levels, (0, -columns % segment)).view(rows, -1, segment)
     for width in widths.unique().tolist():
@@ -85,8 +109,7 @@ def pack_rows(levels: Tensor, widths: Tensor, segment: int) -> tuple[Tensor, Ten
             targets = begins[row, number][:, None] + torch.arange(made.shape[1], dtype=torch.int64, device=data.device)
             inside = targets < (begins + sizes)[row, number][:, None]
             data[targets[inside]] = made[inside]
-    starts = torch.cat([begins[:, :1].reshape(-1), ends[-1:]]) if rows else begins.new_zeros(1)
-    return data, starts, _half_bytes(widths)
+    return data, (starts - (starts >> 31 << 32)).to(torch.int32), _half_bytes(widths)
 
 
 def unpack_rows(indices, data, starts, widths, scales, offsets, form):
@@ -94,7 +117,7 @@ def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     form = RowForm.of(form)
     width_of = _whole_bytes(widths[indices])[:, : form.segments].long() + 1
     sizes = (_lengths(form.columns, form.segment, data.device) * width_of + 7) // 8
-    begins = starts[indices][:, None] + sizes.cumsum(1) - sizes
+    begins = (starts[indices].long() & 0xFFFFFFFF)[:, None] * ROW_ALIGNMENT + sizes.cumsum(1) - sizes
     column = torch.arange(form.columns, dtype=torch.int64, device=data.device)
     segment = column // form.segment
     width = width_of[:, segment]

@@ -52,8 +52,8 @@ class PackedMultiheadAttention(PackedParameters, nn.MultiheadAttention):
     """Its projections are unpacked in each forward."""
 
 
-class _PackedRecurrent(PackedParameters):
-    """Recurrent layers hand all their weights to one function of torch's."""
+class PackedRecurrent(nn.Module):
+    """Before PackedParameters: recurrent layers hand all their weights to one function of torch's."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "_flat_weights":
@@ -72,15 +72,15 @@ class _PackedRecurrent(PackedParameters):
         """Nothing to do: the weights are made in each forward."""
 
 
-class PackedLSTM(_PackedRecurrent, nn.LSTM):
+class PackedLSTM(PackedRecurrent, PackedParameters, nn.LSTM):
     """Its weights are unpacked in each forward."""
 
 
-class PackedGRU(_PackedRecurrent, nn.GRU):
+class PackedGRU(PackedRecurrent, PackedParameters, nn.GRU):
     """Its weights are unpacked in each forward."""
 
 
-class PackedRNN(_PackedRecurrent, nn.RNN):
+class PackedRNN(PackedRecurrent, PackedParameters, nn.RNN):
     """Its weights are unpacked in each forward."""
 
 

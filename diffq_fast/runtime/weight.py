@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..packed.coding import CodedTensor
 from ..packed.tensor import PackedTensor
-from ..reference.packed_rows import RowForm, pack_rows, segment_size
+from ..reference.packed_rows import PackedRows, RowForm, pack_rows, segment_size
 
 _PARTS = ("data", "starts", "widths", "scales", "offsets")
 
@@ -20,7 +20,7 @@ _PARTS = ("data", "starts", "widths", "scales", "offsets")
 class PackedWeight(nn.Module):
     """A weight as rows of packed levels, as many as its first dimension has.
 
-    A module of buffers (uint8 ``data``, int64 ``starts``, uint8 ``widths``, float32 ``scales`` and ``offsets``), so
+    A module of buffers (uint8 ``data``, int32 ``starts``, uint8 ``widths``, float32 ``scales`` and ``offsets``), so
     that ``to``, ``state_dict``, copies and pickles take it along. ``half()`` and ``bfloat16()`` change the dtype of
     what comes of it, and not its scales.
 
@@ -57,7 +57,7 @@ class PackedWeight(nn.Module):
     def rows(self, indices: Tensor) -> Tensor:
         """``[*indices.shape, *shape[1:]]``: some rows of the weight, in its dtype. ``indices``: int64."""
         flat = indices.reshape(-1).to(torch.int64)
-        values = torch.ops.diffq_fast.unpack_rows.default(flat, *self._parts(), self._form())
+        values = functional.unpack_rows(flat, self._rows())
         return values.view(*indices.shape, *self.shape[1:]).to(self.stored_dtype).to(self.dtype)
 
     def unpack(self) -> Tensor:
@@ -71,7 +71,7 @@ class PackedWeight(nn.Module):
         """
         if input.dtype == torch.float64 or (torch.is_grad_enabled() and input.requires_grad):
             return nn.functional.linear(input, self.unpack().to(input.dtype), bias)
-        product = torch.ops.diffq_fast.packed_linear.default(input, *self._parts(), self._form())
+        product = functional.packed_linear(input, self._rows())
         return product if bias is None else product + bias.to(product.dtype)
 
     @property
@@ -83,11 +83,11 @@ class PackedWeight(nn.Module):
         count = math.prod(self.shape)
         return f"{list(self.shape)}, {8 * self.bytes / count:.2f} bits a weight, {self.dtype}"
 
-    def _parts(self) -> tuple[Tensor, ...]:
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.data, self.starts, self.widths, self.scales, self.offsets
 
-    def _form(self) -> list[int]:
-        return [int(each) for each in self.form]
+    def _rows(self) -> PackedRows:
+        return PackedRows(*self._parts(), self.form)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         scales, offsets = self.scales, self.offsets

@@ -46,10 +46,10 @@ class RowReader {
 
     // False where the row does not lie in the data.
     bool open(int64_t index, PackedRow& row) const {
-        const int64_t start = rows_.starts[index], half_bytes = (segments_ + 1) / 2;
+        const int64_t start = rows_.starts[index] * kRowAlignment, half_bytes = (segments_ + 1) / 2;
         row.widths = rows_.widths + index * half_bytes;
         const int64_t room = rows_.bytes - kReadBehindRows - start;
-        if (start < 0 || room < 0 || (room < widest_ && room < row_bytes(rows_, row.widths))) return false;
+        if (room < 0 || (room < widest_ && room < row_bytes(rows_, row.widths))) return false;
         row.data = rows_.data + start;
         row.segments = segments_;
         row.segment = rows_.segment;

@@ -23,14 +23,15 @@ struct LevelMeaning {
 // one after the other; group_size 0: one for all. A segment lies in one group.
 struct PackedRows {
     const uint8_t* data;
-    int64_t bytes;          // of data; reads go up to kReadBehindRows bytes behind a row
-    const int64_t* starts;  // [rows + 1], in data
-    const uint8_t* widths;  // [rows][half bytes]
+    int64_t bytes;           // of data; reads go up to kReadBehindRows bytes behind a row
+    const uint32_t* starts;  // [rows + 1], in data, in units of kRowAlignment bytes
+    const uint8_t* widths;   // [rows][half bytes]
     const float *scales, *offsets;
     int64_t rows, columns, segment, group_size;
     LevelMeaning meaning;
 };
 
+constexpr int64_t kRowAlignment = 4;
 constexpr int64_t kReadBehindRows = 16;
 
 inline int64_t segments_of(const PackedRows& rows) {

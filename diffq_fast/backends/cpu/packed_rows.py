@@ -73,8 +73,8 @@ def _given(who: str, tensors: Sequence[Tensor], form: Sequence[int]) -> tuple[tu
     data, starts, widths, scales, offsets = kept = [tensor.contiguous() for tensor in tensors]
     rows = len(starts) - 1 if starts.dim() == 1 else -1
     dtypes = [tensor.dtype for tensor in kept]
-    if dtypes != [torch.uint8, torch.int64, torch.uint8, torch.float32, torch.float32] or rows < 0:
-        raise ValueError(f"{who}: expected uint8 data, int64 starts, uint8 widths, float32 scales and offsets")
+    if dtypes != [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32] or rows < 0:
+        raise ValueError(f"{who}: expected uint8 data, int32 starts, uint8 widths, float32 scales and offsets")
     groups = row_form.group_count(rows) if rows else 0
     whole = row_form.columns % row_form.segment == 0 or row_form.segment == row_form.columns
     fits = row_form.group_size == 0 or row_form.group_size % row_form.segment == 0
