@@ -143,6 +143,11 @@ def grouping(a: Arguments) -> tuple[int, bool]:
     return a.group_size, a.scope == "group"
 
 
+def words_and_widths(a: Arguments) -> tuple[Tensor, Tensor]:
+    widths = a.widths()
+    return a.words(widths), widths
+
+
 def block(a: Arguments) -> tuple[int, int, int]:
     """Width, rows and columns of bit planes."""
     return a.integer(3, 0, 16, 20), a.integer(64, 8, 5), a.integer(32, 70, 0)
@@ -188,15 +193,16 @@ OPERATORS: dict[str, Callable[[Arguments], Any]] = {
         [a.weight()], [a.widths()], a.found(), *grouping(a), a.often(None, torch.float16, torch.int8)
     ),
     "pack": lambda a: ops.pack(a.levels(), a.widths(), a.group_size, a.integer(a.words().numel())),
-    "unpack": lambda a: ops.unpack(a.words(), a.widths(), a.group_size, a.integer(a.count, 5000)),
+    "unpack": lambda a: ops.unpack(*words_and_widths(a), a.group_size, a.integer(a.count, 5000)),
     "quantize_pack": lambda a: ops.quantize_pack(
         a.weight(), a.widths(), a.found(), *grouping(a), a.integer(a.words().numel())
     ),
     "unpack_dequantize": lambda a: ops.unpack_dequantize(
-        a.words(), a.widths(), a.found(), *grouping(a), a.shape(), a.often(torch.float32, torch.float64)
+        *words_and_widths(a), a.found(), *grouping(a), a.shape(), a.often(torch.float32, torch.float64)
     ),
     "quantize_planes": lambda a: ops.quantize_planes(
-        a.weight(), a.widths(), a.found(), a.group_size, [a.integer(a.count)] + [a.integer(0)] * a.often(15, 14)
+        *(a.weight(), a.often(torch.ones(a.groups).byte(), a.widths()), a.found(), a.group_size),
+        [a.integer(a.count)] + [a.integer(0)] * a.often(15, 14),
     ),
     "pack_planes": lambda a: ops.pack_planes(a.levels(), *block(a)),
     "pack_planes_seen": lambda a: ops.pack_planes_seen(a.levels(), *block(a)),
@@ -240,10 +246,12 @@ CALLS: dict[str, Callable[[Arguments], Any]] = {
     "packed_word_count": lambda a: functional.packed_word_count(a.widths(), a.often(a.count, -1, 2**70), a.group_size),
     "pack": lambda a: functional.pack(a.levels(), a.widths(), **size(a)),
     "quantize_pack": lambda a: functional.quantize_pack(a.weight(), a.widths(), a.found(), **both(a)),
-    "unpack": lambda a: functional.unpack(a.words(), a.widths(), a.often(a.count, -1, 10**6, 2**63), **size(a)),
+    "unpack": lambda a: functional.unpack(*words_and_widths(a), a.often(a.count, -1, 10**6, 2**63), **size(a)),
     "dequantize": lambda a: functional.dequantize([a.levels()], [a.widths()], a.found(), **both(a)),
     "unpack_dequantize": lambda a: functional.unpack_dequantize(
-        a.words(), a.widths(), a.found(), a.shape(), dtype=a.often(torch.float32, torch.bfloat16, torch.int8), **both(a)
+        *(*words_and_widths(a), a.found(), a.shape()),
+        dtype=a.often(torch.float32, torch.bfloat16, torch.int8),
+        **both(a),
     ),
     "level_code": lambda a: functional.level_code(a.levels()),
     "encode_levels": lambda a: functional.encode_levels(a.levels()),
