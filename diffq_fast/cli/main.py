@@ -110,6 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
     added = command("unpack", run_unpack, text)
     added.add_argument("file")
     added.add_argument("output")
+    text = "unpack only the entries whose name matches; may be repeated; the others are not even read"
+    added.add_argument("--names", action="append", metavar="PATTERN", help=text)
     _add_max_bytes(added)
     _add_progress(added)
     text = "Convert a file of diffq or Demucs to a packed file, without running what it names."
@@ -301,7 +303,8 @@ def run_unpack(arguments: argparse.Namespace) -> int:
     from ..packed.checkpoint import unpack_file
 
     with ProgressLine("unpacking", arguments.progress) as progress:
-        unpack_file(arguments.file, arguments.output, progress, max_bytes=arguments.max_bytes)
+        limits = {"max_bytes": arguments.max_bytes, "names": arguments.names}
+        unpack_file(arguments.file, arguments.output, progress, **limits)
     size = os.path.getsize(arguments.output)
     _print(arguments, {"output": arguments.output, "bytes": size}, f"{arguments.output}: {size:,} bytes")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,7 +28,7 @@ from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, tensor_bytes, tensor_from_bytes
 from ..reference.logit_rule import LogitRule
 from ..reference.sizes import group_count
-from .contents import PackedContents, read_packed, write_packed
+from .contents import PackedContents, matching, read_packed, write_packed
 from .header import FORMAT
 from .tensor import PACKABLE, PackedTensor, pack_weight
 
@@ -168,19 +168,24 @@ def unpack_file(
     progress: Progress | None = None,
     *,
     max_bytes: int | None = None,
+    names: Collection[str] | None = None,
 ) -> None:
     """Write a packed file's state dict as an ordinary safetensors file: every name, tied ones as copies.
 
     Args:
+        names: names, or fnmatch patterns, of the entries to unpack; the others are neither read nor decoded.
         max_bytes: of the new file's tensors; ten times what they take without the copies, and 64 MiB, when left out.
 
     Raises:
-        BudgetError: the copies take more, and nothing was written.
+        BudgetError: the copies take more, and nothing was written. ValueError: a name matches no entry.
     """
-    contents = read_packed(source)
+    contents = read_packed(source, names=names)
     entries = contents.entries()
+    if names is not None:  # what an entry is tied to was read, and need not be asked for
+        wanted = matching(entries, names, contents.path)
+        entries = {name: entry for name, entry in entries.items() if name in wanted}
     sizes = {name: math.prod(entry.shape) * entry.dtype.itemsize for name, entry in entries.items()}
-    stored = sum(size for name, size in sizes.items() if name not in contents.ties)
+    stored = sum({entries[name].stored_name: size for name, size in sizes.items()}.values())
     budget = Budget(os.fspath(source), stored, max_bytes)
     sources = []
     for name, entry in entries.items():

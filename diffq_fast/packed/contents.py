@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -110,25 +111,50 @@ def packed_bytes(contents: PackedContents) -> int:
     return safetensors_bytes(*_prepared(contents))
 
 
-def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) -> PackedContents:
+def read_packed(
+    path: str | os.PathLike[str], progress: Progress | None = None, *, names: Collection[str] | None = None
+) -> PackedContents:
     """Read a packed file into memory. Every size, width, checksum and range is verified before anything is decoded.
+
+    Args:
+        progress: called as progress(tensor name, bytes done, bytes in all).
+        names: names, or fnmatch patterns, of the entries to read; all of them when left out. What they are tied to is
+            read too. Of the others only sizes and widths are looked at: their levels are neither read nor summed.
 
     Raises:
         PackedFileError: naming the file and the tensor. OSError: the file cannot be read.
+        ValueError: one of the names matches no entry.
     """
     path = os.fspath(path)
     with open_file(path) as file:
         layout = read_layout(file, path)
-        stored = tensors_from_bytes(layout.header, read_tensors(file, layout.header, layout.checksums, progress))
+        chosen = {*layout.weights, *layout.plain, *layout.ties}
+        if names is not None:
+            chosen = matching(chosen, names, path)
+        chosen |= {layout.ties[name] for name in chosen & layout.ties.keys()}
+        wanted = {name + part for name in chosen & layout.weights.keys() for part in layout.parts} | chosen
+        read = read_tensors(file, layout.header, layout.checksums, progress, wanted)
+        stored = tensors_from_bytes(layout.header, read)
     return PackedContents(
-        packed={name: _packed_tensor(layout, name, stored) for name in layout.weights},
-        plain={name: stored[name] for name in layout.plain},
-        ties=layout.ties,
-        half={name: DTYPES[dtype] for name, dtype in layout.half.items()},
-        buffers=layout.buffers,
+        packed={name: _packed_tensor(layout, name, stored) for name in layout.weights if name in chosen},
+        plain={name: stored[name] for name in layout.plain if name in chosen},
+        ties={alias: name for alias, name in layout.ties.items() if alias in chosen},
+        half={name: DTYPES[dtype] for name, dtype in layout.half.items() if name in chosen},
+        buffers=layout.buffers & chosen,
         quantizer=layout.quantizer,
         path=path,
     )
+
+
+def matching(entries: Collection[str], names: Collection[str], path: str) -> set[str]:
+    """The entries that a name or pattern means; ValueError where one means none."""
+    chosen = set()
+    for pattern in [names] if isinstance(names, str) else names:
+        found = {name for name in entries if name == pattern or fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(f"{path}: no entry of the file matches {pattern!r}; `diffq-fast inspect` lists them")
+        chosen |= found
+    return chosen
 
 
 def _prepared(contents: PackedContents) -> tuple[list[TensorSource], dict[str, str]]:

@@ -125,6 +125,18 @@ def test_pack_by_logits_and_unpack(tmp_path, capsys):
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
+def test_unpack_takes_the_names_that_are_asked_for(tmp_path, capsys):
+    packed = DATA / "packed_v2_coded.safetensors"
+    assert run("unpack", packed, tmp_path / "all") == 0
+    assert run("unpack", packed, tmp_path / "some", "--names", "tied", "--names", "f[ei]*") == 0
+    some, whole = load_file(tmp_path / "some"), load_file(tmp_path / "all")
+    assert set(some) == {"tied", "few", "fine", "fixed"}
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in some.items())
+    assert run("unpack", packed, tmp_path / "none", "--names", "weights") == 1
+    assert "no entry of the file matches 'weights'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_pack_passes_the_quantizers_arguments_on(tmp_path):
     state = {"w": torch.randn(16, 8), "w_bits": torch.linspace(-9, 9, 32)}
     save_file(state, tmp_path / "plain")
