@@ -20,7 +20,18 @@ from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, dtype_name, tensor_bytes, 
 from ..reference.level_code import CodeError
 from .coding import CodedTensor
 from .header import CODED_VERSION, VERSION, packed_metadata, seal
-from .layout import CODED_PARTS, PARTS, STEPS, PackedLayout, WeightLayout, layout_fields, name_conflict, read_layout
+from .layout import (
+    CODED_PARTS,
+    PARTS,
+    STEPS,
+    PackedLayout,
+    WeightLayout,
+    layout_fields,
+    name_conflict,
+    needs_version_2,
+    read_layout,
+)
+from .ranges import ShortRanges, short_ranges_from_data
 from .tensor import PackedTensor
 from .widths import encode_widths
 
@@ -167,12 +178,12 @@ def _prepared(contents: PackedContents) -> tuple[list[TensorSource], dict[str, s
         coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
         layouts.append(_weight_layout(name, weight, coding))
         sources += _weight_sources(name, weight, table)
-    coded = any(layout.coded for layout in layouts)
-    problem = name_conflict(packed, plain, ties, CODED_PARTS if coded else PARTS)
+    second = any(map(needs_version_2, layouts))
+    problem = name_conflict(packed, plain, ties, CODED_PARTS if second else PARTS)
     if problem or lost:
         raise ValueError(f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one")
     layout = layout_fields(layouts, ties, half, contents.buffers)
-    version = CODED_VERSION if coded else VERSION
+    version = CODED_VERSION if second else VERSION
     return sources, packed_metadata(contents.quantizer, layout, len(sources), version)
 
 
@@ -215,13 +226,17 @@ def _weight_layout(name: str, weight: PackedTensor | CodedTensor, coding: list[A
         coding=coding,
         level_count=weight.level_count,
         coded=isinstance(weight, CodedTensor),
+        groups_per_unit=weight.short and weight.short.groups_per_unit,
     )
 
 
 def _weight_sources(name: str, weight: PackedTensor | CodedTensor, table: bytes) -> list[TensorSource]:
     """The tensors of one weight; `table`: its coded widths, empty where all groups have one width."""
     sources = []
-    if weight.range_scope != STEPS:
+    if weight.short is not None:
+        data = weight.short.data()
+        sources.append(TensorSource(name + ".range", "U8", (len(data),), partial(tensor_bytes, data)))
+    elif weight.range_scope != STEPS:
         ranges = partial(tensor_bytes, weight.ranges)
         sources.append(TensorSource(name + ".range", "F32", tuple(weight.ranges.shape), ranges))
     if isinstance(weight, CodedTensor):
@@ -236,7 +251,31 @@ def _weight_sources(name: str, weight: PackedTensor | CodedTensor, table: bytes)
 
 def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]) -> PackedTensor | CodedTensor:
     weight = layout.weights[name]
-    ranges = stored.get(name + ".range", torch.empty(0, dtype=torch.float32, device="cpu"))
+    ranges, short = _ranges(layout, weight, stored)
+    widths, dtype = torch.from_numpy(layout.widths[name]), DTYPES[weight.dtype]
+    scheme = weight.group_size, weight.range_scope, weight.level_count, short
+    if not weight.coded:
+        return PackedTensor(stored[name + ".words"].view(torch.int32), widths, ranges, weight.shape, dtype, *scheme)
+    coded = CodedTensor(stored[name + ".coded"].view(torch.int16), widths, ranges, weight.shape, dtype, *scheme)
+    try:
+        coded.check()
+    except CodeError as error:
+        raise file_error(layout.header.path, name + ".coded", f"{error}; the file is damaged") from None
+    return coded
+
+
+def _ranges(
+    layout: PackedLayout, weight: WeightLayout, stored: Mapping[str, Tensor]
+) -> tuple[Tensor, ShortRanges | None]:
+    """A weight's ranges, verified, and how the file keeps them if they are short."""
+    name, short = weight.name + ".range", None
+    ranges = stored.get(name, torch.empty(0, dtype=torch.float32, device="cpu"))
+    if weight.groups_per_unit is not None:
+        try:
+            short = short_ranges_from_data(ranges, weight.groups, weight.groups_per_unit)
+        except ValueError as error:
+            raise file_error(layout.header.path, name, f"{error}; damaged or hostile") from None
+        ranges = short.ranges()
     if weight.range_scope == STEPS:
         sound, expected = ranges, ""
     elif weight.range_scope == "scale":
@@ -246,14 +285,5 @@ def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]
         sound = torch.isfinite(length) & (length >= 0)
         expected = "ranges lo <= hi, finite and no further apart than float32 can hold"
     if not bool(sound.all()):
-        raise file_error(layout.header.path, name + ".range", f"expected {expected}; damaged or hostile")
-    widths, dtype = torch.from_numpy(layout.widths[name]), DTYPES[weight.dtype]
-    scheme = weight.group_size, weight.range_scope, weight.level_count
-    if not weight.coded:
-        return PackedTensor(stored[name + ".words"].view(torch.int32), widths, ranges, weight.shape, dtype, *scheme)
-    coded = CodedTensor(stored[name + ".coded"].view(torch.int16), widths, ranges, weight.shape, dtype, *scheme)
-    try:
-        coded.check()
-    except CodeError as error:
-        raise file_error(layout.header.path, name + ".coded", f"{error}; the file is damaged") from None
-    return coded
+        raise file_error(layout.header.path, name, f"expected {expected}; damaged or hostile")
+    return ranges, short

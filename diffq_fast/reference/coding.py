@@ -28,7 +28,7 @@ def encode_levels(levels: Tensor, code: LevelCode) -> Tensor:
     levels = levels.reshape(-1).to(torch.int64)
     if not levels.numel():
         return levels.to(torch.int16)
-    if (int(levels.min()) < LOWEST_VALUE or int(levels.max()) > HIGHEST_VALUE):
+    if int(levels.min()) < LOWEST_VALUE or int(levels.max()) > HIGHEST_VALUE:
         raise ValueError(f"encode_levels: levels must be between {LOWEST_VALUE} and {HIGHEST_VALUE}")
     offsets = levels - code.origin
     symbols = offsets >> code.low_bits
