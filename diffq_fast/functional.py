@@ -481,7 +481,7 @@ def _stream_head(who: str, words: Tensor, count: int) -> StreamHead | None:
     if not count:
         return None
     try:
-        head = read_head(memoryview(words.contiguous().cpu().numpy().view("uint8")), count)
+        head = read_head(words.contiguous().cpu().numpy().view("uint8").data, count)
     except CodeError as error:
         raise CodeError(f"{who}: {error}") from None
     if head.stream_size(count) > len(words):

@@ -242,8 +242,8 @@ def _pack_all(
     total, done = sum(checkpoint.header.tensors[name].byte_count for name in widths), 0
     for name, width in widths.items():
         weight = checkpoint.tensor(name)
-        scheme = {"group_size": options.group_size, "range_scope": options.range_scope}
-        packed[name] = pack_weight(weight, width, **scheme, name=name, options=options.ranges)
+        size, scope = options.group_size, options.range_scope
+        packed[name] = pack_weight(weight, width, group_size=size, range_scope=scope, name=name, options=options.ranges)
         done += checkpoint.header.tensors[name].byte_count
         if progress is not None:
             progress(name, done, total)

@@ -123,6 +123,24 @@ def test_load_gives_the_weights(tmp_path):
     assert torch.equal(diffq_fast.load(tmp_path / "a", model).weight, packed.unpack())
 
 
+@pytest.mark.parametrize("options", [RangeOptions(clip=True), RangeOptions(groups_per_unit=4), None])
+def test_a_quantizer_that_would_make_other_ranges_refuses_the_file(options, tmp_path):
+    model = torch.nn.Linear(128, 64, bias=False)
+    quantizer = diffq_fast.DiffQuantizer(model, group_size=64, min_size=0, range_scope="group")
+    packed = packed_with(options, bell(64, 128, outliers=5))
+    write_packed(tmp_path / "a", PackedContents({"weight": packed}, {}))
+    before = model.weight.detach().clone()
+    if options is None:
+        diffq_fast.load(tmp_path / "a", model, strict=False)
+        quantizer.detach()
+        assert torch.equal(model.weight, packed.unpack())
+        return
+    with pytest.raises(ValueError, match=r"weight: .* ranges that its weights do not reach"):
+        diffq_fast.load(tmp_path / "a", model, strict=False)
+    quantizer.detach()
+    assert torch.equal(model.weight, before)
+
+
 BAD_OPTIONS = [
     (RangeOptions(groups_per_unit=-1), "group", "groups_per_unit from 0 to 1,073,741,824, got -1"),
     (RangeOptions(groups_per_unit=2**31), "group", "groups_per_unit from 0"),
