@@ -249,7 +249,7 @@ def _unlike_the_file(match: Match, strict: bool) -> Iterator[str]:
 
 
 def _unreached(packed: PackedTensor | CodedTensor) -> tuple[str, str] | None:
-    """Ranges that no quantizer would make again, as it takes them from the weights: clipped ones or short ones."""
+    """Ranges that no quantizer would make again, as it takes them from the weights: short ones may lie further out."""
     if packed.range_scope not in RANGES_OF_WEIGHTS:
         return None
     try:
@@ -261,7 +261,7 @@ def _unreached(packed: PackedTensor | CodedTensor) -> tuple[str, str] | None:
     expected = packed.ranges.reshape(-1, 2)
     if bool(((found - expected).abs() <= REACHED * expected.abs().amax(1, keepdim=True)).all()):
         return None
-    return "ranges that its weights do not reach (clipped, or in 16 bits)", "takes its ranges from the weights"
+    return "ranges that its weights do not reach", "takes its ranges from the weights"
 
 
 def _described(packed: PackedTensor | CodedTensor) -> str:

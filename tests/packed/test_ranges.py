@@ -123,20 +123,33 @@ def test_load_gives_the_weights(tmp_path):
     assert torch.equal(diffq_fast.load(tmp_path / "a", model).weight, packed.unpack())
 
 
-@pytest.mark.parametrize("options", [RangeOptions(clip=True), RangeOptions(groups_per_unit=4), None])
-def test_a_quantizer_that_would_make_other_ranges_refuses_the_file(options, tmp_path):
+FITTED = [None, RangeOptions(clip=True), RangeOptions(groups_per_unit=4), RangeOptions(clip=True, groups_per_unit=4)]
+
+
+@pytest.mark.parametrize("options", FITTED)
+def test_a_quantizer_makes_the_same_weights_of_the_loaded_ones(options, tmp_path):
+    """The outermost elements become the ends of the range, so these are found in the weights again."""
     model = torch.nn.Linear(128, 64, bias=False)
     quantizer = diffq_fast.DiffQuantizer(model, group_size=64, min_size=0, range_scope="group")
     packed = packed_with(options, bell(64, 128, outliers=5))
     write_packed(tmp_path / "a", PackedContents({"weight": packed}, {}))
+    diffq_fast.load(tmp_path / "a", model, strict=False)
+    assert torch.equal(model.weight, packed.unpack())
+    ranges = functional.weight_range([model.weight.detach()], group_size=64, range_scope="group")
+    assert torch.allclose(ranges, packed.ranges, rtol=1e-6, atol=0)
+    quantizer.detach()
+
+
+def test_ranges_that_a_quantizer_would_not_find_again_are_refused(tmp_path):
+    """With many levels an end of a short range, which lies a bit further out, is no element's nearest level."""
+    model = torch.nn.Linear(128, 64, bias=False)
+    quantizer = diffq_fast.DiffQuantizer(model, group_size=64, min_size=0, range_scope="group")
+    packed = packed_with(RangeOptions(groups_per_unit=4), bell(64, 128), 12)
     before = model.weight.detach().clone()
-    if options is None:
-        diffq_fast.load(tmp_path / "a", model, strict=False)
-        quantizer.detach()
-        assert torch.equal(model.weight, packed.unpack())
-        return
-    with pytest.raises(ValueError, match=r"weight: .* ranges that its weights do not reach"):
-        diffq_fast.load(tmp_path / "a", model, strict=False)
+    for weight in (packed, code_packed(packed)):
+        write_packed(tmp_path / "a", PackedContents({"weight": weight}, {}))
+        with pytest.raises(ValueError, match=r"weight: .* ranges that its weights do not reach"):
+            diffq_fast.load(tmp_path / "a", model, strict=False)
     quantizer.detach()
     assert torch.equal(model.weight, before)
 
