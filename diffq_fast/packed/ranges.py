@@ -111,7 +111,7 @@ def _clipped(
     best, least = ranges, _squared_errors(weight, widths, ranges, scheme)
     middle = _means(weight, scheme)[:, None].clamp(ranges[:, :1], ranges[:, 1:])
     for ends in ([True, True], [True, False], [False, True]):
-        start, moving = best, torch.tensor(ends, device=ranges.device)
+        start, moving = best, torch.tensor(ends, dtype=torch.bool, device=ranges.device)
         for factor in factors:
             found = kept(torch.where(moving, middle + (start - middle) * factor, start))
             errors = _squared_errors(weight, widths, found, scheme)

@@ -10,7 +10,7 @@ MOST_UNITS = 127  # an end of a range is from -127 to 127 units
 
 def unit_of_groups(units: Tensor, groups: int, groups_per_unit: int) -> Tensor:
     """The unit of each group, ``[groups, 1]``."""
-    return units[torch.arange(groups, device=units.device) // groups_per_unit, None]
+    return units[torch.arange(groups, dtype=torch.int64, device=units.device) // groups_per_unit, None]
 
 
 def decode_ranges(codes: Tensor, units: Tensor, groups_per_unit: int) -> Tensor:
