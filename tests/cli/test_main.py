@@ -170,6 +170,25 @@ def test_pack_at_bits(tmp_path, capsys):
     assert packed["a.weight"].range_scope == "group"
 
 
+def test_pack_clips_ranges_and_keeps_them_short(tmp_path, capsys):
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(2))
+    weight[::9, 7] *= 8
+    save_file({"w": weight}, tmp_path / "plain")
+    options = ["--coding", "fixed", "--bits", 3, "--group-size", 64, "--range-scope", "group"]
+    errors, sizes = [], []
+    for more in ([], ["--clip"], ["--clip", "--short-ranges"]):
+        assert run("pack", tmp_path / "plain", tmp_path / "packed", *options, *more) == 0
+        errors.append(float((read_packed(tmp_path / "packed").tensor("w") - weight).square().sum()))
+        sizes.append(os.path.getsize(tmp_path / "packed"))
+    assert errors[1] < 0.95 * errors[0]
+    assert errors[2] < 0.95 * errors[0]
+    assert sizes[2] < sizes[1] - 128 * 5
+    assert run("verify", tmp_path / "packed") == 0
+    capsys.readouterr()
+    assert run("inspect", tmp_path / "packed", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["bytes_by_purpose"]["ranges"] == 128 * 2 + 128 // 16 * 4
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -179,6 +198,9 @@ def test_pack_at_bits(tmp_path, capsys):
         (["--bits", "8", "--suffix", "_q"], "--suffix describe logits"),
         (["--bits", "8", "--range-scope", "group"], "--range-scope group needs a --group-size above 0"),
         (["--min-size", "1"], "--min-size only go with --bits"),
+        (["--clip"], "--clip only go with --bits"),
+        (["--bits", "4", "--short-ranges"], "--short-ranges needs --range-scope group"),
+        (["--target-mb", "1", "--clip"], "--clip go with --coding fixed or --bits: coded levels have no ranges"),
         (["--suffix", "_none"], "has no logits NAME_none"),
         (["--suffix", ""], "--suffix must not be empty"),
         (["--min-bits", "15"], "expected 0 < --min-bits < --max-bits <= 15, got 15 and 15"),
