@@ -48,6 +48,32 @@ def noisy_weight_backward(
     return grad_flat.view(weight.shape).to(weight.dtype), grad_logit.masked_fill(nonfinite, 0), nonfinite.sum()
 
 
+def noisy_weight_second_backward(
+    grads: tuple[Tensor | None, Tensor | None],
+    grad: Tensor,
+    weight: Tensor,
+    logit: Tensor,
+    noise: Tensor,
+    options: NoiseOptions,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of :func:`noisy_weight_backward` with respect to ``grad``, ``weight`` and ``logit``.
+
+    Differentiable in its turn. ``grads`` belong to the gradients of weight and logit; None: it took no part. Elements
+    at the minimum or the maximum are taken to stay there. All None where both took no part.
+    """
+    used = [index for index, each in enumerate(grads) if each is not None]
+    if not used:
+        return None, None, None
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        given = grad, weight, logit
+        inputs = [each if create_graph and each.requires_grad else each.detach().requires_grad_() for each in given]
+        ranges = weight_range(inputs[1], options.group_size, options.per_group)
+        made = noisy_weight_backward(*inputs, ranges, noise, options)
+        chosen = [made[index] for index in used], inputs, [grads[index] for index in used]
+        return torch.autograd.grad(*chosen, create_graph=create_graph, allow_unused=True)
+
+
 def _range_gradient(flat: Tensor, ranges: Tensor, range_grad: Tensor, options: NoiseOptions) -> Tensor:
     """``range_grad`` carried to the elements at the maximum and, with the other sign, at the minimum."""
     groups = grouped(flat, options.group_size, float("nan")) if options.per_group else flat.view(1, -1)
