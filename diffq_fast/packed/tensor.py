@@ -13,8 +13,7 @@ from torch import Tensor
 from .. import functional
 from ..quantizers.export import ExportedWeight
 from ..reference.even_levels import dequantize_evenly
-
-PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
+from ..reference.quantize import PACKABLE
 
 
 @dataclass(frozen=True)
