@@ -28,7 +28,7 @@ from diffq_fast.packed.tensor import pack_levels, pack_weight
 from support.random_arguments import Arguments
 
 EXPECTED = (TypeError, ValueError)
-OPERATOR_ERRORS = (*EXPECTED, RuntimeError, KeyError)  # a schema's, a missing choice
+OPERATOR_ERRORS = (*EXPECTED, RuntimeError, LookupError)  # a schema's; a missing choice, or a place that is none
 
 ops = torch.ops.diffq_fast
 
@@ -186,6 +186,12 @@ OPERATORS: dict[str, Callable[[Arguments], Any]] = {
 }
 
 
+def coded(a: Arguments) -> torch.Tensor:
+    """Words of coded levels: right, cut off, or anything."""
+    words = functional.encode_levels(torch.randint(-9, 9, (a.count,)))
+    return a.form(a.often(words, words[:1], a.words().to(torch.int16)))
+
+
 CALLS: dict[str, Callable[[Arguments], Any]] = {
     "bits_from_logits": lambda a: functional.bits_from_logits(a.logits(), **a.bounds()),
     "logits_from_bits": lambda a: functional.logits_from_bits(a.logits(), **a.bounds()),
@@ -211,6 +217,15 @@ CALLS: dict[str, Callable[[Arguments], Any]] = {
     "unpack_dequantize": lambda a: functional.unpack_dequantize(
         a.words(), a.widths(), a.found(), a.shape(), dtype=a.often(torch.float32, torch.bfloat16, torch.int8), **both(a)
     ),
+    "level_code": lambda a: functional.level_code(a.levels()),
+    "encode_levels": lambda a: functional.encode_levels(a.levels()),
+    "stream_size": lambda a: functional.stream_size(coded(a), a.often(a.count, -1, 10**6, 2**63)),
+    "decode_levels": lambda a: functional.decode_levels(coded(a), a.often(a.count, -1, 10**6)),
+    "steps_from_codes": lambda a: functional.steps_from_codes(a.often(a.levels(), a.logits())),
+    "codes_from_steps": lambda a: functional.codes_from_steps(a.often(a.logits(), a.logits().cfloat())),
+    "add_uniform_noise": lambda a: functional.add_uniform_noise(
+        [a.weight()], [a.logits()], a.key(), group_sizes=[a.group_size], streams=streams(a)
+    ),
     "pack_planes": lambda a: functional.pack_planes(
         *(a.levels(), a.often(3, 0, 16, 17, -1)), rows=a.often(64, 8, 16, 32, 5), columns=a.often(32, 1, 70, 0, -1)
     ),
@@ -228,7 +243,7 @@ FILE_CALLS: dict[str, Callable[[Arguments, Path], Any]] = {
     "model_file": model_file,
 }
 NEVER_REFUSED = {"draw_key", "empty_cache", "operator draw_key", "operator count_widths"}
-NO_CALLS = {"NoiseOptions"}
+NO_CALLS = {"NoiseOptions", "LevelCode"}
 
 
 def call(name: str, a: Arguments, path: Path) -> bool:

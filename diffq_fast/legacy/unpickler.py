@@ -44,7 +44,14 @@ _PLAIN_KEYS = (str, bytes, int, float, type(None))
 _MAX_KEY = 2**31  # of whole numbers as keys; multiples of 2**61 - 1 all have one hash
 _MAX_TUPLE_KEYS = 1000  # of one file; the hash of a tuple of numbers can be foreseen
 _MAX_FRACTION_BITS = 1024
-_BUILDERS = "MARK EMPTY_LIST EMPTY_DICT EMPTY_SET LIST TUPLE TUPLE1 TUPLE2 TUPLE3 PUT BINPUT LONG_BINPUT MEMOIZE"
+_MAX_MARKS = 1000  # open at once
+_COSTS = {  # bytes of what an opcode builds
+    **dict.fromkeys(("EMPTY_LIST", "LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), 60),
+    "EMPTY_DICT": 70,
+    "EMPTY_SET": 220,
+    "MEMOIZE": 100,
+    **dict.fromkeys(("NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"), 400),
+}
 
 
 class Inert:
@@ -157,15 +164,15 @@ class _StorageType:
 
 
 class _Effort:
-    """What a pickle has built: its length bounds that, so that a short one cannot fill the memory."""
+    """The memory that a pickle's objects take: its length bounds that, so that a short one cannot fill the memory."""
 
     def __init__(self, pickle_bytes: int) -> None:
-        self.left = 400_000 + pickle_bytes // 6
+        self.left = 20_000_000 + 20 * pickle_bytes
         self.tuple_keys = _MAX_TUPLE_KEYS
 
-    def spend(self, parts: int) -> None:
-        """Count so many parts, of about 100 bytes each, that are about to be built."""
-        self.left -= parts
+    def spend(self, size: int) -> None:
+        """Count so many bytes that are about to be built."""
+        self.left -= size
         if self.left < 0:
             raise pickle.UnpicklingError("it builds far more objects than a file of its length holds")
 
@@ -238,7 +245,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
             return _StorageType(_STORAGE_DTYPES[name])
         if full not in self._inert:
-            self.effort.spend(20)
+            self.effort.spend(1500)
             self._inert[full] = inert_class(full)
         return self._inert[full]
 
@@ -269,7 +276,7 @@ def _load_build(self: Any) -> None:
 
 def _load_reduce(self: Any) -> None:
     function, arguments = self.stack[-2:]
-    self.effort.spend(8)
+    self.effort.spend(400)
     if function is collections.OrderedDict and arguments:
         self.effort.check_keys(key for key, _ in arguments[0])
     pickle._Unpickler.load_reduce(self)  # type: ignore[attr-defined]
@@ -280,18 +287,24 @@ def _checking_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], 
 
     def checked(self: Any) -> None:
         hashed = self.stack[keys]
-        self.effort.spend(len(hashed))
+        self.effort.spend(60 * len(hashed))
         self.effort.check_keys(hashed)
         load(self)
 
     return checked
 
 
-def _counting(load: Callable[[Any], None], parts: int) -> Callable[[Any], None]:
-    """The opcode ``load``, which builds an object of about so many parts."""
+def _load_mark(self: Any) -> None:
+    if len(self.metastack) >= _MAX_MARKS:
+        raise pickle.UnpicklingError(f"more than {_MAX_MARKS:,} parts that are not closed")
+    pickle._Unpickler.load_mark(self)  # type: ignore[attr-defined]
+
+
+def _counting(load: Callable[[Any], None], cost: int) -> Callable[[Any], None]:
+    """The opcode ``load``, which builds an object of about so many bytes."""
 
     def counted(self: Any) -> None:
-        self.effort.spend(parts)
+        self.effort.spend(cost)
         load(self)
 
     return counted
@@ -301,12 +314,10 @@ def _restrict(dispatch: dict[int, Callable[[Any], None]]) -> None:
     refused = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.INST, pickle.OBJ)
     for opcode in (*refused, pickle.EXT1, pickle.EXT2, pickle.EXT4):  # torch.save writes none of them
         del dispatch[opcode[0]]
-    for name in _BUILDERS.split():
+    for name, cost in _COSTS.items():
         opcode = getattr(pickle, name)[0]
-        dispatch[opcode] = _counting(dispatch[opcode], 1)
-    for name in ("NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"):
-        opcode = getattr(pickle, name)[0]
-        dispatch[opcode] = _counting(dispatch[opcode], 8)
+        dispatch[opcode] = _counting(dispatch[opcode], cost)
+    dispatch[pickle.MARK[0]] = _load_mark
     dispatch[pickle.BUILD[0]] = _load_build
     dispatch[pickle.REDUCE[0]] = _load_reduce
     hashing = {

@@ -22,21 +22,24 @@ def check_written_out(value: Any, limit: int) -> None:
     """
     sizes: dict[int, int] = {}
     ancestors: list[int] = []
+    above: set[int] = set()
     stack = [value]
     while stack:
         part = stack[-1]
         if id(part) in sizes or not _holds(part):
             stack.pop()
         elif ancestors and ancestors[-1] == id(part):
-            sizes[ancestors.pop()] = size = 1 + sum(sizes.get(id(each)) or _length(each) for each in _children(part))
+            above.discard(ancestors.pop())
+            sizes[id(part)] = size = 1 + sum(sizes.get(id(each)) or _length(each) for each in _children(part))
             if size > limit:
                 raise pickle.UnpicklingError(f"its values take more than {limit:,} parts when they are written out")
         else:
             ancestors.append(id(part))
+            above.add(id(part))
             if len(ancestors) > MAX_DEPTH:
                 raise pickle.UnpicklingError(f"its values are nested more than {MAX_DEPTH} deep")
             inner = [each for each in _children(part) if _holds(each) and id(each) not in sizes]
-            if any(id(each) in ancestors for each in inner):
+            if any(id(each) in above for each in inner):
                 raise pickle.UnpicklingError("its values hold themselves")
             stack.extend(inner)
     if _length(value) > limit:
@@ -44,7 +47,7 @@ def check_written_out(value: Any, limit: int) -> None:
 
 
 def _holds(value: Any) -> bool:
-    return isinstance(value, list | tuple | dict | set | frozenset) or _is_inert(value)
+    return (isinstance(value, list | tuple | dict | set | frozenset) and len(value) > 0) or _is_inert(value)
 
 
 def _is_inert(value: Any) -> bool:

@@ -11,21 +11,50 @@ from collections.abc import Iterator
 
 from house.sources import Place, Sources
 
-# fmt: off
-FACTORIES = frozenset((
-    "arange", "as_tensor", "asarray", "bartlett_window", "blackman_window", "empty", "empty_permuted",
-    "empty_quantized", "empty_strided", "eye", "full", "hamming_window", "hann_window", "kaiser_window", "linspace",
-    "logspace", "normal", "ones", "rand", "randint", "randn", "randperm", "range", "scalar_tensor",
-    "sparse_bsc_tensor", "sparse_bsr_tensor", "sparse_compressed_tensor", "sparse_coo_tensor", "sparse_csc_tensor",
-    "sparse_csr_tensor", "tensor", "tril_indices", "triu_indices", "zeros",
-))
-# fmt: on
+FACTORIES = frozenset(
+    [
+        "arange",
+        "as_tensor",
+        "asarray",
+        "bartlett_window",
+        "blackman_window",
+        "empty",
+        "empty_permuted",
+        "empty_quantized",
+        "empty_strided",
+        "eye",
+        "full",
+        "hamming_window",
+        "hann_window",
+        "kaiser_window",
+        "linspace",
+        "logspace",
+        "normal",
+        "ones",
+        "rand",
+        "randint",
+        "randn",
+        "randperm",
+        "range",
+        "scalar_tensor",
+        "sparse_bsc_tensor",
+        "sparse_bsr_tensor",
+        "sparse_compressed_tensor",
+        "sparse_coo_tensor",
+        "sparse_csc_tensor",
+        "sparse_csr_tensor",
+        "tensor",
+        "tril_indices",
+        "triu_indices",
+        "zeros",
+    ]
+)
 CLASSES = ("Tensor", "FloatTensor", "DoubleTensor", "HalfTensor", "BFloat16Tensor", "IntTensor", "LongTensor")
 NEEDED = {"dtype", "device"}
 
 
 def made_by_default(sources: Sources) -> list[Place]:
-    """Calls of torch's factories without both ``dtype=`` and ``device=``; factories passed on or imported by name."""
+    """Calls of torch's factories without ``dtype=`` or ``device=``, and factories passed on or imported by name."""
     return [place for module, tree in sources.trees.items() for place in _in_module(module, tree)]
 
 

@@ -96,11 +96,23 @@ def test_fractions_of_huge_numbers():
 
 @pytest.mark.parametrize(
     "many",
-    [b"]" * 600_000, b"}" * 600_000, b"(" * 600_000, b"Nq\1" + b"\x94" * 600_000],
-    ids=["lists", "dicts", "marks", "memo"],
+    [b"]" * 600_000, b"}" * 600_000, b"N" + b"\x85" * 600_000, b"N" + b"\x94" * 600_000],
+    ids=["lists", "dicts", "tuples", "memo"],
 )
 def test_more_objects_than_the_length_warrants(many):
     refused(b"\x80\x04" + many + b".", "far more objects")
+
+
+def test_marks_that_are_never_closed():
+    refused(b"(" * 2000 + b"N.", "not closed")
+
+
+def test_as_many_tensors_as_anybody_has():
+    import torch
+
+    state = {"quantized": [], "others": [torch.ones(1) for _ in range(20_000)]}
+    torch.save(state, buffer := io.BytesIO())
+    assert len(load_legacy(buffer).others) == 20_000
 
 
 def test_many_unknown_classes_and_many_of_their_objects():

@@ -1,4 +1,4 @@
-"""Training, evaluation, sizes, files and states are the same bits whatever torch's default dtype and device are."""
+"""Training, evaluation, sizes, files and states are the same, bit for bit, under every default dtype and device."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ template <typename Body>
 void for_each_tile(const PlaneShape& shape, int threads, Body&& body) {
     if (shape.count == 0) return;  // no memory bounds the columns then
     const int64_t block_size = shape.rows * shape.columns;
+    if (block_size == 0) return;
     const int64_t blocks = shape.count / block_size + (shape.count % block_size != 0);
     const int64_t tiles = (shape.columns + kTileColumns - 1) / kTileColumns;
     const int64_t per_task = std::max<int64_t>(1, kTaskElements / (shape.rows * kTileColumns));

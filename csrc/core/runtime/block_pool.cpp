@@ -87,7 +87,8 @@ void* take_block(int64_t bytes) {
     const int64_t size = rounded(bytes);
     if (void* kept = free_list().take(size)) return kept;
     void* fresh = ::operator new(static_cast<size_t>(size), kAlignment, std::nothrow);
-    if (!fresh) throw std::bad_alloc();  // not by operator new itself: under a sanitizer, that ends the process
+    if (!fresh)
+        throw std::bad_alloc();  // not by operator new itself: under a sanitizer, that ends the process
     expect_writes(fresh, size);
     return fresh;
 }
