@@ -150,7 +150,9 @@ class _AddNoise(torch.autograd.Function):
         if len(used) < count:
             ranges, extremes = _rows_of(used, weights, ranges, extremes, ctx.options)
         lists = [[each[index] for index in used] for each in (grads, weights, logits, ctx.streams)]
-        grad_weights, grad_logits, nonfinite = _gradients(*lists, key, ranges, extremes, ctx.options)
+        of_grads, of_weights, of_logits, streams = lists
+        made = _gradients(of_grads, of_weights, of_logits, streams, key, ranges, extremes, ctx.options)
+        grad_weights, grad_logits, nonfinite = made
         for index, grad_weight, grad_logit in zip(used, grad_weights, grad_logits, strict=True):
             result[_BEFORE + index] = grad_weight if ctx.needs_input_grad[_BEFORE + index] else None
             needed = ctx.needs_input_grad[_BEFORE + count + index]
@@ -195,7 +197,7 @@ class _Gradients(torch.autograd.Function):
                 key, ctx.streams[index], 0, inputs[1].numel(), options.noise_kind
             )
             result[index::count] = noisy_weight_second_backward(
-                (grads[index], grads[count + index]), *inputs, noise, options
+                (grads[index], grads[count + index]), inputs, noise, options
             )
         return (None,) * 5 + tuple(result)
 
@@ -267,7 +269,6 @@ class _AddUniformNoise(torch.autograd.Function):
         return tuple(noisy)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         key, *steps = ctx.saved_tensors
         count = len(steps)
@@ -278,13 +279,41 @@ class _AddUniformNoise(torch.autograd.Function):
                 result[_BEFORE_UNIFORM + index] = grads[index].to(ctx.dtypes[index])
         used = [index for index in used if ctx.needs_input_grad[_BEFORE_UNIFORM + count + index]]
         if used:
-            lists = [[each[index] for index in used] for each in (grads, steps, ctx.streams, ctx.group_sizes)]
-            of_grads, of_steps, streams, group_sizes = lists
-            made = torch.ops.diffq_fast.add_uniform_noise_backward.default(
-                of_grads, of_steps, key, streams, group_sizes
-            )
-            for index, grad_steps in zip(used, made, strict=True):
+            lists = [[each[index] for index in used] for each in (ctx.streams, ctx.group_sizes, grads, steps)]
+            for index, grad_steps in zip(used, _step_gradients(key, *lists), strict=True):
                 result[_BEFORE_UNIFORM + count + index] = grad_steps
+        return tuple(result)
+
+
+def _step_gradients(key, streams, group_sizes, grads, steps):
+    """The operator ``add_uniform_noise_backward``, differentiable where autograd asks for it (``create_graph``)."""
+    if torch.is_grad_enabled():
+        return _StepGradients.apply(streams, group_sizes, key, *grads, *steps)
+    return torch.ops.diffq_fast.add_uniform_noise_backward.default(grads, steps, key, streams, group_sizes)
+
+
+class _StepGradients(torch.autograd.Function):
+    """The gradients of the steps. They are linear in those that come in: what goes back is noise of the same draw."""
+
+    @staticmethod
+    def forward(ctx, streams, group_sizes, key, *tensors):
+        grads, steps = tensors[: len(streams)], tensors[len(streams) :]
+        ctx.streams, ctx.group_sizes = streams, group_sizes
+        ctx.save_for_backward(key, *grads)
+        ctx.set_materialize_grads(False)
+        return tuple(torch.ops.diffq_fast.add_uniform_noise_backward.default(grads, steps, key, streams, group_sizes))
+
+    @staticmethod
+    def backward(ctx, *seconds):
+        key, *grads = ctx.saved_tensors
+        result: list[Tensor | None] = [None] * (3 + 2 * len(grads))
+        used = [index for index, second in enumerate(seconds) if second is not None]
+        if used:
+            zeros = [torch.zeros_like(grads[index]) for index in used]
+            lists = [[each[index] for index in used] for each in (seconds, ctx.streams, ctx.group_sizes)]
+            made = torch.ops.diffq_fast.add_uniform_noise.default(zeros, lists[0], key, *lists[1:])
+            for index, grad in zip(used, made, strict=True):
+                result[3 + index] = grad
         return tuple(result)
 
 

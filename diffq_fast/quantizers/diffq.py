@@ -242,8 +242,8 @@ class DiffQuantizer(BaseQuantizer):
         self._training.prepare()
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
-        if not torch.compiler.is_compiling():  # a graph cannot look at values
-            self._refuse_nan_logits(entries)
+        if not torch.compiler.is_compiling():  # a graph cannot look at values, and other devices would be waited for
+            self._refuse_nan_logits([entry for entry in entries if entry.logit.device.type == "cpu"])
         return [self._as_exported([entry], [self.widths_of(entry)], None)[0] for entry in entries]
 
     def _refuse_nan_logits(self, entries: Sequence[QuantizedParameter]) -> None:
@@ -346,8 +346,9 @@ class DiffQuantizer(BaseQuantizer):
         return None
 
     def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
-        self._refuse_nan_logits([entry])
         widths, known = self.widths_of(entry), ranges if self.range_scope == "tensor" else None
+        if not bool(widths.all()):
+            self._refuse_nan_logits([entry])  # which have 0 bits
         return ExportedWeight(entry.full_name, value, widths, self.group_size, self.range_scope, ranges=known)
 
     def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:

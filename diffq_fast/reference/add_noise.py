@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,14 +51,9 @@ def noisy_weight_backward(
 
 
 def noisy_weight_second_backward(
-    grads: tuple[Tensor | None, Tensor | None],
-    grad: Tensor,
-    weight: Tensor,
-    logit: Tensor,
-    noise: Tensor,
-    options: NoiseOptions,
+    grads: tuple[Tensor | None, Tensor | None], inputs: Sequence[Tensor], noise: Tensor, options: NoiseOptions
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of :func:`noisy_weight_backward` with respect to ``grad``, ``weight`` and ``logit``.
+    """Gradients of :func:`noisy_weight_backward` with respect to its ``inputs``: grad, weight and logit.
 
     Differentiable in its turn. ``grads`` belong to the gradients of weight and logit; None: it took no part. Elements
     at the minimum or the maximum are taken to stay there. All None where both took no part.
@@ -66,10 +63,10 @@ def noisy_weight_second_backward(
         return None, None, None
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        given = grad, weight, logit
-        inputs = [each if create_graph and each.requires_grad else each.detach().requires_grad_() for each in given]
-        ranges = weight_range(inputs[1], options.group_size, options.per_group)
-        made = noisy_weight_backward(*inputs, ranges, noise, options)
+        inputs = [each if create_graph and each.requires_grad else each.detach().requires_grad_() for each in inputs]
+        grad, weight, logit = inputs
+        ranges = weight_range(weight, options.group_size, options.per_group)
+        made = noisy_weight_backward(grad, weight, logit, ranges, noise, options)
         chosen = [made[index] for index in used], inputs, [grads[index] for index in used]
         return torch.autograd.grad(*chosen, create_graph=create_graph, allow_unused=True)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffq_fast import LSQ, DiffQuantizer, SizeTarget, UniformQuantizer
+from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, SizeTarget, UniformQuantizer
+from diffq_fast.quantizers.base import BaseQuantizer
 from support.no_reads import NoReads
 
 STEPS = 6
@@ -23,8 +24,10 @@ QUANTIZERS = {
     "whole levels": partial(UniformQuantizer, bits=4, qat=True),
     "fractional levels": partial(UniformQuantizer, bits=3.5, qat=True),
     "lsq": partial(LSQ, bits=4),
+    "rate": RateQuantizer,
+    "rate of weights": partial(RateQuantizer, group_size=8, rate_to_weights=True, noisy_dtype="auto"),
 }
-FREEZING = [name for name, made in QUANTIZERS.items() if made.func is DiffQuantizer]
+FREEZING = [name for name, made in QUANTIZERS.items() if hasattr(getattr(made, "func", made), "freeze_bits")]
 
 
 def attached(name, device="cpu"):
@@ -44,7 +47,8 @@ def step(model, optimizer, penalty):
 @pytest.fixture
 def far(monkeypatch):
     """Weights count as those of a device whose values the host would have to wait for."""
-    monkeypatch.setattr(DiffQuantizer, "_is_on_cpu", lambda quantizer: False)
+    monkeypatch.setattr(BaseQuantizer, "_is_on_cpu", lambda quantizer: False)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

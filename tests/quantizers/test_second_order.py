@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from diffq_fast import LSQ, DiffQuantizer, UniformQuantizer, functional
+from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer, functional
 from diffq_fast.reference.add_noise import noisy_weight
 from diffq_fast.reference.options import NoiseOptions
 from support.models import Tied
@@ -15,9 +15,9 @@ from support.models import Tied
 KEY = torch.tensor(1234567)
 
 
-def gradient_penalty(model, inputs):
+def gradient_penalty(model, inputs, params=None):
     """The gradients of a loss that holds the gradients of another one, and the mean square of those."""
-    params = list(model.parameters())
+    params = list(model.parameters()) if params is None else params
     loss = model(inputs).tanh().square().mean()
     first = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
     penalty = sum(each.square().sum() for each in first if each is not None)
@@ -64,30 +64,47 @@ def test_a_gradient_penalty_equals_the_oracles(make, group_size, scope, noise, m
         torch.testing.assert_close(one, another, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda model: DiffQuantizer(model, min_size=0, group_size=8),
-        lambda model: UniformQuantizer(model, min_size=0, bits=4, qat=True),
-        lambda model: LSQ(model, min_size=0, bits=4),
-    ],
-)
+STRAIGHT_THROUGH = [
+    lambda model: DiffQuantizer(model, min_size=0, group_size=8),
+    lambda model: RateQuantizer(model, min_size=0),
+    lambda model: UniformQuantizer(model, min_size=0, bits=4, qat=True),
+    lambda model: LSQ(model, min_size=0, bits=8),
+]
+
+
+@pytest.mark.parametrize("make", STRAIGHT_THROUGH)
 def test_straight_through_weights_have_second_gradients(make):
     """Those of the function with the rounded weights, as if they were the weights."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 9), nn.Tanh(), nn.Linear(9, 5))
     quantizer = make(model)
     quantizer.no_optimizer()
-    if isinstance(quantizer, DiffQuantizer):
+    if hasattr(quantizer, "freeze_bits"):
         quantizer.freeze_bits(straight_through=True)
     inputs = torch.randn(3, 16)
-    made = gradient_penalty(model, inputs)
     weights = [weight.parameter for weight in quantizer.weights]
-    found = {id(param): grad for param, grad in zip(model.parameters(), made, strict=True)}
+    made = gradient_penalty(model, inputs, weights)
     quantizer.bake()
     model.train()
-    plain = dict(zip(map(id, model.parameters()), gradient_penalty(model, inputs), strict=True))
-    if isinstance(quantizer, LSQ):  # the gradient of a weight beyond the last index is cut off
-        return
-    for weight in weights:
-        torch.testing.assert_close(found[id(weight)], plain[id(weight)], rtol=1e-4, atol=1e-7)
+    expected = gradient_penalty(model, inputs, weights)
+    for one, another in zip(made, expected, strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-7)
+
+
+def test_a_gradient_penalty_under_the_noise_of_learned_steps(monkeypatch):
+    """In the weights and the log-steps: the noisy weights are ``weight + exp(log_step) * z``."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 9), nn.Tanh(), nn.Linear(9, 5))
+    quantizer = RateQuantizer(model, min_size=0, group_size=0)
+    quantizer.no_optimizer()
+    monkeypatch.setattr(functional, "draw_key", lambda like: KEY)
+    inputs = torch.randn(3, 16)
+    made = gradient_penalty(model, inputs)
+    parameters, noisy = list(model.parameters()), {}
+    for stream, weight in enumerate(quantizer.weights):
+        noise = functional.noise(KEY, stream, weight.parameter.numel(), noise_kind="uniform")
+        noisy[weight.name] = weight.parameter + weight.learned.exp() * noise.view_as(weight.parameter)
+    quantizer.detach()
+    expected = gradient_penalty(lambda inputs: functional_call(model, noisy, (inputs,)), inputs, parameters)
+    for one, another in zip(made, expected, strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-6)
