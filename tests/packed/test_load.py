@@ -121,9 +121,9 @@ def test_a_weight_of_another_shape_is_refused_also_where_names_may_differ(attach
     _, quantizer = trained()
     save(quantizer, tmp_path / "a", logits=True)
     model = Net()
-    name, weight = next(iter(model.named_parameters()))
+    name, weight = next(each for each in model.named_parameters() if each[1].dim() == 2)
     owner, _, last = name.rpartition(".")
-    setattr(model.get_submodule(owner), last, nn.Parameter(torch.zeros(weight.shape[0] + 1, *weight.shape[1:])))
+    setattr(model.get_submodule(owner), last, nn.Parameter(torch.zeros(weight.shape[0] + 1, weight.shape[1])))
     if attached:
         DiffQuantizer(model, **quantizer.arguments)
     before = snapshot(model)

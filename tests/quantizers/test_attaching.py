@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import diffq_fast
-from diffq_fast import LSQ, DiffQuantizer, UniformQuantizer
+from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer
 from support.models import mlp
 
 
@@ -37,7 +37,7 @@ def calls_of(function):
     return calls
 
 
-@pytest.mark.parametrize("quantizer", [DiffQuantizer, UniformQuantizer, LSQ])
+@pytest.mark.parametrize("quantizer", [DiffQuantizer, UniformQuantizer, LSQ, RateQuantizer])
 def test_attaching_takes_a_few_calls_for_each_weight(quantizer):
     some, more = experts(32), experts(128)
     quantizer(nn.Linear(2, 2), min_size=0)  # what is made once
@@ -79,10 +79,13 @@ def test_a_model_that_can_be_saved_is_attached_in_silence(dtype):
 def test_a_group_size_that_is_no_whole_number_is_refused(group_size):
     with pytest.raises(TypeError, match=f"group_size must be a whole number, got {group_size!r}"):
         DiffQuantizer(mlp(), group_size=group_size)
+    if group_size is not None:  # one group for each row there
+        with pytest.raises(TypeError, match=f"group_size must be None or a whole number, got {group_size!r}"):
+            RateQuantizer(mlp(), group_size=group_size)
 
 
 def test_sizes_are_on_the_device_of_the_weights_also_where_nothing_is_quantised():
-    for make in (DiffQuantizer, UniformQuantizer, LSQ):
+    for make in (DiffQuantizer, UniformQuantizer, LSQ, RateQuantizer):
         for min_size in (0, 100):
             quantizer = make(mlp().to("meta"), min_size=min_size)
             assert quantizer.model_size().device.type == "meta"
@@ -117,7 +120,7 @@ def test_nan_logits_are_told_as_such(tmp_path):
 # -- TorchScript and ONNX ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [DiffQuantizer, UniformQuantizer, LSQ])
+@pytest.mark.parametrize("make", [DiffQuantizer, UniformQuantizer, LSQ, RateQuantizer])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*jit.*")
 def test_a_live_model_is_not_traced_or_scripted_and_its_baked_copy_is(make):
     model, inputs = mlp().eval(), torch.ones(1, 64)
