@@ -91,6 +91,8 @@ def main() -> None:
     for seed in range(runs):
         for kind in KINDS:
             endings[kind][ending_of(kind, seed)] += 1
+        if (seed + 1) % 20 == 0:
+            print(f"{seed + 1} runs of each: {[counts['well'] for counts in endings.values()]} ended well", flush=True)
     for kind, counts in endings.items():
         print(f"{kind}: {counts['well']} of {runs} ended well")
         for ending, number in counts.most_common():
