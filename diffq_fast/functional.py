@@ -161,9 +161,10 @@ def add_noise(
 ) -> NoisyWeights:
     """Noisy weights of one training forward: ``w + (range * step(logit)) * z``.
 
-    Differentiable once in weights and logits; the gradient also reaches the elements at the minimum and the maximum,
-    shared equally among ties. No noise is kept for the backward: it is made again from ``key``. Non-finite gradients
-    of logits are put to zero. Nothing waits for the device. Method: section 3 of the paper.
+    Differentiable in weights and logits, to any order; the gradient also reaches the elements at the minimum and the
+    maximum, shared equally among ties. Orders above the first are computed in plain PyTorch. No noise is kept for the
+    backward: it is made again from ``key``. Non-finite gradients of logits are put to zero. Nothing waits for the
+    device. Method: section 3 of the paper.
 
     Args:
         weights: floating tensors on one device.

@@ -27,11 +27,12 @@ from ..files.safetensors_reader import (
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, tensor_bytes, tensor_from_bytes
 from ..reference.logit_rule import LogitRule
+from ..reference.quantize import PACKABLE
 from ..reference.sizes import MAX_WIDTH, group_count
 from .contents import PackedContents, matching, read_packed, write_packed
 from .header import FORMAT
 from .ranges import RangeOptions
-from .tensor import PACKABLE, PackedTensor, pack_weight
+from .tensor import PackedTensor, pack_weight
 
 MEGABYTE = 2**20
 

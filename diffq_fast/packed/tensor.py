@@ -13,10 +13,9 @@ from torch import Tensor
 from .. import functional
 from ..quantizers.export import ExportedWeight
 from ..reference.even_levels import dequantize_evenly
+from ..reference.quantize import PACKABLE
 from ..reference.sizes import MOST_GROUPS_PER_UNIT
 from .ranges import RangeOptions, ShortRanges, fit_ranges
-
-PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
