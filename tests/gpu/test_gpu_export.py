@@ -12,6 +12,8 @@ from support.gpu_tensors import COUNTS, EPSILON, assert_same, cuda, make, ops
 
 pytestmark = pytest.mark.gpu
 
+PLANE_COUNTS = (1, 2049, 100_003)
+
 
 @pytest.mark.parametrize("per_group", [False, True])
 @pytest.mark.parametrize("group_size", [0, 1, 8, 7])
@@ -41,7 +43,7 @@ def test_levels_words_and_weights_are_bit_equal(dtype, group_size, per_group):
 @pytest.mark.parametrize("group_size", [0, 8, 7])
 @pytest.mark.parametrize("dtype", EPSILON)
 def test_planes_of_a_weight_are_bit_equal(dtype, group_size):
-    for count in (1, 2049, 100_003):
+    for count in PLANE_COUNTS:
         (weight,) = make((count,), dtype)
         generator = torch.Generator().manual_seed(2)
         widths = torch.randint(1, 17, (group_count(count, group_size),), generator=generator, dtype=torch.uint8)

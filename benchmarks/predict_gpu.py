@@ -1,0 +1,166 @@
+"""Predicts each kernel's time from its machine code: the resource that binds, and what small weights take.
+
+python benchmarks/predict_gpu.py [--json FILE]
+
+A weight takes as long as the resource that is busiest: memory at the speed of a copy, each pipe of the
+multiprocessors at ``UTILISATION`` of its rate, or, where too few programs are resident, the latency of a program: the
+longest chain of dependences through its rounds. Nothing of this has been measured. Needs Triton and ``cuobjdump``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import triton
+from pipe_cycles import LANES, chain, cycles, global_bytes, resident_blocks, until_most_leave
+from roofline import CHIPS, RESULTS, TRAFFIC, Chip
+from static_budgets import compile_case
+from static_code import read_code
+from static_kernels import CASES, Case
+
+B200 = Chip(148, 1.965, 7.2, 2250)
+MACHINES = {"H100 SXM": ("sm_90", CHIPS["H100 SXM"]), "H200": ("sm_90", CHIPS["H200"]), "B200": ("sm_100", B200)}
+# What a pipe reaches of its rate; a prediction is told for all of it and for less as well.
+UTILISATION, SURE, CAREFUL = 0.8, 1.0, 0.6
+# Assumed, in microseconds: of a loaded memory; of the tables, which are in L2, three loads that need each other; from
+# one launch to the next on a stream.
+MEMORY_LATENCY, TABLES_LATENCY, LAUNCH = 0.8, 0.45, 2.0
+# Kernels without a loop over whole tiles: weights of a thread on the way that most programs take.
+WITHOUT_LOOP = {"range": 32, "noise": 32, "range per group": 8, "quantise": 16}
+# Passes over one weight: their launches.
+PASSES = {
+    "forward float32, range per tensor": ("range", "forward uniform g=8 to fp32"),
+    "the same to bfloat16": ("range", "forward uniform g=8 to bf16"),
+    "forward float32, range per group": ("forward uniform g=8 to fp32, range per group",),
+    "backward float32": ("backward uniform g=8 from fp32", "finish backward"),
+    "quantise + pack, 4 bits": ("quantise + pack, 4 bits of one width",),
+    "unpack + dequantise, 4 bits": ("unpack + dequantise, 4 bits of one width",),
+}
+COUNTS = (10**4, 10**5, 10**6, 4 * 10**6, 2**24)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one kernel. ``pipes``: cycles of a multiprocessor per weight. ``chain``: cycles of a round, without memory;
+    ``blocks``: resident programs; ``tile``: weights of a program, in ``rounds``."""
+
+    kernel: str
+    bytes: float
+    pipes: dict[str, float]
+    chain: float
+    registers: int
+    warps: int
+    blocks: int
+    tile: int
+    rounds: int
+    loads_in_flight: int  # bytes that a thread has asked for at a time
+
+
+def cost_of(case: Case, target: str) -> Cost | None:
+    """None for a kernel that does not work on weights: it has a round's latency alone."""
+    code = read_code(compile_case(case, target))
+    weights = case.weights or WITHOUT_LOOP.get(case.name, 0)
+    body = code.body if case.weights else until_most_leave(code.body)
+    if not weights:
+        return None
+    config, lanes = case.constants["CONFIG"], LANES * case.warps
+    tile = getattr(config, "tile", 0) if case.weights else 0
+    known = {traffic.kernel: traffic.bytes for traffic in TRAFFIC}
+    moved = sum(map(global_bytes, body)) / weights
+    return Cost(
+        case.name,
+        known.get(case.name, round(moved, 3)),
+        {name: value / (weights * LANES) for name, value in cycles(body).items()},
+        chain(body, 0.0),
+        code.registers,
+        case.warps,
+        resident_blocks(code.registers, case.warps, code.shared_bytes),
+        tile or weights * lanes,
+        max(1, (tile or weights * lanes) // (weights * lanes)),
+        sum(global_bytes(each) for each in body if each.opcode.startswith("LDG")),
+    )
+
+
+def program_microseconds(cost: Cost, chip: Chip) -> float:
+    """Of one program that has a multiprocessor to itself: tables, then rounds, each a load and a chain."""
+    rounds = cost.rounds * (MEMORY_LATENCY + cost.chain / (1e3 * chip.gigahertz))
+    return TABLES_LATENCY + rounds
+
+
+def resources(cost: Cost, chip: Chip, utilisation: float = UTILISATION) -> dict[str, float]:
+    """Picoseconds per weight that each resource needs."""
+    a_cycle = 1e3 / (chip.multiprocessors * chip.gigahertz)
+    times = {"memory": cost.bytes / chip.copy}
+    times |= {name: a_cycle * value / utilisation for name, value in cost.pipes.items()}
+    times["latency"] = 1e6 * program_microseconds(cost, chip) / (cost.blocks * chip.multiprocessors * cost.tile)
+    return times
+
+
+def predict(cost: Cost, chip: Chip) -> dict[str, Any]:
+    times = resources(cost, chip)
+    binding = sorted(times, key=times.__getitem__, reverse=True)
+    at = {name: max(resources(cost, chip, part).values()) for name, part in (("least", SURE), ("most", CAREFUL))}
+    in_flight = cost.blocks * cost.warps * LANES * cost.loads_in_flight
+    return {
+        "kernel": cost.kernel,
+        "predicted_picoseconds": round(times[binding[0]], 3),
+        "least": round(at["least"], 3),
+        "most": round(at["most"], 3),
+        "binding": binding[0],
+        "next": binding[1],
+        "of_copy": round(times["memory"] / times[binding[0]], 3),
+        "picoseconds": {name: round(value, 3) for name, value in times.items()},
+        "kilobytes_in_flight": round(in_flight / 1024, 1),
+        "kilobytes_needed": round(chip.copy * MEMORY_LATENCY * 1e6 / chip.multiprocessors / 1024, 1),
+    }
+
+
+def launch_microseconds(cost: Cost | None, count: int, chip: Chip) -> float:
+    """One launch over a weight of ``count`` elements: whole waves, each as long as its latency or as its busiest
+    resource, whichever is longer."""
+    if cost is None:
+        return LAUNCH + TABLES_LATENCY + MEMORY_LATENCY
+    programs = -(-count // cost.tile)
+    waves = -(-programs // (cost.blocks * chip.multiprocessors))
+    busiest = max(value for name, value in resources(cost, chip).items() if name != "latency")
+    return LAUNCH + max(waves * program_microseconds(cost, chip), 1e-6 * busiest * count)
+
+
+def small(costs: dict[str, Cost | None], chip: Chip) -> list[dict[str, Any]]:
+    rows = []
+    for name, kernels in PASSES.items():
+        times = {str(count): sum(launch_microseconds(costs[each], count, chip) for each in kernels) for count in COUNTS}
+        rows.append({"pass": name, "microseconds": {count: round(time, 2) for count, time in times.items()}})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, default=RESULTS / "gpu_predictions.json")
+    arguments = parser.parse_args()
+    targets = dict.fromkeys(target for target, _ in MACHINES.values())
+    costs = {target: {case.name: cost_of(case, target) for case in CASES} for target in targets}
+    result: dict[str, Any] = {"triton": triton.__version__, "utilisation": UTILISATION, "chips": {}}
+    result["costs"] = {
+        target: [asdict(replace(cost, pipes={n: round(v, 5) for n, v in cost.pipes.items()}))
+                 for cost in own.values() if cost]
+        for target, own in costs.items()
+    }  # fmt: skip
+    for name, (target, chip) in MACHINES.items():
+        kernels = [predict(cost, chip) for cost in costs[target].values() if cost]
+        result["chips"][name] = {"ceilings": asdict(chip), "kernels": kernels, "small": small(costs[target], chip)}
+        print(name)
+        for row in kernels:
+            time = f"{row['predicted_picoseconds']:>7} ps/w ({row['least']} to {row['most']})"
+            print(f"  {row['kernel']:<46}{time:<32}{row['binding']:<17}{row['of_copy']}")
+        for row in result["chips"][name]["small"]:
+            print(f"  {row['pass']:<46}", *(f"{time:>9}" for time in row["microseconds"].values()))
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
