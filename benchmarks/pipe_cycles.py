@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from static_code import Instruction
+if TYPE_CHECKING:
+    from static_code import Instruction
 
 # Cycles that a pipe of a multiprocessor needs for one instruction of a warp, all four parts of it at work.
 ISSUE, FMA, INTEGER_PRODUCT, ALU, XU, SHARED = 0.25, 0.25, 0.5, 0.5, 2.0, 1.0

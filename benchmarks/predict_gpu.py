@@ -1,6 +1,6 @@
 """Predicts each kernel's time from its machine code: the resource that binds, and what small weights take.
 
-python benchmarks/predict_gpu.py [--json FILE]
+python benchmarks/predict_gpu.py [--json FILE] [--stored-costs]
 
 A weight takes as long as the resource that is busiest: memory at the speed of a copy, each pipe of the
 multiprocessors at ``UTILISATION`` of its rate, or, where too few programs are resident, the latency of a program: the
@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import triton
 from pipe_cycles import LANES, chain, cycles, global_bytes, resident_blocks, until_most_leave
 from roofline import CHIPS, RESULTS, TRAFFIC, Chip
-from static_budgets import compile_case
-from static_code import read_code
-from static_kernels import CASES, Case
 
 B200 = Chip(148, 1.965, 7.2, 2250)
 MACHINES = {"H100 SXM": ("sm_90", CHIPS["H100 SXM"]), "H200": ("sm_90", CHIPS["H200"]), "B200": ("sm_100", B200)}
@@ -60,8 +56,11 @@ class Cost:
     loads_in_flight: int  # bytes that a thread has asked for at a time
 
 
-def cost_of(case: Case, target: str) -> Cost | None:
-    """None for a kernel that does not work on weights: it has a round's latency alone."""
+def cost_of(case: Any, target: str) -> Cost | None:
+    """Of a case of ``static_kernels``; None for one that does not work on weights and has a round's latency alone."""
+    from static_budgets import compile_case
+    from static_code import read_code
+
     code = read_code(compile_case(case, target))
     weights = case.weights or WITHOUT_LOOP.get(case.name, 0)
     body = code.body if case.weights else until_most_leave(code.body)
@@ -74,7 +73,7 @@ def cost_of(case: Case, target: str) -> Cost | None:
     return Cost(
         case.name,
         known.get(case.name, round(moved, 3)),
-        {name: value / (weights * LANES) for name, value in cycles(body).items()},
+        {name: round(value / (weights * LANES), 5) for name, value in cycles(body).items()},
         chain(body, 0.0),
         code.registers,
         case.warps,
@@ -130,28 +129,45 @@ def launch_microseconds(cost: Cost | None, count: int, chip: Chip) -> float:
     return LAUNCH + max(waves * program_microseconds(cost, chip), 1e-6 * busiest * count)
 
 
-def small(costs: dict[str, Cost | None], chip: Chip) -> list[dict[str, Any]]:
-    rows = []
+def small(costs: list[Cost], chip: Chip) -> list[dict[str, Any]]:
+    """Microseconds of whole passes over one weight, by its elements."""
+    by_name, rows = {cost.kernel: cost for cost in costs}, []
     for name, kernels in PASSES.items():
-        times = {str(count): sum(launch_microseconds(costs[each], count, chip) for each in kernels) for count in COUNTS}
+        times = {
+            str(count): sum(launch_microseconds(by_name.get(each), count, chip) for each in kernels) for count in COUNTS
+        }
         rows.append({"pass": name, "microseconds": {count: round(time, 2) for count, time in times.items()}})
     return rows
+
+
+def _cost(row: dict[str, Any]) -> Cost:
+    return Cost(**row)
+
+
+def measured() -> tuple[str, dict[str, list[Cost]]]:
+    """Triton's version, and the costs of all kernels for each target."""
+    import triton
+    from static_kernels import CASES
+
+    targets = dict.fromkeys(target for target, _ in MACHINES.values())
+    found = {target: [cost_of(case, target) for case in CASES] for target in targets}
+    return triton.__version__, {target: [cost for cost in own if cost] for target, own in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=RESULTS / "gpu_predictions.json")
+    parser.add_argument("--stored-costs", action="store_true", help="compile nothing: take the costs from the file")
     arguments = parser.parse_args()
-    targets = dict.fromkeys(target for target, _ in MACHINES.values())
-    costs = {target: {case.name: cost_of(case, target) for case in CASES} for target in targets}
-    result: dict[str, Any] = {"triton": triton.__version__, "utilisation": UTILISATION, "chips": {}}
-    result["costs"] = {
-        target: [asdict(replace(cost, pipes={n: round(v, 5) for n, v in cost.pipes.items()}))
-                 for cost in own.values() if cost]
-        for target, own in costs.items()
-    }  # fmt: skip
+    if arguments.stored_costs:
+        stored = json.loads(arguments.json.read_text())
+        version, costs = stored["triton"], {target: list(map(_cost, rows)) for target, rows in stored["costs"].items()}
+    else:
+        version, costs = measured()
+    result: dict[str, Any] = {"triton": version, "utilisation": UTILISATION, "chips": {}}
+    result["costs"] = {target: [asdict(cost) for cost in own] for target, own in costs.items()}
     for name, (target, chip) in MACHINES.items():
-        kernels = [predict(cost, chip) for cost in costs[target].values() if cost]
+        kernels = [predict(cost, chip) for cost in costs[target]]
         result["chips"][name] = {"ceilings": asdict(chip), "kernels": kernels, "small": small(costs[target], chip)}
         print(name)
         for row in kernels:

@@ -142,6 +142,8 @@ CUDA = {
     "memory_allocated": lambda device=None: 0,
     "max_memory_allocated": lambda device=None: 0,
     "reset_peak_memory_stats": lambda device=None: None,
+    "get_rng_state": lambda device=None: torch.get_rng_state(),
+    "set_rng_state": lambda state, device=None: None,
     "Event": Event,
     "Stream": Stream,
     "stream": lambda stream: contextlib.nullcontext(),

@@ -14,11 +14,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "test_gpu_export": {"COUNTS": (1, 2049), "PLANE_COUNTS": (1, 2049)},
     "test_gpu_streams": {},
     "test_gpu_ticketed": {
-        "COUNTS": (0, 1, 9, 8193, 100, 300),
+        "COUNTS": (0, 1, 9, 8193, 70, 100),
         "LAUNCHES": 2,
         "MANY": [8193, 501] + [70] * 12,
-        "SEVERAL": (8192, 100),
-        "BESIDE": (8192, 100),
+        "SEVERAL": (300, 100),
+        "BESIDE": (300, 9, 100),
+        "REPLAYED": (300, 9, 100),
     },
 }
 PARAMETERS = 2  # of each test, the first ones and the last one
