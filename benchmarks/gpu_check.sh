@@ -16,7 +16,8 @@ if [ -n "$dry" ]; then
     case "$OUT" in "$PWD"/benchmarks/*) echo "gpu_check.sh --dry: not into $OUT, where measurements are kept"; exit 1 ;; esac
     rm -f "$OUT"/gpu_*
 fi
-PYTHON=${PYTHON:-python3}
+PYTHON=$(command -v "${PYTHON:-python3}")
+PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") # the folder changes below
 python=("$PYTHON" -P ${dry:+"$PWD/tests/dry/run.py"})
 patience=${dry:+10} # times as long: kernels are compiled on any machine, and run on none
 built=$(mktemp -d)
@@ -51,7 +52,11 @@ pytest() { # seconds, arguments
     (cd "$built/gpu_tests" && limited "$1" "${python[@]}" -m pytest -q -p no:cacheprovider \
         -W ignore::pytest.PytestUnknownMarkWarning "${@:2}")
 }
-pytest 60 --collect-only "${files[@]}" | grep :: >"$built/names" || status=1
+collect() { # seconds, arguments: the names of tests; a file that cannot be imported is an error
+    pytest "$1" --collect-only "${@:2}" >"$built/collected" 2>&1 || { status=1; cat "$built/collected" >&2; }
+    grep :: "$built/collected" || status=1
+}
+collect 60 "${files[@]}" >"$built/names"
 parts=()
 for part in 0 1 2 3; do
     mapfile -t names < <(awk "NR % 4 == $part" "$built/names")
@@ -76,7 +81,7 @@ if command -v compute-sanitizer >/dev/null && [ -z "$dry" ]; then
     grep -E "ERROR SUMMARY|passed|failed" "$OUT/gpu_sanitizer.txt"
 elif [ -n "$dry" ]; then
     echo "compute-sanitizer cannot run without a GPU: left out, but for the names of its tests"
-    pytest 20 --collect-only "${sanitized[@]}" | grep :: || status=1
+    collect 20 "${sanitized[@]}"
 else
     echo "compute-sanitizer is not on the PATH: left out"
 fi
