@@ -52,10 +52,19 @@ def test_wrong_rows_are_named(tmp_path, key, value, told):
     assert told in problem
 
 
+@pytest.mark.parametrize(("key", "value"), [("dry", False), ("commit", None)])
+def test_wrong_marks_of_the_machine_are_named(tmp_path, key, value):
+    results, write = stored(tmp_path)
+    results["gpu_export.json"]["machine"][key] = value
+    write()
+    (problem,) = problems_of(tmp_path)
+    assert problem.startswith("gpu_export.json: expected the machine's")
+
+
 def test_missing_figures_files_and_marks_are_named(tmp_path):
     results, write = stored(tmp_path)
     results["gpu_operators.json"]["rows"].pop(0)
-    results["gpu_export.json"]["machine"]["dry"] = False
+    del results["gpu_export.json"]["machine"]["dry"]
     write()
     (tmp_path / "gpu_transformer.json").unlink()
     assert [problem.split(":")[0] for problem in problems_of(tmp_path)] == list(FIGURES)
