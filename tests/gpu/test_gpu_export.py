@@ -13,6 +13,7 @@ from support.gpu_tensors import COUNTS, EPSILON, assert_same, cuda, make, ops
 pytestmark = pytest.mark.gpu
 
 PLANE_COUNTS = (1, 2049, 100_003)
+PLANE_SHAPES = ((64, 32), (8, 10), (16, 5), (32, 3))
 
 
 @pytest.mark.parametrize("per_group", [False, True])
@@ -55,7 +56,7 @@ def test_planes_of_a_weight_are_bit_equal(dtype, group_size):
 
 
 def test_planes_are_bit_equal():
-    for rows, columns in ((64, 32), (8, 10), (16, 5), (32, 3)):
+    for rows, columns in PLANE_SHAPES:
         for count in (0, 1, 5000):
             values = torch.randint(0, 2**11, (count,)).to(torch.int16)
             planes = default.pack_planes(values, 11, rows, columns)
