@@ -11,7 +11,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "measure_gpu_operators": {"LARGE": (2, 8192), "SMALL": (3, 1024), "MEGABYTES": (16, 4), "BUCKET_WEIGHTS": 2**14},
     "measure_gpu_transformer": {"WIDTH": 32, "LAYERS": 1, "HEADS": 2, "VOCABULARY": 32, "BATCH": 2, "LENGTH": 4},
     "test_gpu": {"COUNTS": COUNTS, "DRAWS": 2**13, "MANY_DRAWS": 2**14, "STEPS": 2},
-    "test_gpu_export": {"COUNTS": (1, 2049), "PLANE_COUNTS": (1, 2049), "PLANE_SHAPES": ((64, 32), (8, 10))},
+    "test_gpu_export": {
+        "COUNTS": (1, 2049),
+        "WIDEST": 3,
+        "PLANE_COUNTS": (1, 2049),
+        "PLANE_SHAPES": ((64, 32), (8, 10)),
+    },
     "test_gpu_streams": {},
     "test_gpu_ticketed": {
         "COUNTS": (0, 1, 9, 8193, 70, 100),

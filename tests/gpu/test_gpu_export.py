@@ -12,6 +12,7 @@ from support.gpu_tensors import COUNTS, EPSILON, assert_same, cuda, make, ops
 
 pytestmark = pytest.mark.gpu
 
+WIDEST = 16  # bits
 PLANE_COUNTS = (1, 2049, 100_003)
 PLANE_SHAPES = ((64, 32), (8, 10), (16, 5), (32, 3))
 
@@ -24,7 +25,7 @@ def test_levels_words_and_weights_are_bit_equal(dtype, group_size, per_group):
         (weight,) = make((count,), dtype)
         generator = torch.Generator().manual_seed(2)
         groups = (group_count(count, group_size),)
-        widths = torch.randint(1, 17, groups, generator=generator, dtype=torch.uint8)
+        widths = torch.randint(1, WIDEST + 1, groups, generator=generator, dtype=torch.uint8)
         ranges, _ = default.weight_range([weight], group_size, per_group)
         (levels,) = default.quantize([weight], [widths], ranges, group_size, per_group)
         (restored,) = default.dequantize([levels], [widths], ranges, group_size, per_group, dtype)
@@ -47,7 +48,7 @@ def test_planes_of_a_weight_are_bit_equal(dtype, group_size):
     for count in PLANE_COUNTS:
         (weight,) = make((count,), dtype)
         generator = torch.Generator().manual_seed(2)
-        widths = torch.randint(1, 17, (group_count(count, group_size),), generator=generator, dtype=torch.uint8)
+        widths = torch.randint(1, WIDEST + 1, (group_count(count, group_size),), generator=generator, dtype=torch.uint8)
         ranges, _ = default.weight_range([weight], group_size, False)
         width_of = per_element(widths, count, group_size)
         counts = [int((width_of == width).sum()) for width in range(1, 17)]
