@@ -17,11 +17,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._version import __version__
-from ..files.safetensors_reader import MAX_ELEMENTS, printable
+from ..files.safetensors_reader import MAX_ELEMENTS, escaped, printable
 from ..packed.report import inspect
 from ..reference.sizes import MAX_WIDTH
 from .convert import add_arguments as add_convert_arguments
 from .convert import convert_file
+
+MAX_LINE = 1_000_000  # characters: an error may name each entry of a model
 
 
 class UsageError(Exception):
@@ -60,21 +62,39 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
+        if arguments.json:
+            print(json.dumps({"error": str(error)}), flush=True)
         arguments.parser.error(str(error))
         return 2
     except KeyboardInterrupt:
-        print(f"diffq-fast {arguments.command}: interrupted", file=sys.stderr)
-        return 130
+        return _failed(arguments, "interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
         return 1
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"diffq-fast {arguments.command}: {error}", file=sys.stderr)
-        if arguments.json:
-            print(json.dumps({"error": str(error)}))
-        return 1
+    except Exception as error:  # also of recursion and memory: who calls a command wants a line, not a traceback
+        return _failed(arguments, _sentence(error), 1)
+
+
+def _failed(arguments: argparse.Namespace, text: str, code: int) -> int:
+    """Say it in one line, and with --json as an object too; returns the exit code."""
+    print(f"diffq-fast {arguments.command}: {escaped(text, MAX_LINE)}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"error": text}), flush=True)
+    return code
+
+
+def _sentence(error: Exception) -> str:
+    """What an exception says; its type too, where it is none that this package raises on purpose."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this file"
+    text = " ".join(str(error).split())
+    return (
+        text if isinstance(error, ValueError | TypeError | OSError | ImportError) else f"{type(error).__name__}: {text}"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -233,8 +253,7 @@ def run_unpack(arguments: argparse.Namespace) -> int:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     result, text = convert_file(arguments)
-    lines = [line if line.isprintable() else ascii(line) for line in text.splitlines()]
-    _print(arguments, result, "\n".join(lines))
+    _print(arguments, result, "\n".join(escaped(line, MAX_LINE) for line in text.split("\n")))
     return 0
 
 

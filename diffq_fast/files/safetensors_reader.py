@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**60  # of a tensor, less one: its strides and bytes fit 64 bits
+MAX_NESTING = 64  # of JSON: far below what makes Python's own functions run out of stack
+MIN_BYTES_PER_CONTAINER = 12  # of JSON: an object costs 240 bytes of memory, and a tensor's 3 take 50 bytes of a header
+FREE_CONTAINERS = 1000
+MAX_MESSAGE = 2000  # characters of an error
 CHUNK_BYTES = 1 << 24  # read, or written, at once
 
 ITEM_BYTES = {
@@ -37,15 +41,25 @@ class FileError(ValueError):
 
 def file_error(path: str | os.PathLike[str], where: str, problem: str) -> FileError:
     """The error for one place (a tensor's name, or "header") of one file."""
-    return FileError(f"reading {os.fspath(path)}: {printable(where)}: {problem}")
+    return FileError(f"reading {escaped(os.fspath(path))}: {printable(where)}: {escaped(problem)}")
 
 
 def printable(name: str) -> str:
-    """A name from a file, made fit for a terminal: without control characters, and of limited length."""
-    return (name if name.isprintable() else ascii(name))[:200]
+    """A name from a file, fit for a terminal and a log: in quotes and escaped where it has what cannot be seen."""
+    return escaped(name, 200) if name.isprintable() else f"'{escaped(name, 200)}'"
 
 
-@dataclass(frozen=True)
+def escaped(text: str, limit: int = MAX_MESSAGE) -> str:
+    """The first `limit` characters of a text that may have parts of a file, with those that cannot be seen escaped."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One tensor of the file: bytes [begin, end) counted from the end of the header."""
 
@@ -124,18 +138,25 @@ def read_header(file: BinaryIO, path: str | os.PathLike[str], check: HeaderCheck
 
 
 def read_json(text: str | bytes, path: str, where: str, expected: type = dict, floats: bool = False) -> Any:
-    """A JSON value of type `expected`, without duplicate keys, NaN, lone surrogates, deep nesting or (unless `floats`)
-    fractions."""
+    """A JSON value of type `expected`, without duplicate keys, NaN, lone surrogates, nesting beyond `MAX_NESTING` or
+    (unless `floats`) fractions, and without more lists and objects than its length warrants."""
 
     def refuse(number: str) -> float:
         raise ValueError(f"the number {number[:20]} is not allowed here")
 
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
+        containers = text.count("[") + text.count("{")
+        if containers > FREE_CONTAINERS + len(text) // MIN_BYTES_PER_CONTAINER:
+            raise RecursionError
         number = float if floats else refuse
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=refuse, parse_float=number)
+        if nesting(value) > MAX_NESTING:
+            raise RecursionError
     except RecursionError:
-        raise file_error(path, where, "the JSON is nested too deeply; damaged or hostile") from None
+        raise file_error(
+            path, where, "the JSON is nested too deeply or in too many parts; damaged or hostile"
+        ) from None
     except ValueError as error:
         raise file_error(path, where, f"not the JSON that was expected ({error}); damaged") from None
     if not isinstance(value, expected):
@@ -153,6 +174,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 text.encode("utf-8")  # a lone surrogate raises UnicodeEncodeError, a ValueError
         result[key] = value
     return result
+
+
+def nesting(value: Any) -> int:
+    """How deeply lists and objects are nested in a JSON value, at most `MAX_NESTING` + 1; 0 for a plain value."""
+    depth, level = 0, [value]
+    while depth <= MAX_NESTING:
+        level = [each for each in level if isinstance(each, list | dict)]
+        if not level:
+            break
+        depth += 1
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 def whole(value: Any) -> bool:
@@ -228,5 +261,17 @@ def read_tensors(
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file, open for reading bytes and without a buffer: tensors are read straight into their own memory."""
-    return Path(path).open("rb", buffering=0)
+    """The file, open for reading bytes and without a buffer: tensors are read straight into their own memory.
+
+    Raises FileError for a pipe, a socket or a device, which might never end or never begin. OSError: it cannot be read.
+    """
+    file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115 (the caller closes it)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise file_error(path, "file", "not a regular file but a pipe, a socket or a device; copy it to a file first")
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a path; a pipe at once, although nobody writes into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -17,7 +17,16 @@ from typing import BinaryIO
 import numpy as np
 
 from .atomic_file import atomic_file
-from .safetensors_reader import CHUNK_BYTES, ITEM_BYTES, Progress, TensorEntry
+from .safetensors_reader import (
+    CHUNK_BYTES,
+    ITEM_BYTES,
+    MAX_DIMENSIONS,
+    MAX_HEADER_BYTES,
+    Progress,
+    TensorEntry,
+    printable,
+    valid_shape,
+)
 
 Seal = Callable[[bytes, list[int]], bytes]  # the header's bytes and every tensor's CRC-32 in file order -> the header
 
@@ -47,6 +56,9 @@ def write_safetensors(
         metadata: of the header.
         seal: puts the checksums into the header, whose length must stay the same.
         progress: called after each part of a tensor.
+
+    Raises:
+        ValueError: a shape or a header that no reader takes, see :mod:`safetensors_reader`. OSError: no place.
     """
     ordered = sorted(sources, key=lambda source: (-ITEM_BYTES[source.dtype], source.name))
     entries = _place(ordered)
@@ -64,6 +76,9 @@ def write_safetensors(
 def _place(sources: Iterable[TensorSource]) -> list[TensorEntry]:
     entries, position = [], 0
     for source in sources:
+        if not valid_shape(list(source.shape)):
+            text = f"save: {printable(source.name)}: the shape {list(source.shape)} has more than {MAX_DIMENSIONS} "
+            raise ValueError(text + "dimensions or sizes beyond 64 bits, which no reader takes")
         end = position + math.prod(source.shape) * ITEM_BYTES[source.dtype]
         entries.append(TensorEntry(source.name, source.dtype, source.shape, position, end))
         position = end
@@ -77,6 +92,8 @@ def _header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> byte
         offsets = [entry.begin, entry.end]
         fields[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
     raw = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    if len(raw) > MAX_HEADER_BYTES - 8:
+        raise ValueError(f"save: names and shapes take {len(raw):,} bytes, a header has {MAX_HEADER_BYTES:,} at most")
     return raw + b" " * (-len(raw) % 8)
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..files.safetensors_reader import Header, Progress, file_error, open_file, read_header, read_tensor
+from ..files.safetensors_reader import Header, Progress, file_error, open_file, printable, read_header, read_tensor
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, tensor_bytes, tensor_from_bytes
 from ..reference.logit_rule import LogitRule
@@ -90,11 +90,14 @@ def pack_with_logits(
         widths = {}
         for name in names:
             if not checkpoint.header.tensors[name + rule.suffix].shape:
-                scale = f"{name + rule.suffix} is one number, a scale of LSQ and not the logits of DiffQuantizer"
+                scale = (
+                    f"{printable(name + rule.suffix)} is one number, a scale of LSQ and not the logits of DiffQuantizer"
+                )
                 raise ValueError(f"pack: {checkpoint.path}: {scale}; save the model with diffq_fast.save")
             logits = checkpoint.tensor(name + rule.suffix).reshape(-1)
             if not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
-                raise ValueError(f"pack: {name + rule.suffix}: expected finite logits, found {logits.dtype} or NaN")
+                found = f"found {logits.dtype} or NaN"
+                raise ValueError(f"pack: {printable(name + rule.suffix)}: expected finite logits, {found}")
             widths[name] = rule.widths(logits)
         arguments = {name: value for name, value in vars(rule).items() if value != getattr(LogitRule(), name)}
         info = {"class": "DiffQuantizer", "arguments": {"group_size": group_size} | arguments}
@@ -173,18 +176,20 @@ def find_group_size(counts: Mapping[str, tuple[int, int]], group_size: int | Non
         for name, (count, groups) in counts.items():
             if group_count(count, group_size) != groups:
                 expected = f"group_size {group_size} gives {group_count(count, group_size):,} groups"
-                raise ValueError(f"pack: {name}: {expected} in {count:,} elements, found {groups:,} logits")
+                found = f"found {groups:,} logits"
+                raise ValueError(f"pack: {printable(name)}: {expected} in {count:,} elements, {found}")
         return group_size
     low, high, last = 1, None, ""
     for name, (count, groups) in counts.items():
         if groups != 1 or count == 0:
             if not 0 < groups <= count:
-                raise ValueError(f"pack: {name}: {groups:,} logits cannot be one per group of {count:,} elements")
+                problem = f"{groups:,} logits cannot be one per group of {count:,} elements"
+                raise ValueError(f"pack: {printable(name)}: {problem}")
             high = min(high or count, -(-count // (groups - 1)) - 1)
         low = max(low, -(-count // groups))
         if high is not None and low > high:
-            seen = f"{name}: {groups:,} logits for {count:,} elements"
-            raise ValueError(f"pack: {seen} need another group size than {last}; one size must fit all weights")
+            seen = f"{printable(name)}: {groups:,} logits for {count:,} elements"
+            raise ValueError(f"pack: {seen} need another group size than {printable(last)}; one must fit all weights")
         last = name
     if high is None:
         return 0
@@ -209,7 +214,7 @@ def _pack_all(
     total, done = sum(checkpoint.header.tensors[name].byte_count for name in widths), 0
     for name, width in widths.items():
         weight = checkpoint.tensor(name)
-        packed[name] = pack_weight(weight, width, group_size=group_size, range_scope=range_scope, name=name)
+        packed[name] = pack_weight(weight, width, group_size=group_size, range_scope=range_scope, name=printable(name))
         done += checkpoint.header.tensors[name].byte_count
         if progress is not None:
             progress(name, done, total)

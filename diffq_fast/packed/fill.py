@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..files.safetensors_reader import printable
 from .contents import Entry
 
 _LOADERS = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
@@ -62,7 +63,7 @@ def fill(
             result = model.load_state_dict(state, strict=False)
             refused = [name for name in getattr(result, "unexpected_keys", ()) if name in values]
             if refused:
-                raise ValueError(f"it does not take {', '.join(refused)}")
+                raise ValueError(f"it does not take {', '.join(map(printable, refused))}")
             for name in _overlapping(targets, set(last) & values.keys()):
                 targets[name].copy_(values[name])
     except BaseException as error:
