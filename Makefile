@@ -21,7 +21,7 @@ test: setup
 	cmake -S . -B build/tests -GNinja -DDIFFQ_FAST_PYTHON=OFF -DDIFFQ_FAST_TESTS=ON > /dev/null
 	cmake --build build/tests
 	ctest --test-dir build/tests --output-on-failure
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: setup
 	ruff check .

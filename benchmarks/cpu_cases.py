@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import diffq_fast
 from diffq_fast import bitpack, functional
+from diffq_fast.backends.cpu import widths as width_kernels
 from diffq_fast.reference import add_noise as add_noise_oracle
 from diffq_fast.reference import philox
 
@@ -174,7 +176,10 @@ def state(count: int, group_size: int) -> list[Variant]:
 
 
 def save(count: int, group_size: int) -> list[Variant]:
-    """C6: a new file; ours without its fsync, which is reported apart. Taking away the last one is not timed."""
+    """C6: a new file; ours without its fsync, which is reported apart. Taking away the last one is not timed.
+
+    Once more with all widths by torch's operators, where the core otherwise compares logits with thresholds.
+    """
     path = Path(tempfile.mkdtemp()) / "model"
     _, ours = quantized(diffq_fast, count, group_size)
 
@@ -193,7 +198,15 @@ def save(count: int, group_size: int) -> list[Variant]:
         finally:
             os.fsync = fsync
 
+    def without_thresholds() -> None:
+        fewest, width_kernels.FEWEST_LOGITS = width_kernels.FEWEST_LOGITS, sys.maxsize
+        try:
+            without_fsync()
+        finally:
+            width_kernels.FEWEST_LOGITS = fewest
+
     variants.append(variant("diffq_fast", without_fsync))
+    variants.append(variant("diffq_fast, widths by torch", without_thresholds))
     if HAS_PEER:
         import diffq
 

@@ -22,7 +22,7 @@ def _of_copy(row: dict[str, Any], name: str) -> float:
 
 
 def targets(results: dict[str, Any]) -> list[tuple[str, str, float | None, str]]:
-    """(id, what, found, ship / moonshot) at g = 8."""
+    """(id, what, measured, ship / moonshot) at g = 8."""
     rows: list[tuple[str, str, float | None, str]] = []
     if "training" in results:
         forward, step = results["training"]["forward g=8 warm"], results["training"]["step g=8 warm"]
@@ -48,9 +48,9 @@ def targets(results: dict[str, Any]) -> list[tuple[str, str, float | None, str]]
         rows.append(("C9", "eval forward over plain", _ratio(row, "diffq_fast", "plain"), "1.05 / 1.01"))
     if "scaling" in results:
         rows.append(("C10", "time per weight, largest over 2^24", _growth(results["scaling"]), "linear: 1"))
-    for name, found in results.get("memory", {}).items():
+    for name, measured in results.get("memory", {}).items():
         allowed = 4 + 16 / int(name.removeprefix("g="))
-        rows.append(("C10", f"extra bytes per weight of a step, {name}", found, f"{allowed:g}"))
+        rows.append(("C10", f"extra bytes per weight of a step, {name}", measured, f"{allowed:g}"))
     return rows
 
 
@@ -67,22 +67,22 @@ def _growth(scaling: dict[str, Any]) -> float:
 
 def table(stored: dict[str, Any]) -> str:
     """Markdown: the targets, then millions of weights a second of every row."""
-    lines = ["| id | figure | found | ship / moonshot |", "|---|---|---|---|"]
-    for name, what, found, wanted in targets(stored["results"]):
-        lines.append(f"| {name} | {what} | {'–' if found is None else f'{found:.2f}'} | {wanted} |")
+    lines = ["| id | figure | measured | ship / moonshot |", "|---|---|---|---|"]
+    for name, what, measured, wanted in targets(stored["results"]):
+        lines.append(f"| {name} | {what} | {'–' if measured is None else f'{measured:.2f}'} | {wanted} |")
     lines += ["", "| row | variant | M weights/s | ms | CPU ms |", "|---|---|---|---|---|"]
     count = stored["results"]["count"]
     for part in ("training", "export", "planes"):
         for row, variants in stored["results"].get(part, {}).items():
-            for name, found in variants.items():
-                speed = count / found["median"] / 1e6
-                wall, cpu = found["median"] * 1e3, found["cpu"] * 1e3
+            for name, measured in variants.items():
+                speed = count / measured["median"] / 1e6
+                wall, cpu = measured["median"] * 1e3, measured["cpu"] * 1e3
                 lines.append(f"| {row} | {name} | {speed:,.0f} | {wall:.2f} | {cpu:.2f} |")
     for row, variants in stored["results"].get("scaling", {}).items():
         size = 2 ** int(row.split()[1].removeprefix("2^"))
-        for name, found in variants.items():
-            wall, cpu = found["median"] * 1e3, found["cpu"] * 1e3
-            lines.append(f"| {row} | {name} | {size / found['median'] / 1e6:,.0f} | {wall:.3f} | {cpu:.3f} |")
+        for name, measured in variants.items():
+            wall, cpu = measured["median"] * 1e3, measured["cpu"] * 1e3
+            lines.append(f"| {row} | {name} | {size / measured['median'] / 1e6:,.0f} | {wall:.3f} | {cpu:.3f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -96,15 +96,15 @@ def _points(stored: dict[str, Any]) -> list[tuple[str, str, float, float]]:
         for row, variants in stored["results"].get(part, {}).items():
             if "g=8" not in row or "cold" in row:
                 continue
-            for name, found in variants.items():
-                if name == "copy_" or not found["bytes"]:
+            for name, measured in variants.items():
+                if name == "copy_" or not measured["bytes"]:
                     continue
                 package = next(
                     (each for each in ("torch.compile", "diffq_fast", "diffq") if each in name), "diffq_fast"
                 )
                 detail = name.removeprefix(package).strip().replace("max-autotune-no-cudagraphs", "max-autotune")
                 label = f"{row.replace(' g=8', '').replace(' warm', '')} {detail}".replace("words ", "")
-                points.append((package, label.strip(), found["bytes"] / count, count / found["median"] / 1e6))
+                points.append((package, label.strip(), measured["bytes"] / count, count / measured["median"] / 1e6))
     return points
 
 
@@ -117,10 +117,10 @@ def plot(stored: dict[str, Any], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(9, 6))
     roof = max(
-        found["bytes"] / found["median"]
+        measured["bytes"] / measured["median"]
         for part in ("training", "export")
         for variants in stored["results"].get(part, {}).values()
-        for name, found in variants.items()
+        for name, measured in variants.items()
         if name == "copy_"
     )
     span = [4.0, 30.0]

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/pack/coding.h"
 #include "core/pack/packed_levels.h"
 #include "core/pack/planes.h"
 #include "core/pack/quantize.h"
@@ -13,9 +14,11 @@
 #include "core/pack/widths.h"
 #include "core/runtime/block_pool.h"
 #include "core/runtime/dispatch.h"
+#include "core/runtime/fingerprint.h"
 #include "core/runtime/thread_pool.h"
 #include "core/train/add_noise.h"
 #include "core/train/range.h"
+#include "core/train/uniform_noise.h"
 
 namespace {
 
@@ -52,6 +55,25 @@ std::vector<T*> at_all(const Addresses& addresses) {
     return pointers;
 }
 
+// Of each piece of memory, what look number `look` sees of it; looks are counted round and round.
+std::vector<uint64_t> fingerprints(const Addresses& addresses, const std::vector<size_t>& bytes,
+                                   size_t look) {
+    std::vector<uint64_t> found;
+    found.reserve(addresses.size());
+    for (size_t i = 0; i < addresses.size(); ++i)
+        found.push_back(
+            fingerprint(at<unsigned char>(addresses[i]), bytes[i], look % fingerprint_looks(bytes[i])));
+    return found;
+}
+
+// Of one piece of memory, what each look sees.
+std::vector<uint64_t> all_fingerprints(Address address, size_t bytes) {
+    std::vector<uint64_t> found(fingerprint_looks(bytes));
+    for (size_t look = 0; look < found.size(); ++look)
+        found[look] = fingerprint(at<unsigned char>(address), bytes, look);
+    return found;
+}
+
 // (addresses, counts, dtype codes) of a list of weights.
 using WeightLists = std::tuple<Addresses, std::vector<int64_t>, std::vector<int>>;
 
@@ -86,6 +108,14 @@ NoiseArguments noise_arguments(const NoiseTuple& noise, Address ranges, int thre
     const auto& [weights, logits, key, streams, options] = noise;
     return {floats_of(weights),      at_all<const float>(logits), key_at(key), streams,
             at<const float>(ranges), options_of(options),         threads};
+}
+
+// (address of the key, streams, group sizes)
+using UniformTuple = std::tuple<Address, std::vector<uint32_t>, std::vector<int64_t>>;
+
+UniformNoise uniform_noise_of(const UniformTuple& noise, int threads) {
+    const auto& [key, streams, group_sizes] = noise;
+    return {key_at(key), streams, group_sizes, threads};
 }
 
 // (addresses of the ranges and of the extremes)
@@ -131,6 +161,14 @@ WidthThresholds thresholds_of(const ThresholdsTuple& thresholds) {
     return made;
 }
 
+// (origin, low bits, frequencies, whether there is an escape)
+using CodeTuple = std::tuple<int32_t, int, std::vector<uint16_t>, bool>;
+
+LevelCode code_of(const CodeTuple& code) {
+    const auto& [origin, low_bits, frequencies, escape] = code;
+    return {origin, low_bits, frequencies, escape};
+}
+
 // (values, planes of a block, rows, columns)
 using PlanesTuple = std::tuple<int64_t, int, int, int64_t>;
 
@@ -148,6 +186,8 @@ void bind_runtime(py::module_& module) {
     module.attr("most_kept_bytes") = kMostKeptBytes;
     module.def("kept_bytes", kept_bytes);
     module.def("empty_cache", empty_cache, Release());
+    module.def("fingerprints", fingerprints, Release());
+    module.def("all_fingerprints", all_fingerprints, Release());
     module.def("instruction_sets", [] {  // what this machine runs, the best one last
         std::vector<std::string> names;
         for (const Kernels* each : supported_kernels()) names.emplace_back(each->name);
@@ -193,6 +233,24 @@ void bind_training(py::module_& module) {
             const NoiseArguments arguments = noise_arguments(noise, ranges, threads);
             add_noise_backward(arguments, at<const int64_t>(extremes), floats_of(grads),
                                gradients_of(gradients, arguments.weights));
+        },
+        Release());
+}
+
+void bind_uniform_noise(py::module_& module) {
+    module.def(
+        "add_uniform_noise",
+        [](const UniformTuple& noise, const WeightLists& weights, const Addresses& steps,
+           const WeightLists& noisy, int threads) {
+            add_uniform_noise(uniform_noise_of(noise, threads), floats_of(weights),
+                              at_all<const float>(steps), floats_of(noisy));
+        },
+        Release());
+    module.def(
+        "add_uniform_noise_backward",
+        [](const UniformTuple& noise, const WeightLists& grads, const Addresses& grad_steps, int threads) {
+            add_uniform_noise_backward(uniform_noise_of(noise, threads), floats_of(grads),
+                                       at_all<float>(grad_steps));
         },
         Release());
 }
@@ -293,12 +351,34 @@ void bind_packing(py::module_& module) {
         Release());
 }
 
+// Both give what is wrong, or nothing.
+void bind_coding(py::module_& module) {
+    module.def("encode_levels", [](const CodeTuple& code, Address levels, int64_t count, int threads) {
+        std::vector<uint16_t> words;
+        const char* problem = nullptr;
+        {
+            const NoGil released;
+            problem = encode_levels(at<const int32_t>(levels), count, code_of(code), threads, words);
+        }
+        const auto* const bytes = reinterpret_cast<const char*>(words.data());
+        return py::make_tuple(problem, py::bytearray(bytes, 2 * words.size()));
+    });
+    module.def(
+        "decode_levels",
+        [](Address words, int64_t word_count, int64_t count, Address levels, int threads) {
+            return decode_levels(at<const uint16_t>(words), word_count, count, at<int32_t>(levels), threads);
+        },
+        Release());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     module.doc() = "diffq_fast's compiled core; diffq_fast.backends.cpu is its only user";
     bind_runtime(module);
     bind_training(module);
+    bind_uniform_noise(module);
     bind_quantizing(module);
     bind_packing(module);
+    bind_coding(module);
 }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .packed.save_load import load, save
     from .quantizers.diffq import DiffQuantizer
     from .quantizers.lsq import LSQ
+    from .quantizers.rate import RateQuantizer
     from .quantizers.restore import restore_quantized_state
     from .quantizers.size_target import SizeTarget
     from .quantizers.uniform import UniformQuantizer
@@ -32,6 +33,7 @@ __all__ = [
     "LSQ",
     "BitsLog",
     "DiffQuantizer",
+    "RateQuantizer",
     "SizeTarget",
     "UniformQuantizer",
     "__version__",
@@ -53,6 +55,7 @@ _HOMES = {
     "DiffQuantizer": "quantizers.diffq",
     "UniformQuantizer": "quantizers.uniform",
     "LSQ": "quantizers.lsq",
+    "RateQuantizer": "quantizers.rate",
     "SizeTarget": "quantizers.size_target",
     "restore_quantized_state": "quantizers.restore",
     "save": "packed.save_load",

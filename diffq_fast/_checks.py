@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .reference.bits import PARAMS
 from .reference.groups import per_element
+from .reference.level_code import HIGHEST_VALUE, LOWEST_VALUE
 from .reference.options import NoiseOptions
 from .reference.philox import NOISE_KINDS
 from .reference.planes import PLANE_DTYPES
@@ -161,6 +162,31 @@ def check_add_noise(
     return streams, per_group
 
 
+def check_add_uniform_noise(
+    tensors: tuple[Sequence[Tensor], Sequence[Tensor], Tensor],
+    group_sizes: Sequence[int],
+    streams: Sequence[int],
+    dtype: torch.dtype | None,
+) -> None:
+    """``tensors`` are weights, steps and key."""
+    weights, steps, key = tensors
+    who, count = "add_uniform_noise", len(weights)
+    check_weights(who, weights)
+    _check_key(who, key)
+    _check_device(who, "key", key, weights[0].device)
+    for argument, given in (("steps", steps), ("group_sizes", group_sizes), ("streams", streams)):
+        if len(given) != count:
+            raise ValueError(f"{who}: expected {count} {argument}, one per weight, got {len(given)}")
+    _check_streams(who, "streams", streams)
+    for index, (weight, step, group_size) in enumerate(zip(weights, steps, group_sizes, strict=True)):
+        check_groups(who, group_size)
+        _check_shape(who, f"steps[{index}]", step, weight.numel(), group_size)
+        _check_device(who, f"steps[{index}]", step, weight.device)
+        if step.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{who}: steps[{index}] must be float32 or float64, got {step.dtype}")
+    check_output_dtype(who, dtype)
+
+
 def check_quantised(
     who: str,
     tensors: tuple[Sequence[Tensor], Sequence[Tensor], Tensor],
@@ -200,6 +226,26 @@ def check_unpacked(
     _check_ranges(who, ranges, [math.prod(shape)], group_size, per_group)
     _check_device(who, "ranges", ranges, device)
     return per_group
+
+
+def check_coded_levels(who: str, levels: Tensor) -> None:
+    if levels.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        raise TypeError(f"{who}: levels must be integers, got {levels.dtype}")
+    check_has_values(who, "levels", levels)
+    if not levels.numel():
+        return
+    lowest, highest = (int(limit) for limit in levels.aminmax())
+    if lowest < LOWEST_VALUE or highest > HIGHEST_VALUE:
+        wrong = lowest if lowest < LOWEST_VALUE else highest
+        raise ValueError(f"{who}: levels must be between {LOWEST_VALUE} and {HIGHEST_VALUE}, found {wrong}")
+
+
+def check_coded_words(who: str, words: Tensor, count: int) -> None:
+    if words.dtype != torch.int16 or words.dim() != 1:
+        raise TypeError(f"{who}: words must be a flat int16 tensor, got {words.dtype} {list(words.shape)}")
+    check_has_values(who, "words", words)
+    if not 0 <= count < 2**60:
+        raise ValueError(f"{who}: count must be from 0 to 2**60 - 1, got {count}")
 
 
 def check_planes(values: Tensor, width: int, rows: int, columns: int) -> None:

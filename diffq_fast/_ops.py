@@ -183,6 +183,71 @@ def _add_noise_autograd(weights, logits, key, streams, nonfinite, *options_and_d
 _library.impl("add_noise", _add_noise_autograd, "Autograd")
 
 
+@_operator(
+    "(Tensor[] weights, Tensor[] steps, Tensor key, int[] streams, int[] group_sizes, ScalarType? dtype=None)"
+    " -> Tensor[]"
+)
+def add_uniform_noise(weights, steps, key, streams, group_sizes, dtype=None):
+    return [weight.new_empty(weight.shape, dtype=dtype) for weight in weights]
+
+
+@_operator("(Tensor[] grads, Tensor[] steps, Tensor key, int[] streams, int[] group_sizes) -> Tensor[]")
+def add_uniform_noise_backward(grads, steps, key, streams, group_sizes):
+    return [step.new_empty(step.shape) for step in steps]
+
+
+_BEFORE_UNIFORM = 4  # arguments of _AddUniformNoise before the weights
+
+
+class _AddUniformNoise(torch.autograd.Function):
+    """Keeps the steps and the key. A weight's gradient is that of its noisy weight."""
+
+    @staticmethod
+    def forward(ctx, streams, group_sizes, dtype, key, *tensors):
+        weights, steps = tensors[: len(streams)], tensors[len(streams) :]
+        with torch._C._AutoDispatchBelowAutograd():
+            noisy = torch.ops.diffq_fast.add_uniform_noise.default(weights, steps, key, streams, group_sizes, dtype)
+        ctx.streams, ctx.group_sizes = streams, group_sizes
+        ctx.dtypes = [weight.dtype for weight in weights]
+        ctx.save_for_backward(key, *steps)
+        ctx.set_materialize_grads(False)
+        return tuple(noisy)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        key, *steps = ctx.saved_tensors
+        count = len(steps)
+        result: list[Tensor | None] = [None] * (_BEFORE_UNIFORM + 2 * count)
+        used = [index for index, grad in enumerate(grads) if grad is not None]
+        for index in used:
+            if ctx.needs_input_grad[_BEFORE_UNIFORM + index]:
+                result[_BEFORE_UNIFORM + index] = grads[index].to(ctx.dtypes[index])
+        used = [index for index in used if ctx.needs_input_grad[_BEFORE_UNIFORM + count + index]]
+        if used:
+            lists = [[each[index] for index in used] for each in (grads, steps, ctx.streams, ctx.group_sizes)]
+            of_grads, of_steps, streams, group_sizes = lists
+            made = torch.ops.diffq_fast.add_uniform_noise_backward.default(
+                of_grads, of_steps, key, streams, group_sizes
+            )
+            for index, grad_steps in zip(used, made, strict=True):
+                result[_BEFORE_UNIFORM + count + index] = grad_steps
+        return tuple(result)
+
+
+def _add_uniform_noise_autograd(weights, steps, key, streams, group_sizes, dtype=None):
+    lengths = [len(each) for each in (weights, steps, streams, group_sizes)]
+    if not weights or len(set(lengths)) > 1:
+        raise ValueError(
+            "add_uniform_noise: expected weights, and as many steps, streams and group_sizes, got "
+            + ", ".join(map(str, lengths))
+        )
+    return list(_AddUniformNoise.apply(list(streams), list(group_sizes), dtype, key, *weights, *steps))
+
+
+_library.impl("add_uniform_noise", _add_uniform_noise_autograd, "Autograd")
+
+
 # -- export ----------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +305,20 @@ def dequantize(levels, widths, ranges, group_size, per_group, dtype):
 )
 def unpack_dequantize(words, widths, ranges, group_size, per_group, shape, dtype):
     return words.new_empty(shape, dtype=dtype)
+
+
+# -- coded levels ----------------------------------------------------------------------------------------------------
+
+
+@_operator("(Tensor levels, int origin, int low_bits, int[] frequencies, bool escape) -> Tensor")
+def encode_levels(levels, origin, low_bits, frequencies, escape):
+    words = torch.library.get_ctx().new_dynamic_size()
+    return levels.new_empty((words,), dtype=torch.int16)
+
+
+@_operator("(Tensor words, int count) -> Tensor")
+def decode_levels(words, count):
+    return words.new_empty((count,), dtype=torch.int32)
 
 
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------

@@ -20,6 +20,9 @@ from torch import Tensor
 from . import backends as _backends
 from ._checks import (
     check_add_noise,
+    check_add_uniform_noise,
+    check_coded_levels,
+    check_coded_words,
     check_groups,
     check_levels,
     check_noise,
@@ -35,6 +38,8 @@ from ._checks import (
     level_counts,
 )
 from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
+from .reference.level_code import CodeError, LevelCode, StreamHead, choose_code, code_problem, histogram, read_head
+from .reference.log_steps import codes_from_steps, steps_from_codes
 from .reference.options import NoiseOptions
 from .reference.sizes import word_count
 
@@ -47,6 +52,7 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "weight_range",
     "noise",
     "add_noise",
+    "add_uniform_noise",
     "whole_bits",
     "widths_from_logits",
     "quantize",
@@ -57,6 +63,13 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "unpack",
     "dequantize",
     "unpack_dequantize",
+    "LevelCode",
+    "codes_from_steps",
+    "steps_from_codes",
+    "level_code",
+    "encode_levels",
+    "stream_size",
+    "decode_levels",
     "pack_planes",
     "quantize_planes",
     "unpack_planes",
@@ -166,6 +179,43 @@ def add_noise(
     lists = list(weights), list(logits), key, list(streams)
     noisy, ranges, _ = _ops.add_noise.default(*lists, nonfinite, *options[:5], per_group, dtype)
     return NoisyWeights(noisy, ranges)
+
+
+def add_uniform_noise(
+    weights: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    key: Tensor,
+    *,
+    group_sizes: Sequence[int],
+    streams: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Weights with the noise of rounding to whole multiples of a step: ``w + step * z``, z from U[-1/2, 1/2).
+
+    Differentiable once in weights and steps: a weight's gradient is its noisy weight's, a step's is the sum of
+    ``gradient * z`` over its group, with z made again from ``key``. Nothing is looked at for it but the weights: no
+    ranges. Nothing waits for the device. Source: Ballé, Laparra, Simoncelli, "End-to-end Optimized Image Compression",
+    ICLR 2017.
+
+    Args:
+        weights: floating tensors on one device.
+        steps: for each weight a float32 tensor ``[groups]`` (float64 for a float64 weight, if wanted), in the weight's
+            unit.
+        key: int64, 0-dim, from :func:`draw_key`.
+        group_sizes: elements per group, of each weight; 0: one group.
+        streams: index of each weight in the whole model; ``0, 1, …`` when left out.
+        dtype: floating dtype of the noisy weights, as in :func:`add_noise`.
+
+    Returns:
+        Contiguous tensors of the weights' shapes.
+
+    >>> add_uniform_noise([torch.zeros(2)], [torch.tensor([0.5, 2.0])], torch.tensor(0), group_sizes=[1])
+    [tensor([ 0.2048, -0.2019])]
+    """
+    streams = range(len(weights)) if streams is None else streams
+    check_add_uniform_noise((weights, steps, key), group_sizes, streams, dtype)
+    lists = list(weights), list(steps), key, list(streams), list(group_sizes)
+    return _ops.add_uniform_noise.default(*lists, dtype)
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
@@ -337,6 +387,80 @@ def unpack_dequantize(
     return _ops.unpack_dequantize.default(words, widths, ranges, group_size, per_group, list(shape), dtype)
 
 
+# -- coded levels ----------------------------------------------------------------------------------------------------
+
+
+def level_code(levels: Tensor) -> LevelCode:
+    """The code that takes the fewest bits for these levels, by their histogram.
+
+    Args:
+        levels: integer tensor of any shape, -32768 … 32767.
+    """
+    check_coded_levels("level_code", levels)
+    return choose_code(*histogram(levels))[0] if levels.numel() else LevelCode(0, 0)
+
+
+def encode_levels(levels: Tensor, code: LevelCode | None = None) -> Tensor:
+    """One stream of coded levels, ``docs/packed_format.md``, section 10: int16 words ``[words]``.
+
+    Twice their number is the stream's size in bytes, exactly.
+
+    Args:
+        levels: integer tensor of any shape, -32768 … 32767; the stream has them in row-major order.
+        code: what :func:`level_code` gives, which is taken when left out.
+
+    Raises:
+        ValueError: the code is none, or has no symbol for some level.
+
+    >>> len(encode_levels(torch.zeros(1000, dtype=torch.int32)))
+    2
+    """
+    check_coded_levels("encode_levels", levels)
+    code = level_code(levels) if code is None else code
+    problem = code_problem(code, len(code.frequencies) or 1)
+    if problem:
+        raise ValueError(f"encode_levels: code: {problem}")
+    table = code.origin, code.low_bits, list(code.frequencies), code.escape
+    return _ops.encode_levels.default(levels, *table)
+
+
+def stream_size(words: Tensor, count: int) -> int:
+    """How many of the int16 ``words`` belong to the stream of ``count`` levels that they begin with.
+
+    Raises:
+        ValueError: they begin with no such stream, or with a part of one only.
+    """
+    return _stream_head("stream_size", words, count).stream_size(count) if count else 0
+
+
+def decode_levels(words: Tensor, count: int) -> Tensor:
+    """int32 levels ``[count]``: the inverse of :func:`encode_levels`. Words behind the stream are not read.
+
+    Raises:
+        ValueError: the words begin with no such stream. Nothing is taken on trust: a damaged one is refused, or gives
+            other levels, and never reads beyond the words.
+    """
+    if count:
+        _stream_head("decode_levels", words, count)
+    else:
+        check_coded_words("decode_levels", words, count)
+    try:
+        return _ops.decode_levels.default(words, count)
+    except CodeError as error:
+        raise ValueError(f"decode_levels: {error}") from None
+
+
+def _stream_head(who: str, words: Tensor, count: int) -> StreamHead:
+    check_coded_words(who, words, count)
+    try:
+        head = read_head(words.contiguous().view(torch.uint8).cpu().numpy().data, count)
+    except CodeError as error:
+        raise ValueError(f"{who}: {error}") from None
+    if head.stream_size(count) > len(words):
+        raise ValueError(f"{who}: expected {head.stream_size(count):,} words, found {len(words):,}")
+    return head
+
+
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------
 
 
@@ -399,6 +523,9 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
+
+
+memory = _backends.memory  # fingerprints of tensors on the CPU: whether what was made of them still holds
 
 
 def empty_cache() -> None:

@@ -6,8 +6,9 @@
 
 The second form needs `pip install atheris`. Both change the golden files and the small ones of `seeds`: bytes as they
 are, or fields of the header and the layout, sealed again with right checksums, so that what lies behind these is
-reached. A run fails on any other error, on a model that is changed by a load that failed, on more memory than
-`SPARE_BYTES` or more than `CPU_SECONDS`; it then leaves the file that did it in the working folder.
+reached; now and then they grow to megabytes. A run fails on any other error, on a model that is changed by a load that
+failed, and on more memory or time than `support.fuzz_limits` allows; it then leaves the file that did it in the working
+folder.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import resource
-import signal
 import sys
 import tempfile
 import time
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,12 @@ from torch import nn
 from diffq_fast.files.safetensors_reader import ITEM_BYTES
 from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.save_load import inspect, load, read_packed
+from support.fuzz_limits import bounded, thrice
 from support.packed_examples import GOLDEN, Example, example_weight
-from support.packed_forgery import Forgery
+from support.packed_forgery import Forgery, compact
 
-SPARE_BYTES = 1 << 30  # of address space, beside what is in use before the first run
-CPU_SECONDS = 20  # of one run; a wall clock would count pauses
-LARGEST = 32768
+SECONDS_PER_MEGABYTE = 0.5  # of four readings: inspect, read, decode, load
+LARGEST = 8 << 20
 
 ODD_VALUES = (
     *(0, 1, -1, 2, 7, 16, 17, 255, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63)),
@@ -111,6 +111,8 @@ class Mutation:
         changes = (self._weight, self._weight, self._tensor, self._tensor, self._data, self._metadata, self._names)
         for _ in range(self.random.choice((1, 1, 2, 3))):
             self.random.choice(changes)(forgery)
+        if self.random.random() < 0.02:
+            self.random.choice((self._many, self._long, self._large))(forgery)
         return forgery.blob(self._text if self.random.random() < 0.2 else None)[:LARGEST]
 
     def _any(self, value: Any = None) -> Any:
@@ -162,6 +164,54 @@ class Mutation:
         else:
             forgery.data[name] = self._spoilt(forgery.data[name])
 
+    def _many(self, forgery: Forgery) -> None:
+        """A weight, a tensor or a tie again and again, under other names."""
+        kind, count = self.random.randrange(3), self.random.choice((300, 3000))
+        if kind == 0:
+            weights = forgery.layout["weights"]
+            first = self.random.choice([*weights])
+            parts = [part for part in (".words", ".range", ".widths") if first + part in forgery.tensors]
+            for index in range(count):
+                weights[f"{first}{index}"] = weights[first]
+                for part in parts:
+                    forgery.tensors[f"{first}{index}{part}"] = dict(forgery.tensors[first + part])
+                    forgery.data[f"{first}{index}{part}"] = forgery.data[first + part]
+        elif kind == 1:
+            for index in range(count):
+                forgery.set_data(f"many{index}", b"x")
+        else:
+            name = self.random.choice([*forgery.layout["weights"], *forgery.tensors])
+            forgery.layout["ties"] = {f"tie{index}": name for index in range(count)}
+
+    def _long(self, forgery: Forgery) -> None:
+        """A name, a suffix or an argument of a megabyte."""
+        size = self.random.choice((1 << 16, 1 << 20))
+        text = self.random.choice(("s", "\x1b", "é", '"')) * size
+        suffix = compact(
+            {"class": "DiffQuantizer", "arguments": {self.random.choice(("suffix", "exclude", text)): text}}
+        )
+        if self.random.random() < 0.5:
+            forgery.metadata["quantizer"] = suffix
+        else:
+            forgery.set_data(text, b"x")
+
+    def _large(self, forgery: Forgery) -> None:
+        """A weight of one bit, with as many groups as it has elements or tables that fill the file."""
+        words = 1 << self.random.choice((16, 20, 22))
+        for name in [each for each in forgery.tensors if each.startswith("large")]:
+            forgery.drop(name)
+        forgery.set_data("large.words", self.random.choice((bytes(words), b"\x55" * words)), "U32")
+        forgery.set_data("large.range", bytes(4) + b"\0\0\x80?", "F32")
+        coding = self.random.choice((["one", 1], ["runs"], ["fixed", 1, 1]))
+        size = {"one": 0, "runs": words // 4, "fixed": words}[coding[0]]
+        if size:
+            forgery.set_data("large.widths", bytes(size))
+        fields = {"shape": [8 * words], "dtype": self.random.choice(("F32", "F16")), "range": "tensor"}
+        forgery.layout["weights"]["large"] = fields | {
+            "group_size": self.random.choice((0, 1, 8, 32)),
+            "widths": coding,
+        }
+
     def _text(self, text: str) -> str:
         """JSON that is spoilt, or nested deeply, somewhere."""
         place = self.random.randrange(len(text))
@@ -194,10 +244,19 @@ class Reader:
         self.path = f"/proc/self/fd/{self.descriptor}"
         self.loaded = 0
 
+    def warm_up(self, data: bytes) -> None:
+        """Modules are loaded when they are first used, which takes longer than a file may."""
+        os.pwrite(self.descriptor, data, 0)
+        self._read()
+        self.loaded = 0
+
     def __call__(self, data: bytes) -> None:
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, data, 0)
-        signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
+        with bounded(len(data), SECONDS_PER_MEGABYTE):
+            self._read()
+
+    def _read(self) -> None:
         report = refused(lambda: inspect(self.path), self.path)
         if report is not None:
             report.table(), report.to_json()
@@ -208,7 +267,6 @@ class Reader:
                 raise AssertionError("read a file that inspect refuses")
             self._check(contents, contents.state_dict())
         self._load(contents)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
     def _check(self, contents: Any, state: dict[str, torch.Tensor]) -> None:
         for name, entry in contents.entries().items():
@@ -233,15 +291,7 @@ class Reader:
                 raise AssertionError(f"{name} is {tensor}, expected {expected}; loaded: {done is not None}")
 
 
-def limit() -> None:
-    """Memory, and the time of one run."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + SPARE_BYTES, resource.RLIM_INFINITY))
-
-    def too_long(*_: Any) -> None:
-        raise AssertionError(f"more than {CPU_SECONDS} s for one file")
-
-    signal.signal(signal.SIGVTALRM, too_long)
+def quiet() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
 
@@ -250,7 +300,8 @@ def run(runs: int, seed: int) -> None:
     reader = Reader()
     with tempfile.TemporaryDirectory() as folder:
         files = seeds(Path(folder))
-    limit()
+    quiet()
+    reader.warm_up(files[0])
     start = time.perf_counter()
     for index in range(seed, seed + runs):
         mutation = Mutation(index)
@@ -258,7 +309,7 @@ def run(runs: int, seed: int) -> None:
         for _ in range(mutation.random.choice((0, 1, 1, 1, 2, 3))):
             data = mutation.changed(data)
         try:
-            reader(data)
+            thrice(partial(reader, data))
         except BaseException:
             name = f"refute_{hashlib.sha256(data).hexdigest()[:12]}.safetensors"
             Path(name).write_bytes(data)
@@ -276,7 +327,7 @@ def run_guided(options: list[str]) -> None:
             Path(folder, f"seed_{index}").write_bytes(data)
         for written in ("fixed", "runs", "per_group", "tied", "plain"):
             Path(folder, written).unlink()
-        limit()
+        quiet()
         mutate = lambda data, _size, seed: Mutation(seed).changed(data)  # noqa: E731
         atheris.Setup([sys.argv[0], *options, folder], Reader(), custom_mutator=mutate)
         atheris.Fuzz()

@@ -24,6 +24,7 @@ def _load() -> dict[str, ModuleType]:
 
 
 _backends = _load()
+memory: Any = _backends["cpu"].fingerprint
 
 
 def backend_info() -> dict[str, Any]:

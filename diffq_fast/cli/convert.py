@@ -31,7 +31,7 @@ def convert_file(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if not isinstance(given, dict):
         raise ValueError(f"--arguments must be a JSON object, got {arguments.arguments}")
     model = _import(arguments.model) if arguments.model else None
-    conversion = convert(arguments.file, arguments.output, model, given)
+    conversion = convert(arguments.file, arguments.output, model, given, max_bytes=arguments.max_bytes)
     size, weights, plain = os.path.getsize(arguments.output), len(conversion.packed), len(conversion.plain)
     result = {
         "output": arguments.output,

@@ -23,8 +23,6 @@ from ..reference.sizes import MAX_WIDTH
 from .convert import add_arguments as add_convert_arguments
 from .convert import convert_file
 
-MAX_LINE = 1_000_000  # characters: an error may name each entry of a model
-
 
 class UsageError(Exception):
     """Arguments that do not go together: exit code 2."""
@@ -62,39 +60,28 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
-        code = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
+        return arguments.run(arguments)
     except UsageError as error:
-        if arguments.json:
-            print(json.dumps({"error": str(error)}), flush=True)
-        arguments.parser.error(str(error))
+        _print_error(arguments, error)
+        arguments.parser.error(escaped(str(error)))
         return 2
     except KeyboardInterrupt:
-        return _failed(arguments, "interrupted", 130)
+        print(f"diffq-fast {arguments.command}: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
         return 1
-    except Exception as error:  # also of recursion and memory: who calls a command wants a line, not a traceback
-        return _failed(arguments, _sentence(error), 1)
+    except Exception as error:
+        told = isinstance(error, ValueError | TypeError | OSError | ImportError)
+        text = str(error) if told else f"{type(error).__name__}: {error}"
+        print(f"diffq-fast {arguments.command}: {escaped(text)}", file=sys.stderr)
+        _print_error(arguments, text)
+        return 1
 
 
-def _failed(arguments: argparse.Namespace, text: str, code: int) -> int:
-    """Say it in one line, and with --json as an object too; returns the exit code."""
-    print(f"diffq-fast {arguments.command}: {escaped(text, MAX_LINE)}", file=sys.stderr)
+def _print_error(arguments: argparse.Namespace, error: object) -> None:
     if arguments.json:
-        print(json.dumps({"error": text}), flush=True)
-    return code
-
-
-def _sentence(error: Exception) -> str:
-    """What an exception says; its type too, where it is none that this package raises on purpose."""
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for this file"
-    text = " ".join(str(error).split())
-    return (
-        text if isinstance(error, ValueError | TypeError | OSError | ImportError) else f"{type(error).__name__}: {text}"
-    )
+        print(json.dumps({"error": str(error)}))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -122,11 +109,19 @@ def build_parser() -> argparse.ArgumentParser:
     added = command("unpack", run_unpack, text)
     added.add_argument("file")
     added.add_argument("output")
+    _add_max_bytes(added)
     _add_progress(added)
     text = "Convert a file of diffq or Demucs to a packed file, without running what it names."
-    add_convert_arguments(command("convert", run_convert, text))
+    added = command("convert", run_convert, text)
+    add_convert_arguments(added)
+    _add_max_bytes(added)
     command("doctor", run_doctor, "Say which backends are active, and why or why not.")
     return parser
+
+
+def _add_max_bytes(parser: argparse.ArgumentParser) -> None:
+    text = "refuse a file whose tensors take more (default: ten times what it holds, and 64 MiB)"
+    parser.add_argument("--max-bytes", type=int, metavar="N", help=text)
 
 
 def _add_progress(parser: argparse.ArgumentParser) -> None:
@@ -245,7 +240,7 @@ def run_unpack(arguments: argparse.Namespace) -> int:
     from ..packed.checkpoint import unpack_file
 
     with ProgressLine("unpacking", arguments.progress) as progress:
-        unpack_file(arguments.file, arguments.output, progress)
+        unpack_file(arguments.file, arguments.output, progress, max_bytes=arguments.max_bytes)
     size = os.path.getsize(arguments.output)
     _print(arguments, {"output": arguments.output, "bytes": size}, f"{arguments.output}: {size:,} bytes")
     return 0
@@ -253,7 +248,8 @@ def run_unpack(arguments: argparse.Namespace) -> int:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     result, text = convert_file(arguments)
-    _print(arguments, result, "\n".join(escaped(line, MAX_LINE) for line in text.split("\n")))
+    lines = [line if line.isprintable() else ascii(line) for line in text.splitlines()]
+    _print(arguments, result, "\n".join(lines))
     return 0
 
 

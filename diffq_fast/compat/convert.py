@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..files.budget import Budget
 from ..files.safetensors_reader import FileError, open_file, read_header
+from ..files.tensor_bytes import memory_key
+from ..legacy.fields import describe
 from ..legacy.state import LegacyPackage, LegacyState, load_legacy
 from ..packed.contents import PackedContents, write_packed
 from ..packed.header import FORMAT
@@ -31,7 +34,8 @@ from ..quantizers.registry import Scheme, scheme_of, schemes
 class Conversion:
     """What a packed file is to hold, and what of the old file it cannot hold.
 
-    half: names kept in float16. lost: one sentence for each thing that is not carried over.
+    half: names kept in float16. lost: one sentence for each thing that is not carried over. stored: the memory of the
+    plain tensors, and the first name of each.
     """
 
     quantizer: str
@@ -41,11 +45,16 @@ class Conversion:
     ties: dict[str, str] = field(default_factory=dict)
     half: set[str] = field(default_factory=set)
     lost: list[str] = field(default_factory=list)
+    stored: dict[Hashable, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lost += [
+            f"the quantizer's argument {name}" for name, value in self.arguments.items() if not _is_json(value)
+        ]
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the packed file; arguments that JSON cannot hold are left out, and counted as lost."""
+        """Write the packed file; arguments that JSON cannot hold are left out."""
         stated = {name: value for name, value in self.arguments.items() if _is_json(value)}
-        self.lost += [f"the quantizer's argument {name}" for name in self.arguments if name not in stated]
         info = {"class": self.quantizer, "arguments": stated}
         half = {name: self.plain[name].dtype for name in self.half}
         write_packed(path, PackedContents(self.packed, self.plain, self.ties, half, quantizer=info))
@@ -56,6 +65,8 @@ def convert(
     target: str | os.PathLike[str],
     model: Any = None,
     arguments: Mapping[str, Any] | None = None,
+    *,
+    max_bytes: int | None = None,
 ) -> Conversion:
     """Write what ``source`` holds as a packed file ``target``; the values are those that diffq restores, bit for bit.
 
@@ -65,19 +76,22 @@ def convert(
         model: a callable that builds the model, with the arguments that a Demucs package states; it gives names,
             shapes and ties. Without it, weights are called ``quantized.0`` and so on, by position.
         arguments: of the quantizer that wrote the file, where the file does not state them.
+        max_bytes: how much its tensors may take, compressed ones decompressed and each counted once; ten times the file
+            and 64 MiB when left out.
 
     Raises:
-        ValueError: the file is none of these, needs the model, or does not fit it.
+        ValueError: the file is none of these, needs the model, does not fit it, or holds more than `max_bytes`.
     """
     _refuse_packed(os.fspath(source))
-    found = load_legacy(source)
+    found = load_legacy(source, max_bytes=max_bytes)
+    budget = Budget(os.fspath(source), os.path.getsize(source), max_bytes)
     package = found if isinstance(found, LegacyPackage) else None
     state = found.state if isinstance(found, LegacyPackage) else found
     built = _build(model, package) if model is not None else None
     if isinstance(state, LegacyState):
-        conversion = _convert_state(state, built, dict(arguments or {}), os.fspath(source))
+        conversion = _convert_state(state, built, dict(arguments or {}), budget)
     else:
-        conversion = _convert_plain(state)
+        conversion = _convert_plain(state, budget)
     if package:
         conversion.lost.append(f"how to build the model ({package.klass}, its arguments)")
         conversion.lost += ["the training arguments"] if package.training_args is not None else []
@@ -110,15 +124,30 @@ def _build(model: Any, package: LegacyPackage | None) -> nn.Module:
     return built
 
 
-def _convert_plain(state: Mapping[str, Any]) -> Conversion:
+def _convert_plain(state: Mapping[str, Any], budget: Budget) -> Conversion:
     """A package that is not quantised: tensors by name."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    conversion = Conversion("none", {}, plain={name: value.contiguous() for name, value in tensors.items()})
+    conversion = Conversion("none", {})
+    for name, value in tensors.items():
+        _take_plain(conversion, name, value, value.dtype, budget)
     conversion.lost += [f"{name}, which is no tensor" for name in state if name not in tensors]
     return conversion
 
 
-def _convert_state(state: LegacyState, model: nn.Module | None, arguments: dict[str, Any], source: str) -> Conversion:
+def _take_plain(conversion: Conversion, name: str, value: Tensor, dtype: torch.dtype, budget: Budget) -> None:
+    """A tensor under a name; one that the file has under another name already becomes a tie, and takes no memory."""
+    first = conversion.stored.setdefault(memory_key(value), name)
+    if first != name:
+        conversion.ties[name] = first
+        return
+    budget.take(value.numel() * dtype.itemsize, name)
+    conversion.plain[name] = value.to(dtype).contiguous()
+
+
+def _convert_state(
+    state: LegacyState, model: nn.Module | None, arguments: dict[str, Any], budget: Budget
+) -> Conversion:
+    source = budget.path
     scheme = _scheme_of(state.quantized, source) if state.klass is None else scheme_of(state.klass)
     if state.meta is None:
         arguments = scheme.inferred(state.quantized) | arguments
@@ -126,7 +155,7 @@ def _convert_state(state: LegacyState, model: nn.Module | None, arguments: dict[
     _check_arguments(scheme, state.init_kwargs, f"{source}: meta", unknown=False)
     conversion = Conversion(scheme.name, arguments | state.init_kwargs)
     if model is None:
-        _take_by_position(conversion, scheme, state, source)
+        _take_by_position(conversion, scheme, state, budget)
     else:
         _take_by_model(conversion, scheme, state, model)
     return conversion
@@ -153,7 +182,13 @@ def _check_arguments(scheme: Scheme, arguments: Mapping[str, Any], where: str, *
         elif not isinstance(value, str | list | tuple | set) or not all(isinstance(each, str) for each in value):
             expected = "a list of patterns"
         if expected:
-            raise ValueError(f"convert: {where}: {name} of {scheme.name} must be {expected}, got {value!r:.60}")
+            raise ValueError(f"convert: {where}: {name} of {scheme.name} must be {expected}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A number or a short text as it is, anything else by its kind."""
+    plain = isinstance(value, bool | float | None) or (isinstance(value, int) and value.bit_length() < 100)
+    return repr(value[:50] if isinstance(value, str) else value) if plain or isinstance(value, str) else describe(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -173,19 +208,21 @@ def _scheme_of(entries: Sequence[Any], source: str) -> Scheme:
 # -- without the model -----------------------------------------------------------------------------------------------
 
 
-def _take_by_position(conversion: Conversion, scheme: Scheme, state: LegacyState, source: str) -> None:
+def _take_by_position(conversion: Conversion, scheme: Scheme, state: LegacyState, budget: Budget) -> None:
     for index, entry in enumerate(state.quantized):
         levels = entry[0] if entry else None
         if state.packed or not isinstance(levels, Tensor):
             raise ValueError(
-                f"convert: {source}: its levels are packed, and diffq keeps no shapes with them; give the model that "
-                "they belong to (--model module:callable)"
+                f"convert: {budget.path}: its levels are packed, and diffq keeps no shapes with them; give the model "
+                "that they belong to (--model module:callable)"
             )
         name = f"quantized.{index}"
+        budget.take(levels.numel() * torch.int32.itemsize, name)
         conversion.packed[name] = _packed(conversion, scheme, entry, tuple(levels.shape), torch.float32, name)
     for kind, tensors in (("float16", state.float16), ("others", state.others)):
-        conversion.plain |= {f"{kind}.{index}": tensor.float() for index, tensor in enumerate(tensors)}
-    conversion.half |= {f"float16.{index}" for index in range(len(state.float16))}
+        for index, tensor in enumerate(tensors):
+            _take_plain(conversion, f"{kind}.{index}", tensor, torch.float32, budget)
+    conversion.half |= {name for name in conversion.plain if name.startswith("float16.")}
     conversion.lost.append("names (diffq stores none; --model gives them), so weights are called quantized.0 …")
     if conversion.quantizer == "DiffQuantizer" and state.quantized:
         conversion.lost.append("the shapes of the weights, which are [groups, group size] here")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 import zlib
 from collections.abc import Callable, Mapping
@@ -18,11 +19,10 @@ from typing import Any, BinaryIO
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**60  # of a tensor, less one: its strides and bytes fit 64 bits
-MAX_NESTING = 64  # of JSON: far below what makes Python's own functions run out of stack
-MIN_BYTES_PER_CONTAINER = 12  # of JSON: an object costs 240 bytes of memory, and a tensor's 3 take 50 bytes of a header
-FREE_CONTAINERS = 1000
-MAX_MESSAGE = 2000  # characters of an error
+MAX_NESTING = 64  # of lists and objects in JSON
 CHUNK_BYTES = 1 << 24  # read, or written, at once
+_NO_BRACKET = re.compile(r"[^][{}]+")
+_EMPTY_PAIR = re.compile(r"\[\]|\{\}")
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -41,25 +41,34 @@ class FileError(ValueError):
 
 def file_error(path: str | os.PathLike[str], where: str, problem: str) -> FileError:
     """The error for one place (a tensor's name, or "header") of one file."""
-    return FileError(f"reading {escaped(os.fspath(path))}: {printable(where)}: {escaped(problem)}")
+    return FileError(f"reading {os.fspath(path)}: {printable(where)}: {escaped(problem)}")
 
 
 def printable(name: str) -> str:
-    """A name from a file, fit for a terminal and a log: in quotes and escaped where it has what cannot be seen."""
-    return escaped(name, 200) if name.isprintable() else f"'{escaped(name, 200)}'"
+    """A name from a file, made fit for a terminal: without control characters, and of limited length."""
+    return (name if name.isprintable() else ascii(name))[:200]
 
 
-def escaped(text: str, limit: int = MAX_MESSAGE) -> str:
-    """The first `limit` characters of a text that may have parts of a file, with those that cannot be seen escaped."""
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return text if text.isprintable() else "".join(map(_visible, text))
+def escaped(text: str) -> str:
+    """A text that may hold names from a file, as one line without control characters, which rule terminals."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
-def _visible(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+def too_deep(text: str) -> bool:
+    """Whether the lists and objects of a JSON text lie more than 64 deep in one another."""
+    without_quotes_inside = text.replace("\\\\", "").replace('\\"', "")
+    outside = "".join(without_quotes_inside.split('"')[::2])
+    brackets = _NO_BRACKET.sub("", outside)
+    for _ in range(MAX_NESTING):
+        brackets, found = _EMPTY_PAIR.subn("", brackets)  # takes away the innermost ones
+        if not found:
+            return False
+    return _EMPTY_PAIR.search(brackets) is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorEntry:
     """One tensor of the file: bytes [begin, end) counted from the end of the header."""
 
@@ -138,25 +147,25 @@ def read_header(file: BinaryIO, path: str | os.PathLike[str], check: HeaderCheck
 
 
 def read_json(text: str | bytes, path: str, where: str, expected: type = dict, floats: bool = False) -> Any:
-    """A JSON value of type `expected`, without duplicate keys, NaN, lone surrogates, nesting beyond `MAX_NESTING` or
-    (unless `floats`) fractions, and without more lists and objects than its length warrants."""
+    """A JSON value of type `expected`, without duplicate keys, NaN, lone surrogates, deep nesting or (unless `floats`)
+    fractions."""
 
     def refuse(number: str) -> float:
         raise ValueError(f"the number {number[:20]} is not allowed here")
 
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        containers = text.count("[") + text.count("{")
-        if containers > FREE_CONTAINERS + len(text) // MIN_BYTES_PER_CONTAINER:
-            raise RecursionError
+        if too_deep(text):
+            raise file_error(
+                path,
+                where,
+                f"the JSON is nested too deeply (more than {MAX_NESTING}), or not closed; damaged or hostile",
+            )
         number = float if floats else refuse
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=refuse, parse_float=number)
-        if nesting(value) > MAX_NESTING:
-            raise RecursionError
     except RecursionError:
-        raise file_error(
-            path, where, "the JSON is nested too deeply or in too many parts; damaged or hostile"
-        ) from None
+        problem = f"the JSON is nested too deeply, more than {MAX_NESTING} times; damaged or hostile"
+        raise file_error(path, where, problem) from None
     except ValueError as error:
         raise file_error(path, where, f"not the JSON that was expected ({error}); damaged") from None
     if not isinstance(value, expected):
@@ -174,18 +183,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 text.encode("utf-8")  # a lone surrogate raises UnicodeEncodeError, a ValueError
         result[key] = value
     return result
-
-
-def nesting(value: Any) -> int:
-    """How deeply lists and objects are nested in a JSON value, at most `MAX_NESTING` + 1; 0 for a plain value."""
-    depth, level = 0, [value]
-    while depth <= MAX_NESTING:
-        level = [each for each in level if isinstance(each, list | dict)]
-        if not level:
-            break
-        depth += 1
-        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
-    return depth
 
 
 def whole(value: Any) -> bool:
@@ -263,15 +260,16 @@ def read_tensors(
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """The file, open for reading bytes and without a buffer: tensors are read straight into their own memory.
 
-    Raises FileError for a pipe, a socket or a device, which might never end or never begin. OSError: it cannot be read.
+    Raises:
+        FileError: it is no regular file; a pipe would wait for ever, and a device has no end. OSError: from the system.
     """
-    file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115 (the caller closes it)
+    file = open(path, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 (the caller closes it)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise file_error(path, "file", "not a regular file but a pipe, a socket or a device; copy it to a file first")
+        raise file_error(path, "file", "it is not a regular file; copy what it gives into one first")
     return file
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a path; a pipe at once, although nobody writes into it."""
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening a pipe that nobody writes to would wait."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -17,16 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from .atomic_file import atomic_file
-from .safetensors_reader import (
-    CHUNK_BYTES,
-    ITEM_BYTES,
-    MAX_DIMENSIONS,
-    MAX_HEADER_BYTES,
-    Progress,
-    TensorEntry,
-    printable,
-    valid_shape,
-)
+from .safetensors_reader import CHUNK_BYTES, ITEM_BYTES, MAX_DIMENSIONS, MAX_HEADER_BYTES, Progress, TensorEntry
 
 Seal = Callable[[bytes, list[int]], bytes]  # the header's bytes and every tensor's CRC-32 in file order -> the header
 
@@ -56,9 +47,6 @@ def write_safetensors(
         metadata: of the header.
         seal: puts the checksums into the header, whose length must stay the same.
         progress: called after each part of a tensor.
-
-    Raises:
-        ValueError: a shape or a header that no reader takes, see :mod:`safetensors_reader`. OSError: no place.
     """
     ordered = sorted(sources, key=lambda source: (-ITEM_BYTES[source.dtype], source.name))
     entries = _place(ordered)
@@ -76,9 +64,6 @@ def write_safetensors(
 def _place(sources: Iterable[TensorSource]) -> list[TensorEntry]:
     entries, position = [], 0
     for source in sources:
-        if not valid_shape(list(source.shape)):
-            text = f"save: {printable(source.name)}: the shape {list(source.shape)} has more than {MAX_DIMENSIONS} "
-            raise ValueError(text + "dimensions or sizes beyond 64 bits, which no reader takes")
         end = position + math.prod(source.shape) * ITEM_BYTES[source.dtype]
         entries.append(TensorEntry(source.name, source.dtype, source.shape, position, end))
         position = end
@@ -86,14 +71,17 @@ def _place(sources: Iterable[TensorSource]) -> list[TensorEntry]:
 
 
 def _header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
-    """The header's JSON, padded with spaces so that the data begin at a multiple of 8."""
+    """The header's JSON, padded with spaces so that the data begin at a multiple of 8; only what readers take."""
     fields: dict[str, object] = {"__metadata__": metadata}
     for entry in entries:
+        if len(entry.shape) > MAX_DIMENSIONS:
+            raise ValueError(f"save: {entry.name}: at most {MAX_DIMENSIONS} dimensions, got {len(entry.shape)}")
         offsets = [entry.begin, entry.end]
         fields[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
     raw = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    if len(raw) > MAX_HEADER_BYTES - 8:
-        raise ValueError(f"save: names and shapes take {len(raw):,} bytes, a header has {MAX_HEADER_BYTES:,} at most")
+    if len(raw) + 8 > MAX_HEADER_BYTES:
+        problem = f"names, shapes and arguments take {len(raw):,} bytes, and readers take {MAX_HEADER_BYTES:,}"
+        raise ValueError(f"save: {problem}; shorten them, or save parts of the model")
     return raw + b" " * (-len(raw) % 8)
 
 

@@ -19,19 +19,18 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from ..files.budget import Budget
+from ..files.safetensors_reader import open_file
 from .demucs_file import is_safetensors, read_safetensors
 from .entries import width_base
 from .fields import describe
 from .torch_file import read_torch_file
 from .unpickler import legacy_name
-
-MAX_BYTES = 2**32
 
 
 @dataclass
@@ -142,7 +141,7 @@ def parse_state(state: Any) -> LegacyState:
         return LegacyState(entries, float16, others, packed=packed, torch_pack=torch_pack)
     if not isinstance(meta, Mapping) or not {"init_kwargs", "klass"} <= meta.keys():
         raise ValueError(f"legacy state: meta: expected a dict with init_kwargs and klass, found {_summary(meta)}")
-    packed, torch_pack = bool(meta.get("packed", False)), bool(meta.get("torch_pack", False))
+    packed, torch_pack = _flag(meta, "packed"), _flag(meta, "torch_pack")
     if not isinstance(meta["init_kwargs"], Mapping):
         raise ValueError(
             f"legacy state: meta: expected init_kwargs to be a dict, found {_summary(meta['init_kwargs'])}"
@@ -156,6 +155,13 @@ def parse_state(state: Any) -> LegacyState:
         packed=packed,
         torch_pack=torch_pack,
     )
+
+
+def _flag(meta: Mapping, key: str) -> bool:
+    value = meta.get(key, False)
+    if not isinstance(value, bool | int):
+        raise ValueError(f"legacy state: meta: expected {key} to be true or false, found {describe(value)}")
+    return bool(value)
 
 
 def _items(state: Mapping, key: str, expected: type) -> Sequence[Any]:
@@ -183,13 +189,13 @@ def _detect_form(entries: Sequence[Any]) -> tuple[bool | None, bool | None]:
 
 
 def load_legacy(
-    source: str | os.PathLike[str] | BinaryIO, *, max_bytes: int = MAX_BYTES
+    source: str | os.PathLike[str] | BinaryIO, *, max_bytes: int | None = None
 ) -> LegacyState | LegacyPackage:
     """What a file of diffq or Demucs holds, any of (a) to (d), without running or importing what it names.
 
     Args:
         source: a path, or a binary file that can seek.
-        max_bytes: how large a compressed file (b) may become, 4 GiB when left out.
+        max_bytes: how large a compressed state (b) may become; ten times the file, and 64 MiB, when left out.
 
     Returns:
         :class:`LegacyState` for (a) and (b), :class:`LegacyPackage` for (c) and (d).
@@ -198,17 +204,18 @@ def load_legacy(
         ValueError: naming the file, when it is none of them, damaged, truncated or hostile.
     """
     if isinstance(source, str | os.PathLike):
-        with Path(source).open("rb") as file:
+        with io.BufferedReader(open_file(source)) as file:  # type: ignore[type-var]
             return _load_file(file, os.fspath(source), max_bytes)
     return _load_file(source, str(getattr(source, "name", "file")), max_bytes)
 
 
-def _load_file(file: BinaryIO, name: str, max_bytes: int) -> LegacyState | LegacyPackage:
+def _load_file(file: BinaryIO, name: str, max_bytes: int | None) -> LegacyState | LegacyPackage:
     if is_safetensors(file):
         return _parse_package(read_safetensors(file, name), name)
     value = read_torch_file(file, name)
     if isinstance(value, Mapping) and isinstance(value.get("compressed"), bytes):
-        value = read_torch_file(io.BytesIO(_decompress(value["compressed"], max_bytes, name)), name)
+        budget = Budget(name, file.seek(0, io.SEEK_END), max_bytes)
+        value = read_torch_file(io.BytesIO(_decompress(value["compressed"], budget)), name)
     if isinstance(value, Mapping) and "klass" in value and "state" in value:
         return _parse_package(value, name)
     return _parse_in_file(value, name)
@@ -235,17 +242,13 @@ def _parse_package(fields: Mapping[str, Any], name: str) -> LegacyPackage:
     )
 
 
-def _decompress(data: bytes, max_bytes: int, name: str) -> bytes:
-    decompressor = zlib.decompressobj()
+def _decompress(data: bytes, budget: Budget) -> bytes:
+    decompressor, name = zlib.decompressobj(), budget.path
     try:
-        plain = decompressor.decompress(data, max_bytes + 1)
+        plain = decompressor.decompress(data, budget.limit + 1)
     except zlib.error as error:
         raise ValueError(f"{name}: its compressed state is damaged ({error})") from error
-    if len(plain) > max_bytes:
-        raise ValueError(
-            f"{name}: its compressed state is larger than max_bytes={max_bytes:,} when decompressed; "
-            "if you trust the file, pass a larger max_bytes"
-        )
+    budget.take(len(plain), "its compressed state")
     if not decompressor.eof:
         raise ValueError(f"{name}: its compressed state ends early; the file is truncated")
     return plain

@@ -16,8 +16,6 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..files.safetensors_reader import escaped
-from .budget import Budget
 from .unpickler import RestrictedUnpickler, rebuild_tensor
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
@@ -47,7 +45,6 @@ def read_zip(file: BinaryIO) -> Any:
         if roots[0] + "byteorder" in members and archive.read(roots[0] + "byteorder") != b"little":
             raise pickle.UnpicklingError("a file from a big-endian machine; save it again on a little-endian one")
         storages: dict[str, Tensor] = {}
-        budget = Budget(file_bytes)
 
         def load_storage(pid: tuple) -> Tensor:
             _, storage_type, key, _, count = pid[:5]
@@ -58,19 +55,17 @@ def read_zip(file: BinaryIO) -> Any:
                 storages[key] = _as_tensor(data, storage_type.dtype)
             return storages[key]
 
-        return RestrictedUnpickler(io.BytesIO(archive.read(roots[0] + "data.pkl")), budget, load_storage).load()
+        return RestrictedUnpickler(io.BytesIO(archive.read(roots[0] + "data.pkl")), load_storage).load()
 
 
 def read_stream(file: BinaryIO) -> Any:
     """The object in torch's older container: magic, protocol, system, object, the storages' bytes."""
+    file_bytes = file.seek(0, io.SEEK_END)
     file.seek(0)
-    file = io.BytesIO(file.read())  # which allocates no more than it has, however much a pickle asks for
-    file_bytes = file.getbuffer().nbytes
-    budget = Budget(file_bytes)
     for expected in (_TORCH_MAGIC, _TORCH_PROTOCOL):
-        if RestrictedUnpickler(file, budget).load() != expected:
+        if RestrictedUnpickler(file).load() != expected:
             raise pickle.UnpicklingError("a pickle that torch.save did not write")
-    system = RestrictedUnpickler(file, budget).load()
+    system = RestrictedUnpickler(file).load()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise pickle.UnpicklingError("a file from a big-endian machine; save it again on a little-endian one")
     storages: dict[str, Tensor] = {}
@@ -87,8 +82,8 @@ def read_stream(file: BinaryIO) -> Any:
         view = pid[5] if len(pid) > 5 else None
         return storages[key] if view is None else rebuild_tensor(storages[key], view[1], (view[2],), (1,))
 
-    result = RestrictedUnpickler(file, budget, load_storage).load()
-    for key in RestrictedUnpickler(file, budget).load():
+    result = RestrictedUnpickler(file, load_storage).load()
+    for key in RestrictedUnpickler(file).load():
         storage = storages.pop(key if isinstance(key, str) else "")
         count = int.from_bytes(file.read(8), "little")
         data = bytearray(file.read(storage.numel() * storage.element_size()))
@@ -114,6 +109,7 @@ def read_torch_file(file: BinaryIO, name: str) -> Any:
             return read_stream(file)
         raise pickle.UnpicklingError("neither a zip file nor a pickle")
     except Exception as error:
-        problem = escaped(f"{type(error).__name__}: {error}", 300)
-        text = f"{escaped(name)}: not a readable torch.save file; damaged, truncated or hostile ({problem})"
-        raise ValueError(text) from error
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{name}: not a readable torch.save file; damaged, truncated or hostile ({problem:.300})"
+        ) from error

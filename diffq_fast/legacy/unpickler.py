@@ -3,14 +3,17 @@
 A pickle is a program: it names functions and calls them. This reader knows seven names (the rebuilders of
 tensors and parameters, ``OrderedDict``, ``Fraction``, ``_codecs.encode``) and the storage types; every other
 name becomes an *inert* class of that name, which accepts any arguments, does nothing and is never imported.
-Tensors must lie inside their storages, only lists, dicts and sets can be filled, and whatever takes longer than a step
-is counted (:mod:`.budget`), so that no pickle makes the reader work without end.
+Tensors must lie inside their storages; dictionary keys must be short plain values, whose hashes nobody can make
+collide; what is built is counted, and what was built is measured as it would be written out
+(:mod:`diffq_fast.legacy.written_out`). So no pickle makes the reader, or who looks at its values, work without end,
+and none takes more memory than a small multiple of its length.
 """
 
 from __future__ import annotations
 
 import collections
 import fractions
+import io
 import pickle
 import re
 from collections.abc import Callable, Iterable
@@ -19,10 +22,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..files.safetensors_reader import MAX_DIMENSIONS
-from .budget import MAX_NAME, Budget
+from .written_out import check_written_out
 
-TENSOR_STEPS = 10  # what making a tensor takes, in time and memory
 _STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -39,7 +40,18 @@ _STORAGE_DTYPES = {
     "UntypedStorage": torch.uint8,
 }
 _FRACTION = re.compile(r"[+-]?\d{1,100}(/\d{1,100})?")
-_LARGEST = 2**63  # of the whole numbers in a Fraction, a tensor's size or its stride
+_PLAIN_KEYS = (str, bytes, int, float, type(None))
+_MAX_KEY = 2**31  # of whole numbers as keys; multiples of 2**61 - 1 all have one hash
+_MAX_TUPLE_KEYS = 1000  # of one file; the hash of a tuple of numbers can be foreseen
+_MAX_FRACTION_BITS = 1024
+_MAX_MARKS = 1000  # open at once
+_COSTS = {  # bytes of what an opcode builds
+    **dict.fromkeys(("EMPTY_LIST", "LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), 60),
+    "EMPTY_DICT": 70,
+    "EMPTY_SET": 220,
+    "MEMOIZE": 100,
+    **dict.fromkeys(("NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"), 400),
+}
 
 
 class Inert:
@@ -63,6 +75,11 @@ class Inert:
 
     def extend(self, values: Iterable[object]) -> None:
         self.__dict__.setdefault("items", []).extend(values)
+
+    def parts_of_inert(self) -> tuple[object, ...]:
+        """What it keeps."""
+        kept = self.__dict__
+        return tuple(kept[name] for name in ("args", "kwargs", "items", "state") if name in kept)
 
     def __call__(self, *args: object, **kwargs: object) -> Inert:
         return type(self)(*args, **kwargs)
@@ -90,9 +107,7 @@ def legacy_name(klass: object) -> str:
 
 def rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     """A view of the flat ``storage``; refused when it reaches outside or repeats elements."""
-    lists = isinstance(size, list | tuple) and isinstance(stride, list | tuple) and len(size) == len(stride)
-    short = lists and len(size) <= MAX_DIMENSIONS
-    sizes_fit = short and all(isinstance(n, int) and 0 <= n < _LARGEST for n in (offset, *size, *stride))
+    sizes_fit = len(size) == len(stride) and all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride))
     if not sizes_fit or not isinstance(storage, Tensor):
         raise pickle.UnpicklingError("a tensor whose storage, offset, size or stride is of the wrong kind")
     count, last = 1, offset
@@ -114,11 +129,11 @@ def _rebuild_parameter(data: Tensor, *_: object) -> Tensor:
     return data
 
 
-def make_fraction(*parts: object) -> fractions.Fraction:
+def _fraction(*parts: object) -> fractions.Fraction:
     """A ``Fraction`` from the forms in which it is pickled; not from "1e999999999", which would take forever."""
     if len(parts) == 1 and isinstance(parts[0], str) and _FRACTION.fullmatch(parts[0]):
         return fractions.Fraction(parts[0])
-    if 1 <= len(parts) <= 2 and all(type(part) is int and abs(part) < _LARGEST for part in parts):
+    if parts and all(type(part) is int and part.bit_length() <= _MAX_FRACTION_BITS for part in parts):
         return fractions.Fraction(*parts)  # type: ignore[call-overload]
     raise pickle.UnpicklingError("a Fraction of something else than short numbers")
 
@@ -136,7 +151,7 @@ _KNOWN: dict[str, Callable] = {
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "collections.OrderedDict": collections.OrderedDict,
-    "fractions.Fraction": make_fraction,
+    "fractions.Fraction": _fraction,
     "_codecs.encode": _encode,
 }
 
@@ -148,16 +163,58 @@ class _StorageType:
         self.dtype = dtype
 
 
-class _Counted(dict):
-    """The opcodes; each one that is looked up is a step."""
+class _Effort:
+    """The memory that a pickle's objects take: its length bounds that, so that a short one cannot fill the memory."""
 
-    def __init__(self, dispatch: dict[int, Callable[[Any], None]], budget: Budget) -> None:
-        super().__init__(dispatch)
-        self._budget = budget
+    def __init__(self, pickle_bytes: int) -> None:
+        self.left = 20_000_000 + 20 * pickle_bytes
+        self.tuple_keys = _MAX_TUPLE_KEYS
 
-    def __getitem__(self, opcode: int) -> Callable[[Any], None]:
-        self._budget.spend(1)
-        return super().__getitem__(opcode)
+    def spend(self, size: int) -> None:
+        """Count so many bytes that are about to be built."""
+        self.left -= size
+        if self.left < 0:
+            raise pickle.UnpicklingError("it builds far more objects than a file of its length holds")
+
+    def check_keys(self, keys: Iterable[object]) -> None:
+        """Hashing (t, t) nested 40 times takes 2**40 steps: keys are plain, or flat tuples of plain values.
+
+        Keys with one hash make a dictionary quadratic: whole numbers are small, tuples few. Texts have hashes that
+        differ from process to process.
+        """
+        for key in keys:
+            parts = key if isinstance(key, tuple) else (key,)
+            if not all(isinstance(part, (*_PLAIN_KEYS, type)) for part in parts):
+                raise pickle.UnpicklingError(f"a dictionary key or set element of type {type(key).__name__}")
+            if any(isinstance(part, int) and abs(part) >= _MAX_KEY for part in parts):
+                raise pickle.UnpicklingError("a whole number of more than 31 bits as a dictionary key")
+            self.tuple_keys -= isinstance(key, tuple)
+            if self.tuple_keys < 0:
+                raise pickle.UnpicklingError(f"more than {_MAX_TUPLE_KEYS:,} dictionary keys that are tuples")
+
+
+def _length_of(file: Any) -> int:
+    """Bytes from here to the end."""
+    position = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(position)
+    return end - position
+
+
+class _Bounded:
+    """A file that is never asked for more than it can have: some pickles state lengths of 2**63."""
+
+    def __init__(self, file: Any, left: int) -> None:
+        self._file, self._left = file, left
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(min(size, self._left))
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer)
+
+    def readline(self) -> bytes:
+        return self._file.readline()
 
 
 class RestrictedUnpickler(pickle._Unpickler):
@@ -169,23 +226,26 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, file: Any, budget: Budget, load_storage: Callable[[tuple], Tensor] | None = None) -> None:
-        super().__init__(file, encoding="utf-8")
-        self.budget = budget
-        self.dispatch = _Counted(type(self).dispatch, budget)  # type: ignore[misc]
+    def __init__(self, file: Any, load_storage: Callable[[tuple], Tensor] | None = None) -> None:
+        self._file_bytes = _length_of(file)
+        super().__init__(_Bounded(file, self._file_bytes), encoding="utf-8")
+        self.effort = _Effort(self._file_bytes)
         self._load_storage = load_storage
         self._inert: dict[str, type[Inert]] = {}
 
+    def load(self) -> Any:
+        value = super().load()
+        check_written_out(value, 2**20 + 2 * self._file_bytes)
+        return value
+
     def find_class(self, module: str, name: str) -> Any:
-        if len(module) + len(name) > MAX_NAME:
-            raise pickle.UnpicklingError(f"a name of more than {MAX_NAME} characters")
         full = f"{module}.{name}"
         if full in _KNOWN:
             return _KNOWN[full]
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
             return _StorageType(_STORAGE_DTYPES[name])
         if full not in self._inert:
-            self.budget.new_name(full)
+            self.effort.spend(1500)
             self._inert[full] = inert_class(full)
         return self._inert[full]
 
@@ -196,9 +256,8 @@ class RestrictedUnpickler(pickle._Unpickler):
         if (
             not isinstance(storage_type, _StorageType)
             or not isinstance(key, str)
-            or len(key) > MAX_NAME
             or type(count) is not int
-            or not 0 <= count < _LARGEST
+            or count < 0
         ):
             raise pickle.UnpicklingError("a storage whose type, key or size is of the wrong kind")
         return self._load_storage(pid)
@@ -215,78 +274,52 @@ def _load_build(self: Any) -> None:
         raise pickle.UnpicklingError(f"it sets the state of a {type(target).__name__}")
 
 
-def _load_int(self: Any) -> None:
-    """A number as text, or a bool; not one of many digits."""
-    line = self.readline()
-    if len(line) > 40:
-        raise pickle.UnpicklingError("a number of many digits")
-    self.append(line[:-1] == b"01" if line[:-1] in (b"00", b"01") else int(line))
-
-
 def _load_reduce(self: Any) -> None:
-    """Call a known function or an inert class; its arguments are counted, since one tuple may serve many calls."""
     function, arguments = self.stack[-2:]
-    if not isinstance(arguments, tuple):
-        raise pickle.UnpicklingError(f"a call with a {type(arguments).__name__} of arguments")
-    self.budget.spend(len(arguments))
+    self.effort.spend(400)
     if function is collections.OrderedDict and arguments:
-        pairs = arguments[0]
-        whole = isinstance(pairs, list | tuple) and all(isinstance(pair, list | tuple) for pair in pairs)
-        if not whole or len(arguments) > 1:
-            raise pickle.UnpicklingError("an OrderedDict of something else than a list of pairs")
-        self.budget.spend(len(pairs))
-        self.budget.hash_keys(key for key, _ in pairs)
-    elif function is _encode and arguments and isinstance(arguments[0], str):
-        self.budget.encode(arguments[0])
-    elif function in (rebuild_tensor, _rebuild_tensor_v2):
-        self.budget.spend(TENSOR_STEPS)
+        self.effort.check_keys(key for key, _ in arguments[0])
     pickle._Unpickler.load_reduce(self)  # type: ignore[attr-defined]
-
-
-def _load_newobj(self: Any) -> None:
-    """Make an inert object or an empty OrderedDict, the only ones that are made without a call."""
-    klass, arguments = self.stack[-2:]
-    inert = isinstance(klass, type) and issubclass(klass, Inert | collections.OrderedDict)
-    if not inert or not isinstance(arguments, tuple):
-        raise pickle.UnpicklingError("a new object of no class, or arguments that are no tuple")
-    self.budget.spend(len(arguments))
-    pickle._Unpickler.load_newobj(self)  # type: ignore[attr-defined]
 
 
 def _checking_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
     """The opcode ``load``, after a look at the keys that are about to be hashed."""
 
     def checked(self: Any) -> None:
-        self.budget.hash_keys(self.stack[keys])
+        hashed = self.stack[keys]
+        self.effort.spend(60 * len(hashed))
+        self.effort.check_keys(hashed)
         load(self)
 
     return checked
 
 
-def _filling(load: Callable[[Any], None], place: int | None, kinds: tuple[type, ...]) -> Callable[[Any], None]:
-    """The opcode ``load``, after a look at what it fills: at ``place`` on the stack, or below the mark for None.
+def _load_mark(self: Any) -> None:
+    if len(self.metastack) >= _MAX_MARKS:
+        raise pickle.UnpicklingError(f"more than {_MAX_MARKS:,} parts that are not closed")
+    pickle._Unpickler.load_mark(self)  # type: ignore[attr-defined]
 
-    A tensor that is filled by one key would be written as a whole, at each of the opcodes.
-    """
 
-    def checked(self: Any) -> None:
-        target = self.metastack[-1][-1] if place is None else self.stack[place]
-        if not isinstance(target, kinds):
-            raise pickle.UnpicklingError(f"it fills a {type(target).__name__}")
+def _counting(load: Callable[[Any], None], cost: int) -> Callable[[Any], None]:
+    """The opcode ``load``, which builds an object of about so many bytes."""
+
+    def counted(self: Any) -> None:
+        self.effort.spend(cost)
         load(self)
 
-    return checked
+    return counted
 
 
 def _restrict(dispatch: dict[int, Callable[[Any], None]]) -> None:
-    refused = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX)
-    numbers = (pickle.LONG, pickle.LONG4)  # of any length
-    for opcode in (*refused, *numbers, pickle.EXT1, pickle.EXT2, pickle.EXT4):  # torch.save writes none of them
+    refused = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.INST, pickle.OBJ)
+    for opcode in (*refused, pickle.EXT1, pickle.EXT2, pickle.EXT4):  # torch.save writes none of them
         del dispatch[opcode[0]]
-    dispatch[pickle.INT[0]] = _load_int
+    for name, cost in _COSTS.items():
+        opcode = getattr(pickle, name)[0]
+        dispatch[opcode] = _counting(dispatch[opcode], cost)
+    dispatch[pickle.MARK[0]] = _load_mark
     dispatch[pickle.BUILD[0]] = _load_build
     dispatch[pickle.REDUCE[0]] = _load_reduce
-    dispatch[pickle.NEWOBJ[0]] = _load_newobj
     hashing = {
         pickle.SETITEM: slice(-2, -1),
         pickle.SETITEMS: slice(0, None, 2),  # the stack holds what came since the mark: key, value, key, …
@@ -296,15 +329,6 @@ def _restrict(dispatch: dict[int, Callable[[Any], None]]) -> None:
     }
     for opcode, keys in hashing.items():
         dispatch[opcode[0]] = _checking_keys(dispatch[opcode[0]], keys)
-    filling: dict[bytes, tuple[int | None, tuple[type, ...]]] = {
-        pickle.APPEND: (-2, (list, Inert)),
-        pickle.APPENDS: (None, (list, Inert)),
-        pickle.SETITEM: (-3, (dict, Inert)),
-        pickle.SETITEMS: (None, (dict, Inert)),
-        pickle.ADDITEMS: (None, (set,)),
-    }
-    for opcode, (place, kinds) in filling.items():
-        dispatch[opcode[0]] = _filling(dispatch[opcode[0]], place, kinds)
 
 
 _restrict(RestrictedUnpickler.dispatch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,16 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..files.safetensors_reader import Header, Progress, file_error, open_file, printable, read_header, read_tensor
+from ..files.budget import Budget
+from ..files.safetensors_reader import (
+    Header,
+    Progress,
+    file_error,
+    open_file,
+    printable,
+    read_header,
+    read_tensor,
+)
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, tensor_bytes, tensor_from_bytes
 from ..reference.logit_rule import LogitRule
@@ -90,14 +100,11 @@ def pack_with_logits(
         widths = {}
         for name in names:
             if not checkpoint.header.tensors[name + rule.suffix].shape:
-                scale = (
-                    f"{printable(name + rule.suffix)} is one number, a scale of LSQ and not the logits of DiffQuantizer"
-                )
+                scale = f"{name + rule.suffix} is one number, a scale of LSQ and not the logits of DiffQuantizer"
                 raise ValueError(f"pack: {checkpoint.path}: {scale}; save the model with diffq_fast.save")
             logits = checkpoint.tensor(name + rule.suffix).reshape(-1)
             if not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
-                found = f"found {logits.dtype} or NaN"
-                raise ValueError(f"pack: {printable(name + rule.suffix)}: expected finite logits, {found}")
+                raise ValueError(f"pack: {name + rule.suffix}: expected finite logits, found {logits.dtype} or NaN")
             widths[name] = rule.widths(logits)
         arguments = {name: value for name, value in vars(rule).items() if value != getattr(LogitRule(), name)}
         info = {"class": "DiffQuantizer", "arguments": {"group_size": group_size} | arguments}
@@ -156,12 +163,28 @@ def pack_at_bits(
 
 
 def unpack_file(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], progress: Progress | None = None
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    progress: Progress | None = None,
+    *,
+    max_bytes: int | None = None,
 ) -> None:
-    """Write a packed file's state dict as an ordinary safetensors file: every name, tied ones as copies."""
+    """Write a packed file's state dict as an ordinary safetensors file: every name, tied ones as copies.
+
+    Args:
+        max_bytes: of the new file's tensors; ten times what they take without the copies, and 64 MiB, when left out.
+
+    Raises:
+        BudgetError: the copies take more, and nothing was written.
+    """
     contents = read_packed(source)
+    entries = contents.entries()
+    sizes = {name: math.prod(entry.shape) * entry.dtype.itemsize for name, entry in entries.items()}
+    stored = sum(size for name, size in sizes.items() if name not in contents.ties)
+    budget = Budget(os.fspath(source), stored, max_bytes)
     sources = []
-    for name, entry in contents.entries().items():
+    for name, entry in entries.items():
+        budget.take(sizes[name], printable(name))
         data = partial(lambda name: tensor_bytes(contents.tensor(name)), name)
         sources.append(TensorSource(name, DTYPE_NAMES[entry.dtype], entry.shape, data))
     write_safetensors(target, sources, {"format": "pt"}, progress=progress)
@@ -176,20 +199,18 @@ def find_group_size(counts: Mapping[str, tuple[int, int]], group_size: int | Non
         for name, (count, groups) in counts.items():
             if group_count(count, group_size) != groups:
                 expected = f"group_size {group_size} gives {group_count(count, group_size):,} groups"
-                found = f"found {groups:,} logits"
-                raise ValueError(f"pack: {printable(name)}: {expected} in {count:,} elements, {found}")
+                raise ValueError(f"pack: {name}: {expected} in {count:,} elements, found {groups:,} logits")
         return group_size
     low, high, last = 1, None, ""
     for name, (count, groups) in counts.items():
         if groups != 1 or count == 0:
             if not 0 < groups <= count:
-                problem = f"{groups:,} logits cannot be one per group of {count:,} elements"
-                raise ValueError(f"pack: {printable(name)}: {problem}")
+                raise ValueError(f"pack: {name}: {groups:,} logits cannot be one per group of {count:,} elements")
             high = min(high or count, -(-count // (groups - 1)) - 1)
         low = max(low, -(-count // groups))
         if high is not None and low > high:
-            seen = f"{printable(name)}: {groups:,} logits for {count:,} elements"
-            raise ValueError(f"pack: {seen} need another group size than {printable(last)}; one must fit all weights")
+            seen = f"{name}: {groups:,} logits for {count:,} elements"
+            raise ValueError(f"pack: {seen} need another group size than {last}; one size must fit all weights")
         last = name
     if high is None:
         return 0
@@ -214,7 +235,7 @@ def _pack_all(
     total, done = sum(checkpoint.header.tensors[name].byte_count for name in widths), 0
     for name, width in widths.items():
         weight = checkpoint.tensor(name)
-        packed[name] = pack_weight(weight, width, group_size=group_size, range_scope=range_scope, name=printable(name))
+        packed[name] = pack_weight(weight, width, group_size=group_size, range_scope=range_scope, name=name)
         done += checkpoint.header.tensors[name].byte_count
         if progress is not None:
             progress(name, done, total)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..files.safetensors_reader import Progress, file_error, open_file, printable, read_tensors
+from ..files.safetensors_reader import Progress, file_error, open_file, read_tensors
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, dtype_name, tensor_bytes, tensors_from_bytes
 from .header import packed_metadata, seal
@@ -130,9 +130,9 @@ def _plain_sources(contents: PackedContents) -> tuple[list[TensorSource], dict[s
     """The plain tensors as they are written; and, for those in half precision, the file's names of their dtypes."""
     sources, half = [], {}
     for name, tensor in contents.plain.items():
-        dtype = dtype_name(tensor, "save", printable(name))
+        dtype = dtype_name(tensor, "save", name)
         if contents.half.get(name, torch.float16) != torch.float16:
-            _check_half(printable(name), tensor)
+            _check_half(name, tensor)
             half[name], dtype = DTYPE_NAMES[contents.half[name]], "F16"
         sources.append(TensorSource(name, dtype, tuple(tensor.shape), partial(tensor_bytes, tensor, DTYPES[dtype])))
     return sources, half

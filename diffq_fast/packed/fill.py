@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..files.safetensors_reader import printable
+from ..files.safetensors_reader import escaped
 from .contents import Entry
 
 _LOADERS = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
@@ -63,14 +63,15 @@ def fill(
             result = model.load_state_dict(state, strict=False)
             refused = [name for name in getattr(result, "unexpected_keys", ()) if name in values]
             if refused:
-                raise ValueError(f"it does not take {', '.join(map(printable, refused))}")
+                raise ValueError(f"it does not take {', '.join(refused)}")
             for name in _overlapping(targets, set(last) & values.keys()):
                 targets[name].copy_(values[name])
     except BaseException as error:
         _put_back(model, targets, before)
         if not isinstance(error, Exception):
             raise
-        raise ValueError(f"{who}: the model's load_state_dict failed: {type(error).__name__}: {error}") from error
+        problem = f"{who}: the model's load_state_dict failed: {type(error).__name__}: {error}"
+        raise ValueError(escaped(problem)) from error
 
 
 def _has_loaders_of_its_own(model: nn.Module) -> bool:

@@ -22,8 +22,6 @@ from .header import compact_json
 from .layout import learned_suffix
 from .tensor import PackedTensor
 
-EVERY_ENTRY = 1_000_000  # characters of an error that names each entry that does not fit
-
 
 @dataclass(frozen=True)
 class Learned:
@@ -85,8 +83,7 @@ def learned_values(match: Match, strict: bool) -> dict[str, Tensor]:
             stated = compact_json(contents.quantizer)
             problems.append(f"attach one with the arguments of the file ({stated}), or load first and attach then")
     if problems:
-        text = f"load: {contents.path} does not fit the model: {'; '.join(problems)}"
-        raise ValueError(escaped(text, EVERY_ENTRY))
+        raise ValueError(escaped(f"load: {contents.path} does not fit the model: {'; '.join(problems)}"))
     return values
 
 
@@ -123,12 +120,9 @@ def _differing_names(match: Match, learned: Mapping[str, Learned]) -> list[str]:
     """The names that only the model has, and those that only the file has."""
     entries, packed, suffix = match.entries, match.contents.packed, match.rule.suffix
     missing = [name for name in match.targets if name not in entries and name not in learned]
-    learnable = {name for name, entry in entries.items() if entry.stored_name in packed}
-    unexpected = [
-        name
-        for name in entries
-        if name not in match.targets and not (name.endswith(suffix) and name[: -len(suffix)] in learnable)
-    ]
+    weights = {name for name, entry in entries.items() if entry.stored_name in packed}
+    spare = {name for name in entries if name.endswith(suffix) and name.removesuffix(suffix) in weights}
+    unexpected = [name for name in entries if name not in match.targets and name not in spare]
     problems = [f"missing in the file: {', '.join(missing)}"] if missing else []
     return problems + ([f"not in the model: {', '.join(unexpected)}"] if unexpected else [])
 
@@ -221,8 +215,8 @@ def _out_of_reach(problem: str, entry: Learned, differing: Mapping[str, Any], co
     if differing and contents.quantizer["class"] != "none":
         given = ", ".join(f"{argument}={value}" for argument, value in differing.items())
         return [f"{problem}{type(entry.quantizer).__name__} with {given} cannot give"]
-    text = f"load: {contents.path}: {problem}{entry.rule.reach} cannot give; their logits come near"
-    warnings.warn(escaped(text, EVERY_ENTRY), stacklevel=5)
+    text = escaped(f"load: {contents.path}: {problem}{entry.rule.reach} cannot give; their logits come near")
+    warnings.warn(text, stacklevel=5)
     return []
 
 

@@ -14,7 +14,6 @@ from ..watch.bits_plot import BitsRow, draw_bits
 from .layout import PARTS, PackedLayout, learned_suffix, read_layout
 from .widths import stream_levels
 
-PART_PURPOSES = tuple(zip(PARTS, ("levels", "widths", "ranges"), strict=True))
 PURPOSES = ("levels", "widths", "ranges", "plain parameters", "buffers", "logits", "header")
 
 
@@ -98,7 +97,7 @@ class PackedReport:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw all elements' widths, and each weight's, as bars divided by width. Needs matplotlib."""
-        rows = [BitsRow(printable(weight.name), weight.histogram, _mean(weight.histogram)) for weight in self.weights]
+        rows = [BitsRow(weight.name, weight.histogram, _mean(weight.histogram)) for weight in self.weights]
         if len(rows) > 1:
             rows.insert(0, BitsRow("all weights", self.histogram, _mean(self.histogram)))
         title = f"{self.bits_per_weight:.2f} bits per weight, with tables and ranges"
@@ -142,17 +141,20 @@ def _weight_report(layout: PackedLayout, name: str) -> WeightReport:
 
 
 def _bytes_by_purpose(layout: PackedLayout) -> dict[str, int]:
+    suffix = str(learned_suffix(layout.quantizer))
     sizes = dict.fromkeys(PURPOSES, 0)
     for name, entry in layout.header.tensors.items():
-        sizes[_purpose(layout, name)] += entry.byte_count
+        sizes[_purpose(layout, name, suffix)] += entry.byte_count
     return sizes | {"header": layout.header.data_start}
 
 
-def _purpose(layout: PackedLayout, name: str) -> str:
-    """What a tensor is for; no name is put together, since a weight's and a suffix may be long in a hostile file."""
-    for part, purpose in (*PART_PURPOSES, (learned_suffix(layout.quantizer), "logits")):
-        if name.endswith(part) and name[: len(name) - len(part)] in layout.weights:
+def _purpose(layout: PackedLayout, name: str, suffix: str) -> str:
+    """What a tensor is for; names are taken apart, since put together they could be longer than the file."""
+    for part, purpose in zip(PARTS, ("levels", "widths", "ranges"), strict=True):
+        if name.endswith(part) and name.removesuffix(part) in layout.weights:
             return purpose
+    if suffix and name.endswith(suffix) and name.removesuffix(suffix) in layout.weights:
+        return "logits"
     return "buffers" if name in layout.buffers else "plain parameters"
 
 

@@ -110,7 +110,7 @@ def pack_weight(
     >>> pack_weight(torch.tensor([0.0, 1.0, 3.0]), widths, group_size=0).unpack()
     tensor([0., 1., 3.])
     """
-    _check_packable("pack_weight", name, weight, weight.dtype)
+    check_packable("pack_weight", name, weight, weight.dtype)
     with torch.no_grad():
         weight = weight.detach()
         if ranges is None:
@@ -144,8 +144,8 @@ def pack_levels(
     Raises:
         ValueError: levels that do not fit, or a range or scale that is not finite. TypeError: see `pack_weight`.
     """
-    _check_packable("pack_levels", name, levels, dtype)
-    _check_packable("pack_levels", f"the range of {name}", ranges, dtype)
+    check_packable("pack_levels", name, levels, dtype)
+    check_packable("pack_levels", f"the range of {name}", ranges, dtype)
     expected = 2 if range_scope == "tensor" else 1
     if ranges.numel() != expected:
         raise ValueError(f"pack_levels: {name}: expected a range of {expected} numbers, got {list(ranges.shape)}")
@@ -178,7 +178,7 @@ def pack_exported(weights: Iterable[ExportedWeight]) -> dict[str, PackedTensor]:
     return packed
 
 
-def _check_packable(who: str, name: str, values: Tensor, dtype: torch.dtype) -> None:
+def check_packable(who: str, name: str, values: Tensor, dtype: torch.dtype) -> None:
     if dtype not in PACKABLE:
         expected = "float32, float16 or bfloat16"
         raise TypeError(f"{who}: {name}: expected {expected}, got {dtype}; convert the model first")

@@ -16,7 +16,8 @@ import numpy as np
 from ..reference.sizes import BLOCK, LANES, MAX_WIDTH, levels_per_width, stream_words
 
 MAX_VARINT_BYTES = 9  # 63 bits: no run can overflow a signed 64-bit integer
-PIECE = 1 << 17  # bytes or widths at once: what is computed on the way takes up to 64 bytes for each
+
+COUNTED_AT_ONCE = DECODED_AT_ONCE = 1 << 16  # widths, and bytes
 
 PackStream = Callable[[np.ndarray, int], bytes]
 
@@ -28,8 +29,8 @@ class WidthError(ValueError):
 def stream_levels(widths: np.ndarray, count: int, group_size: int) -> list[int]:
     """How many levels each width has: entry b counts those of b bits, 0 <= b <= 16."""
     groups = np.zeros(MAX_WIDTH + 1, dtype=np.int64)
-    for start in range(0, len(widths), PIECE):  # numpy counts 64-bit copies
-        groups += np.bincount(widths[start : start + PIECE], minlength=MAX_WIDTH + 1)
+    for begin in range(0, len(widths), COUNTED_AT_ONCE):  # numpy makes eight bytes of each
+        groups += np.bincount(widths[begin : begin + COUNTED_AT_ONCE], minlength=MAX_WIDTH + 1)
     return levels_per_width(groups.tolist(), int(widths[-1]) if count else 0, count, group_size)
 
 
@@ -82,8 +83,7 @@ def decode_widths(coding: list[Any], data: bytes | bytearray, groups: int) -> np
     if len(data) != fixed_bytes(groups, bits):
         expected = f"expected {fixed_bytes(groups, bits):,} bytes for {groups:,} widths of {bits} bits"
         raise WidthError(f"{expected}, found {len(data):,}")
-    widths = _unpack_stream(data, bits, groups)
-    widths += np.uint8(lowest)
+    widths = _unpack_stream(data, bits, groups) + np.uint8(lowest)
     if groups and int(widths.max()) > MAX_WIDTH:
         raise WidthError(f"widths must be between 1 and {MAX_WIDTH}, found {int(widths.max())}")
     return widths
@@ -100,36 +100,32 @@ def _encode_runs(widths: np.ndarray, starts: np.ndarray) -> bytes:
 
 
 def _decode_runs(data: bytes | bytearray, groups: int) -> np.ndarray:
-    stored = np.frombuffer(data, dtype=np.uint8)
-    if len(stored) and stored[-1] >= 0x80:
-        raise WidthError("the last run is cut off")
-    widths, begin, filled = [np.empty(0, dtype=np.uint8)], 0, 0
+    """Piece by piece: a run of one byte takes a hundred while it is decoded."""
+    stored, begin = np.frombuffer(data, dtype=np.uint8), 0
+    pieces, done = [np.empty(0, dtype=np.uint8)], 0
     while begin < len(stored):
-        widths_of_runs, lengths = _read_runs(stored[begin : _end_of_run(stored, begin + PIECE)])
-        total = sum(lengths.tolist())  # of Python's whole numbers, which do not overflow
-        begin, filled = _end_of_run(stored, begin + PIECE), filled + total
-        if filled > groups:
-            raise WidthError(f"the runs cover {filled:,} groups, expected {groups:,}")
-        widths.append(np.repeat(widths_of_runs, lengths.astype(np.int64)))
-    if filled != groups:
-        raise WidthError(f"the runs cover {filled:,} groups, expected {groups:,}")
-    return np.concatenate(widths)
+        piece = stored[begin : begin + DECODED_AT_ONCE]
+        ends = np.flatnonzero(piece < 0x80)
+        if not len(ends) and len(piece) <= MAX_VARINT_BYTES:
+            raise WidthError("the last run is cut off")
+        used = int(ends[-1]) + 1 if len(ends) else len(piece)
+        values, lengths = _runs(piece[:used], ends)
+        total = done + sum(lengths.tolist())
+        if total > groups:
+            raise WidthError(f"the runs cover {total:,} groups, expected {groups:,}")
+        pieces.append(np.repeat(values, lengths.astype(np.int64)))
+        begin, done = begin + used, total
+    if done != groups:
+        raise WidthError(f"the runs cover {done:,} groups, expected {groups:,}")
+    return np.concatenate(pieces)
 
 
-def _end_of_run(stored: np.ndarray, place: int) -> int:
-    """The first end of a run at `place` or behind it; runs that are too long are refused by who reads them."""
-    place = min(place, len(stored))
-    while place < len(stored) and stored[place - 1] >= 0x80:
-        place += 1
-    return place
-
-
-def _read_runs(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The width (uint8) and the length (uint64) of each of these runs, the last of which is whole."""
-    ends = np.flatnonzero(stored < 0x80)
+def _runs(stored: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 widths and uint64 lengths of the runs in these bytes; ``ends`` are the places of their last bytes."""
     sizes = np.diff(ends, prepend=-1)
-    if int(sizes.max()) > MAX_VARINT_BYTES:
-        raise WidthError(f"a run takes {int(sizes.max())} bytes, at most {MAX_VARINT_BYTES} are allowed")
+    longest = int(sizes.max()) if len(sizes) else len(stored)
+    if longest > MAX_VARINT_BYTES:
+        raise WidthError(f"a run takes {longest} bytes, at most {MAX_VARINT_BYTES} are allowed")
     if ((stored[ends] == 0) & (sizes > 1)).any():
         raise WidthError("a run is written with more bytes than it needs")
     starts = ends - sizes + 1
@@ -163,11 +159,11 @@ def _pack_stream(values: np.ndarray, bits: int) -> bytes:
 
 def _unpack_stream(data: bytes | bytearray, bits: int, count: int) -> np.ndarray:
     """uint8 `[count]`: the inverse of `_pack_stream`."""
-    stored, values = np.frombuffer(data, dtype=np.uint8), np.empty(count, dtype=np.uint8)
+    stored = np.frombuffer(data, dtype=np.uint8)
+    values = [np.empty(0, dtype=np.uint8)]
     for first, blocks, lanes in _pieces(count):
         words = stored[first * bits // 8 :][: 4 * bits * lanes * blocks].reshape(blocks, bits, lanes, 4)
         strings = np.unpackbits(words.transpose(0, 2, 1, 3), axis=3, bitorder="little")
         rows = np.packbits(strings.reshape(blocks, lanes, 32, bits), axis=3, bitorder="little")[..., 0]
-        piece = values[first : first + rows.size]
-        piece[:] = rows.transpose(0, 2, 1).reshape(-1)[: len(piece)]
-    return values
+        values.append(rows.transpose(0, 2, 1).reshape(-1))
+    return np.concatenate(values)[:count]

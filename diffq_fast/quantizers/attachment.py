@@ -3,31 +3,36 @@
 The root's forward hooks put tensors in the place of the weights (see ``shadows``) and take them away, also when the
 forward raises. Hooks of inner modules act inside a backward, where an activation checkpoint runs a part of the model
 again: they give it the tensors of its own forward (see ``replay``). Else they only look at weights that were made in a
-lower dtype (see ``lower_precision``). ``docs/training.md`` says why.
+lower dtype (see ``lower_precision``). What hooks do not see, guards do (see ``shadows``). ``docs/training.md`` says
+why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.hooks import RemovableHandle
 
 from . import shadows
 from .compiled import forget_graphs
 from .lower_precision import Lowered, LowerPrecision
-from .nesting import Nesting
 from .replay import (
     Forward,
     Forwards,
     Maker,
+    Nesting,
+    ReplaysByThread,
     make_unseen,
     never_compiled_by_itself,
     next_sequence_number,
 )
 from .selection import Selection, Slot
+from .shadows import REPLICA, guard_of
 
 # The backward that this thread is running, as ``replay.inside_backward`` asks for it: each module's call passes here.
 _backward_here = torch._C._current_graph_task_id
@@ -46,6 +51,9 @@ class Draw(NamedTuple):
 class Source(Protocol):
     """Where the tensors come from that a forward sees: the quantizer."""
 
+    def check_model(self) -> None:
+        """An error where the weights cannot be read, or are not those that they were."""
+
     def begin_training(self) -> Draw | None:
         """A training forward begins. None: it sees the weights as they are."""
 
@@ -57,6 +65,15 @@ class Source(Protocol):
 
     def traced_eval(self) -> list[tuple[Slot, Tensor]]:
         """All that an eval forward sees in the place of parameters, inside a compiled graph."""
+
+
+class Live(NamedTuple):
+    """What those see that are inside the model now: whether it trains, whether tensors stand in the place of weights,
+    whether these have gradients."""
+
+    training: bool
+    shows: bool
+    gradients: bool
 
 
 class Attachment:
@@ -75,15 +92,15 @@ class Attachment:
         self.source, self._model, self._lowering = source, model, lowering
         self._entries, self._everything = selection.quantised, range(len(selection.quantised))
         self._traced = [*selection.quantised, *selection.rest, *(slot for slot, _ in selection.ties())]
-        self._nesting, self.forwards = Nesting(), Forwards()
+        self.nesting, self.forwards, self.replays = Nesting(), Forwards(), ReplaysByThread()
         self._shown: dict[Slot, Lowered | None] = {}
+        self._live: Live | None = None
         self._open: tuple[Forward, int] | None = None
-        self._replayed: list[tuple[Forward, int, list[int]] | None] = []
         self._members: dict[nn.Module, list[int]] = {}
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
-        """Register the hooks."""
+        """Register the hooks, and set the guards."""
         places: dict[nn.Module, list[int]] = {}
         for index, entry in enumerate(self._entries):
             places.setdefault(entry.module, []).append(index)
@@ -97,15 +114,31 @@ class Attachment:
         for module in self._members:
             self._handles.append(module.register_forward_pre_hook(self.before_inner))
             self._handles.append(module.register_forward_hook(self.after_inner, always_call=True))
+        self._set_guards()
         forget_graphs(self._model)
 
     def detach(self) -> None:
-        """Remove the hooks and all that stands in the place of a weight."""
+        """Remove the hooks, the guards, and all that stands in the place of a weight."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self._take()
         shadows.forget(self._entries)
+        for module, learned in self._guarded().items():
+            guard_of(module).remove(self, learned)
+
+    def _set_guards(self) -> None:
+        for module, learned in self._guarded().items():
+            guard_of(module).add(self, module is self._model, learned)
+
+    def _guarded(self) -> dict[nn.Module, list[str]]:
+        """The modules that may hold a shadow or call one that does, with the names of what is learned in them."""
+        owners = [slot.module for slot in self._traced]
+        guarded: dict[nn.Module, list[str]] = {each: [] for each in (self._model, *self._members, *owners)}
+        for entry in self._entries:
+            if entry.tied_to is None and entry.learned_name is not None:
+                guarded[entry.module].append(entry.learned_name)
+        return guarded
 
     # -- the forward of the whole model ------------------------------------------------------------------------------
 
@@ -116,26 +149,56 @@ class Attachment:
             self._trace_forward(module)
             return
         if module is not self._model:
-            raise RuntimeError(
-                f"{type(self.source).__name__}: called through a shallow copy or a replica of the model that it was "
-                "attached to; use copy.deepcopy, or one process per device"
-            )
-        with self._nesting.lock:
-            if not self._nesting.enter(module):
+            raise RuntimeError(REPLICA.format(type(self.source).__name__))
+        with self.nesting.lock:
+            if not self.nesting.enter(module):
+                self._join(module.training)
                 return
+            if self.replays.elsewhere():
+                raise self._busy("a forward began", "computes a checkpoint of the model again")
             if self._shown:
                 self._take()
-            self._replayed.clear()
-            self._open = None
-            draw = self.source.begin_training() if module.training else self.source.begin_eval()
-            if draw is not None:
-                forward, start, tensors = self.forwards.begin(draw.maker, draw.generators, self._everything)
-                pairs = [*zip(self._entries, tensors, strict=True), *draw.rest]
-                self._shown.update(dict.fromkeys(dict(pairs)))
-                shadows.put(pairs)
-                if self._lowering is not None:
-                    self._shown |= self._lowering.lowered(forward.make, self._everything, self._entries)
-                self._open = (forward, start)
+            self.replays.forget()
+            self._live = self._open = None
+            outside: Any = nullcontext()
+            if torch._C._functorch.peek_interpreter_stack() is not None:
+                self.source.check_model()  # which refuses weights that are transformed; others are plain tensors
+                outside = temporarily_clear_interpreter_stack()
+            with outside:
+                draw = self.source.begin_training() if module.training else self.source.begin_eval()
+                self._live = Live(module.training, draw is not None, torch.is_grad_enabled())
+                if draw is not None:
+                    forward, start, tensors = self.forwards.begin(draw.maker, draw.generators, self._everything)
+                    pairs = [*zip(self._entries, tensors, strict=True), *draw.rest]
+                    self._shown.update(dict.fromkeys(dict(pairs)))
+                    shadows.put(pairs)
+                    if self._lowering is not None:
+                        self._shown |= self._lowering.lowered(forward.make, self._everything, self._entries)
+                    self._open = (forward, start)
+
+    def _join(self, training: bool) -> None:
+        """A call begins while one is inside the model: it sees what that one sees.
+
+        Raises:
+            RuntimeError: that one is on another thread, and this one must see something else.
+        """
+        live = self._live
+        if self.nesting.depth() > 1:
+            return
+        if live is not None and live.training == training:
+            if not training and (live.gradients or not torch.is_grad_enabled()):
+                return
+            if training and not live.shows and self.source.begin_training() is None:
+                return
+        raise self._busy(f"a forward in {'training' if training else 'eval'} mode began", "was inside the model")
+
+    def _busy(self, what: str, elsewhere: str) -> RuntimeError:
+        return RuntimeError(
+            f"{type(self.source).__name__}: {what} on one thread while another thread {elsewhere}, and both would read "
+            "the same weights; train one copy of the model per thread (copy.deepcopy), or let the threads take turns "
+            "with a lock around forward and backward. Only eval forwards may run at the same time, all of them under "
+            "torch.no_grad() or none"
+        )
 
     @never_compiled_by_itself
     def after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -143,15 +206,15 @@ class Attachment:
         if torch.compiler.is_compiling():
             shadows.take(self._traced)
             return
-        with self._nesting.lock:
-            if not self._nesting.leave():
+        with self.nesting.lock:
+            if module is not self._model or not self.nesting.leave():
                 return
-            if self._shown:
-                shadows.take(self._shown)
-                self._shown.clear()
             if self._open is not None:
                 self.forwards.ended(*self._open)
                 self._open = None
+            if self._shown:
+                shadows.take(self._shown)
+                self._shown.clear()
 
     def _take(self, slots: Iterable[Slot] | None = None) -> None:
         """Take away the shadows of ``slots``, or all that this quantizer has put."""
@@ -187,33 +250,61 @@ class Attachment:
     def _replay(self, module: nn.Module) -> None:
         """Give the weights of ``module`` that nothing stands for the tensors of the forward that is computed again."""
         missing = [index for index in self._members[module] if not self._entries[index].is_shadowed]
-        forward = self.forwards.current() if missing else None
-        if forward is None:
-            self._replayed.append(None)
+        shared = len(missing) < len(self._members[module])
+        forward = self.forwards.current() if missing or shared else None
+        # A forward that has ended is not the one that another thread is inside of.
+        if shared and (self.replays.elsewhere() or (forward is not None and self.nesting.others())):
+            raise self._busy("a checkpoint was computed again", "was inside the model")
+        if forward is None or not missing:
+            self.replays.begin(None)
             return
         # Without gradients this is the first run of a reentrant checkpoint within the recomputation: its node is the
         # one made last, and it will be the current one when this part is computed once more.
         start = next_sequence_number() - (not torch.is_grad_enabled())
         entries = [self._entries[index] for index in missing]
+        self.replays.begin((forward, start, missing))
+        tensors = make_unseen(forward.make, missing)
         self._shown.update(dict.fromkeys(entries))
-        shadows.put(zip(entries, make_unseen(forward.make, missing), strict=True))
+        shadows.put(zip(entries, tensors, strict=True))
         if self._lowering is not None:
             self._shown |= self._lowering.lowered(forward.make, missing, entries)
-        self._replayed.append((forward, start, missing))
 
     @never_compiled_by_itself
     def after_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
         """The hook of such a module, called after an exception too."""
-        if torch.compiler.is_compiling() or _backward_here() == NO_BACKWARD or not self._replayed:
+        if torch.compiler.is_compiling() or _backward_here() == NO_BACKWARD or not self.replays.depth():
             return
-        replayed = self._replayed.pop()
+        replayed = self.replays.last()
         if replayed is not None:
             forward, start, indices = replayed
             self._take(self._entries[index] for index in indices)
             self.forwards.remember_replay(forward, start)
+        self.replays.end()
+
+    # -- exceptions and copies -----------------------------------------------------------------------------------------
+
+    def unwind(self, calls: int, replays: int) -> None:
+        """An exception has ended what this thread has begun since it was inside of so many calls of the model, and
+        recomputations of its parts."""
+        self.nesting.release()
+        with self.nesting.lock:
+            while self.replays.depth() > replays:
+                replayed = self.replays.last()
+                if replayed is not None:
+                    self._take(self._entries[index] for index in replayed[2])
+                self.replays.end()
+            self.nesting.back_to(calls)
+            if self.nesting.is_empty() and not replays and not self.replays.elsewhere():
+                self._take()
+                self._open = None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_shown": {}, "_open": None, "_replayed": []}
+        return {**self.__dict__, "_shown": {}, "_open": None, "_live": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self._handles:
+            self._set_guards()
 
 
 def attached_to(model: nn.Module, with_parts: bool = False) -> list[Any]:

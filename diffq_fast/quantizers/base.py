@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from ..legacy.pickler import pickled_size
 from ..legacy.state import build_meta, build_state
+from .admission import refuse_foreign
 from .arguments import described, with_defaults, without_keyword_only
 from .attachment import Attachment, Draw
 from .eval_weights import EvalWeights
 from .export import ExportedModel, ExportedWeight, Exporter
 from .learned_parameters import LearnedParameters
 from .lower_precision import LowerPrecision
+from .presence import Presence
 from .registry import Levels, Rule, scheme_of
 from .replay import Maker
 from .selection import QuantizedParameter, Slot, select
@@ -50,6 +52,7 @@ class BaseQuantizer:
         self.min_size, self.float16 = min_size, float16
         self.exclude, self.detect_bound = exclude, detect_bound
         self.selection = select(model, min_size, exclude, detect_bound, type(self).__name__)
+        refuse_foreign(type(self).__name__, model, [*self.selection.quantised, *self.selection.rest])
         self._qparams = self.selection.quantised  # under diffq's name, which its users' scripts read
         self._learned: LearnedParameters | None = None
         self._eval = EvalWeights(self, model, self.selection, float16)
@@ -121,6 +124,13 @@ class BaseQuantizer:
         """Register the hooks; the last step of a constructor."""
         self._attachment = Attachment(self, self.model, self.selection, lowering)
         self._attachment.attach()
+        self._presence: Presence | None = Presence(type(self).__name__, self.model, self.selection)
+
+    def check_model(self) -> None:
+        """RuntimeError where the model is no longer the one that this was attached to. After :meth:`detach` nobody
+        asks."""
+        if self._presence is not None and not torch.compiler.is_compiling():
+            self._presence.check()
 
     def float_value(self, entry: QuantizedParameter) -> Tensor:
         """A weight's training value, whether or not :meth:`quantize` is in force."""
@@ -175,6 +185,7 @@ class BaseQuantizer:
 
     def begin_training(self) -> Draw | None:
         """A training forward begins: what it sees. Called by the attachment."""
+        self.check_model()
         if self._learned is not None and not self._learned.may_train:
             raise self._learned.refuse_training()
         if self._eval.kept or self._eval.in_place:
@@ -190,6 +201,7 @@ class BaseQuantizer:
 
     def begin_eval(self) -> Draw:
         """An eval forward begins: what it sees. Called by the attachment."""
+        self.check_model()
         return Draw(self._eval.make, rest=self._eval.rest())
 
     def traced_eval(self) -> list[tuple[Slot, Tensor]]:
@@ -204,6 +216,7 @@ class BaseQuantizer:
         Returns:
             True, or False when they are replaced already.
         """
+        self.check_model()
         return self._eval.put_in_place()
 
     def unquantize(self) -> None:
@@ -216,11 +229,12 @@ class BaseQuantizer:
     @contextmanager
     def enter_quantize(self) -> Iterator[None]:
         """Context in which the model holds its quantised weights; the float weights are back afterwards."""
-        changed = self.quantize()
+        was_in_place = self._eval.in_place
         try:
+            self.quantize()
             yield
         finally:
-            if changed:
+            if not was_in_place:
                 self.unquantize()
 
     def bake(self) -> None:
@@ -234,6 +248,7 @@ class BaseQuantizer:
 
         Sizes and exports still work afterwards, from what was learned.
         """
+        self._presence = None
         self._attachment.detach()
         if self._learned is not None:
             self._learned.detach()
@@ -249,6 +264,7 @@ class BaseQuantizer:
         Args:
             exact: with the whole numbers of bits that an export uses.
         """
+        self.check_model()
         if not torch.compiler.is_compiling() and self._is_on_cpu():
             self.tell_faults()
         total = self.quantised_bits(exact) + self.plain_bits()
@@ -267,6 +283,7 @@ class BaseQuantizer:
 
     def true_model_size(self) -> float:
         """``model_size(exact=True)`` as a float, in MB."""
+        self.check_model()
         with torch.no_grad():
             self.tell_faults()
             return float(self.model_size(exact=True))
@@ -297,6 +314,7 @@ class BaseQuantizer:
             ValueError: a weight has NaN or infinite elements, or a shape that this form cannot hold (a ragged last
                 group, ranges per group); the packed file of :func:`diffq_fast.save` holds those.
         """
+        self.check_model()
         self.tell_faults()
         with torch.no_grad():
             sound = self._exporter.sound_ranges()
@@ -341,6 +359,7 @@ class BaseQuantizer:
         Raises:
             ValueError: a weight has NaN or infinite elements.
         """
+        self.check_model()
         self.tell_faults()
         with torch.no_grad():
             suffix = None if self._learned is None else self._learned.suffix
@@ -352,6 +371,7 @@ class BaseQuantizer:
         Raises:
             ValueError: a weight has NaN or infinite elements.
         """
+        self.check_model()
         self.tell_faults()
         with torch.no_grad():
             return self._exporter.weights(self.exported)

@@ -1,13 +1,18 @@
-"""The weights that eval sees: made once per version of their sources, or written into the parameters for a while."""
+"""The weights that eval sees: made once per version of their sources, or written into the parameters for a while.
+
+A version is what torch counts, and what the memory holds: numpy, ``.data`` and averaging write without being counted.
+Memory of a device cannot be compared without waiting for it, so there the weights are made in each forward.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .. import functional
 from .attachment import attached_to
 from .optimizer_steps import optimizer_steps
 from .selection import QuantizedParameter, Selection, Slot, in_half_precision, params_of, untied
@@ -27,6 +32,17 @@ class Rounding(Protocol):
         """Warn of what was counted on the device since the last time."""
 
 
+class Kept(NamedTuple):
+    """What eval may show again: of which version it is, the tensor, and its source, which is kept too: as long as it
+    lives, no other tensor has its address. ``seen`` are fingerprints of the source's memory, ``pieces``."""
+
+    stamp: tuple
+    tensor: Tensor
+    source: Tensor
+    pieces: list[tuple[int, int]]
+    seen: list[list[int]]
+
+
 class EvalWeights:
     """The quantised weights of a model, and with ``float16`` its other parameters in half precision.
 
@@ -43,7 +59,8 @@ class EvalWeights:
 
     def __init__(self, rounding: Rounding, model: nn.Module, selection: Selection, float16: bool) -> None:
         self._rounding, self._model, self._selection, self._float16 = rounding, model, selection, float16
-        self.kept: dict[Slot, tuple[tuple, Tensor, Tensor]] = {}
+        self.kept: dict[Slot, Kept] = {}
+        self._look = 0
         self._replaced: dict[Slot, tuple[Tensor, Tensor]] = {}
         self.in_place = False
 
@@ -100,15 +117,33 @@ class EvalWeights:
         slots = self._slots()
         options = self._rounding.eval_options()
         stamps = {slot: _stamp(slot, options) for slot in slots}
-        stale = [slot for slot in slots if self.kept.get(slot, (None,))[0] != stamps[slot]]
+        known = [slot for slot in slots if slot in self.kept and self.kept[slot].stamp == stamps[slot]]
+        same = self._unwritten(known)
+        stale = [slot for slot in slots if slot not in same]
         if stale:
             self._rounding.tell_faults()
+            pieces = [
+                [functional.memory.piece_of(tensor) for tensor in _sources(slot) if _is_seen(tensor)] for slot in stale
+            ]
+            seen = [[functional.memory.all_fingerprints(piece) for piece in each] for each in pieces]
             with torch.inference_mode(False), torch.no_grad():
                 fresh = self._rounded(stale)
-            for slot, tensor in zip(stale, fresh, strict=True):
-                # The source is kept too: as long as it lives, no other tensor has its address.
-                self.kept[slot] = (stamps[slot], tensor, slot.param.detach())
-        return slots, [self.kept[slot][1] for slot in slots]
+            for slot, tensor, piece, prints in zip(stale, fresh, pieces, seen, strict=True):
+                self.kept[slot] = Kept(stamps[slot], tensor, slot.param.detach(), piece, prints)
+        return slots, [self.kept[slot].tensor for slot in slots]
+
+    def _unwritten(self, slots: Sequence[Slot]) -> set[Slot]:
+        """Those of ``slots`` whose memory holds what their tensors were made of, as far as one look tells: all of a
+        tensor of up to 64 kB, and 64 kB spread over a larger one, others at each look."""
+        self._look += 1
+        kept = [self.kept[slot] for slot in slots]
+        pieces = [piece for each in kept for piece in each.pieces]
+        expected = [seen[self._look % len(seen)] for each in kept for seen in each.seen]
+        found = functional.memory.fingerprints(pieces, self._look)
+        if found == expected:
+            return set(slots)
+        written = {piece for piece, was, now in zip(pieces, expected, found, strict=True) if was != now}
+        return {slot for slot, each in zip(slots, kept, strict=True) if written.isdisjoint(each.pieces)}
 
     def _rounded(self, slots: Sequence[Slot]) -> list[Tensor]:
         """Each slot's value as an export keeps it; tied weights are made once."""
@@ -170,13 +205,23 @@ class EvalWeights:
         return {**self.__dict__, "kept": {}}
 
 
+def _sources(slot: Slot) -> list[nn.Parameter]:
+    """What the slot's tensor is made of: its parameter, and what was learned for it."""
+    return slot.params if isinstance(slot, QuantizedParameter) else [slot.param]
+
+
+def _is_seen(tensor: Tensor) -> bool:
+    """Whether it can be told that a tensor was written."""
+    return tensor.is_cpu and not tensor.is_inference()
+
+
 def _stamp(slot: Slot, options: Hashable) -> tuple:
-    """Changes whenever the slot's parameter, or what was learned for it, does; each time where that is not seen.
+    """Changes whenever torch counts a write to the slot's parameter, or to what was learned for it; each time where
+    writes are not seen.
 
     Fused optimizers write without moving a tensor's version, so their steps count too.
     """
-    tensors = slot.params if isinstance(slot, QuantizedParameter) else [slot.param]
-    if any(tensor.is_inference() for tensor in tensors):
+    tensors = _sources(slot)
+    if not all(map(_is_seen, tensors)):
         return (object(),)
-    versions = tuple((tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype) for tensor in tensors)
-    return (*versions, optimizer_steps(), options)
+    return (*[(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors], optimizer_steps(), options)

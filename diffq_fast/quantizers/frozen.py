@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..reference.bits import logits_from_bits
-from ..reference.logit_rule import LogitRule
 from ..reference.options import NoiseOptions
 from .selection import QuantizedParameter
 from .straight_through import straight_through
@@ -35,6 +34,12 @@ class Piece(Protocol):
     def weight(self) -> nn.Parameter: ...
     @property
     def logit(self) -> nn.Parameter: ...
+
+
+class LogitsOfWidths(Protocol):
+    """A rule that knows the logits of widths, or of what a quantizer has in their place."""
+
+    def logits(self, widths: Tensor) -> Tensor: ...
 
 
 # Rounds weights of one device to these widths, into a dtype, or each into its own (None).
@@ -64,7 +69,7 @@ class FrozenBits:
         self._entries, self._widths_of, self._rounder = entries, widths_of, rounder
         self._kept: dict[QuantizedParameter, tuple[tuple, Tensor]] = {}
 
-    def freeze(self, rule: LogitRule, widths: Sequence[Tensor], rounds_weights: bool) -> None:
+    def freeze(self, rule: LogitsOfWidths, widths: Sequence[Tensor], rounds_weights: bool) -> None:
         """Set the logits to what gives ``widths``, one tensor for each weight, and keep them there."""
         with torch.no_grad():
             for entry, width in zip(self._entries, widths, strict=True):
@@ -91,7 +96,7 @@ class FrozenBits:
         parameter that it has once seen.
         """
         logits: list[Tensor] = [piece.logit for piece in bucket]
-        whole = [self._once(piece, self._to_whole_logit) for piece in bucket]
+        whole = [self.once(piece, self._to_whole_logit) for piece in bucket]
         low, high = WHOLE_INTERVAL
         options = options._replace(min_bits=low, max_bits=high, param="bits")
         return options, list(torch._foreach_add(whole, logits, alpha=0))
@@ -99,11 +104,11 @@ class FrozenBits:
     def rounded(self, bucket: Sequence[Piece], dtype: torch.dtype | None) -> list[Tensor]:
         """The bucket's weights as an export has them, in ``dtype`` (None: each in its own), straight through."""
         with torch.no_grad():
-            widths = [self._once(piece, self._widths_of) for piece in bucket]
+            widths = [self.once(piece, self._widths_of) for piece in bucket]
             rounded = self._rounder([piece.entry for piece in bucket], widths, dtype)
         return straight_through([piece.weight for piece in bucket], rounded, [piece.logit for piece in bucket])
 
-    def _once(self, piece: Piece, make: Callable[[QuantizedParameter], Tensor]) -> Tensor:
+    def once(self, piece: Piece, make: Callable[[QuantizedParameter], Tensor]) -> Tensor:
         """What ``make`` gives for the weight's frozen logit, made once per version of it."""
         if torch.compiler.is_compiling():
             return make(piece.entry)

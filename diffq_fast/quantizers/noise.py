@@ -36,6 +36,8 @@ class Piece(NamedTuple):
 
 # Makes the weights of a bucket for training, in a dtype, or each in its own (None).
 BucketMaker = Callable[[Sequence[Piece], torch.dtype | None], list[Tensor]]
+# The same, given a key for each device.
+KeyedMaker = Callable[[dict[torch.device, Tensor], Sequence[Piece], torch.dtype | None], list[Tensor]]
 
 
 class TrainingWeights:
@@ -57,21 +59,29 @@ class TrainingWeights:
 
     def draw(self, options: NoiseOptions, rng: str) -> Draw:
         """Draw what is random in one forward: a key for each device, or, with ``rng`` "torch", the noise itself."""
-        pieces = self.pieces(self._selection.originals)
-        devices = {piece.weight.device: piece.weight for piece in reversed(pieces)}
-        compiling = torch.compiler.is_compiling()
-        generators = None if compiling else tuple([generator_state(device) for device in devices])
-        if self._frozen.rounds_weights:
-            make: BucketMaker = self._frozen.rounded
-        elif rng == "torch":
+        if rng == "torch" and not self._frozen.rounds_weights:
+            generators = _generator_states(self._devices(self.pieces(self._selection.originals)))
             return Draw(TorchNoise(self._selection, options, self._frozen).make, generators)
-        else:
-            keys = {device: functional.draw_key(like) for device, like in devices.items()}
-            make = partial(self._noisy, options, keys)
+        return self.draw_keys(partial(self._noisy, options))
+
+    def draw_keys(self, noisy: KeyedMaker) -> Draw:
+        """Draw a key for each device: with them ``noisy`` makes the weights of a bucket, unless frozen bits round."""
+        pieces = self.pieces(self._selection.originals)
+        devices = self._devices(pieces)
+        compiling = torch.compiler.is_compiling()
+        generators = _generator_states(devices)
+        make: BucketMaker = self._frozen.rounded
+        if not self._frozen.rounds_weights:
+            make = partial(noisy, {device: functional.draw_key(like) for device, like in devices.items()})
         weights_of_forward = ForwardWeights(self, make, None if compiling else pieces)
         if self._lowering is None or compiling:
             return Draw(weights_of_forward, generators)
         return Draw(LoweringMaker(weights_of_forward.in_dtypes, self._lowering.dtypes()), generators)
+
+    @staticmethod
+    def _devices(pieces: Sequence[Piece]) -> dict[torch.device, Tensor]:
+        """The devices, each with one of its weights."""
+        return {piece.weight.device: piece.weight for piece in reversed(pieces)}
 
     def pieces(self, entries: Sequence[QuantizedParameter]) -> list[Piece]:
         """Of untied entries, as they are now. Read directly where they stand: with 300 small weights, a property for
@@ -244,6 +254,11 @@ def _buckets_by_dtype(pieces: Sequence[Piece], dtypes: Dtypes) -> Iterator[tuple
     for dtype in (None, *LOWER_DTYPES) if dtypes else (None,):
         for bucket in _buckets(piece for piece in pieces if dtypes.get(piece.entry) == dtype):
             yield dtype, bucket
+
+
+def _generator_states(devices: Iterable[torch.device]) -> Hashable:
+    """Where torch's generators stand; None inside a compiled graph, where nothing is remembered."""
+    return None if torch.compiler.is_compiling() else tuple([generator_state(device) for device in devices])
 
 
 def generator_state(device: torch.device) -> Hashable:

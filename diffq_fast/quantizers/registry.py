@@ -136,5 +136,5 @@ def scheme_of(klass: object) -> Scheme:
     for scheme in schemes().values():
         if full == scheme.stored_name or (package in HOMES and name == scheme.name):
             return scheme
-    expected = ", ".join(scheme.stored_name for scheme in schemes().values())
+    expected = ", ".join(sorted(scheme.stored_name for scheme in schemes().values()))
     raise ValueError(f"legacy state: meta: klass must be one of {expected}, found {full:.80}")

@@ -2,22 +2,24 @@
 
 Autograd numbers its nodes in the order of their creation, per thread. A forward is remembered as the span of numbers
 that it used; the node being evaluated when a module is called inside a backward has a number in the span of its own
-forward. See ``docs/training.md``.
+forward. See ``docs/training.md``. And telling which threads are inside of a forward, or of a recomputation.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -37,12 +39,22 @@ next_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr
 
 
 def never_compiled_by_itself(function: Callable) -> Callable:
-    """Mark a function as not to be compiled as a frame of its own: outside a graph it must do its work in Python, with
-    what it remembers. Where Dynamo inlines it into a graph, the mark has no effect."""
+    """Mark a function as not to be compiled as a frame of its own, nor what it calls: outside a graph it must do its
+    work in Python, with what it remembers. Where Dynamo inlines it into a graph, the mark has no effect."""
+    return _skipped(function, "SKIP")
+
+
+def passed_by_when_compiling(function: Callable) -> Callable:
+    """Mark a function as not to be compiled as a frame of its own; what it calls may be."""
+    return _skipped(function, "DEFAULT")
+
+
+def _skipped(function: Callable, callees: str) -> Callable:
     eval_frame: Any = torch._C._dynamo.eval_frame
     if hasattr(eval_frame, "set_code_exec_strategy"):
-        skip = eval_frame._FrameAction.SKIP
-        eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, skip))
+        action = eval_frame._FrameAction
+        strategy = eval_frame._FrameExecStrategy(action.SKIP, getattr(action, callees))
+        eval_frame.set_code_exec_strategy(function.__code__, strategy)
     else:
         eval_frame.skip_code(function.__code__)
     return function
@@ -54,7 +66,7 @@ class Forward:
 
     ``before`` is the number of the last node made before it, for a forward without gradients: when the whole model
     stands in a reentrant checkpoint, that node is the checkpoint's. ``generators`` tells the state of the random
-    generators that it drew from.
+    generators that it drew from. ``thread``: whose numbers these are.
     """
 
     make: Maker
@@ -62,6 +74,7 @@ class Forward:
     start: int = 0
     stop: int = 0
     before: int | None = None
+    thread: int = 0
 
 
 class Replay(NamedTuple):
@@ -80,6 +93,7 @@ class Forwards:
     def __init__(self, limit: int = REMEMBERED_FORWARDS) -> None:
         self._kept: deque[Forward] = deque(maxlen=limit)
         self._replays: list[Replay] = []
+        self._threads: set[int] = set()
         self._served: tuple[int, int] | None = None
         self._forgotten_below = 0
 
@@ -88,7 +102,7 @@ class Forwards:
         if inside_backward():
             self.remember_replay(forward, start)
         else:
-            forward.start, forward.stop = start, next_sequence_number()
+            forward.start, forward.stop, forward.thread = start, next_sequence_number(), threading.get_ident()
             self.remember(forward)
 
     def begin(self, maker: Maker, generators: Hashable, indices: Sequence[int]) -> tuple[Forward, int, list[Tensor]]:
@@ -109,6 +123,7 @@ class Forwards:
         """Keep a forward that has ended; the oldest one may be forgotten for it."""
         if len(self._kept) == self._kept.maxlen:
             self._forgotten_below = self._kept[0].stop
+        self._threads.add(forward.thread)
         self._kept.append(forward)
 
     def remember_replay(self, forward: Forward, start: int) -> None:
@@ -139,18 +154,40 @@ class Forwards:
         for replay in reversed(self._replays):
             if replay.thread == thread and replay.task != task and replay.start <= number < replay.stop:
                 return replay.forward
-        for forward in reversed(self._kept):
-            if forward.start <= number < forward.stop:
-                return forward
-        for forward in reversed(self._kept):
-            if forward.before == number:
-                return forward
+        found = self._newest(lambda forward: forward.start <= number < forward.stop)
+        found = found or self._newest(lambda forward: forward.before == number)
+        if found is not None:
+            return found
         if number < self._forgotten_below:
             raise RuntimeError(
                 f"an activation checkpoint needs the noise of a forward that is more than {self._kept.maxlen} "
                 "forwards old; call backward sooner"
             )
         return None
+
+    def _newest(self, fits: Callable[[Forward], bool]) -> Forward | None:
+        """The latest forward that fits. Where several threads had forwards, one of this thread, which runs the
+        backward, goes before those of others, and one of a thread that lives before those of threads that have ended.
+
+        Raises:
+            RuntimeError: forwards of several other threads fit.
+        """
+        latest = next(filter(fits, reversed(self._kept)), None)
+        here = threading.get_ident()
+        if latest is None or latest.thread == here or len(self._threads) == 1:
+            return latest
+        fitting: dict[int, Forward] = {}
+        for forward in filter(fits, reversed(self._kept)):
+            fitting.setdefault(forward.thread, forward)
+        if here in fitting:
+            return fitting[here]
+        living = fitting.keys() & live_threads()
+        if len(living) > 1:
+            raise RuntimeError(
+                "an activation checkpoint is computed again, and forwards of several threads may be the one that it "
+                "belongs to; run each backward on the thread of its forward"
+            )
+        return fitting[living.pop()] if living else latest
 
     def of_root_call(self, fresh: Forward) -> Forward:
         """Inside a backward: the forward that a call of the whole model computes again. ``fresh`` has drawn anew.
@@ -186,6 +223,137 @@ class Forwards:
     def __setstate__(self, state: dict) -> None:
         self._kept = deque(maxlen=state["limit"])
         self._replays, self._served, self._forgotten_below = [], None, 0
+        self._threads = set()
+
+
+class Nesting:
+    """How deep each thread is inside the forward of one module.
+
+    A guard sees every exception that ends a call. Where there is none (a compiled call), a depth can be left over from
+    a call that has died; it is told from a call of the module inside itself by looking at the call stack.
+    """
+
+    def __init__(self) -> None:
+        self.depths: dict[int, int] = {}
+        self.lock = threading.RLock()
+
+    def enter(self, module: nn.Module) -> bool:
+        """Count one call. True when no live call, in any thread, is inside the module already."""
+        thread = threading.get_ident()
+        with self.lock:
+            if self.depths.get(thread) and _live_calls(module) < 2:
+                del self.depths[thread]
+            alone = not self._drop_dead_threads()
+            self.depths[thread] = self.depths.get(thread, 0) + 1
+            return alone
+
+    def leave(self) -> bool:
+        """Count one return. True when it was the last."""
+        depth = self.depth()
+        return bool(depth) and self.back_to(depth - 1)
+
+    def depth(self) -> int:
+        """Calls that this thread is inside of."""
+        return self.depths.get(threading.get_ident(), 0)
+
+    def back_to(self, depth: int) -> bool:
+        """This thread is inside of ``depth`` calls only. True when it has left, and no other is inside."""
+        thread = threading.get_ident()
+        with self.lock:
+            if self.depths.get(thread, 0) <= depth:
+                return False
+            if depth:
+                self.depths[thread] = depth
+            else:
+                del self.depths[thread]
+            return not self.depths
+
+    def is_empty(self) -> bool:
+        """Whether no thread is inside."""
+        return not self.depths
+
+    def release(self) -> None:
+        """Let go of the lock, should an exception have kept a ``with`` from doing so."""
+        with suppress(RuntimeError):
+            while True:
+                self.lock.release()
+
+    def others(self) -> bool:
+        """Whether other threads are inside."""
+        with self.lock:
+            self._drop_dead_threads()
+            return bool(self.depths.keys() - {threading.get_ident()})
+
+    def _drop_dead_threads(self) -> bool:
+        """True when calls of live threads remain."""
+        if self.depths:
+            alive = live_threads()
+            self.depths = {ident: depth for ident, depth in self.depths.items() if ident in alive}
+        return bool(self.depths)
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.depths = {}
+        self.lock = threading.RLock()
+
+
+def live_threads() -> set[int | None]:
+    """The threads that Python knows, and this one, which may be autograd's."""
+    return {thread.ident for thread in threading.enumerate()} | {threading.get_ident()}
+
+
+def _live_calls(module: nn.Module) -> int:
+    """Calls of ``module`` on this thread's stack, the one being entered included."""
+    calls = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        calls += frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return calls
+
+
+class ReplaysByThread:
+    """The recomputations that each thread is inside of, the innermost last: the forward, its first number and the
+    indices of its weights; None for a call that needed nothing."""
+
+    def __init__(self) -> None:
+        self.stacks: dict[int, list[tuple[Forward, int, list[int]] | None]] = {}
+
+    def begin(self, replay: tuple[Forward, int, list[int]] | None) -> None:
+        """This thread enters one."""
+        self.stacks.setdefault(threading.get_ident(), []).append(replay)
+
+    def last(self) -> tuple[Forward, int, list[int]] | None:
+        """The innermost one of this thread."""
+        return self.stacks[threading.get_ident()][-1]
+
+    def end(self) -> None:
+        """This thread leaves the innermost one."""
+        stack = self.stacks[threading.get_ident()]
+        stack.pop()
+        if not stack:
+            self.forget()
+
+    def depth(self) -> int:
+        """How many this thread is inside of."""
+        return len(self.stacks.get(threading.get_ident(), ()))
+
+    def forget(self) -> None:
+        """This thread is inside of none."""
+        self.stacks.pop(threading.get_ident(), None)
+
+    def elsewhere(self) -> bool:
+        """Whether other threads are inside of one that put tensors."""
+        here = threading.get_ident()
+        return any(any(stack) for thread, stack in list(self.stacks.items()) if thread != here)
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.stacks = {}
 
 
 @contextmanager

@@ -30,8 +30,8 @@ class Slot:
         param = self.module._parameters.get(self.name)
         if param is None:
             raise RuntimeError(
-                f"quantizer: the parameter {self.full_name} is gone from its module; parametrise, prune or replace "
-                "weights first, then attach the quantizer"
+                f"quantizer: the parameter {self.full_name} is gone from its module; detach and attach anew: "
+                "parametrise, prune or replace weights first, then attach the quantizer"
             )
         return param
 

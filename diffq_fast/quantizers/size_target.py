@@ -24,6 +24,7 @@ CONTROLS = 1000  # of a training of many steps; a shorter one is controlled at e
 RAISED_PRICE = 4.0  # times the price, in the mean on the way to the target: has the optimizer take part in the way
 PRICE_RATE = 0.05  # weight of a new reading in the running mean of the price
 ROUNDING_RATE = 0.1  # the same for how rounding changes the size
+REFITS = 8  # of frozen steps
 LARGEST_MOVE = 0.5  # of a logit, in one control
 LEAST_LEARNED = 1e-3  # of the smallest size: what the schedule takes the learned part to be at least
 
@@ -92,7 +93,9 @@ class SizeTarget:
         straight_through: bool = True,
     ) -> None:
         if not isinstance(quantizer, LearnsBits):
-            raise TypeError(f"SizeTarget: quantizer must be a DiffQuantizer, got {type(quantizer).__name__}")
+            raise TypeError(
+                f"SizeTarget: quantizer must be a DiffQuantizer or a RateQuantizer, got {type(quantizer).__name__}"
+            )
         _check_schedule(total_steps, warm_up, reach_at, freeze_at)
         budget = quantizer.bit_budget()
         self.quantizer = quantizer
@@ -103,6 +106,7 @@ class SizeTarget:
         self.steps = 0
         check_reachable(self.mb, quantizer, budget)
         self._smallest = budget.uniform_size(quantizer.min_bits + quantizer.extra_bits) / BITS_PER_MB
+        self._rounds = budget.rounds
         self._every = max(2, total_steps // CONTROLS)
         self._controls = 0
         self._price, self._start, self._rounding = torch.zeros(3, device=budget.device).unbind()
@@ -149,11 +153,20 @@ class SizeTarget:
         """
         self.steps += 1
         if self.quantizer.bits_frozen:
+            if self._is_refit():
+                self.quantizer.freeze_bits(mb=self.mb, straight_through=self.straight_through)
             return
         if self.steps >= self.freeze_at * self.total_steps:
             self.quantizer.freeze_bits(mb=self.mb, straight_through=self.straight_through)
         elif self.steps % self._every == 0:
             self._control()
+
+    def _is_refit(self) -> bool:
+        """Whether frozen steps are fitted to the target once more: where the size depends on the weights too, they move
+        it. A few times, and with the last step."""
+        left = self.total_steps - self.steps
+        every = max(1, round((1 - self.freeze_at) * self.total_steps / REFITS))
+        return not self._rounds and left >= 0 and left % every == 0
 
     # -- one control ---------------------------------------------------------------------------------------------------
 
@@ -165,7 +178,7 @@ class SizeTarget:
         if self._controls == 0:
             self._start.copy_(size)
         # A weight's group of many elements does not move further for it: all bits go by about the same.
-        elements = [float(self.quantizer.group_size or weight.parameter.numel()) for weight in weights]
+        elements = [weight.parameter.numel() / logit.numel() for weight, logit in zip(weights, logits, strict=True)]
         directions = list(torch._foreach_div(slopes, elements))
         gain = self._sum_of_products(slopes, directions)
         self._controls += 1
@@ -201,6 +214,8 @@ class SizeTarget:
 
     def _wanted_before_rounding(self, size: Tensor) -> Tensor:
         """The size that the bits must have before they are rounded, to have the wanted one afterwards."""
+        if not self._rounds:
+            return self.wanted_size()
         exact = self.quantizer.model_size(exact=True).detach().to(self._price)
         self._rounding.lerp_((exact / size).log(), ROUNDING_RATE)
         return self.wanted_size() / self._rounding.exp()

@@ -86,7 +86,10 @@ class BitBudget:
         fixed: bits that are there whatever the groups have: ranges, and the parameters that are not quantised.
         plain: of these, the parameters that are not quantised.
         count: parameters of the model, tied ones once; quantised: those of them that are quantised.
+        rounds: whether whole bits take another size than learned ones.
     """
+
+    rounds = True
 
     def __init__(self, rule: SizeRule, counts: Sequence[int], plain: tuple[int, int], device: torch.device) -> None:
         self.device = device if device.type != "mps" else torch.device("cpu")  # which has no float64

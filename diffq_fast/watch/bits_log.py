@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Sequence
@@ -61,7 +62,8 @@ class BitsLog:
             scalars: further values (numbers or 0-dim tensors); always the same names.
 
         Raises:
-            ValueError: the CSV file has other columns, or a name is taken.
+            ValueError: the CSV file has other columns or lines that are no rows, or a name is taken. OSError: the row
+                could not be written whole; the file is as it was before.
         """
         if step % self.every:
             return
@@ -95,22 +97,47 @@ class CsvTable:
         self._write(_line(list(row.values())))
 
     def _begin(self, columns: list[str], step: int) -> None:
-        text = self._path.read_bytes().decode() if self._path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]  # what follows was cut off by a crash
-        rows = list(csv.reader(io.StringIO(whole, newline="")))
+        if self._path.exists() and not self._path.is_file():
+            raise ValueError(f"BitsLog: {self._path} is not a regular file; give the path of a new or ordinary one")
+        stored = self._path.read_bytes() if self._path.exists() else b""
+        whole = stored[: stored.rfind(b"\n") + 1]  # what follows was cut off by a crash
+        rows = list(csv.reader(io.StringIO(self._decoded(whole), newline="")))
         if rows and rows[0] != columns:
             raise self._misfit(columns, rows[0])
-        kept = [row for row in rows[1:] if int(row[0]) < step]
-        if len(kept) + 1 != len(rows) or whole != text:
+        steps = [self._step_of(row, line) for line, row in enumerate(rows[1:], start=2)]
+        kept = [row for row, logged in zip(rows[1:], steps, strict=True) if logged < step]
+        if len(kept) + 1 != len(rows) or whole != stored:
             with atomic_file(self._path) as file:
                 file.write("".join(_line(row) for row in [columns, *kept]).encode())
         self._columns = columns
 
-    def _write(self, line: str) -> None:
-        """One system call for the whole row, so that a killed process leaves no part of one."""
-        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+    def _decoded(self, stored: bytes) -> str:
         try:
-            os.write(handle, line.encode())
+            return stored.decode()
+        except UnicodeDecodeError as error:
+            line = stored[: error.start].count(b"\n") + 1
+            raise ValueError(f"BitsLog: {self._path}: line {line} is not UTF-8; give the path of a new file") from None
+
+    def _step_of(self, row: list[str], line: int) -> int:
+        try:
+            return int(row[0])
+        except (IndexError, ValueError):
+            seen = repr(row[0][:40]) if row else "nothing"
+            problem = f"{self._path}: line {line} should begin with the number of a step, found {seen}"
+            raise ValueError(f"BitsLog: {problem}; repair it, or give the path of a new file") from None
+
+    def _write(self, line: str) -> None:
+        """One system call for the whole row, so that a killed process leaves no part of one.
+
+        Where the disk takes only a part, the file is cut back to what it was, and the step raises.
+        """
+        data = line.encode()
+        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        try:
+            before = os.fstat(handle).st_size
+            if os.write(handle, data) < len(data):
+                os.ftruncate(handle, before)
+                raise OSError(errno.ENOSPC, "BitsLog: only a part of the row could be written", str(self._path))
         finally:
             os.close(handle)
 

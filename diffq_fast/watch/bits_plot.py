@@ -62,7 +62,7 @@ def draw_bits(rows: Sequence[BitsRow], path: str | os.PathLike[str], title: str,
         axes.barh(places, shares, left=left, color=colour, label=f"{width} bit" + "s" * (width != 1))
         left = [start + share for start, share in zip(left, shares, strict=True)]
     size = max(2.0, min(10.0, 72 * 0.75 * height / max(len(rows), 1)))
-    axes.set_yticks(places, [row.name.replace("$", r"\$") for row in rows], fontsize=size)  # no formulas
+    axes.set_yticks(places, [row.name for row in rows], fontsize=size)
     for place, row in enumerate(rows):
         axes.annotate(f"mean {row.mean:.1f}", (101, place), va="center", fontsize=size, annotation_clip=False)
     axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), xlabel=label, title=title)

@@ -2,24 +2,15 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from diffq_fast import bitpack
-from support.paths import GOLDEN as GOLDEN_FOLDER
-
-GOLDEN = load_file(GOLDEN_FOLDER / "packers.safetensors")
-COUNTS = [0, 1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 1023, 1024, 1025, 2047, 2048, 2049, 5000]
-
-
-def random_levels(count, nbits, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2**nbits, (count,), generator=generator, dtype=torch.int64)
+from support.packers import COUNTS, PACKERS, random_levels
 
 
 @pytest.mark.parametrize("count", [1, 63, 2048, 5000])
 @pytest.mark.parametrize("nbits", range(1, 16))
 def test_planes_equal_diffqs(nbits, count):
-    levels, planes = GOLDEN[f"levels.{nbits}.{count}"], GOLDEN[f"bitpack.{nbits}.{count}"]
+    levels, planes = PACKERS[f"levels.{nbits}.{count}"], PACKERS[f"bitpack.{nbits}.{count}"]
     packed = bitpack.pack(levels, nbits)
     assert packed.dtype == torch.int64
     assert torch.equal(packed, planes)

@@ -27,6 +27,7 @@ from diffq_fast.legacy.state import (
     build_state,
     load_legacy,
     parse_state,
+    readable_diffq_arguments,
 )
 from diffq_fast.legacy.unpickler import Inert, inert_class
 from diffq_fast.quantizers.registry import scheme_of
@@ -427,6 +428,7 @@ def test_diffq_reads_what_we_write(tmp_path, lowest, highest, kwargs, form):
     widths = torch.arange(48 * 64 // 8).remainder(highest - lowest + 1).add(lowest).to(torch.uint8)
     entry, expected = diffq_entry(weight, widths, 8, kwargs.get("min_bits", 2), **form)
     init = {"min_size": 0, "group_size": 8, **kwargs}
+    init = readable_diffq_arguments(init) if form["packed"] else init
     meta = build_meta(
         init, "diffq.diffq.DiffQuantizer", packed=form["packed"], torch_pack=form.get("torch_pack", False)
     )

@@ -2,25 +2,17 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from diffq_fast import torch_pack
-from support.paths import GOLDEN as GOLDEN_FOLDER
+from support.packers import COUNTS, PACKERS, random_levels
 
-GOLDEN = load_file(GOLDEN_FOLDER / "packers.safetensors")
-COUNTS = [0, 1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 1023, 1024, 1025, 2047, 2048, 2049, 5000]
 STORAGES = {torch.uint8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64}
-
-
-def random_levels(count, nbits, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2**nbits, (count,), generator=generator, dtype=torch.int64)
 
 
 @pytest.mark.parametrize("count", [1, 63, 2048, 5000])
 @pytest.mark.parametrize("nbits", range(1, 16))
 def test_planes_equal_diffqs(nbits, count):
-    levels, planes = GOLDEN[f"levels.{nbits}.{count}"], GOLDEN[f"torch_pack.{nbits}.{count}"]
+    levels, planes = PACKERS[f"levels.{nbits}.{count}"], PACKERS[f"torch_pack.{nbits}.{count}"]
     packed = torch_pack.pack(levels, nbits)
     assert packed.dtype == torch.int16
     assert torch.equal(packed, planes)

@@ -24,6 +24,8 @@ CALLS = {
     "weight_range": ([WEIGHT, WEIGHT[:9]], 8, True),
     "add_noise": (*NOISE, None, *options_of(8)),
     "add_noise_backward": ([WEIGHT], [WEIGHT], [LOGITS], RANGES, EXTREMES, KEY, [0], *options_of(8)),
+    "add_uniform_noise": ([WEIGHT], [LOGITS], KEY, [0], [8]),
+    "add_uniform_noise_backward": ([WEIGHT], [LOGITS], KEY, [0], [8]),
     "widths_from_logits": (LOGITS, 2.0, 15.0, "bits", 0.0),
     "count_widths": (WIDTHS,),
     "quantize": ([WEIGHT], [WIDTHS], RANGES, 8, False),

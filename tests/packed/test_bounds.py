@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,9 @@ from torch import nn
 
 from diffq_fast.cli.main import main
 from diffq_fast.packed.header import PackedFileError
-from diffq_fast.packed.save_load import inspect, load, read_packed
+from diffq_fast.packed.save_load import inspect, load
 from support.packed_examples import DATA
-from support.packed_forgery import Forgery, compact
+from support.packed_forgery import Forgery
 
 GOLDEN = DATA / "packed_v1_documented.safetensors"
 SPARE = 2 << 20  # bytes
@@ -56,33 +55,6 @@ def test_a_table_of_runs_costs_a_multiple_of_the_file(run, tmp_path):
     assert inspected(path) < 20 * path.stat().st_size + SPARE
 
 
-def test_many_weights_and_a_long_suffix_do_not_multiply(tmp_path):
-    forgery = Forgery.empty(GOLDEN)
-    for index in range(300):
-        forgery.add_weight(f"w{index}", 1)
-    for length, refused in ((200, False), (100_000, True)):
-        forgery.metadata["quantizer"] = compact({"class": "DiffQuantizer", "arguments": {"suffix": "s" * length}})
-        path = forgery.write(tmp_path / "a")
-        if refused:
-            with pytest.raises(PackedFileError, match="suffix must be texts of at most 200 characters"):
-                inspect(path)
-        else:
-            inspect(path)
-            assert inspected(path) < 20 * path.stat().st_size + SPARE
-
-
-@pytest.mark.parametrize("part", ["{},", "[],", '{"a":0},'])
-def test_a_header_of_empty_objects_is_refused_before_they_are_made(part, tmp_path):
-    forgery = Forgery.empty(GOLDEN)
-    path = forgery.write(tmp_path / "a", lambda text: text[:-1] + ',"x":[' + part * (1 << 18) + "0]}")
-
-    def refused():
-        with pytest.raises(PackedFileError, match="too many parts"):
-            inspect(path)
-
-    assert peak_of(refused) < 5 * path.stat().st_size + SPARE
-
-
 @pytest.mark.parametrize("depth", [60, 65, 600, 985, 5000])
 def test_arguments_nested_deeply_are_read_by_all_or_refused_by_all(depth, tmp_path, capsys):
     forgery = Forgery.empty(GOLDEN)
@@ -100,18 +72,6 @@ def test_arguments_nested_deeply_are_read_by_all_or_refused_by_all(depth, tmp_pa
     else:
         with pytest.raises(PackedFileError, match="nested too deeply"):
             load(path)
-
-
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path, capsys):
-    pipe = str(tmp_path / "pipe")
-    os.mkfifo(pipe)
-    for verb in (["inspect"], ["verify"], ["unpack"], ["convert"], ["pack", "--bits", "4"]):
-        output = [] if verb[0] in ("inspect", "verify") else [pipe + ".out"]
-        assert main([verb[0], pipe, *output, *verb[1:]]) == 1
-        assert "not a regular file" in capsys.readouterr().err
-    for read in (load, read_packed):
-        with pytest.raises(PackedFileError, match="pipe: file: not a regular file"):
-            read(pipe)
 
 
 CONTROL = "\x1b[31m\x1b]0;owned\x07\u202ered\n"

@@ -34,7 +34,7 @@ def eval_weights(quantizer) -> dict[str, torch.Tensor]:
         (LSQ, {"bits": np.int32(4)}, {"bits": 4}),
         (LSQ, {"bits": torch.tensor(4)}, {"bits": 4}),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if isinstance(value, type) else "-".join(map(str, value.keys())),
 )
 def test_arguments_of_every_kind_of_number_can_be_saved(make, given, stated, tmp_path):
     quantizer = make(linear(), **{"min_size": 0, **given})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,17 @@ def test_decode_runs_gives_valid_widths_or_refuses(data, groups):
         return
     assert len(widths) == groups
     assert all(1 <= width <= 16 for width in widths.tolist())
+
+
+@pytest.mark.parametrize("coding", [["runs"], ["fixed", 1, 1]])
+def test_decoding_takes_a_small_multiple_of_the_table(coding):
+    data = bytes(1 << 20) if coding == ["runs"] else bytes(1 << 17)
+    tracemalloc.start()
+    try:
+        widths = decode_widths(coding, data, 1 << 20)
+        levels = stream_levels(widths, 1 << 20, 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert levels[1] == 1 << 20
+    assert peak < (10 << 20) + 3 * (1 << 20)  # pieces, and two arrays of widths

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from diffq_fast import DiffQuantizer
+from support.checkpointed import ResidualNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -93,27 +93,6 @@ def test_compiled_eval_follows_the_weights(make):
             next(model.parameters()).mul_(1.5)
 
 
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(16, 16)
-
-    def forward(self, x):
-        return x + torch.relu(self.inner(x))
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, mode: str) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
-        self.mode = mode
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x) if self.mode == "plain" else checkpoint(block, x, use_reentrant=self.mode == "reentrant")
-        return x
-
-
 def compile_blocks(model):
     for block in model.blocks:
         block.compile(backend="aot_eager")
@@ -133,7 +112,7 @@ def compile_blocks(model):
 def test_checkpoints_around_and_inside_compiled_regions(mode, compiler):
     def run(mode, compiler):
         torch.manual_seed(0)
-        model = Checkpointed(mode)
+        model = ResidualNet(mode)
         DiffQuantizer(model, min_size=0, group_size=8, init_bits=4).no_optimizer()
         forward = compiler(model)
         torch.manual_seed(1)
@@ -189,7 +168,7 @@ def test_a_model_that_ran_compiled_before_is_noisy_once_a_quantizer_is_attached(
 
 
 def test_a_block_that_ran_compiled_before_is_noisy_too():
-    model = compile_blocks(Checkpointed("plain"))
+    model = compile_blocks(ResidualNet("plain"))
     x = torch.randn(4, 16)
     assert torch.equal(model(x), model(x))
     DiffQuantizer(model, min_size=0, group_size=8, init_bits=3).no_optimizer()
@@ -198,7 +177,7 @@ def test_a_block_that_ran_compiled_before_is_noisy_too():
 
 @pytest.mark.parametrize("compiler", [torch.compile, called_by_a_function])
 def test_a_strangers_graphs_stay(compiler):
-    stranger = Checkpointed("plain")
+    stranger = ResidualNet("plain")
     forward = compiler(stranger, fullgraph=True, backend="aot_eager")
     x = torch.randn(4, 16)
     forward(x)

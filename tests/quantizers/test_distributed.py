@@ -7,33 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from diffq_fast import DiffQuantizer, SizeTarget
 from diffq_fast.quantizers import noise
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(16, 16)
-
-    def forward(self, x):
-        return x + torch.relu(self.inner(x))
-
-
-class Net(nn.Module):
-    def __init__(self, checkpointed: bool) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
-        self.checkpointed = checkpointed
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
-        return x
+from support.checkpointed import ResidualNet
 
 
 def free_port() -> int:
@@ -60,7 +38,7 @@ def run_rank(rank: int, port: int, case: str, path: str) -> None:
 def train(rank: int, case: str, path: str) -> None:
     noise.BUCKET_BYTES = 1024  # several buckets, as a large model has
     torch.manual_seed(0)
-    model = Net(checkpointed=case == "checkpointed")
+    model = ResidualNet("checkpointed" if case == "checkpointed" else "plain")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     noisy_dtype = "auto" if case == "autocast" else None
     quantizer = DiffQuantizer(model, min_size=0, group_size=8, init_bits=5, noisy_dtype=noisy_dtype)
@@ -99,7 +77,7 @@ def test_ranks_agree_after_training(case, tmp_path):
     mp.spawn(run_rank, (free_port(), case, str(tmp_path)), nprocs=2)
     (first, ready, key0), (second, _, key1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     torch.manual_seed(0)
-    start = dict(Net(False).named_parameters())
+    start = dict(ResidualNet("plain").named_parameters())
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
     for name, value in start.items():

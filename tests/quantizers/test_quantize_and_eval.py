@@ -275,3 +275,98 @@ def test_a_direct_call_of_a_compiled_block_does_not_take_its_noise_away():
         assert not torch.equal(model(X), model(X))
     model(X).sum().backward()
     assert model.block.inner.weight_diffq.grad.abs().sum() > 0
+
+
+# -- writes that torch does not count ----------------------------------------------------------------------------------
+
+
+def write_by_data(tensor, value):
+    tensor.data.copy_(value)
+
+
+def write_by_numpy(tensor, value):
+    tensor.detach().numpy()[...] = value.numpy()
+
+
+def write_uncounted(tensor, value):
+    with torch.autograd._unsafe_preserve_version_counter(tensor), torch.no_grad():
+        tensor.copy_(value)
+
+
+WRITES = [write_by_data, write_by_numpy, write_uncounted]
+KINDS = {
+    "diffq": attach,
+    "uniform": lambda model: UniformQuantizer(model, bits=3, min_size=0),
+    "lsq": lambda model: LSQ(model, bits=3, min_size=0),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("name", KINDS)
+def test_eval_sees_writes_that_move_no_version(name, write):
+    model = mlp().eval()
+    quantizer = KINDS[name](model)
+    with torch.no_grad():
+        for param in model.parameters():
+            before, stored = model(X), param.detach().clone()
+            write(param, 3 * stored if param.dim() else stored / 2)
+            after = model(X)
+            assert not torch.equal(before, after)
+            assert torch.equal(after, quantised_output(model, quantizer))
+            write(param, stored)
+            assert torch.equal(model(X), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("place", [0, 17, 16383])
+def test_eval_sees_one_changed_element_of_64_kb(place, dtype):
+    model = nn.Linear(128, 128 if dtype != torch.float64 else 64, bias=False).to(dtype).eval()
+    quantizer = attach(model, group_size=0)
+    x = torch.eye(128, dtype=dtype)
+    model(x)
+    place = min(place, model.weight.numel() - 1)
+    write_by_data(model.weight.detach().view(-1)[place : place + 1], torch.full((1,), 2.0, dtype=dtype))
+    found = model(x)
+    with quantizer.enter_quantize():
+        assert torch.equal(found, model(x))
+
+
+def test_eval_sees_rows_that_change_places_and_in_time_any_element_of_a_large_weight():
+    model = nn.Linear(512, 512, bias=False).eval()  # 1 MB: 16 looks
+    attach(model, group_size=0)
+    x = torch.eye(512)
+    with torch.no_grad():
+        before = model(x)
+        write_by_data(model.weight, model.weight.detach().roll(1, 0))
+        assert torch.equal(model(x), before.roll(1, 1))
+        write_by_data(model.weight[300, 7:8], torch.full((1,), 9.0))
+        expected = 9 if any(float(model(x)[7, 300]) > 8 for _ in range(16)) else 0
+    assert expected == 9
+
+
+def test_eval_sees_an_average_that_is_swapped_in_and_out():
+    model = mlp()
+    attach(model)
+    average = [param.detach() / 2 for param in model.parameters()]
+    model.eval()
+    with torch.no_grad():
+        raw = model(X)
+        stored = [param.detach().clone() for param in model.parameters()]
+        for param, value in zip(model.parameters(), average, strict=True):
+            param.data.copy_(value)
+        averaged = model(X)
+        for param, value in zip(model.parameters(), stored, strict=True):
+            param.data.copy_(value)
+        assert not torch.equal(averaged, raw)
+        assert torch.equal(model(X), raw)
+
+
+def test_eval_sees_writes_to_parts_that_half_precision_rounds_and_to_strided_weights():
+    model = nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last).eval()
+    attach(model, min_size=0.001, float16=True)
+    x = torch.randn(1, 8, 5, 5)
+    with torch.no_grad():
+        for param in (model.bias, model.weight):
+            before = model(x)
+            param.data.mul_(3)
+            assert not torch.equal(model(x), before)

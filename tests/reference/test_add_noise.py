@@ -10,20 +10,6 @@ from diffq_fast.reference.sizes import group_count
 from support.oracle import assert_close_to_the_largest, backward_of, noisy_of
 
 
-@pytest.fixture(params=range(5))
-def noise_case(request, golden, golden_cases):
-    """Tensors that diffq 0.2.4 drew and computed, and the arguments it had. Case 4 has ties at both ends."""
-    tensors = {
-        name.split(".", 1)[1]: tensor
-        for name, tensor in golden("noise").items()
-        if name.startswith(f"{request.param}.")
-    }
-    tensors["z"] = tensors["z"].reshape(-1)  # row-major, one value per element
-    case = golden_cases[f"noise_{request.param}"]
-    options = {name: case[name] for name in ("min_bits", "max_bits", "param")}
-    return tensors, case["group_size"], options
-
-
 def test_noisy_weight_equals_diffq_bit_for_bit(noise_case):
     tensors, group_size, options = noise_case
     noisy = noisy_of(tensors["weight"], tensors["logit"], tensors["z"], group_size, **options)

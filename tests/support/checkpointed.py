@@ -1,4 +1,4 @@
-"""A model whose blocks run in activation checkpoints."""
+"""Models whose blocks run in activation checkpoints."""
 
 import torch
 from torch import nn
@@ -14,6 +14,31 @@ class Block(nn.Module):
 
     def forward(self, x):
         return x + self.dropout(torch.relu(self.inner(self.norm(x))))
+
+
+class Residual(nn.Module):
+    """A block without chance, which compiles as one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return x + torch.relu(self.inner(x))
+
+
+class ResidualNet(nn.Module):
+    """Three of them: ``plain``, or each in a ``reentrant`` checkpoint or one that is not (any other mode)."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual() for _ in range(3))
+        self.mode = mode
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x) if self.mode == "plain" else checkpoint(block, x, use_reentrant=self.mode == "reentrant")
+        return x
 
 
 class Net(nn.Module):

@@ -140,3 +140,45 @@ def test_a_name_that_is_taken_is_refused(quantizer):
 def test_a_log_that_could_log_nothing_is_refused(quantizer, options, text):
     with pytest.raises(ValueError, match=text):
         BitsLog(quantizer, **options)
+
+
+def test_a_row_that_the_disk_takes_only_a_part_of_is_cut_back(quantizer, tmp_path):
+    import resource
+    import signal
+
+    path = tmp_path / "bits.csv"
+    log = BitsLog(quantizer, csv=path)
+    log.step(0, loss=1.0)
+    before, limit = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limit[1]))
+    try:
+        with pytest.raises(OSError, match="part of the row"):
+            log.step(1, loss=1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before
+    log.step(2, loss=1.0)
+    assert [row["step"] for row in rows(path)] == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [(b"\n", "line 3 .* found nothing"), (b"x,1\n", "line 3 .* found 'x'"), (b"\xff\n", "line 3 is not UTF-8")],
+)
+def test_lines_that_are_no_rows_are_told_and_kept(quantizer, tmp_path, line, seen):
+    path = tmp_path / "bits.csv"
+    BitsLog(quantizer, csv=path).step(0, loss=1.0)
+    path.write_bytes(path.read_bytes() + line)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=seen):
+        BitsLog(quantizer, csv=path).step(1, loss=1.0)
+    assert path.read_bytes() == before
+
+
+def test_a_pipe_is_no_table(quantizer, tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="not a regular file"):
+        BitsLog(quantizer, csv=tmp_path / "pipe").step(0, loss=1.0)

@@ -1,6 +1,7 @@
 // AVX2 with FMA: what differs from the other instruction sets.
 #include "core/isa/kernels.h"
 #include "core/isa/targets.h"
+#include "core/isa/word_orders.h"
 #include "core/runtime/memory.h"
 
 #ifdef DIFFQ_X86_VECTORS
@@ -55,6 +56,22 @@ DIFFQ_INLINE Uint larger(Uint a, Uint b) {
 // table: 16 floats.
 DIFFQ_INLINE Float look_up(const float* table, Uint index) {
     return (Float)_mm256_i32gather_ps(table, (__m256i)index, 4);
+}
+// table: 4096 slots.
+DIFFQ_INLINE Uint look_up_slots(const uint32_t* table, Uint index) {
+    return (Uint)_mm256_i32gather_epi32(reinterpret_cast<const int*>(table), (__m256i)index, 4);
+}
+// Each state below 2^16 takes the next word: words go to the lanes that want one, in order.
+DIFFQ_INLINE Uint take_words(Uint state, const uint16_t*& words) {
+    const __m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32((__m256i)state, 16), _mm256_setzero_si256());
+    const auto wanted = static_cast<uint32_t>(_mm256_movemask_ps((__m256)low));
+    const __m256i next = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words)));
+    const __m256i order =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kWordOrders8.orders[wanted])));
+    const __m256i taken = _mm256_or_si256(_mm256_slli_epi32((__m256i)state, 16),
+                                          _mm256_permutevar8x32_epi32(next, order));
+    words += _mm_popcnt_u32(wanted);
+    return (Uint)_mm256_blendv_epi8((__m256i)state, taken, low);
 }
 DIFFQ_INLINE void store_past_cache(Float value, float* to) {
     _mm256_stream_ps(to, value);

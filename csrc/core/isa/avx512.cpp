@@ -70,6 +70,19 @@ DIFFQ_INLINE Uint larger(Uint a, Uint b) {
 DIFFQ_INLINE Float look_up(const float* table, Uint index) {
     return (Float)_mm512_permutexvar_ps((__m512i)index, _mm512_loadu_ps(table));
 }
+// table: 4096 slots.
+DIFFQ_INLINE Uint look_up_slots(const uint32_t* table, Uint index) {
+    return (Uint)_mm512_i32gather_epi32((__m512i)index, table, 4);
+}
+// Each state below 2^16 takes the next word: words go to the lanes that want one, in order.
+DIFFQ_INLINE Uint take_words(Uint state, const uint16_t*& words) {
+    const __mmask16 wanted = _mm512_cmplt_epu32_mask((__m512i)state, _mm512_set1_epi32(1 << 16));
+    const __m512i next = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));
+    const __m512i shifted = _mm512_slli_epi32((__m512i)state, 16);
+    const __m512i taken = _mm512_or_si512(shifted, _mm512_maskz_expand_epi32(wanted, next));
+    words += _mm_popcnt_u32(wanted);
+    return (Uint)_mm512_mask_mov_epi32((__m512i)state, wanted, taken);
+}
 DIFFQ_INLINE void store_past_cache(Float value, float* to) {
     _mm512_stream_ps(to, value);
 }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/pack/level_code.h"
 #include "core/pack/words.h"
 #include "core/runtime/dtype.h"
 #include "core/train/bits.h"
@@ -54,6 +55,16 @@ struct NoiseRun {
 };
 
 constexpr int64_t kReadBehind = 16;
+
+// The table of a stream of coded levels, see coding.h: 4096 slots, and what makes levels of its symbols.
+struct CodedSlots {
+    const uint32_t* slots;
+    int32_t origin;
+    int low_bits;
+};
+
+constexpr int64_t kCodedRows = 32;       // rows that one call decodes at most
+constexpr int64_t kCodedReadAhead = 32;  // words that may be read behind those that are taken
 
 // What the gradients of some groups' logits are made of: the logits, the sums of gradient times noise, and
 // the lengths of the groups' ranges (or `length`, where `lengths` is null).
@@ -111,6 +122,11 @@ struct Kernels {
     // One block, see words.h.
     void (*pack_words)(int width, const uint32_t* levels, int64_t lanes, uint32_t* words);
     void (*unpack_words)(int width, const uint32_t* words, int64_t lanes, uint32_t* levels);
+
+    // Whole rows of 32 lanes, at most kCodedRows: levels [rows][32]. Behind `words` so many times 32, and
+    // kCodedReadAhead more, are readable. Returns the place behind the last one that was taken.
+    const uint16_t* (*decode_rows)(const CodedSlots& code, uint32_t* states, const uint16_t* words,
+                                   int64_t rows, int32_t* levels);
 
     // Returns all values of the tile joined by "or", with their sign: what has a bit that a value has.
     uint64_t (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* planes);

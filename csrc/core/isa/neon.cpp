@@ -1,6 +1,7 @@
 // NEON, which every 64-bit Arm processor has: what differs from the other instruction sets.
 #include "core/isa/kernels.h"
 #include "core/isa/targets.h"
+#include "core/isa/word_orders.h"
 #include "core/runtime/memory.h"
 
 #ifdef DIFFQ_NEON_VECTORS
@@ -46,6 +47,22 @@ DIFFQ_INLINE Uint larger(Uint a, Uint b) {
 // table: 16 floats.
 DIFFQ_INLINE Float look_up(const float* table, Uint index) {
     return Float{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
+}
+// table: 4096 slots.
+DIFFQ_INLINE Uint look_up_slots(const uint32_t* table, Uint index) {
+    return Uint{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
+}
+// Each state below 2^16 takes the next word: words go to the lanes that want one, in order.
+DIFFQ_INLINE Uint take_words(Uint state, const uint16_t*& words) {
+    const uint32x4_t low = vcltq_u32((uint32x4_t)state, vdupq_n_u32(1 << 16));
+    const uint32x4_t places = {1, 2, 4, 8};
+    const uint32_t wanted = vaddvq_u32(vandq_u32(low, places));
+    const uint8x8_t next = vtbl1_u8(vld1_u8(reinterpret_cast<const uint8_t*>(words)),
+                                    vld1_u8(kWordOrders4.bytes[wanted]));
+    const uint32x4_t taken =
+        vorrq_u32(vshlq_n_u32((uint32x4_t)state, 16), vmovl_u16(vreinterpret_u16_u8(next)));
+    words += kWordOrders4.counts[wanted];
+    return (Uint)vbslq_u32(low, taken, (uint32x4_t)state);
 }
 DIFFQ_INLINE void store_past_cache(Float value, float* to) {
     store(value, to);

@@ -24,6 +24,7 @@ constexpr int kLanes = 1;
 #include "core/scalar/quantize.h"
 #include "core/simd/widths.h"
 #include "core/scalar/words.h"
+#include "core/scalar/coding.h"
 #include "core/simd/planes.h"
 #include "core/simd/table.h"
 // clang-format on

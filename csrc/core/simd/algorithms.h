@@ -11,6 +11,7 @@
 #include "core/simd/quantize.h"
 #include "core/simd/widths.h"
 #include "core/simd/words.h"
+#include "core/simd/coding.h"
 #include "core/simd/planes.h"
 #include "core/simd/table.h"
 // clang-format on

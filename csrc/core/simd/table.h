@@ -10,6 +10,7 @@ static constexpr Kernels kKernels = {
     quantize, dequantize,
     find_widths,
     pack_words, unpack_words,
+    decode_rows,
     pack_planes, unpack_planes,
 };
 // clang-format on

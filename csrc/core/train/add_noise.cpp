@@ -4,6 +4,7 @@
 #include "core/runtime/memory.h"
 #include "core/runtime/tasks.h"
 #include "core/runtime/thread_pool.h"
+#include "core/train/scaled_noise.h"
 
 namespace diffq_fast {
 namespace {
@@ -31,23 +32,6 @@ void make_amplitudes(const NoisyWeight& to, Span span, float* amplitudes) {
     } else {
         const float length = range[1] - range[0];
         for (int64_t g = 0; g < groups; ++g) amplitudes[g] *= length;
-    }
-}
-
-// Where the block's groups are whole, or all of it lies in one, their amplitudes are spread on the way; else
-// before it.
-void add_scaled_noise(const NoiseRun& run, const float* weights, const float* amplitudes, int64_t group_size,
-                      bool past_cache, float* noisy) {
-    const Span span = run.span;
-    if (group_size == 0 || groups_touched(span, group_size) == 1) {
-        kernels().add_noise(run, weights, amplitudes, 0, past_cache, noisy);
-    } else if (span.begin % group_size == 0 && span.count % group_size == 0 &&
-               span.begin % kCallElements == 0) {
-        kernels().add_noise(run, weights, amplitudes, group_size, past_cache, noisy);
-    } else {
-        float amplitude[kBlock];
-        spread(amplitudes, span, group_size, amplitude);
-        kernels().add_noise(run, weights, amplitude, 1, past_cache, noisy);
     }
 }
 

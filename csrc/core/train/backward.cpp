@@ -5,18 +5,11 @@
 #include "core/runtime/tasks.h"
 #include "core/runtime/thread_pool.h"
 #include "core/train/add_noise.h"
+#include "core/train/group_sums.h"
 #include "core/train/range_gradient.h"
 
 namespace diffq_fast {
 namespace {
-
-// The sums of small groups of which the block holds whole ones; false for other sizes.
-bool sum_small_groups(const float* products, int64_t count, int64_t group_size, float* sums) {
-    if (group_size <= 0 || count % group_size != 0) return false;
-    if (group_size > 16 || (group_size & (group_size - 1)) != 0) return false;
-    kernels().sum_groups(products, count / group_size, group_size, sums);
-    return true;
-}
 
 // What a weight's tasks share.
 struct Weight {
@@ -81,36 +74,6 @@ void multiply_block(const Weight& weight, Span span, float* products) {
         store_floats(copies, to, span);
     }
 }
-
-// The sums A of a chunk's groups, block by block; a group may go on from one block to the next.
-class GroupSummer {
-  public:
-    GroupSummer(const Chunk& chunk, int64_t group_size) : chunk_(chunk), group_size_(group_size) {}
-
-    // Returns how many groups end in the block; their sums are those.
-    int64_t sum_block(Span span, const float* products, float* sums) {
-        const int64_t groups = groups_touched(span, group_size_);
-        if (sum_small_groups(products, span.count, group_size_, sums)) return groups;
-        const int64_t ended = goes_on(span) ? groups - 1 : groups;
-        for_each_segment(span, group_size_, [&](int64_t group, int64_t begin, int64_t end) {
-            open_sum_ += kernels().sum(products + begin, end - begin);
-            sums[group] = static_cast<float>(open_sum_);
-            if (group < ended) open_sum_ = 0;
-        });
-        return ended;
-    }
-
-  private:
-    // Whether the block's last group goes on in the next block.
-    bool goes_on(Span span) const {
-        const int64_t end = span.begin + span.count;
-        return end < chunk_.end && group_of(end, group_size_) == group_of(end - 1, group_size_);
-    }
-
-    const Chunk chunk_;
-    const int64_t group_size_;
-    double open_sum_ = 0;
-};
 
 // A chunk of whole groups.
 Part back_through_groups(const Weight& weight, const Chunk& chunk) {

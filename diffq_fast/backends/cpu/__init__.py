@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import warnings
 
+from . import fingerprint
 from .loading import core, status
 
-__all__ = ["ADVICE", "empty_cache", "status"]
+__all__ = ["ADVICE", "empty_cache", "fingerprint", "status"]
 
 ADVICE = (
     "install a wheel for this platform; or install a C++ compiler, and then diffq_fast again from its sources: "
@@ -18,7 +19,17 @@ ADVICE = (
 )
 
 if core is not None:
-    from . import add_noise, noise, planes, quantize, weight_range, widths, words  # noqa: F401  (registers them)
+    from . import (  # noqa: F401  (registers them)
+        add_noise,
+        coding,
+        noise,
+        planes,
+        quantize,
+        uniform_noise,
+        weight_range,
+        widths,
+        words,
+    )
 else:
     # Measured on one Xeon thread at 2**22 weights with widths 2-8: packing 26, unpacking 33, noise 33 times.
     warnings.warn(

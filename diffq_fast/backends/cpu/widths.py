@@ -21,7 +21,7 @@ from .registration import kernel
 # Float32 bits below 16 were found within 4.3 * 2**-20 of the float64 ones, and adding extra bits rounds once more.
 _LARGEST_ERROR = 2.0**-16
 _SMALLEST, _LARGEST = 2.0**-7, 16.0  # bits for which that holds
-_FEWEST = 4096  # logits that are worth a search for thresholds
+FEWEST_LOGITS = 4096  # logits that are worth a search for thresholds
 _WINDOW = 64  # kWidthWindow; torch's vectors are no longer
 _MOST_ALONE = 1 << 14  # logits that torch does not share among threads
 _PER_THREAD = 1 << 15  # the fewest that it gives to one
@@ -52,7 +52,7 @@ def widths_from_logits(logits: Tensor, min_bits: float, max_bits: float, param: 
     rule = min_bits, max_bits, param
     plain = logits.dtype == torch.float32 and logits.dim() == 1 and logits.is_contiguous()
     bounded = _SMALLEST <= min_bits < max_bits <= _LARGEST and abs(extra_bits) <= _LARGEST
-    if not (plain and bounded) or logits.numel() < _FEWEST:
+    if not (plain and bounded) or logits.numel() < FEWEST_LOGITS:
         return whole_bits_from_logits(logits, *rule, extra_bits)
     thresholds = _thresholds(*rule, extra_bits)
     widths = torch.empty(len(logits), dtype=torch.uint8, device="cpu")

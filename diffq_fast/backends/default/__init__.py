@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .add_noise import add_noise, add_noise_backward
+from .coding import decode_levels, encode_levels
 from .noise import draw_key, noise
 from .planes import pack_planes, pack_planes_seen, quantize_planes, unpack_planes
 from .quantize import dequantize, fake_quantize, quantize
+from .uniform_noise import add_uniform_noise, add_uniform_noise_backward
 from .weight_range import weight_range
 from .widths import count_widths, widths_from_logits
 from .words import pack, quantize_pack, unpack, unpack_dequantize
@@ -13,9 +15,13 @@ from .words import pack, quantize_pack, unpack, unpack_dequantize
 __all__ = [
     "add_noise",
     "add_noise_backward",
+    "add_uniform_noise",
+    "add_uniform_noise_backward",
     "count_widths",
+    "decode_levels",
     "dequantize",
     "draw_key",
+    "encode_levels",
     "fake_quantize",
     "noise",
     "pack",

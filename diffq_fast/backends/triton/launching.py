@@ -7,7 +7,7 @@ tests).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -19,6 +19,8 @@ from ...reference.sizes import group_count
 from .arguments import Config
 from .arithmetic import INTERPRETED
 from .tables import Plan, group_begins_of, plan_of
+
+Value = TypeVar("Value")
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 PTX = torch.version.hip is None and not INTERPRETED
@@ -40,8 +42,8 @@ def contiguous(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> l
     return [(tensor if dtype is None else tensor.to(dtype)).contiguous() for tensor in tensors]
 
 
-def take(tensors: Sequence[Tensor], indices: Sequence[int]) -> list[Tensor]:
-    return [tensors[i] for i in indices]
+def take(values: Sequence[Value], indices: Sequence[int]) -> list[Value]:
+    return [values[i] for i in indices]
 
 
 def by_dtype(*lists: Sequence[Tensor]) -> Iterator[tuple[list[int], tuple[torch.dtype, ...]]]:

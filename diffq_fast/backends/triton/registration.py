@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._ops import NAMESPACE
-from . import add_noise, noise, planes, quantize, weight_range, words
+from . import add_noise, noise, planes, quantize, uniform_noise, weight_range, words
 
 _library = torch.library.Library(NAMESPACE, "IMPL")
 
@@ -38,6 +38,8 @@ _LAUNCHERS = (
     weight_range.weight_range,
     add_noise.add_noise,
     add_noise.add_noise_backward,
+    uniform_noise.add_uniform_noise,
+    uniform_noise.add_uniform_noise_backward,
     quantize.quantize,
     quantize.dequantize,
     quantize.fake_quantize,

@@ -1,0 +1,231 @@
+"""A weight whose levels are entropy coded: signed levels with a step for each group, or a packed weight's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..reference.even_levels import dequantize_evenly
+from ..reference.groups import per_element
+from ..reference.level_code import ELEMENTS_PER_WORD, CodeError
+from ..reference.log_steps import HIGHEST_STEP_CODE, LOWEST_STEP_CODE
+from ..reference.sizes import group_count
+from .classes import choose_classes
+from .tensor import PackedTensor, check_packable
+from .widths import encode_widths, stream_levels
+
+MOST_LEVEL = (1 << 15) - 1
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """A weight in coded form; the counterpart of :class:`PackedTensor`, whose other fields it has.
+
+    coded: int16 `[words]`, read as uint16: streams, docs/packed_format.md, section 10.
+    widths: uint8 `[groups]`, each 1 … 16; for range_scope "steps" the groups' classes.
+    ranges: as in PackedTensor; for "steps" empty: the steps are among the streams.
+    """
+
+    coded: Tensor
+    widths: Tensor
+    ranges: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    group_size: int
+    range_scope: str = "steps"
+    level_count: int | None = None
+
+    def unpack(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight `[*shape]` in float32, then cast to `dtype` (or its own): level * step, or as a PackedTensor's."""
+        dtype = dtype or self.dtype
+        levels = self.levels()
+        if self.range_scope == "steps":
+            steps = per_element(self.steps(), self.count, self.group_size).reshape(self.shape)
+            return (levels.to(torch.float32) * steps).to(dtype)
+        if self.range_scope == "scale":
+            half = 1 << (int(self.widths[0]) - 1) if self.count else 0
+            return ((levels - half).to(torch.float32) * self.ranges.reshape(())).to(dtype)
+        if self.level_count is not None:
+            count = self.ranges.new_tensor(float(self.level_count))
+            return dequantize_evenly(levels, count, self.ranges[0], self.ranges[1], torch.float32).to(dtype)
+        return functional.dequantize(
+            [levels],
+            [self.widths],
+            self.ranges.reshape(-1, 2),
+            group_size=self.group_size,
+            range_scope=self.range_scope,
+            dtype=dtype,
+        )[0]
+
+    def levels(self) -> Tensor:
+        """int32 `[*shape]`: signed for "steps", from 0 on for the others."""
+        levels = torch.empty(self.count, dtype=torch.int32, device=self.coded.device)
+        streams = list(self.streams())
+        class_of = None if len(streams) == 1 else per_element(self.widths, self.count, self.group_size)
+        for width, words, count in streams:
+            values = functional.decode_levels(words, count)
+            if self.range_scope != "steps":
+                values += 1 << (width - 1)
+                if bool((values < 0).any()) or bool((values >> width).any()):
+                    raise CodeError(f"a level is beyond the {width} bits of its group")
+            if class_of is None:
+                levels = values
+            else:
+                levels[class_of == width] = values
+        return levels.reshape(self.shape)
+
+    def steps(self) -> Tensor:
+        """float32 `[groups]`, for range_scope "steps"."""
+        return functional.steps_from_codes(self.step_codes())
+
+    def step_codes(self) -> Tensor:
+        """int16 `[groups]`, for range_scope "steps"."""
+        if self.range_scope != "steps":
+            raise ValueError(f"step_codes: expected a weight with steps, this one has range_scope={self.range_scope!r}")
+        groups = len(self.widths)
+        if not groups:
+            return torch.empty(0, dtype=torch.int16, device=self.coded.device)
+        codes = functional.decode_levels(self.coded[: self._places[0]], groups)
+        if int(codes.min()) < LOWEST_STEP_CODE or int(codes.max()) > HIGHEST_STEP_CODE:
+            raise CodeError(f"a step code is not between {LOWEST_STEP_CODE} and {HIGHEST_STEP_CODE}")
+        return codes.to(torch.int16)
+
+    def streams(self) -> Iterator[tuple[int, Tensor, int]]:
+        """(width or class, words, number of levels) of the streams of levels."""
+        counts = self._counts
+        for place, end, width in zip(self._places, self._places[1:], counts, strict=False):
+            yield width, self.coded[place:end], counts[width]
+
+    @cached_property
+    def _counts(self) -> dict[int, int]:
+        """Levels by width, of those that occur."""
+        counts = stream_levels(self.widths.cpu().numpy(), self.count, self.group_size)
+        return {width: count for width, count in enumerate(counts) if count}
+
+    @cached_property
+    def _places(self) -> list[int]:
+        """Where the streams of levels begin, and where the last one ends."""
+        place, places = 0, []
+        if self.range_scope == "steps" and self.count:
+            place = functional.stream_size(self.coded, len(self.widths))
+        for count in self._counts.values():
+            places.append(place)
+            place += functional.stream_size(self.coded[place:], count)
+        return [*places, place]
+
+    def check(self) -> None:
+        """Raise ValueError where the streams are not exactly as long as `coded`, which is not decoded."""
+        if self.count > ELEMENTS_PER_WORD * len(self.coded):
+            raise CodeError(f"{2 * len(self.coded):,} coded bytes cannot hold {self.count:,} levels")
+        end = self._places[-1]
+        expected = max(end, -(-self.count // ELEMENTS_PER_WORD))
+        if len(self.coded) != expected or bool(self.coded[end:].any()):
+            raise CodeError(f"expected {2 * expected:,} coded bytes for {self.count:,} levels")
+
+    def to(self, device: torch.device | str) -> CodedTensor:
+        """The same with its tensors on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("coded", "widths", "ranges")}
+        return replace(self, **moved)
+
+    @property
+    def count(self) -> int:
+        """Elements of the weight."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Bits in memory by purpose: "levels" (steps too), "widths" (not coded yet: 8 per group), "ranges"."""
+        return {
+            "levels": 16 * self.coded.numel(),
+            "widths": 8 * self.widths.numel(),
+            "ranges": 32 * self.ranges.numel(),
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weight's tensors take in a file, exactly; the header's text about them is not among them."""
+        return 2 * self.coded.numel() + len(encode_widths(self.widths.cpu().numpy())[1]) + 4 * self.ranges.numel()
+
+
+def code_levels(
+    levels: Tensor,
+    step_codes: Tensor,
+    *,
+    group_size: int,
+    dtype: torch.dtype = torch.float32,
+    classes: Tensor | None = None,
+    name: str = "weight",
+) -> CodedTensor:
+    """A coded weight ``levels * 2 ** (step_codes / 16)``.
+
+    Args:
+        levels: integers of the weight's shape, -32767 … 32767; 0 is exactly the weight 0.
+        step_codes: integers `[groups]`, -1600 … 1599, as ``functional.codes_from_steps`` gives them.
+        group_size: elements per group of the row-major flattening, 0 for one; the last may be shorter.
+        dtype: of the float weight.
+        classes: uint8 `[groups]`, 1 … 16: groups with one table. Chosen by the levels when left out.
+        name: what errors call the weight.
+
+    Raises:
+        ValueError: levels or step codes beyond their bounds, or not one code for each group. TypeError: no integers.
+
+    >>> weight = code_levels(torch.tensor([-1, 0, 3]), torch.tensor([-16]), group_size=0)
+    >>> weight.unpack()
+    tensor([-0.5000,  0.0000,  1.5000])
+    """
+    check_packable("code_levels", name, levels, dtype)
+    groups = group_count(levels.numel(), group_size)
+    for what, each, low, high, shape in (
+        ("levels", levels, -MOST_LEVEL, MOST_LEVEL, tuple(levels.shape)),
+        ("step_codes", step_codes, LOWEST_STEP_CODE, HIGHEST_STEP_CODE, (groups,)),
+    ):
+        if each.is_floating_point() or each.is_complex() or each.dtype == torch.bool:
+            raise TypeError(f"code_levels: {name}: {what} must be integers, got {each.dtype}")
+        if tuple(each.shape) != shape:
+            raise ValueError(f"code_levels: {name}: expected {what} of shape {list(shape)}, got {list(each.shape)}")
+        if each.numel() and not low <= int(each.min()) <= int(each.max()) <= high:
+            raise ValueError(f"code_levels: {name}: {what} must be between {low} and {high}, found {_extreme(each)}")
+    flat = levels.detach().reshape(-1)
+    widths = choose_classes(flat, group_size) if classes is None else classes
+    streams = [functional.encode_levels(step_codes.detach())] if groups else []
+    coded = _join(streams + [functional.encode_levels(part) for _, part in _parts(flat, widths, group_size)], flat)
+    empty = torch.empty(0, dtype=torch.float32, device=levels.device)
+    return CodedTensor(coded, widths, empty, tuple(levels.shape), dtype, group_size)
+
+
+def code_packed(packed: PackedTensor) -> CodedTensor:
+    """A packed weight with its levels coded; it unpacks to the same bits."""
+    levels = functional.unpack(packed.words, packed.widths, packed.count, group_size=packed.group_size)
+    parts = _parts(levels, packed.widths, packed.group_size)
+    coded = _join([functional.encode_levels(part - (1 << (width - 1))) for width, part in parts], levels)
+    fields = packed.ranges, packed.shape, packed.dtype, packed.group_size, packed.range_scope, packed.level_count
+    return CodedTensor(coded, packed.widths, *fields)
+
+
+def _parts(flat: Tensor, widths: Tensor, group_size: int) -> Iterator[tuple[int, Tensor]]:
+    """(width or class, its levels in order) for each that occurs."""
+    present = np.flatnonzero(np.bincount(widths.cpu().numpy(), minlength=1)).tolist() if flat.numel() else []
+    if len(present) == 1:
+        yield present[0], flat
+        return
+    width_of = per_element(widths, flat.numel(), group_size)
+    for width in present:
+        yield width, flat[width_of == width]
+
+
+def _join(streams: list[Tensor], flat: Tensor) -> Tensor:
+    """The streams one behind the other, and zeros up to the fewest words that so many levels may have."""
+    missing = -(-flat.numel() // ELEMENTS_PER_WORD) - sum(len(stream) for stream in streams)
+    return torch.cat([*streams, torch.zeros(max(missing, 0), dtype=torch.int16, device=flat.device)])
+
+
+def _extreme(values: Tensor) -> int:
+    lowest, highest = int(values.min()), int(values.max())
+    return highest if highest > -lowest else lowest

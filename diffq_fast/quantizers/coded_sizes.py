@@ -1,0 +1,244 @@
+"""The size of a file of coded levels: from a sample of the weights with its slopes, or from all of them.
+
+Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..reference.log_steps import codes_from_steps
+from ..reference.rate import HIGHEST_LEVEL, entropy_of_sample, fixed_bits, level_costs, stream_bits
+from ..reference.sizes import group_count
+from ..reference.steps import in_steps
+
+LEAST_SAMPLE = 4096  # elements of a weight
+COARSE = 16.0  # deviation, in levels, above which several levels count as one
+FINE_LEVELS = 256  # the same where every element is counted
+_MOST_FINE = 8 * FINE_LEVELS
+SAMPLING_STREAM = 2**32 - 1  # of the noise that draws the sample
+ELEMENTS_PER_WORD = 512  # a file has a word of 16 bits for so many elements at least
+MOST_CODES = 256  # step codes of a weight that are told apart
+COUNTED_AT_ONCE = 2**22
+_MIXER = 0x5851F42D4C957F2D
+
+
+class Coded(NamedTuple):
+    """A weight whose levels are coded, and the natural logarithms of its groups' steps."""
+
+    weight: Tensor
+    log_steps: Tensor
+    group_size: int
+
+    @property
+    def groups(self) -> int:
+        return len(self.log_steps)
+
+
+@dataclass(frozen=True)
+class Strata:
+    """How a weight is sampled: one group of ``stride`` consecutive ones, and of each ``samples`` elements.
+
+    An element is drawn from each of ``samples`` nearly equal pieces of a group, so a sample tells about every part of
+    a weight, has no element twice, and each of its elements stands for as many as its piece has.
+    """
+
+    count: int
+    group_size: int
+    groups: int
+    stride: int
+    samples: int
+
+    @classmethod
+    def of(cls, coded: Coded, share: float) -> Strata:
+        count = coded.weight.numel()
+        size = min(coded.group_size or count, count)
+        per_group = size * min(1.0, max(share, LEAST_SAMPLE / count))
+        stride = max(1, int(1 / per_group))
+        return cls(count, size, group_count(count, size), stride, min(size, max(1, round(per_group))))
+
+    @property
+    def rows(self) -> int:
+        return -(-self.groups // self.stride)
+
+    def draws(self) -> int:
+        """Uniform numbers that a weight's sample takes."""
+        return self.rows * (self.samples + (self.stride > 1))
+
+    def sample(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``uniform``: float32 ``[weights, draws()]`` in (0, 1). Groups ``[weights, rows]``, elements ``[weights, rows,
+        samples]``, and for how many each stands, of a shape that fits the elements'."""
+        rows = torch.arange(self.rows, dtype=torch.int64, device=uniform.device)
+        chances = uniform[:, : self.rows * self.samples].view(-1, self.rows, self.samples)
+        number: int | Tensor = 1
+        groups = rows.expand(len(uniform), -1)
+        if self.stride > 1:
+            members = (self.groups - rows * self.stride).clamp(max=self.stride)
+            groups = rows * self.stride + _part_of(uniform[:, -self.rows :], members)
+            number = members[:, None]
+        lengths: int | Tensor = self.group_size
+        if self.count % self.group_size:
+            last = self.count - (self.groups - 1) * self.group_size
+            lengths = torch.where(groups == self.groups - 1, last, self.group_size)[:, :, None]
+        ends = torch.arange(self.samples + 1, dtype=torch.int64, device=uniform.device) * lengths // self.samples
+        begins, sizes = ends[..., :-1], ends.diff(dim=-1)
+        elements = groups[:, :, None] * self.group_size + begins + _part_of(chances, sizes)
+        return groups, elements.clamp(max=self.count - 1), (sizes * number).to(torch.float32)
+
+
+def _part_of(uniform: Tensor, sizes: Tensor) -> Tensor:
+    """Whole numbers from 0 to ``sizes - 1``."""
+    return torch.minimum((uniform * sizes).long(), (sizes - 1).clamp(min=0))
+
+
+class _Sampled(NamedTuple):
+    """The samples of weights that are sampled alike."""
+
+    members: list[int]
+    groups: Tensor  # [weights, rows]
+    elements: Tensor  # [weights, rows, samples]
+    standing_for: Tensor
+    in_levels: Tensor  # [weights, rows, samples], in units of ``coarse`` levels
+    coarse: Tensor  # [weights]
+
+
+def sampled_size(coded: Sequence[Coded], share: float, to_weights: bool) -> Tensor:
+    """The bits of the coded weights, estimated from a share of their elements: 0-dim, differentiable in the log-steps.
+
+    The sample is drawn from a key that is made of the log-steps themselves. So the result depends on nothing but its
+    arguments, another step draws another sample, and the processes of a distributed training draw the same one.
+
+    Args:
+        share: of the elements of each weight, but at least ``LEAST_SAMPLE`` of them.
+        to_weights: differentiable in the weights too.
+    """
+    total: Tensor | float = 0.0
+    for device in dict.fromkeys(each.weight.device for each in coded):
+        of_device = [each for each in coded if each.weight.device == device]
+        part = _size_on_device(of_device, share, to_weights)
+        total = part if isinstance(total, float) else total + part.to(total.device)
+    return total if isinstance(total, Tensor) else torch.zeros(())
+
+
+def _size_on_device(coded: Sequence[Coded], share: float, to_weights: bool) -> Tensor:
+    with torch.no_grad():
+        sampled = list(_samples(coded, share))
+        counts = torch.cat([_count_levels(each) for each in sampled])
+        costs = level_costs(counts)
+    total = counts.new_zeros(())
+    begin = 0
+    for each in sampled:
+        rows = slice(begin, begin + len(each.members))
+        begin = rows.stop
+        total = total + _linearised(each, coded, costs[rows], counts[rows], to_weights)
+    return total
+
+
+def _samples(coded: Sequence[Coded], share: float) -> Iterator[_Sampled]:
+    families: dict[Strata, list[int]] = {}
+    for index, each in enumerate(coded):
+        families.setdefault(Strata.of(each, share), []).append(index)
+    key = _key_of(coded)
+    draws = [strata.draws() * len(members) for strata, members in families.items()]
+    chances = functional.noise(key, SAMPLING_STREAM, sum(draws), noise_kind="uniform") + 0.5
+    for (strata, members), uniform in zip(families.items(), chances.split(draws), strict=True):
+        groups, elements, standing_for = strata.sample(uniform.view(len(members), -1))
+        weights = [coded[m].weight.detach().reshape(-1)[places] for m, places in zip(members, elements, strict=True)]
+        log_steps = torch.stack([coded[member].log_steps.detach().float() for member in members])
+        drawn = log_steps.gather(1, groups)
+        in_levels = torch.stack(weights).float() / drawn.exp()[:, :, None]
+        coarse = (in_levels.square().mean((1, 2)).sqrt() / COARSE).clamp(min=1)
+        in_levels = in_levels / coarse[:, None, None]
+        yield _Sampled(members, groups, elements, standing_for, in_levels, coarse)
+
+
+def _key_of(coded: Sequence[Coded]) -> Tensor:
+    """int64, 0-dim: changes with every bit of the log-steps."""
+    bits = torch.cat([each.log_steps.detach().float() for each in coded]).view(torch.int32).long()
+    places = torch.arange(1, 2 * len(bits), 2, dtype=torch.int64, device=bits.device)
+    mixed = (bits ^ places) * (_MIXER * places)
+    return (mixed ^ (mixed >> 29)).sum()
+
+
+def _count_levels(sampled: _Sampled) -> Tensor:
+    """float32 ``[weights, 2 * HIGHEST_LEVEL + 1]``"""
+    levels = sampled.in_levels.round().nan_to_num().clamp(-HIGHEST_LEVEL, HIGHEST_LEVEL).long() + HIGHEST_LEVEL
+    return _counts(levels.flatten(1), 2 * HIGHEST_LEVEL + 1).float()
+
+
+def _counts(values: Tensor, number: int) -> Tensor:
+    """How often each of ``0 … number - 1`` occurs in each row: float64, exact."""
+    if values.is_cpu and len(values) == 1 and not torch.compiler.is_compiling():
+        return torch.bincount(values[0], minlength=number)[None].double()
+    rows = torch.arange(len(values), dtype=torch.int64, device=values.device)[:, None] * number
+    counts = torch.zeros(len(values) * number, dtype=torch.float64, device=values.device)
+    ones = torch.ones((), dtype=torch.float64, device=values.device).expand(values.numel())
+    return counts.index_add_(0, (values + rows).reshape(-1), ones).view(len(values), number)
+
+
+def _linearised(sampled: _Sampled, coded: Sequence[Coded], costs: Tensor, counts: Tensor, to_weights: bool) -> Tensor:
+    """The bits of the sampled weights: their value from the counts of the sample, their slopes from the costs.
+
+    A level that is not whole costs what lies between those of its two neighbours, as it does in the mean when it is
+    rounded with noise. The value has no slope of its own.
+    """
+    own = [coded[member] for member in sampled.members]
+    count = own[0].weight.numel()
+    with torch.no_grad():
+        levels = (entropy_of_sample(counts) + sampled.coarse.log2()) * count
+        tables = 8.0 * counts.count_nonzero(1) + fixed_bits(count)
+        value = torch.maximum(levels + tables, levels.new_tensor(16.0 * -(-count // ELEMENTS_PER_WORD))).sum()
+        slopes = _slopes(sampled, costs)
+        of_steps = -(slopes * sampled.in_levels).sum(2)
+    drawn = torch.stack([each.log_steps.float() for each in own]).gather(1, sampled.groups)
+    value = value + (of_steps * (drawn - drawn.detach())).sum()
+    if to_weights:
+        scales = drawn.detach().exp()[:, :, None] * sampled.coarse[:, None, None]
+        weights = torch.stack(
+            [each.weight.reshape(-1)[places].float() for each, places in zip(own, sampled.elements, strict=True)]
+        )
+        value = value + (slopes / scales * (weights - weights.detach())).sum()
+    return value
+
+
+def _slopes(sampled: _Sampled, costs: Tensor) -> Tensor:
+    """By how many bits the file grows with each sampled element, per (coarse) level: those that it stands for too."""
+    levels = sampled.in_levels.nan_to_num()
+    lower = levels.floor().clamp(-HIGHEST_LEVEL, HIGHEST_LEVEL - 1).long() + HIGHEST_LEVEL
+    flat, rows = lower.flatten(1), costs
+    rise = (rows.gather(1, flat + 1) - rows.gather(1, flat)).view_as(levels)
+    return torch.where(levels.abs() <= HIGHEST_LEVEL, rise * sampled.standing_for, 0.0)
+
+
+def step_code_bits(coded: Sequence[Coded]) -> Tensor:
+    """float64, 0-dim: bits of the streams of the groups' step codes."""
+    families: dict[tuple[int, torch.device], list[Tensor]] = {}
+    for each in coded:
+        families.setdefault((each.groups, each.weight.device), []).append(each.log_steps.detach().float())
+    total: Tensor | None = None
+    for (groups, _), log_steps in families.items():
+        codes = codes_from_steps(torch.stack(log_steps).exp()).long()
+        codes = (codes - codes.amin(1, keepdim=True)).clamp(max=MOST_CODES - 1)
+        part = stream_bits(_counts(codes, MOST_CODES), groups).sum()
+        total = part if total is None else total + part.to(total.device)
+    return torch.zeros((), dtype=torch.float64) if total is None else total
+
+
+def level_bits(weight: Tensor, steps: Tensor, group_size: int) -> Tensor:
+    """float64, 0-dim: bits of the stream of a weight's levels, every element counted."""
+    levels = in_steps(weight, steps, group_size).round().reshape(-1)
+    # A file's table has 256 symbols: where there are more levels, they have low bits that are not coded.
+    low_bits = (levels.square().mean().sqrt() / FINE_LEVELS).clamp(min=1).log2().ceil()
+    levels = (levels / low_bits.exp2()).floor().nan_to_num().clamp(-_MOST_FINE, _MOST_FINE - 1).to(torch.int32)
+    counts = torch.zeros((1, 2 * _MOST_FINE), dtype=torch.float64, device=weight.device)
+    for chunk in (levels + _MOST_FINE).split(COUNTED_AT_ONCE):
+        counts = counts + _counts(chunk[None].long(), 2 * _MOST_FINE)
+    count = weight.numel()
+    bits = stream_bits(counts, count)[0] + low_bits * count
+    return bits.clamp(min=16.0 * -(-count // ELEMENTS_PER_WORD))

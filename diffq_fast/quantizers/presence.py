@@ -1,0 +1,140 @@
+"""Whether a model is still the one that its quantizer was attached to, and whether its weights can be read.
+
+Looked at when a forward begins, and when a size or an export is asked for: what is quantised was chosen at attaching,
+and is not what the model computes with if the model has changed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from operator import attrgetter, is_, is_not
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .admission import FSDP, is_offloaded, offloaded, refuse_tensor, sharding_wrapper
+from .selection import Selection, Slot
+
+ANEW = "call quantizer.detach() and attach a new quantizer"
+_PLAIN = {torch.Tensor, nn.Parameter}
+_FLOAT32 = {torch.float32}
+_dtype, _is_meta = attrgetter("dtype"), attrgetter("is_meta")  # each forward asks every weight
+
+
+class Presence:
+    """The places and shapes of a model's parameters, as they were when its quantizer was attached.
+
+    Args:
+        who: the quantizer's name, for errors.
+        model: the model.
+        selection: its parameters, with what is learned for them.
+    """
+
+    def __init__(self, who: str, model: nn.Module, selection: Selection) -> None:
+        self._who, self._model, self._type = who, model, type(model)
+        self._weights = selection.quantised
+        self._shapes = [entry.param.shape for entry in self._weights]
+        learned = [
+            Slot(entry.module, entry.learned_name, entry.full_name)
+            for entry in selection.originals
+            if entry.learned_name is not None
+        ]
+        ties = [slot for slot, _ in selection.ties()]
+        self._slots: list[Slot] = [*self._weights, *learned, *selection.rest, *ties]
+        self._read = len(self._weights) + len(learned)
+        self._places = [(slot.module, slot.name) for slot in self._slots]
+        links = dict(_links(model, self._slots))
+        self._links, self._children = list(links), list(links.values())
+
+    def check(self) -> None:
+        """Look at the model as it is. Asks the device for nothing.
+
+        Raises:
+            RuntimeError: with the name of a weight, what is the matter with it, and what to do.
+            TypeError: the model has been sharded, or its weights replaced by a tensor subclass.
+        """
+        children = [parent._modules.get(name) for parent, name in self._links]
+        params = [module._parameters.get(name) for module, name in self._places]
+        if any(map(is_, params, repeat(None))) or any(map(is_not, children, self._children)):
+            raise self._gone(params)
+        read = cast("list[Tensor]", params[: self._read])
+        if not _PLAIN.issuperset(map(type, read)) or type(self._model) is not self._type:
+            self._refuse_foreign(read)
+        weights, learned = read[: len(self._shapes)], read[len(self._shapes) :]
+        if [weight.shape for weight in weights] != self._shapes:
+            raise self._reshaped(weights)
+        if not _FLOAT32.issuperset(map(_dtype, learned)):
+            raise self._cast(learned)
+        if any(map(_is_meta, read)):
+            self._refuse_offloaded(read)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            self._refuse_transformed(read)
+
+    # -- what is the matter --------------------------------------------------------------------------------------------
+
+    def _gone(self, params: Sequence[Tensor | None]) -> RuntimeError:
+        modules = set(self._model.modules())
+        for slot, param in zip(self._slots, params, strict=True):
+            if slot.module not in modules:
+                return self._changed(f"the module of {slot.full_name} is no longer part of the model")
+            if param is None:
+                return self._changed(
+                    f"the parameter {slot.full_name} is gone from its module (pruned, parametrised, fused, removed)"
+                )
+        return self._changed(f"modules of {self._slots[0].full_name.partition('.')[0]} have other names now")
+
+    def _reshaped(self, weights: Sequence[Tensor]) -> RuntimeError:
+        if any(hasattr(weight, "_fsdp_flattened") for weight in weights):
+            return RuntimeError(f"{self._who}: the model has been sharded by FullyShardedDataParallel, and {FSDP}")
+        pairs = zip(self._weights, weights, self._shapes, strict=True)
+        entry, now, then = next((entry, weight.shape, then) for entry, weight, then in pairs if weight.shape != then)
+        return self._changed(f"{entry.full_name} has shape {list(now)}, and had {list(then)}")
+
+    def _cast(self, learned: Sequence[Tensor]) -> RuntimeError:
+        slots = self._slots[len(self._shapes) : self._read]
+        pairs = zip(slots, learned, strict=True)
+        slot, dtype = next((slot, each.dtype) for slot, each in pairs if each.dtype != torch.float32)
+        return RuntimeError(
+            f"{self._who}: {slot.name} of {slot.full_name} must be float32, in which what is learned is kept, got "
+            f"{dtype}; cast the model by model.to(dtype), which leaves it as it is, or load a state that has it in "
+            "float32"
+        )
+
+    def _changed(self, what: str) -> RuntimeError:
+        return RuntimeError(
+            f"{self._who}: {what}; the model has changed since the quantizer was attached. Detach and attach anew: "
+            f"{ANEW}, behind everything that changes weights"
+        )
+
+    def _refuse_foreign(self, read: Sequence[Tensor]) -> None:
+        wrapper = sharding_wrapper(self._model)
+        if wrapper is not None:
+            raise TypeError(f"{self._who}: the model has been sharded by {wrapper}, and {FSDP}")
+        for slot, tensor in zip(self._slots, read, strict=False):
+            refuse_tensor(self._who, slot.full_name, tensor)
+
+    def _refuse_offloaded(self, read: Sequence[Tensor]) -> None:
+        for slot, tensor in zip(self._slots, read, strict=False):
+            if is_offloaded(slot.module, tensor) or (tensor.is_meta and not all(each.is_meta for each in read)):
+                raise RuntimeError(f"{self._who}: {offloaded(slot.full_name)}")
+
+    def _refuse_transformed(self, read: Sequence[Tensor]) -> None:
+        for slot, tensor in zip(self._slots, read, strict=False):
+            if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+                raise RuntimeError(
+                    f"{self._who}: {slot.full_name} is transformed by torch.func (grad, vmap, jacrev, ...), which the "
+                    "quantizer does not support. Transform what quantizer.bake() leaves of a copy of the model "
+                    "(copy.deepcopy), or use torch.autograd"
+                )
+
+
+def _links(model: nn.Module, slots: Iterable[Slot]) -> Iterator[tuple[tuple[nn.Module, str], nn.Module | None]]:
+    """On the ways from the model to its parameters: each module that holds another, the name, and the one held."""
+    for path in {slot.full_name.rpartition(".")[0]: None for slot in slots}:
+        module = model
+        for name in path.split(".") if path else ():
+            child = module._modules[name]
+            yield (module, name), child
+            module = cast(nn.Module, child)

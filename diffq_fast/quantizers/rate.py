@@ -1,0 +1,365 @@
+"""Rate: learned steps under the price of coded levels, what an entropy coder makes of them.
+
+Uniform noise of one step stands for rounding in training, as in learned image compression (Ballé, Laparra, Simoncelli,
+"End-to-end Optimized Image Compression", ICLR 2017; for weights Oktay et al., "Scalable Model Compression by Entropy
+Penalized Reparameterization", ICLR 2020). ``docs/rate.md`` tells what is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..reference.groups import grouped
+from ..reference.log_steps import (
+    HIGHEST_STEP_CODE,
+    LOWEST_STEP_CODE,
+    STEPS_PER_OCTAVE,
+    codes_from_steps,
+    steps_from_codes,
+)
+from ..reference.sizes import group_count
+from ..reference.steps import levels_of_steps, round_to_steps
+from .arguments import remembers_arguments
+from .attachment import Draw
+from .base import BITS_PER_MB, BaseQuantizer
+from .coded_sizes import Coded, level_bits, sampled_size, step_code_bits
+from .compiled import forget_graphs
+from .export import ExportedWeight
+from .frozen import FrozenBits
+from .learned_parameters import LearnedParameters
+from .lower_precision import LowerPrecision
+from .noise import Piece, TrainingWeights
+from .rate_budget import RateBudget, fitting_codes
+from .registry import Scheme, register
+from .selection import QuantizedParameter
+
+LEAST_STEP = 2.0**-60  # at the start, of a group of zeros
+
+
+class RateQuantizer(BaseQuantizer):
+    """Trains a model whose weights are whole multiples of learned steps, under the price of their entropy code.
+
+    Three lines in a training loop::
+
+        quantizer = RateQuantizer(model)                    # after the optimizer is made
+        quantizer.setup_optimizer(optimizer)
+        loss = task_loss + penalty * quantizer.model_size()
+
+    In train mode every forward of ``model`` sees its weights with uniform noise of one step; in eval mode it sees them
+    rounded to multiples of the stored steps. The stored parameters never change. What is learned are the natural
+    logarithms of the steps, one for each group, parameters ``<name><suffix>`` of the owning modules. A step may grow
+    until its whole group is zero, which costs next to nothing.
+
+    Args:
+        model: any module; it is not replaced.
+        min_size: parameters of up to this many MB (as float32) are not quantised.
+        float16: keep the parameters that are not quantised in half precision, in eval and export.
+        group_size: consecutive elements that share a step; 0: one step for the whole weight; None: one for each row
+            (index of the first dimension), and for an embedding's table one, so that rows that no batch touches do not
+            die.
+        init_step: step at the start, in deviations of its group.
+        suffix: of the log-steps' names.
+        exclude: fnmatch patterns of parameters to leave alone, against ``name`` and ``"<module name>.<name>"``.
+        detect_bound: a tensor used at several places has one step, one noise and is stored once.
+        sample_share: the share of each weight's elements (4,096 at least) from which ``model_size()`` is estimated.
+        rate_to_weights: ``model_size()`` is differentiable in the weights too, which draws them to zero.
+        noisy_dtype: as :class:`DiffQuantizer` has it.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        RuntimeError: a parameter's name already ends in ``suffix``.
+    """
+
+    # What SizeTarget asks of learned bits: here they may be any from 0 on.
+    min_bits, max_bits, extra_bits, range_scope = 0.0, 16.0, 0.0, "steps"
+
+    @remembers_arguments
+    def __init__(
+        self,
+        model: nn.Module,
+        min_size: float = 0.01,
+        float16: bool = False,
+        group_size: int | None = None,
+        init_step: float = 0.5,
+        suffix: str = "_log_step",
+        exclude: Sequence[str] = [],
+        detect_bound: bool = True,
+        *,
+        sample_share: float = 1 / 64,
+        rate_to_weights: bool = False,
+        noisy_dtype: str | None = None,
+    ) -> None:
+        if group_size is not None and group_size < 0:
+            raise ValueError(f"RateQuantizer: group_size must be None, 0 (one group) or positive, got {group_size}")
+        if not init_step > 0 or not math.isfinite(init_step):
+            raise ValueError(f"RateQuantizer: init_step must be positive, got {init_step}")
+        if not 0 < sample_share <= 1:
+            raise ValueError(f"RateQuantizer: sample_share must be above 0 and at most 1, got {sample_share}")
+        if noisy_dtype not in (None, "auto"):
+            raise ValueError(f"RateQuantizer: noisy_dtype must be None or 'auto', got {noisy_dtype!r}")
+        LearnedParameters.refuse_second(type(self).__name__, model, suffix)
+        super().__init__(model, min_size, float16, exclude, detect_bound)
+        self.group_size, self.init_step = group_size, init_step
+        self.sample_share, self.rate_to_weights, self.noisy_dtype = sample_share, rate_to_weights, noisy_dtype
+        self.learn(suffix, self._initial_log_steps)
+        lowering = LowerPrecision(model, self.selection.quantised) if noisy_dtype == "auto" else None
+        self._frozen = FrozenBits(self.selection.originals, self._codes_of, self._rounded)
+        self._training = TrainingWeights(self.selection, self._frozen, lowering)
+        self.attach(lowering)
+
+    def _initial_log_steps(self, entry: QuantizedParameter) -> Tensor:
+        """Those of ``init_step`` deviations of each group, of the whole weight where a group has none."""
+        flat = entry.param.detach().float().reshape(-1)
+        size = self.elements_per_group(entry) or max(flat.numel(), 1)
+        whole = flat.std(correction=0) if flat.numel() else flat.new_zeros(())
+        rows = grouped(flat, size, whole.new_full((), math.nan))
+        squares = (rows - rows.nanmean(1, keepdim=True)).square().nanmean(1)[: group_count(flat.numel(), size)]
+        deviations = torch.where(squares > 0, squares.sqrt(), whole)
+        return (self.init_step * deviations).clamp(min=LEAST_STEP).nan_to_num(1.0).log()
+
+    def elements_per_group(self, entry: QuantizedParameter) -> int:
+        """Of one weight; 0: one group."""
+        if self.group_size is not None:
+            return self.group_size
+        if entry.param.dim() < 2 or isinstance(entry.module, nn.Embedding | nn.EmbeddingBag):
+            return 0
+        return entry.param[0].numel()
+
+    def setup_optimizer(self, optimizer: torch.optim.Optimizer, lr: float = 0.02, **kwargs: Any) -> None:
+        """Add the log-steps to ``optimizer``, as one group with ``weight_decay`` 0.
+
+        Args:
+            optimizer: made before this quantizer, so that it does not hold the log-steps yet.
+            lr: learning rate of the log-steps.
+            kwargs: other options of the group.
+
+        Raises:
+            RuntimeError: the optimizer holds the log-steps already, or another one was set up.
+        """
+        super().setup_optimizer(optimizer, **{"lr": lr, "weight_decay": 0, **kwargs})
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _codes_of(self, entry: QuantizedParameter) -> Tensor:
+        """int16 ``[groups]``: the steps as a file has them."""
+        return codes_from_steps(entry.logit.detach().float().exp())
+
+    def stored_steps(self, entry: QuantizedParameter) -> Tensor:
+        """float32 ``[groups]``: the nearest steps that a file can hold."""
+        return steps_from_codes(self._codes_of(entry))
+
+    def steps(self) -> dict[str, Tensor]:
+        """The step of every group as an export has it: float32 ``[groups]`` by weight name."""
+        return {entry.full_name: self.stored_steps(entry) for entry in self.selection.originals}
+
+    def bits_per_weight(self) -> dict[str, float]:
+        """The bits of each weight's coded levels over its elements, by name, every element counted."""
+        with torch.no_grad():
+            return {entry.full_name: float(self._level_bits(entry)) / entry.param.numel() for entry in self._full()}
+
+    def _full(self) -> list[QuantizedParameter]:
+        """The untied weights that have elements."""
+        return [entry for entry in self.selection.originals if entry.param.numel()]
+
+    # -- freezing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def bits_frozen(self) -> bool:
+        """Whether :meth:`freeze_bits` is in force."""
+        return self._frozen.active
+
+    def freeze_bits(self, mb: float | None = None, *, straight_through: bool = False) -> None:
+        """Round the steps for good: from now on training sees those of the export, and they stay.
+
+        No optimizer of torch moves them any more. Training goes on with their noise, or, with ``straight_through``,
+        with the very weights of the export: the gradients of the rounded weights are passed on to the float weights
+        unchanged. A state dict and a packed file carry the steps, but not that they are frozen. The weights still
+        move, and the size of their code with them.
+
+        Args:
+            mb: multiply all steps by one factor, so that ``true_model_size()`` is at most this and as near to it as
+                stored steps allow; None: the nearest stored steps.
+            straight_through: see above.
+
+        Raises:
+            ValueError: even with all weights zero the file is larger than ``mb``.
+        """
+        codes = [self._codes_of(entry) for entry in self.selection.originals]
+        if mb is not None:
+            codes = self._fitting_codes(mb)
+        same = self._frozen.active and self._frozen.rounds_weights == straight_through
+        self._frozen.freeze(self.rule(), codes, rounds_weights=straight_through)
+        if not same:
+            forget_graphs(self.model)
+
+    def unfreeze_bits(self) -> None:
+        """Let the steps be learned again, from where :meth:`freeze_bits` left them."""
+        self._frozen.unfreeze()
+        forget_graphs(self.model)
+
+    def _fitting_codes(self, mb: float) -> list[Tensor]:
+        smallest = self.bit_budget().uniform_size(0) / BITS_PER_MB
+        if not mb >= smallest:
+            raise ValueError(
+                f"RateQuantizer.freeze_bits: mb must be at least {smallest:.6g}, the size with all weights zero, got "
+                f"{mb:g}; quantise more (exclude, min_size), or keep the rest in half precision (float16=True)"
+            )
+        wanted = mb * BITS_PER_MB - self.plain_bits()
+        with torch.no_grad():
+            coded = {entry: self._coded(entry) for entry in self._full()}
+            moved = dict(zip(coded, fitting_codes(list(coded.values()), wanted), strict=True))
+        return [moved.get(entry, self._codes_of(entry)) for entry in self.selection.originals]
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    def training_draw(self) -> Draw:
+        return self._training.draw_keys(self._noisy)
+
+    def _noisy(
+        self, keys: dict[torch.device, Tensor], bucket: Sequence[Piece], dtype: torch.dtype | None
+    ) -> list[Tensor]:
+        weights, log_steps = [piece.weight for piece in bucket], [piece.logit.float() for piece in bucket]
+        if self._frozen.active:
+            stored = [self._frozen.once(piece, self.stored_steps) for piece in bucket]
+            steps = list(torch._foreach_add(stored, log_steps, alpha=0))
+        else:
+            steps = list(torch._foreach_exp(log_steps))
+        return functional.add_uniform_noise(
+            weights,
+            steps,
+            keys[weights[0].device],
+            group_sizes=[self.elements_per_group(piece.entry) for piece in bucket],
+            streams=[piece.stream for piece in bucket],
+            dtype=dtype,
+        )
+
+    def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        return self._rounded(entries, [self._codes_of(entry) for entry in entries], None)
+
+    def eval_options(self) -> Hashable:
+        return self._frozen.active
+
+    def _rounded(
+        self, entries: Sequence[QuantizedParameter], codes: Sequence[Tensor], dtype: torch.dtype | None
+    ) -> list[Tensor]:
+        return [
+            round_to_steps(
+                self.storable(entry), steps_from_codes(code), self.elements_per_group(entry), dtype or entry.param.dtype
+            )
+            for entry, code in zip(entries, codes, strict=True)
+        ]
+
+    # -- size --------------------------------------------------------------------------------------------------------
+
+    def quantised_bits(self, exact: bool) -> Tensor | float:
+        """Bits of the streams of levels and step codes; ``exact``: of the stored steps, every element counted."""
+        entries = self._full()
+        if not entries:
+            return 0.0
+        coded = [self._coded(entry) for entry in entries]
+        with torch.no_grad():
+            codes = step_code_bits(coded)
+            if exact:
+                sizes = [self._level_bits(entry).to(codes.device) for entry in entries]
+                return (codes + torch.stack(sizes).sum()).float()
+        levels = sampled_size(coded, self.sample_share, self.rate_to_weights)
+        return levels + codes.to(levels)
+
+    def _coded(self, entry: QuantizedParameter) -> Coded:
+        """Frozen steps have no slope, but stay in the graph: a distributed wrapper waits for their gradient."""
+        log_steps: Tensor = entry.logit
+        if self._frozen.active:
+            log_steps = log_steps.detach() + 0 * log_steps
+        return Coded(entry.param, log_steps, self.elements_per_group(entry))
+
+    def _level_bits(self, entry: QuantizedParameter) -> Tensor:
+        return level_bits(self.storable(entry), self.stored_steps(entry), self.elements_per_group(entry))
+
+    def bit_budget(self) -> RateBudget:
+        """What a size target asks: the least size, and of what it is made."""
+        entries = self._full()
+        device = entries[0].param.device if entries else torch.device("cpu")
+        plain = sum(slot.param.numel() for slot in self.selection.rest), self.plain_bits()
+        groups = [len(entry.logit) for entry in entries]
+        return RateBudget([entry.param.numel() for entry in entries], groups, plain, device)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def rule(self) -> StepRule:
+        return StepRule(self.suffix)
+
+    def misfit(self, packed: Any) -> tuple[str | None, str] | None:
+        if packed.range_scope != "steps":
+            return None, "has coded multiples of steps"
+        return None
+
+    def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
+        group_size, steps = self.elements_per_group(entry), self._sound_steps(entry)
+        levels = levels_of_steps(value.float(), steps, group_size).to(torch.int32)
+        classes = torch.ones(len(steps), dtype=torch.uint8, device=levels.device)
+        codes = self._codes_of(entry)
+        return ExportedWeight(entry.full_name, value, classes, group_size, "steps", levels=levels, ranges=codes)
+
+    def _sound_steps(self, entry: QuantizedParameter) -> Tensor:
+        if not bool(entry.logit.isfinite().all()):
+            raise ValueError(f"RateQuantizer: a step of {entry.full_name} is NaN or infinite and cannot be exported")
+        return self.stored_steps(entry)
+
+    def check_exportable(self) -> None:
+        super().check_exportable()
+        for entry in self.selection.originals:
+            self._sound_steps(entry)
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """How learned log-steps and a packed weight belong together, see :class:`.registry.Rule`."""
+
+    suffix: str = "_log_step"
+    noun: ClassVar[str] = "log-steps"
+    reach: ClassVar[str] = (
+        f"steps from 2**{LOWEST_STEP_CODE // STEPS_PER_OCTAVE} to 2**{HIGHEST_STEP_CODE / STEPS_PER_OCTAVE:g}"
+    )
+
+    def logits(self, codes: Tensor) -> Tensor:
+        """The log-steps, float32, of step codes."""
+        return codes.to(torch.float64).mul(math.log(2) / STEPS_PER_OCTAVE).to(torch.float32)
+
+    def problem(self) -> str | None:
+        """What is impossible about the rule, or None: its suffix may come from a file."""
+        usable = isinstance(self.suffix, str) and self.suffix
+        return None if usable else f"suffix must be a text, got {self.suffix!r:.40}"
+
+    def misfit(self, packed: Any, shape: list[int]) -> str:
+        """Why a parameter of another shape holds no log-steps of the weight."""
+        return f"expected {self.shape(packed)[0]} log-steps, the model has {shape}"
+
+    def belongs_to(self, packed: Any) -> bool:
+        """Log-steps belong to the weights that have steps."""
+        return packed.range_scope == "steps"
+
+    def shape(self, packed: Any) -> tuple[int, ...]:
+        """One for each group."""
+        return (len(packed.widths),)
+
+    def learned(self, packed: Any) -> Tensor:
+        """The logarithms of the stored steps."""
+        return self.logits(packed.ranges.reshape(-1))
+
+    def changed(self, packed: Any, learned: Tensor) -> int:
+        """Log-steps give any stored step again."""
+        return 0
+
+    def differing(self, stated: Any) -> dict[str, Any]:
+        """Log-steps mean the same to every RateQuantizer."""
+        return {}
+
+
+register(Scheme(RateQuantizer, rule=lambda arguments: StepRule(arguments.get("suffix", "_log_step"))))

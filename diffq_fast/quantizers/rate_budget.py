@@ -1,0 +1,117 @@
+"""What a size target asks of coded levels, and the common factor of all steps that gives a size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..reference.log_steps import HIGHEST_STEP_CODE, LOWEST_STEP_CODE, STEPS_PER_OCTAVE, steps_from_codes
+from ..reference.rate import fixed_bits
+from .coded_sizes import ELEMENTS_PER_WORD, Coded, level_bits, step_code_bits
+
+LEAST_SHIFT, MOST_SHIFT = -16.0 * STEPS_PER_OCTAVE, 24.0 * STEPS_PER_OCTAVE
+CLOSE_ENOUGH = 1e-3  # of the budget
+MOST_TRIALS = 24
+GOLDEN = 0.6180339887498949
+LARGE_GROUPS = 8  # a weight of so few groups moves in jumps, and keeps its codes while others move
+
+
+class RateBudget:
+    """Sizes of a model of coded levels, in bits; see :class:`.sizes.BitBudget`, whose attributes it has.
+
+    Args:
+        counts: elements of each weight; none of them 0.
+        groups: of each weight.
+        plain: parameters that are not quantised, and their bits.
+        device: where a size target computes.
+    """
+
+    rounds = False  # model_size() is the expected size of the file already
+    widths = range(17)
+
+    def __init__(
+        self, counts: Sequence[int], groups: Sequence[int], plain: tuple[int, int], device: torch.device
+    ) -> None:
+        self.device = device
+        plain_count, self.plain = plain
+        self.quantised = sum(counts)
+        self.count = self.quantised + plain_count
+        words = sum(16 * -(-count // ELEMENTS_PER_WORD) for count in counts)
+        self.fixed = self.plain + words + sum(fixed_bits(number) for number in groups)
+
+    def uniform_size(self, bits: float) -> float:
+        """The size with so many bits a weight in the mean; the smallest one with 0."""
+        return self.fixed + bits * self.quantised
+
+
+def fitting_codes(coded: Sequence[Coded], budget: float) -> list[Tensor]:
+    """Step codes, int16 ``[groups]`` of each weight, that take at most ``budget`` bits, and nearly as many.
+
+    All codes are moved by one real number before they are rounded; then those of weights of many groups once more,
+    while the others keep theirs. Waits for the device.
+    """
+    exact = [_real_codes(each) for each in coded]
+    codes, bits = _fit(coded, exact, [None] * len(coded), budget)
+    kept = [code if len(code) < LARGE_GROUPS else None for code in codes]
+    if bits < (1 - CLOSE_ENOUGH) * budget and any(each is None for each in kept):
+        codes, _ = _fit(coded, exact, kept, budget)
+    return codes
+
+
+def _real_codes(coded: Coded) -> Tensor:
+    """Where the log-steps lie on the scale of codes. Those that are codes already are set apart a little, so that they
+    move one after the other."""
+    exact = coded.log_steps.detach().double() * (STEPS_PER_OCTAVE / math.log(2))
+    places = torch.arange(len(exact), dtype=torch.float64, device=exact.device)
+    apart = (places * GOLDEN) % 1 * 0.98 - 0.49
+    return torch.where((exact - exact.round()).abs() < 1e-3, exact.round() + apart, exact)
+
+
+def _fit(
+    coded: Sequence[Coded], exact: Sequence[Tensor], kept: Sequence[Tensor | None], budget: float
+) -> tuple[list[Tensor], float]:
+    """Codes, and their bits, of the smallest shift that fits, nearly; those ``kept`` stay as they are.
+
+    By the false position: the size falls nearly evenly with the shift.
+    """
+    codes = _moved(exact, kept, 0.0)
+    bits = _bits(coded, codes)
+    slope = -sum(each.weight.numel() for each in coded) / STEPS_PER_OCTAVE  # a bit an octave
+    shift, low, high = 0.0, LEAST_SHIFT, MOST_SHIFT
+    best: tuple[list[Tensor], float] | None = None
+    for _ in range(MOST_TRIALS):
+        if bits <= budget:
+            high, best = shift, (codes, bits)
+            if bits >= (1 - CLOSE_ENOUGH) * budget:
+                break
+        else:
+            low = shift
+        guess = shift + (budget * (1 - CLOSE_ENOUGH / 2) - bits) / slope
+        shift = guess if low < guess < high else (low + high) / 2
+        if high - low < 1e-3:
+            break
+        codes = _moved(exact, kept, shift)
+        bits = _bits(coded, codes)
+    if best is None:
+        codes = _moved(exact, kept, high)
+        best = codes, _bits(coded, codes)
+    return best
+
+
+def _moved(exact: Sequence[Tensor], kept: Sequence[Tensor | None], shift: float) -> list[Tensor]:
+    return [
+        (code + shift).round().clamp(LOWEST_STEP_CODE, HIGHEST_STEP_CODE).to(torch.int16) if own is None else own
+        for code, own in zip(exact, kept, strict=True)
+    ]
+
+
+def _bits(coded: Sequence[Coded], codes: Sequence[Tensor]) -> float:
+    steps = [steps_from_codes(code) for code in codes]
+    moved = [each._replace(log_steps=step.log()) for each, step in zip(coded, steps, strict=True)]
+    total = float(step_code_bits(moved))
+    for each, step in zip(coded, steps, strict=True):
+        total += float(level_bits(each.weight.detach(), step, each.group_size))
+    return total

@@ -1,0 +1,49 @@
+"""What one file may cost its reader while it is fuzzed: memory and time in proportion to its length."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SPARE_BYTES = 64 << 20  # of address space, beside what is in use
+BYTES_PER_BYTE = 20
+CPU_SECONDS = 0.1  # and some for each MB; a wall clock would count pauses
+
+
+class TooSlowError(Exception):
+    """A file took longer than one of its length may."""
+
+
+def thrice(read: Callable[[], None]) -> None:
+    """Call it again where it was too slow: a busy machine may have been."""
+    for last in (False, False, True):
+        try:
+            read()
+            return
+        except TooSlowError:
+            if last:
+                raise
+
+
+@contextmanager
+def bounded(length: int, seconds_per_megabyte: float) -> Iterator[None]:
+    """A file of so many bytes is read inside: more memory is a MemoryError, more time a TooSlowError."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    memory = pages * resource.getpagesize() + SPARE_BYTES + BYTES_PER_BYTE * length
+    seconds = CPU_SECONDS + seconds_per_megabyte * length / 2**20
+
+    def too_long(*_: Any) -> None:
+        raise TooSlowError(f"more than {seconds:g} s for one file of {length:,} bytes")
+
+    signal.signal(signal.SIGVTALRM, too_long)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
