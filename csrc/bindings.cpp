@@ -161,12 +161,12 @@ WidthThresholds thresholds_of(const ThresholdsTuple& thresholds) {
     return made;
 }
 
-// (origin, low bits, frequencies, whether there is an escape)
-using CodeTuple = std::tuple<int32_t, int, std::vector<uint16_t>, bool>;
+// (origin, low bits, frequencies, whether there is an escape, bits of the blocks' number of values)
+using CodeTuple = std::tuple<int32_t, int, std::vector<uint16_t>, bool, int>;
 
 LevelCode code_of(const CodeTuple& code) {
-    const auto& [origin, low_bits, frequencies, escape] = code;
-    return {origin, low_bits, frequencies, escape};
+    const auto& [origin, low_bits, frequencies, escape, block_bits] = code;
+    return {origin, low_bits, frequencies, escape, block_bits};
 }
 
 // (values, planes of a block, rows, columns)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .legacy.state import load_legacy
     from .packed.report import inspect
     from .packed.save_load import load, save
+    from .post_training.calibration import calibrate, save_calibration
+    from .post_training.pack import pack_checkpoint
     from .quantizers.diffq import DiffQuantizer
     from .quantizers.lsq import LSQ
     from .quantizers.rate import RateQuantizer
@@ -38,15 +40,18 @@ __all__ = [
     "UniformQuantizer",
     "__version__",
     "backend_info",
+    "calibrate",
     "empty_cache",
     "functional",
     "inspect",
     "install_as_diffq",
     "load",
     "load_legacy",
+    "pack_checkpoint",
     "plot_bits",
     "restore_quantized_state",
     "save",
+    "save_calibration",
     "save_legacy",
     "ts_export",
 ]
@@ -61,6 +66,9 @@ _HOMES = {
     "save": "packed.save_load",
     "load": "packed.save_load",
     "inspect": "packed.report",
+    "pack_checkpoint": "post_training.pack",
+    "calibrate": "post_training.calibration",
+    "save_calibration": "post_training.calibration",
     "BitsLog": "watch.bits_log",
     "plot_bits": "watch.bits_plot",
     "save_legacy": "compat.alias",

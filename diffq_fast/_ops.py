@@ -310,8 +310,8 @@ def unpack_dequantize(words, widths, ranges, group_size, per_group, shape, dtype
 # -- coded levels ----------------------------------------------------------------------------------------------------
 
 
-@_operator("(Tensor levels, int origin, int low_bits, int[] frequencies, bool escape) -> Tensor")
-def encode_levels(levels, origin, low_bits, frequencies, escape):
+@_operator("(Tensor levels, int origin, int low_bits, int[] frequencies, bool escape, int block_bits) -> Tensor")
+def encode_levels(levels, origin, low_bits, frequencies, escape, block_bits):
     words = torch.library.get_ctx().new_dynamic_size()
     return levels.new_empty((words,), dtype=torch.int16)
 

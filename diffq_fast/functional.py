@@ -37,9 +37,9 @@ from ._checks import (
     check_words,
     level_counts,
 )
+from .reference import log_steps
 from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
 from .reference.level_code import CodeError, LevelCode, StreamHead, choose_code, code_problem, histogram, read_head
-from .reference.log_steps import codes_from_steps, steps_from_codes
 from .reference.options import NoiseOptions
 from .reference.sizes import word_count
 
@@ -64,8 +64,8 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "dequantize",
     "unpack_dequantize",
     "LevelCode",
-    "codes_from_steps",
     "steps_from_codes",
+    "codes_from_steps",
     "level_code",
     "encode_levels",
     "stream_size",
@@ -390,6 +390,33 @@ def unpack_dequantize(
 # -- coded levels ----------------------------------------------------------------------------------------------------
 
 
+def steps_from_codes(codes: Tensor) -> Tensor:
+    """float32 steps ``2 ** (codes / 16)``, the same bits everywhere: those of a coded file.
+
+    Args:
+        codes: integer tensor of any shape, -1600 … 1599.
+
+    >>> steps_from_codes(torch.tensor([-16, 0, 8]))
+    tensor([0.5000, 1.0000, 1.4142])
+    """
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"steps_from_codes: codes must be integers, got {codes.dtype}")
+    return log_steps.steps_from_codes(codes)
+
+
+def codes_from_steps(steps: Tensor) -> Tensor:
+    """int16 codes of the steps of a coded file that are nearest on a logarithmic scale: 2.2 per cent off at most.
+
+    Without gradient; nothing is read on the host. What is no positive number gets the lowest code.
+
+    Args:
+        steps: floating tensor of any shape.
+    """
+    if not steps.is_floating_point():
+        raise TypeError(f"codes_from_steps: steps must be floating, got {steps.dtype}")
+    return log_steps.codes_from_steps(steps)
+
+
 def level_code(levels: Tensor) -> LevelCode:
     """The code that takes the fewest bits for these levels, by their histogram.
 
@@ -420,7 +447,7 @@ def encode_levels(levels: Tensor, code: LevelCode | None = None) -> Tensor:
     problem = code_problem(code, len(code.frequencies) or 1)
     if problem:
         raise ValueError(f"encode_levels: code: {problem}")
-    table = code.origin, code.low_bits, list(code.frequencies), code.escape
+    table = code.origin, code.low_bits, list(code.frequencies), code.escape, code.block_bits
     return _ops.encode_levels.default(levels, *table)
 
 
@@ -428,7 +455,7 @@ def stream_size(words: Tensor, count: int) -> int:
     """How many of the int16 ``words`` belong to the stream of ``count`` levels that they begin with.
 
     Raises:
-        ValueError: they begin with no such stream, or with a part of one only.
+        CodeError: (a ValueError) they begin with no such stream, or with a part of one only.
     """
     return _stream_head("stream_size", words, count).stream_size(count) if count else 0
 
@@ -437,8 +464,8 @@ def decode_levels(words: Tensor, count: int) -> Tensor:
     """int32 levels ``[count]``: the inverse of :func:`encode_levels`. Words behind the stream are not read.
 
     Raises:
-        ValueError: the words begin with no such stream. Nothing is taken on trust: a damaged one is refused, or gives
-            other levels, and never reads beyond the words.
+        CodeError: (a ValueError) the words begin with no such stream. Nothing is taken on trust: a damaged one is
+            refused, or gives other levels, and never reads beyond the words.
     """
     if count:
         _stream_head("decode_levels", words, count)
@@ -447,17 +474,17 @@ def decode_levels(words: Tensor, count: int) -> Tensor:
     try:
         return _ops.decode_levels.default(words, count)
     except CodeError as error:
-        raise ValueError(f"decode_levels: {error}") from None
+        raise CodeError(f"decode_levels: {error}") from None
 
 
 def _stream_head(who: str, words: Tensor, count: int) -> StreamHead:
     check_coded_words(who, words, count)
     try:
-        head = read_head(words.contiguous().view(torch.uint8).cpu().numpy().data, count)
+        head = read_head(memoryview(words.cpu().numpy().tobytes()), count)
     except CodeError as error:
-        raise ValueError(f"{who}: {error}") from None
+        raise CodeError(f"{who}: {error}") from None
     if head.stream_size(count) > len(words):
-        raise ValueError(f"{who}: expected {head.stream_size(count):,} words, found {len(words):,}")
+        raise CodeError(f"{who}: expected {head.stream_size(count):,} words, found {len(words):,}")
     return head
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments import minilm
+from experiments import minilm_words as minilm
 from experiments.store import RESULTS, Store
 from torch import Tensor, nn
 

@@ -110,7 +110,7 @@ def mutated(codes: list[bytes], draw: random.Random) -> bytes:
 
 def refused(data: bytes) -> bool:
     try:
-        with bounded(len(data), SECONDS_PER_MEGABYTE):
+        with bounded(len(data), SECONDS_PER_MEGABYTE * len(data) / 2**20):
             load_legacy(io.BytesIO(data))
     except ValueError as error:
         if isinstance(error.__cause__, TooSlowError | MemoryError):

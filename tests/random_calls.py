@@ -28,7 +28,7 @@ from diffq_fast.packed.tensor import pack_levels, pack_weight
 from support.random_arguments import Arguments
 
 EXPECTED = (TypeError, ValueError)
-OPERATOR_ERRORS = (*EXPECTED, RuntimeError, KeyError)  # a schema's, a missing choice
+OPERATOR_ERRORS = (*EXPECTED, RuntimeError, LookupError)  # a schema's; a missing choice, or a place that is none
 
 ops = torch.ops.diffq_fast
 
@@ -124,32 +124,72 @@ def model_file(a: Arguments, path: Path) -> None:
     diffq_fast.load(path, a.often(model, other))
 
 
-def operators(a: Arguments) -> None:
-    """Below the checks of the functions."""
-    key, streams, count = a.key(), a.often([0], [], [0, 1], [-1]), a.often(a.count, -1, 5000)
-    weight, logits, widths, words = a.weight(), a.logits(), a.widths(), a.words()
-    noise = (a.group_size, 2.0, 15.0, "bits", a.kind(), a.scope == "group")
-    export = (a.group_size, a.scope == "group")
-    extremes = a.often(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(4), torch.full((1, 4), 10**9), torch.zeros(0))
-    calls: list[Callable[[], Any]] = [
-        lambda: ops.noise(key, a.often(0, -1), a.often(0, 2**63 - 9), count, a.kind()),
-        lambda: ops.add_noise([weight], [logits], key, streams, None, *noise, a.often(None, torch.bfloat16)),
-        lambda: ops.add_noise_backward([a.weight()], [weight], [logits], a.found(), extremes, key, streams, *noise),
-        lambda: ops.quantize([weight], [widths], a.found(), *export),
-        lambda: ops.dequantize([a.levels()], [widths], a.found(), *export, a.often(torch.float32, torch.float16)),
-        lambda: ops.fake_quantize([weight], [widths], a.found(), *export, a.often(None, torch.float16, torch.int8)),
-        lambda: ops.pack(a.levels(), widths, a.group_size, a.often(words.numel(), -1)),
-        lambda: ops.unpack(words, widths, a.group_size, count),
-        lambda: ops.quantize_pack(weight, widths, a.found(), *export, a.often(words.numel(), -1)),
-        lambda: ops.unpack_dequantize(words, widths, a.found(), *export, [count], torch.float32),
-        lambda: ops.quantize_planes(weight, widths, a.found(), a.group_size, [a.count] + [0] * a.often(15, 14)),
-        lambda: ops.pack_planes(a.levels(), a.often(3, 0, 20, -1), a.often(64, 8, 5), a.often(32, 70, 0, -1)),
-        lambda: ops.pack_planes_seen(a.levels(), a.often(3, 0, 20, -1), a.often(64, 8, 5), a.often(32, 70, 0, -1)),
-        lambda: ops.unpack_planes(planes(a), a.often(a.count, -1, 10**7)),
-        lambda: ops.count_widths(widths),
-        lambda: ops.widths_from_logits(logits, a.often(2.0, -1.0), a.often(15.0, 1.0), a.often("bits", "noise"), 0.0),
-    ]
-    a.random.choice(calls)()
+def noise_options(a: Arguments) -> tuple[Any, ...]:
+    limits = a.often((2.0, 15.0), (-1.0, 4.0), (0.5, 1e30), (float("nan"), 4.0))
+    return (a.group_size, *limits, a.often("bits", "noise", "levels"), a.kind(), a.scope == "group")
+
+
+def streams(a: Arguments) -> list[int]:
+    return a.often([0], [], [0, 1], [-1], [2**32], [-(2**63)])
+
+
+def extremes(a: Arguments) -> Tensor:
+    places = torch.full((1, 4), a.often(0, -1, 10**9, 2**63 - 1), dtype=torch.int64)
+    return a.often(places, torch.zeros(4), torch.zeros(0), places.to("meta"), places[:0])
+
+
+def grouping(a: Arguments) -> tuple[int, bool]:
+    return a.group_size, a.scope == "group"
+
+
+def block(a: Arguments) -> tuple[int, int, int]:
+    """Width, rows and columns of bit planes."""
+    return a.integer(3, 0, 16, 20), a.integer(64, 8, 5), a.integer(32, 70, 0)
+
+
+# Below the checks of the functions, which look only at what keeps them inside their memory.
+OPERATORS: dict[str, Callable[[Arguments], Any]] = {
+    "draw_key": lambda a: ops.draw_key(a.weight()),
+    "noise": lambda a: ops.noise(a.key(), a.integer(0), a.integer(0, 2**63 - 9), a.integer(a.count, 5000), a.kind()),
+    "weight_range": lambda a: ops.weight_range([a.weight() for _ in range(a.often(2, 0, 1))], *grouping(a)),
+    "add_noise": lambda a: ops.add_noise(
+        [a.weight()], [a.logits()], a.key(), streams(a), None, *noise_options(a), a.often(None, torch.bfloat16)
+    ),
+    "add_noise_backward": lambda a: ops.add_noise_backward(
+        *([a.weight()], [a.weight()], [a.logits()], a.found(), extremes(a), a.key(), streams(a)), *noise_options(a)
+    ),
+    "quantize": lambda a: ops.quantize([a.weight()], [a.widths()], a.found(), *grouping(a)),
+    "dequantize": lambda a: ops.dequantize(
+        [a.levels()], [a.widths()], a.found(), *grouping(a), a.often(torch.float32, torch.float16, torch.int64)
+    ),
+    "fake_quantize": lambda a: ops.fake_quantize(
+        [a.weight()], [a.widths()], a.found(), *grouping(a), a.often(None, torch.float16, torch.int8)
+    ),
+    "pack": lambda a: ops.pack(a.levels(), a.widths(), a.group_size, a.integer(a.words().numel())),
+    "unpack": lambda a: ops.unpack(a.words(), a.widths(), a.group_size, a.integer(a.count, 5000)),
+    "quantize_pack": lambda a: ops.quantize_pack(
+        a.weight(), a.widths(), a.found(), *grouping(a), a.integer(a.words().numel())
+    ),
+    "unpack_dequantize": lambda a: ops.unpack_dequantize(
+        a.words(), a.widths(), a.found(), *grouping(a), a.shape(), a.often(torch.float32, torch.float64)
+    ),
+    "quantize_planes": lambda a: ops.quantize_planes(
+        a.weight(), a.widths(), a.found(), a.group_size, [a.integer(a.count)] + [a.integer(0)] * a.often(15, 14)
+    ),
+    "pack_planes": lambda a: ops.pack_planes(a.levels(), *block(a)),
+    "pack_planes_seen": lambda a: ops.pack_planes_seen(a.levels(), *block(a)),
+    "unpack_planes": lambda a: ops.unpack_planes(planes(a), a.integer(a.count, 10**7)),
+    "count_widths": lambda a: ops.count_widths(a.widths()),
+    "widths_from_logits": lambda a: ops.widths_from_logits(
+        a.logits(), a.often(2.0, -1.0), a.often(15.0, 1.0), a.often("bits", "noise"), a.often(0.0, 1e30)
+    ),
+}
+
+
+def coded(a: Arguments) -> torch.Tensor:
+    """Words of coded levels: right, cut off, or anything."""
+    words = functional.encode_levels(torch.randint(-9, 9, (a.count,)))
+    return a.form(a.often(words, words[:1], a.words().to(torch.int16)))
 
 
 CALLS: dict[str, Callable[[Arguments], Any]] = {
@@ -177,6 +217,15 @@ CALLS: dict[str, Callable[[Arguments], Any]] = {
     "unpack_dequantize": lambda a: functional.unpack_dequantize(
         a.words(), a.widths(), a.found(), a.shape(), dtype=a.often(torch.float32, torch.bfloat16, torch.int8), **both(a)
     ),
+    "level_code": lambda a: functional.level_code(a.levels()),
+    "encode_levels": lambda a: functional.encode_levels(a.levels()),
+    "stream_size": lambda a: functional.stream_size(coded(a), a.often(a.count, -1, 10**6, 2**63)),
+    "decode_levels": lambda a: functional.decode_levels(coded(a), a.often(a.count, -1, 10**6)),
+    "steps_from_codes": lambda a: functional.steps_from_codes(a.often(a.levels(), a.logits())),
+    "codes_from_steps": lambda a: functional.codes_from_steps(a.often(a.logits(), a.logits().cfloat())),
+    "add_uniform_noise": lambda a: functional.add_uniform_noise(
+        [a.weight()], [a.logits()], a.key(), group_sizes=[a.group_size], streams=streams(a)
+    ),
     "pack_planes": lambda a: functional.pack_planes(
         *(a.levels(), a.often(3, 0, 16, 17, -1)), rows=a.often(64, 8, 16, 32, 5), columns=a.often(32, 1, 70, 0, -1)
     ),
@@ -186,20 +235,20 @@ CALLS: dict[str, Callable[[Arguments], Any]] = {
     "unpack_planes": lambda a: functional.unpack_planes(planes(a), length(a)),
     "bitpack": packer(bitpack),
     "torch_pack": packer(torch_pack),
-    "operators": operators,
+    **{f"operator {name}": call for name, call in OPERATORS.items()},
 }
 FILE_CALLS: dict[str, Callable[[Arguments, Path], Any]] = {
     "container": container,
     "weight_file": weight_file,
     "model_file": model_file,
 }
-NEVER_REFUSED = {"draw_key", "empty_cache"}
-NO_CALLS = {"NoiseOptions"}
+NEVER_REFUSED = {"draw_key", "empty_cache", "operator draw_key", "operator count_widths"}
+NO_CALLS = {"NoiseOptions", "LevelCode"}
 
 
 def call(name: str, a: Arguments, path: Path) -> bool:
     """Whether it answered."""
-    errors = OPERATOR_ERRORS if name == "operators" else EXPECTED
+    errors = OPERATOR_ERRORS if name.startswith("operator ") else EXPECTED
     try:
         CALLS[name](a) if name in CALLS else FILE_CALLS[name](a, path)
     except MemoryError:  # more elements than any machine holds

@@ -11,5 +11,5 @@ cmake --install "$build" --component python --prefix "$build/package/diffq_fast"
 
 # Python itself is built without: the sanitizers' libraries come first, and what it leaks is not the core's affair.
 preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)"
-LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$build/package" \
+LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$build/package" \
   python tests/random_calls.py "${2:-3000}" "${3:-0}"

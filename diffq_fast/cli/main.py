@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._version import __version__
-from ..files.safetensors_reader import MAX_ELEMENTS, escaped, printable
+from ..files.safetensors_reader import MAX_ELEMENTS, begins_like_safetensors, escaped, printable
 from ..packed.report import inspect
 from ..reference.sizes import MAX_WIDTH
+from . import coded
 from .convert import add_arguments as add_convert_arguments
 from .convert import convert_file
 
@@ -103,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     added = command("verify", run_verify, "Check every checksum and decode every weight.")
     added.add_argument("file")
     _add_progress(added)
-    added = command("pack", run_pack, "Pack an ordinary safetensors checkpoint: by its logits, or at --bits.")
+    added = command("pack", run_pack, "Pack an ordinary checkpoint: by its logits, or to a size or quality.")
     _add_pack_arguments(added)
     text = "Write a packed file as an ordinary safetensors checkpoint: all names, tied ones as copies."
     added = command("unpack", run_unpack, text)
@@ -129,8 +130,9 @@ def _add_progress(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="safetensors checkpoint")
-    parser.add_argument("output", help="packed file to write")
+    text = "checkpoint: safetensors, torch.save's .bin or .pt, a *.index.json of shards, or a folder with one of these"
+    parser.add_argument("file", help=text)
+    parser.add_argument("output", nargs="?", help="packed file to write; not needed with --dry-run")
     _add_progress(parser)
     size = "elements per group; default: inferred from the logits, or one group with --bits"
     parser.add_argument("--group-size", type=int, metavar="G", help=size)
@@ -140,9 +142,13 @@ def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
     trained.add_argument("--max-bits", type=float, help="(default 15)")
     trained.add_argument("--param", choices=("bits", "noise"), help="(default bits)")
     trained.add_argument("--extra-bits", type=float, help="(default 0)")
-    plain = parser.add_argument_group("post-training packing of any checkpoint")
-    plain.add_argument("--bits", type=int, metavar="B", help="one width for all weights, 1 to 16")
-    plain.add_argument("--range-scope", choices=("tensor", "group"), help="one range per tensor (default) or group")
+    coded.add_arguments(parser)
+    plain = parser.add_argument_group("post-training packing, coded or of fixed width")
+    plain.add_argument(
+        "--bits", type=int, metavar="B", help="mean bits of a weight, or with fixed coding its width, 1 to 16"
+    )
+    scope = "fixed coding: one range per tensor (default) or group"
+    plain.add_argument("--range-scope", choices=("tensor", "group"), help=scope)
     plain.add_argument("--min-size", type=float, metavar="MB", help="keep smaller tensors as they are (default 0.01)")
     help_exclude = "keep tensors whose name, or its last part, matches; may be repeated"
     plain.add_argument("--exclude", action="append", metavar="PATTERN", help=help_exclude)
@@ -173,17 +179,72 @@ def run_pack(arguments: argparse.Namespace) -> int:
     trained = _given(arguments, "suffix", "min_bits", "max_bits", "param", "extra_bits")
     plain = _given(arguments, "range_scope", "min_size", "exclude")
     size = _given(arguments, "group_size")
+    of_coded = _given(arguments, *coded.NAMES)
     if size.get("group_size", 0) < 0:
         raise UsageError(f"--group-size must be 0 (one group) or positive, got {size['group_size']}")
     if size.get("group_size", 0) >= MAX_ELEMENTS:
         raise UsageError(f"--group-size must be below 2**60, got {size['group_size']}; 0 is one group")
-    if arguments.bits is not None:
+    if arguments.output is None and not arguments.dry_run:
+        raise UsageError("expected the packed file to write, or --dry-run")
+    fixed = arguments.coding == "fixed" or (
+        arguments.bits is not None and bool(_given(arguments, "range_scope") | size)
+    )
+    if fixed and of_coded:
+        raise UsageError(f"{_options(of_coded)} go with coded levels, not with fixed widths")
+    if fixed and arguments.bits is None:
+        raise UsageError("--coding fixed needs the width: --bits")
+    if fixed:
         _pack_at_bits(arguments, trained, plain | size)
-    else:
+    elif not of_coded and arguments.bits is None and (trained or size or _has_logits(arguments.file)):
         _pack_with_logits(arguments, trained, plain, size)
+    else:
+        return _pack_coded(arguments, trained, size)
     report = inspect(arguments.output)
     text = f"{arguments.output}: {report.file_bytes:,} bytes, {report.bits_per_weight:.2f} bits per weight"
     _print(arguments, report.to_dict(), f"{text}, {len(report.weights)} weights packed")
+    return 0
+
+
+def _has_logits(path: str) -> bool:
+    """Whether this is a safetensors file with a trained quantizer's logits; other checkpoints have none to go by."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        if not begins_like_safetensors(file.read(9)):
+            return False
+    from ..packed.checkpoint import has_logits
+
+    return has_logits(path, "_diffq")
+
+
+def _pack_coded(arguments: argparse.Namespace, trained: Mapping[str, Any], size: Mapping[str, Any]) -> int:
+    if trained:
+        raise UsageError(f"{_options(trained)} describe logits and do not go with coded levels")
+    if size:
+        raise UsageError("--group-size goes with logits or fixed widths; steps of coded levels are by row")
+    if math.isnan(arguments.min_size or 0):
+        raise UsageError("--min-size must be a number of MB, got nan")
+    of_coded = _given(arguments, *coded.NAMES)
+    targets = _given(arguments, "bits", "bits_per_weight", "target_mb", "quality")
+    if len(targets) > 1:
+        raise UsageError(f"expected one of {_options(targets)}")
+    if arguments.bits is not None and not 1 <= arguments.bits <= MAX_WIDTH:
+        raise UsageError(f"--bits must be between 1 and {MAX_WIDTH}, got {arguments.bits}")
+    if arguments.plot and not arguments.dry_run:
+        raise UsageError("--plot draws the curve of --dry-run")
+    if _has_logits(arguments.file):
+        chosen = _options(targets | of_coded) or "--coding"
+        raise UsageError(f"{arguments.file} holds logits, which say the widths; leave {chosen} out")
+    verb = "measuring" if arguments.dry_run else "packing"
+    with ProgressLine(verb, arguments.progress) as progress:
+        if arguments.dry_run:
+            result, text, notes = coded.dry_run(arguments, progress)
+        else:
+            quality, text, notes = coded.pack_coded(arguments, progress)
+            result = inspect(arguments.output).to_dict() | {"quality": quality}
+    for note in notes:
+        print(f"diffq-fast pack: {note}", file=sys.stderr)
+    _print(arguments, result, text)
     return 0
 
 
@@ -231,7 +292,7 @@ def _pack_with_logits(
     if not rule.suffix:
         raise UsageError("--suffix must not be empty")
     if not has_logits(arguments.file, rule.suffix):
-        raise UsageError(f"{arguments.file} has no logits NAME{rule.suffix}; give --suffix, or --bits to pack at")
+        raise UsageError(f"{arguments.file} has no logits NAME{rule.suffix}; give --suffix, or --bits-per-weight")
     with ProgressLine("packing", arguments.progress) as progress:
         pack_with_logits(arguments.file, arguments.output, rule, **size, progress=progress)
 

@@ -131,7 +131,7 @@ def _unpack_weight(
 ) -> Tensor:
     """float32, bit for bit what eval sees. Compiled by TorchScript, so written in its part of Python."""
     widths = _unpack_planes(table, groups) + lowest
-    levels = torch.zeros(groups, group_size, device=table.device)
+    levels = torch.zeros(groups, group_size, device=table.device, dtype=torch.float32)
     used = 0
     for width in range(1, 16):
         chosen = (widths == width).nonzero().view(-1)

@@ -51,7 +51,8 @@ def uniform_unquantize(levels: Tensor, scales: tuple[float, float], bits: Tensor
 
 
 def _level_count(who: str, bits: Tensor | float) -> Tensor:
-    bits = torch.as_tensor(bits)
+    if not isinstance(bits, Tensor):
+        bits = torch.tensor(bits, dtype=torch.float32, device="cpu")
     if not bool(((bits >= 1) & (bits <= 15)).all()):
         raise ValueError(f"{who}: bits must be between 1 and 15, got {bits.tolist()!s:.80}")
     return level_count(bits)

@@ -61,6 +61,12 @@ def write_safetensors(
             file.write(sealed)
 
 
+def safetensors_bytes(sources: Iterable[TensorSource], metadata: Mapping[str, str]) -> int:
+    """Bytes of the file that :func:`write_safetensors` would write; no data are asked for."""
+    entries = _place(sorted(sources, key=lambda source: (-ITEM_BYTES[source.dtype], source.name)))
+    return 8 + len(_header(entries, metadata)) + (entries[-1].end if entries else 0)
+
+
 def _place(sources: Iterable[TensorSource]) -> list[TensorEntry]:
     entries, position = [], 0
     for source in sources:

@@ -276,7 +276,7 @@ def encode_lsq_entry(
     half = 2 ** (planes - 1)
     shifted = indices.detach().cpu().to(torch.int32) + half
     check_levels(name, shifted, planes)
-    scale = torch.as_tensor(scale).detach().to("cpu", torch.float32, copy=True).reshape(())
+    scale = torch.as_tensor(scale, dtype=torch.float32, device="cpu").detach().clone().reshape(())
     if packed:
         return pack_field(shifted, 0, torch_pack), scale
     return (shifted - half).to(torch.int16), scale

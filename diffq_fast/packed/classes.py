@@ -5,10 +5,50 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..reference.groups import grouped, per_element
 from ..reference.sizes import group_count
+from .widths import encode_widths
+
+CLASSES = (2, 4, 8)  # tried, and one
+LARGEST = 127  # levels beyond count as this: they are escapes
+TABLE_BITS, SYMBOL_BITS = 300.0, 10.0  # of a class: its table and states; and of each symbol in it
+WORTH = 0.997  # of the size with one class
 
 
 def choose_classes(levels: Tensor, group_size: int) -> Tensor:
-    """uint8 `[groups]`, 1 … 16: the class of each group of the flat, signed levels."""
+    """uint8 `[groups]`, 1 … 16: the class of each group of the flat, signed levels.
+
+    Groups whose levels are about as large share a class. What that saves is estimated by the entropy of each class;
+    where it is not worth the table of classes, there is one.
+    """
     groups = group_count(levels.numel(), group_size)
-    return torch.ones(groups, dtype=torch.uint8, device=levels.device)
+    best = torch.ones(groups, dtype=torch.uint8, device=levels.device)
+    if groups < 4:
+        return best
+    near = levels.clamp(-LARGEST, LARGEST)
+    fill = near.new_zeros((), dtype=torch.float32)
+    size = torch.log2(grouped(near.abs().to(torch.float32), group_size, fill).mean(1) + 2**-6)
+    lowest, highest = size.min(), size.max()
+    bits = WORTH * _bits(near, best, group_size)
+    if float(highest - lowest) < 0.25:
+        return best
+    for classes in CLASSES:
+        places = (size - lowest) * (classes / (highest - lowest))
+        chosen = places.floor().clamp(0, classes - 1).to(torch.uint8) + 1
+        needed = _bits(near, chosen, group_size)
+        if needed < bits:
+            best, bits = chosen, needed
+    return best
+
+
+def _bits(levels: Tensor, classes: Tensor, group_size: int) -> float:
+    """About what the levels take with these classes, and the classes themselves."""
+    span = 2 * LARGEST + 1
+    class_of = per_element(classes, levels.numel(), group_size).to(torch.int32)
+    counts = torch.bincount((levels + (class_of - 1) * span + LARGEST).to(torch.int32), minlength=span)
+    table = torch.nn.functional.pad(counts, (0, -len(counts) % span)).view(-1, span).to(torch.float64)
+    chances = table / table.sum(1, keepdim=True).clamp(min=1)
+    entropy = float(-(table * chances.clamp(min=1e-300).log2()).sum())
+    used = int((table > 0).sum())
+    coded = len(encode_widths(classes.cpu().numpy())[1])
+    return entropy + TABLE_BITS * int(table.any(1).sum()) + SYMBOL_BITS * used + 8 * coded

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import functional
+from ..quantizers.export import ExportedWeight
 from ..reference.even_levels import dequantize_evenly
 from ..reference.groups import per_element
-from ..reference.level_code import ELEMENTS_PER_WORD, CodeError
+from ..reference.level_code import CodeError
 from ..reference.log_steps import HIGHEST_STEP_CODE, LOWEST_STEP_CODE
-from ..reference.sizes import group_count
+from ..reference.sizes import ELEMENTS_PER_WORD, group_count
 from .classes import choose_classes
-from .tensor import PackedTensor, check_packable
+from .tensor import PackedTensor, check_packable, pack_exported
 from .widths import encode_widths, stream_levels
 
 MOST_LEVEL = (1 << 15) - 1
+MENTION = 32  # bytes that the header takes to say that a weight is coded
+CODINGS = ("auto", "fixed", "coded")
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,26 @@ class CodedTensor:
 
     def levels(self) -> Tensor:
         """int32 `[*shape]`: signed for "steps", from 0 on for the others."""
+        decoded = {width: self._decoded(width, words, count) for width, words, count in self.streams()}
+        if len(decoded) == 1:
+            return decoded.popitem()[1].reshape(self.shape)
         levels = torch.empty(self.count, dtype=torch.int32, device=self.coded.device)
-        streams = list(self.streams())
-        class_of = None if len(streams) == 1 else per_element(self.widths, self.count, self.group_size)
-        for width, words, count in streams:
-            values = functional.decode_levels(words, count)
-            if self.range_scope != "steps":
-                values += 1 << (width - 1)
-                if bool((values < 0).any()) or bool((values >> width).any()):
-                    raise CodeError(f"a level is beyond the {width} bits of its group")
-            if class_of is None:
-                levels = values
-            else:
-                levels[class_of == width] = values
+        whole = self.group_size > 0 and self.count % self.group_size == 0
+        class_of = self.widths if whole else per_element(self.widths, self.count, self.group_size)
+        rows = levels.view(-1, self.group_size) if whole else levels
+        for width, values in decoded.items():
+            rows[class_of == width] = values.view(-1, self.group_size) if whole else values
         return levels.reshape(self.shape)
+
+    def _decoded(self, width: int, words: Tensor, count: int) -> Tensor:
+        values = functional.decode_levels(words, count)
+        if self.range_scope == "steps":
+            return values
+        lowest, highest = values.aminmax()
+        half = 1 << (width - 1)
+        if int(lowest) < -half or int(highest) >= half:
+            raise CodeError(f"a level is beyond the {width} bits of its group")
+        return values.add_(half)
 
     def steps(self) -> Tensor:
         """float32 `[groups]`, for range_scope "steps"."""
@@ -209,15 +217,40 @@ def code_packed(packed: PackedTensor) -> CodedTensor:
     return CodedTensor(coded, packed.widths, *fields)
 
 
+def with_coding(packed: PackedTensor, coding: str) -> PackedTensor | CodedTensor:
+    """The weight as it is for "fixed", coded for "coded", and whichever is smaller for "auto"."""
+    if coding not in CODINGS:
+        raise ValueError(f"save: coding must be one of {', '.join(map(repr, CODINGS))}, got {coding!r}")
+    if coding == "fixed":
+        return packed
+    coded = code_packed(packed)
+    smaller = 2 * len(coded.coded) + MENTION < 4 * len(packed.words)
+    return coded if coding == "coded" or smaller else packed
+
+
+def code_exported(weights: Iterable[ExportedWeight], coding: str) -> dict[str, PackedTensor | CodedTensor]:
+    """What a quantizer exports, by name: weights with steps coded, all others as ``coding`` says."""
+    made: dict[str, PackedTensor | CodedTensor] = {}
+    for each in weights:
+        if each.range_scope == "steps" and each.levels is not None and each.ranges is not None:
+            size, dtype = int(each.group_size), each.weight.dtype
+            made[each.name] = code_levels(each.levels, each.ranges, group_size=size, dtype=dtype, name=each.name)
+        else:
+            made[each.name] = with_coding(pack_exported([each])[each.name], coding)
+    return made
+
+
 def _parts(flat: Tensor, widths: Tensor, group_size: int) -> Iterator[tuple[int, Tensor]]:
     """(width or class, its levels in order) for each that occurs."""
-    present = np.flatnonzero(np.bincount(widths.cpu().numpy(), minlength=1)).tolist() if flat.numel() else []
+    present = widths.unique().tolist() if flat.numel() else []
     if len(present) == 1:
         yield present[0], flat
         return
-    width_of = per_element(widths, flat.numel(), group_size)
+    whole = group_size > 0 and flat.numel() % group_size == 0
+    width_of = widths if whole else per_element(widths, flat.numel(), group_size)
+    rows = flat.view(-1, group_size) if whole else flat
     for width in present:
-        yield width, flat[width_of == width]
+        yield width, rows[width_of == width].reshape(-1)
 
 
 def _join(streams: list[Tensor], flat: Tensor) -> Tensor:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from .. import functional
 from ..files.safetensors_reader import Progress, file_error, open_file, read_tensors
-from ..files.safetensors_writer import TensorSource, write_safetensors
+from ..files.safetensors_writer import TensorSource, safetensors_bytes, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, dtype_name, tensor_bytes, tensors_from_bytes
-from .header import packed_metadata, seal
-from .layout import PackedLayout, WeightLayout, layout_fields, name_conflict, read_layout
+from ..reference.level_code import CodeError
+from .coding import CodedTensor
+from .header import CODED_VERSION, VERSION, packed_metadata, seal
+from .layout import CODED_PARTS, PARTS, STEPS, PackedLayout, WeightLayout, layout_fields, name_conflict, read_layout
 from .tensor import PackedTensor
 from .widths import encode_widths
 
@@ -41,7 +43,7 @@ class PackedContents:
     path: of the file that it was read from.
     """
 
-    packed: Mapping[str, PackedTensor]
+    packed: Mapping[str, PackedTensor | CodedTensor]
     plain: Mapping[str, Tensor]
     ties: Mapping[str, str] = field(default_factory=dict)
     half: Mapping[str, torch.dtype] = field(default_factory=dict)
@@ -59,9 +61,18 @@ class PackedContents:
     def tensor(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """One entry of the state dict: a weight is unpacked and dequantised, on `device`."""
         name = self.ties.get(name, name)
-        if name in self.packed:
-            return self.packed[name].to(device).unpack()
+        weight = self.packed.get(name)
+        if isinstance(weight, CodedTensor):  # on the CPU, which is where streams are decoded fast
+            return self._decoded(name, weight).to(device)
+        if weight is not None:
+            return weight.to(device).unpack()
         return self.plain[name].to(device=device, dtype=self.half.get(name, self.plain[name].dtype))
+
+    def _decoded(self, name: str, weight: CodedTensor) -> Tensor:
+        try:
+            return weight.unpack()
+        except CodeError as error:
+            raise file_error(self.path, name + ".coded", f"{error}; the file is damaged") from None
 
     def tensors(self, devices: Mapping[str, torch.device]) -> dict[str, Tensor]:
         """Entries of the state dict, each on its device; tied names on one device share one tensor."""
@@ -90,19 +101,13 @@ def write_packed(path: str | os.PathLike[str], contents: PackedContents, progres
     Raises:
         ValueError: names that collide, or a half tensor beyond float16's range. TypeError: not storable.
     """
-    packed, plain, ties = contents.packed, contents.plain, contents.ties
-    lost = [name for name in ties.values() if name not in packed and name not in plain]
-    sources, half = _plain_sources(contents)
-    layouts = []
-    for name, weight in packed.items():
-        coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
-        layouts.append(_weight_layout(name, weight, coding))
-        sources += _weight_sources(name, weight, table)
-    problem = name_conflict(packed, plain, ties)
-    if problem or lost:
-        raise ValueError(f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one")
-    layout = layout_fields(layouts, ties, half, contents.buffers)
-    write_safetensors(path, sources, packed_metadata(contents.quantizer, layout, len(sources)), seal, progress)
+    sources, metadata = _prepared(contents)
+    write_safetensors(path, sources, metadata, seal, progress)
+
+
+def packed_bytes(contents: PackedContents) -> int:
+    """Bytes of the file that :func:`write_packed` would write. Raises like it."""
+    return safetensors_bytes(*_prepared(contents))
 
 
 def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) -> PackedContents:
@@ -124,6 +129,25 @@ def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) 
         quantizer=layout.quantizer,
         path=path,
     )
+
+
+def _prepared(contents: PackedContents) -> tuple[list[TensorSource], dict[str, str]]:
+    """The tensors of the file and its metadata, without checksums."""
+    packed, plain, ties = contents.packed, contents.plain, contents.ties
+    lost = [name for name in ties.values() if name not in packed and name not in plain]
+    sources, half = _plain_sources(contents)
+    layouts = []
+    for name, weight in packed.items():
+        coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
+        layouts.append(_weight_layout(name, weight, coding))
+        sources += _weight_sources(name, weight, table)
+    coded = any(layout.coded for layout in layouts)
+    problem = name_conflict(packed, plain, ties, CODED_PARTS if coded else PARTS)
+    if problem or lost:
+        raise ValueError(f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one")
+    layout = layout_fields(layouts, ties, half, contents.buffers)
+    version = CODED_VERSION if coded else VERSION
+    return sources, packed_metadata(contents.quantizer, layout, len(sources), version)
 
 
 def _plain_sources(contents: PackedContents) -> tuple[list[TensorSource], dict[str, str]]:
@@ -154,7 +178,7 @@ def _pack_stream(values: np.ndarray, bits: int) -> bytes:
     return tensor_bytes(functional.pack(torch.from_numpy(values).to(torch.int32), width, group_size=0)).tobytes()
 
 
-def _weight_layout(name: str, weight: PackedTensor, coding: list[Any]) -> WeightLayout:
+def _weight_layout(name: str, weight: PackedTensor | CodedTensor, coding: list[Any]) -> WeightLayout:
     return WeightLayout(
         name,
         shape=tuple(weight.shape),
@@ -164,25 +188,32 @@ def _weight_layout(name: str, weight: PackedTensor, coding: list[Any]) -> Weight
         range_scope=weight.range_scope,
         coding=coding,
         level_count=weight.level_count,
+        coded=isinstance(weight, CodedTensor),
     )
 
 
-def _weight_sources(name: str, weight: PackedTensor, table: bytes) -> list[TensorSource]:
+def _weight_sources(name: str, weight: PackedTensor | CodedTensor, table: bytes) -> list[TensorSource]:
     """The tensors of one weight; `table`: its coded widths, empty where all groups have one width."""
-    words, ranges = partial(tensor_bytes, weight.words), partial(tensor_bytes, weight.ranges)
-    sources = [
-        TensorSource(name + ".range", "F32", tuple(weight.ranges.shape), ranges),
-        TensorSource(name + ".words", "U32", tuple(weight.words.shape), words),
-    ]
+    sources = []
+    if weight.range_scope != STEPS:
+        ranges = partial(tensor_bytes, weight.ranges)
+        sources.append(TensorSource(name + ".range", "F32", tuple(weight.ranges.shape), ranges))
+    if isinstance(weight, CodedTensor):
+        sources.append(TensorSource(name + ".coded", "U16", (len(weight.coded),), partial(tensor_bytes, weight.coded)))
+    else:
+        sources.append(TensorSource(name + ".words", "U32", (len(weight.words),), partial(tensor_bytes, weight.words)))
     if table:
         coded = partial(np.frombuffer, table, dtype=np.uint8)
         sources.append(TensorSource(name + ".widths", "U8", (len(table),), coded))
     return sources
 
 
-def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]) -> PackedTensor:
-    weight, ranges = layout.weights[name], stored[name + ".range"]
-    if weight.range_scope == "scale":
+def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]) -> PackedTensor | CodedTensor:
+    weight = layout.weights[name]
+    ranges = stored.get(name + ".range", torch.empty(0, dtype=torch.float32, device="cpu"))
+    if weight.range_scope == STEPS:
+        sound, expected = ranges, ""
+    elif weight.range_scope == "scale":
         sound, expected = torch.isfinite(ranges), "a finite scale"
     else:
         length = ranges[..., 1] - ranges[..., 0]
@@ -190,13 +221,13 @@ def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]
         expected = "ranges lo <= hi, finite and no further apart than float32 can hold"
     if not bool(sound.all()):
         raise file_error(layout.header.path, name + ".range", f"expected {expected}; damaged or hostile")
-    return PackedTensor(
-        stored[name + ".words"].view(torch.int32),
-        torch.from_numpy(layout.widths[name]),
-        ranges,
-        weight.shape,
-        DTYPES[weight.dtype],
-        weight.group_size,
-        weight.range_scope,
-        weight.level_count,
-    )
+    widths, dtype = torch.from_numpy(layout.widths[name]), DTYPES[weight.dtype]
+    scheme = weight.group_size, weight.range_scope, weight.level_count
+    if not weight.coded:
+        return PackedTensor(stored[name + ".words"].view(torch.int32), widths, ranges, weight.shape, dtype, *scheme)
+    coded = CodedTensor(stored[name + ".coded"].view(torch.int16), widths, ranges, weight.shape, dtype, *scheme)
+    try:
+        coded.check()
+    except CodeError as error:
+        raise file_error(layout.header.path, name + ".coded", f"{error}; the file is damaged") from None
+    return coded

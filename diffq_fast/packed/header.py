@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from ..files.safetensors_reader import FileError, Header, file_error, read_header, read_json
 
 FORMAT = "diffq_fast"
-VERSION = "1"
+VERSION, CODED_VERSION = "1", "2"  # the second one for files with a coded weight
 CHECKSUM_KEY = b'"header_crc32":"'  # raw quotes: cannot occur inside a JSON string, so it marks one place only
 NO_CHECKSUM = "00000000"
 
@@ -27,13 +27,14 @@ class PackedHeader:
     """A header whose own checksum is right.
 
     checksums: tensor -> its stored CRC-32. quantizer: {"class": name, "arguments": {…}}. layout: a JSON object, not
-    looked at yet.
+    looked at yet. coded: whether its weights may be coded.
     """
 
     tensors: Header
     checksums: dict[str, int]
     quantizer: dict[str, Any]
     layout: dict[str, Any]
+    coded: bool
 
 
 def compact_json(value: Any) -> str:
@@ -41,11 +42,13 @@ def compact_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def packed_metadata(quantizer: Mapping[str, Any], layout: Mapping[str, Any], tensors: int) -> dict[str, str]:
+def packed_metadata(
+    quantizer: Mapping[str, Any], layout: Mapping[str, Any], tensors: int, version: str = VERSION
+) -> dict[str, str]:
     """The metadata of a packed file, with zeros in place of the checksums of so many `tensors` and of the header."""
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": version,
         "quantizer": compact_json(quantizer),
         "layout": compact_json(layout),
         "crc32": compact_json([NO_CHECKSUM] * tensors),
@@ -79,7 +82,8 @@ def read_packed_header(file: BinaryIO, path: str) -> PackedHeader:
     layout = read_json(header.metadata["layout"], path, "layout")
     if not isinstance(quantizer.get("class"), str) or not isinstance(quantizer.get("arguments"), dict):
         raise file_error(path, "quantizer", "expected a class name and an object of arguments")
-    return PackedHeader(header, _checksums(header, sums), quantizer, layout)
+    coded = header.metadata["version"] == CODED_VERSION
+    return PackedHeader(header, _checksums(header, sums), quantizer, layout, coded)
 
 
 def _check_packed(raw: bytes, metadata: Mapping[str, str], path: str) -> None:
@@ -87,8 +91,9 @@ def _check_packed(raw: bytes, metadata: Mapping[str, str], path: str) -> None:
     if metadata.get("format") != FORMAT:
         problem = f"its format is {metadata.get('format', 'not stated')!r:.40}, expected {FORMAT!r}"
         raise file_error(path, "header", f"not a diffq_fast packed file: {problem}; `diffq-fast pack` makes one")
-    if metadata.get("version") != VERSION:
-        problem = f"version {metadata.get('version', 'not stated')!r:.40}, this reader knows version {VERSION!r}"
+    if metadata.get("version") not in (VERSION, CODED_VERSION):
+        known = f"this reader knows versions {VERSION!r} and {CODED_VERSION!r}"
+        problem = f"version {metadata.get('version', 'not stated')!r:.40}, {known}"
         raise file_error(path, "header", f"{problem}; a newer diffq_fast may read it")
     for key in ("quantizer", "layout", "crc32", "header_crc32"):
         if key not in metadata:

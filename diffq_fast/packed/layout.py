@@ -14,14 +14,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..files.safetensors_reader import Header, file_error, read_tensor, valid_shape, whole
-from ..reference.sizes import group_count, word_count
+from ..reference.sizes import ELEMENTS_PER_WORD, group_count, word_count
 from .header import PackedHeader, read_packed_header
 from .widths import WidthError, coding_problem, decode_widths, fixed_bytes, stream_levels
 
 PARTS = (".words", ".widths", ".range")
+CODED_PARTS = (*PARTS, ".coded")  # of a weight in a file of version 2
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 HALF_DTYPES = ("F64", "F32", "BF16")
 RANGE_SCOPES = ("tensor", "group", "scale")
+STEPS = "steps"  # one more, of coded weights
+CODING = "rans"
 FIELDS = {"shape", "dtype", "group_size", "range", "widths"}
 DAMAGED = "; the file is damaged or truncated"
 
@@ -38,6 +41,7 @@ class WeightLayout:
     range_scope: str
     coding: list[Any]
     level_count: int | None = None
+    coded: bool = False
 
     @property
     def count(self) -> int:
@@ -60,6 +64,7 @@ class PackedLayout:
     buffers: frozenset[str]
     quantizer: dict[str, Any]
     checksums: dict[str, int]
+    parts: tuple[str, ...]
 
 
 def layout_fields(
@@ -77,6 +82,8 @@ def layout_fields(
         }
         if weight.level_count is not None:
             stated[weight.name]["levels"] = weight.level_count
+        if weight.coded:
+            stated[weight.name]["coding"] = CODING
     layout: dict[str, Any] = {"weights": stated}
     layout |= {"ties": dict(ties)} if ties else {}
     layout |= {"half": dict(half)} if half else {}
@@ -94,22 +101,29 @@ def read_layout(file: BinaryIO, path: str) -> PackedLayout:
     unknown = set(layout) - {"weights", "ties", "half", "buffers"}
     if unknown or not isinstance(layout.get("weights"), dict):
         raise file_error(path, "layout", f"expected weights, ties, half, buffers; found {str(sorted(layout))[:80]}")
-    weights = {name: _read_weight(name, fields, header) for name, fields in layout["weights"].items()}
-    parts = {name + part for name in weights for part in PARTS}
+    weights = {name: _read_weight(name, fields, packed) for name, fields in layout["weights"].items()}
+    if packed.coded and not any(weight.coded for weight in weights.values()):
+        raise file_error(path, "layout", "expected a coded weight in a file of version 2, found none")
+    endings = CODED_PARTS if packed.coded else PARTS
+    parts = {name + part for name in weights for part in endings}
     plain = tuple(name for name in header.tensors if name not in parts)
     ties = _read_names(layout.get("ties", {}), "ties", header)
     half = _read_names(layout.get("half", {}), "half", header)
     buffers = _read_list(layout.get("buffers", []), "buffers", header)
+    problem = name_conflict(weights, plain, ties, endings)
+    if problem:
+        raise file_error(path, "layout", problem)
     _check_names(weights, plain, ties, half, buffers, header)
     widths = _read_widths(file, packed, weights)
     return PackedLayout(
-        header, weights, widths, plain, ties, half, frozenset(buffers), packed.quantizer, packed.checksums
+        header, weights, widths, plain, ties, half, frozenset(buffers), packed.quantizer, packed.checksums, endings
     )
 
 
-def _read_weight(name: str, fields: Any, header: Header) -> WeightLayout:
+def _read_weight(name: str, fields: Any, packed: PackedHeader) -> WeightLayout:
     """One weight's layout, its tensors' dtypes and the sizes that do not depend on its widths."""
-    problem = _field_problem(fields)
+    header = packed.tensors
+    problem = _field_problem(fields, packed.coded)
     if problem is not None:
         raise file_error(header.path, name, problem)
     weight = WeightLayout(
@@ -121,6 +135,7 @@ def _read_weight(name: str, fields: Any, header: Header) -> WeightLayout:
         range_scope=fields["range"],
         coding=fields["widths"],
         level_count=fields.get("levels"),
+        coded="coding" in fields,
     )
     problem = _scheme_problem(weight) or _part_problem(weight, header)
     if problem is not None:
@@ -129,9 +144,10 @@ def _read_weight(name: str, fields: Any, header: Header) -> WeightLayout:
     return weight
 
 
-def _field_problem(fields: Any) -> str | None:
+def _field_problem(fields: Any, coded: bool) -> str | None:
     """Why these are not the fields of a weight's layout, or None; each is looked at by itself."""
-    if not isinstance(fields, dict) or set(fields) - {"levels"} != FIELDS:
+    optional = {"levels", "coding"} if coded else {"levels"}
+    if not isinstance(fields, dict) or set(fields) - optional != FIELDS:
         return f"the layout must state {', '.join(sorted(FIELDS))}"
     if not valid_shape(fields["shape"]):
         return f"the layout's shape {str(fields['shape'])[:80]} is no shape of a tensor"
@@ -139,8 +155,11 @@ def _field_problem(fields: Any) -> str | None:
         return f"dtype must be one of {WEIGHT_DTYPES}, got {str(fields['dtype'])[:20]}"
     if not whole(fields["group_size"]):
         return f"group_size must be 0 or positive, got {str(fields['group_size'])[:40]}"
-    if fields["range"] not in RANGE_SCOPES:
-        return f"range must be one of {RANGE_SCOPES}, got {str(fields['range'])[:20]}"
+    scopes = (*RANGE_SCOPES, STEPS) if "coding" in fields else RANGE_SCOPES
+    if fields["range"] not in scopes:
+        return f"range must be one of {scopes}, got {str(fields['range'])[:20]}"
+    if fields.get("coding", CODING) != CODING:
+        return f"coding must be {CODING!r}, got {str(fields['coding'])[:20]}"
     return coding_problem(fields["widths"])
 
 
@@ -149,6 +168,8 @@ def _scheme_problem(weight: WeightLayout) -> str | None:
     width = weight.coding[1] if weight.coding[0] == "one" else 0
     if weight.range_scope == "scale" and (weight.group_size != 0 or (width < 2 and weight.count)):
         return 'range "scale" needs group_size 0 and the coding ["one", 2 … 16]'
+    if weight.range_scope == STEPS and weight.level_count is not None:
+        return 'range "steps" has no count of levels'
     if weight.level_count is not None:
         fits = type(weight.level_count) is int and (1 << width) // 2 < weight.level_count < 1 << width
         if not fits or weight.range_scope != "tensor":
@@ -159,22 +180,54 @@ def _scheme_problem(weight: WeightLayout) -> str | None:
 
 def _part_problem(weight: WeightLayout, header: Header) -> str | None:
     """Why the words and the ranges that the file has cannot be the weight's, or None."""
-    for part, dtype in ((".words", "U32"), (".range", "F32")):
-        name = weight.name + part
-        if name not in header.tensors:
-            return f"the file has no tensor {name!r}{DAMAGED}"
-        if header.tensors[name].dtype != dtype:
-            return f"{name!r} must be {dtype}, found {header.tensors[name].dtype}"
-    words, ranges = header.tensors[weight.name + ".words"], header.tensors[weight.name + ".range"]
-    if len(words.shape) != 1:
-        return f"the words must have one dimension, found {list(words.shape)}"
-    expected = {"tensor": (2,), "group": (weight.groups, 2), "scale": (1,)}[weight.range_scope]
-    if ranges.shape != expected:
-        return f"expected a range of {expected}, found {ranges.shape}{DAMAGED}"
+    if weight.coded:
+        return _coded_part_problem(weight, header)
+    problem = _tensor_problem(weight, header, ".words", "U32") or _range_problem(weight, header)
+    if problem is not None:
+        return problem
+    words = header.tensors[weight.name + ".words"]
     size, count = words.end - words.begin, weight.count
     if 8 * size < count:  # bounds all memory by the length of the file
         return f"{size:,} packed bytes cannot hold {count:,} levels{DAMAGED}"
     return None
+
+
+def _coded_part_problem(weight: WeightLayout, header: Header) -> str | None:
+    """The same for a coded weight, whose levels may take far less than a bit."""
+    problem = _tensor_problem(weight, header, ".coded", "U16") or _range_problem(weight, header)
+    if problem is not None:
+        return problem
+    if weight.name + ".words" in header.tensors:
+        return f"its levels are coded, so there must be no tensor {weight.name + '.words'!r}"
+    words, count = header.tensors[weight.name + ".coded"].byte_count // 2, weight.count
+    if ELEMENTS_PER_WORD * words < count:  # bounds all memory by the length of the file
+        return f"{2 * words:,} coded bytes cannot hold {count:,} levels{DAMAGED}"
+    return None
+
+
+def _tensor_problem(weight: WeightLayout, header: Header, part: str, dtype: str) -> str | None:
+    """Why the file's tensor for a part of the weight cannot be that, or None."""
+    name = weight.name + part
+    if name not in header.tensors:
+        return f"the file has no tensor {name!r}{DAMAGED}"
+    entry = header.tensors[name]
+    if entry.dtype != dtype:
+        return f"{name!r} must be {dtype}, found {entry.dtype}"
+    if part != ".range" and len(entry.shape) != 1:
+        return f"the {part[1:]} must have one dimension, found {list(entry.shape)}"
+    return None
+
+
+def _range_problem(weight: WeightLayout, header: Header) -> str | None:
+    if weight.range_scope == STEPS:
+        spare = weight.name + ".range"
+        return f"its steps are coded, so there must be no tensor {spare!r}" if spare in header.tensors else None
+    problem = _tensor_problem(weight, header, ".range", "F32")
+    if problem is not None:
+        return problem
+    found = header.tensors[weight.name + ".range"].shape
+    expected = {"tensor": (2,), "group": (weight.groups, 2), "scale": (1,)}[weight.range_scope]
+    return None if found == expected else f"expected a range of {expected}, found {found}{DAMAGED}"
 
 
 def _check_width_table(weight: WeightLayout, header: Header) -> None:
@@ -204,6 +257,8 @@ def _read_widths(file: BinaryIO, packed: PackedHeader, weights: Mapping[str, Wei
             widths[weight.name] = decode_widths(weight.coding, data, weight.groups)
         except WidthError as error:
             raise file_error(header.path, name, str(error) + DAMAGED) from None
+        if weight.coded:
+            continue  # the streams say themselves how long they are
         words = header.tensors[weight.name + ".words"]
         expected = 4 * word_count(stream_levels(widths[weight.name], count, weight.group_size))
         if words.end - words.begin != expected:
@@ -238,9 +293,6 @@ def _check_names(
     header: Header,
 ) -> None:
     stored = {*weights, *plain}
-    problem = name_conflict(weights, plain, ties)
-    if problem:
-        raise file_error(header.path, "layout", problem)
     for alias, name in ties.items():
         if name not in stored:
             raise file_error(header.path, alias, f"is tied to {name!r}, which the file does not have")
@@ -254,11 +306,16 @@ def _check_names(
             raise file_error(header.path, name, f"expected F16 restored to one of {HALF_DTYPES}, found {stated}")
 
 
-def name_conflict(weights: Iterable[str], plain: Iterable[str], ties: Iterable[str]) -> str | None:
-    """Why these names cannot stand in one file, or None: each name may mean one thing only."""
+def name_conflict(
+    weights: Iterable[str], plain: Iterable[str], ties: Iterable[str], parts: Iterable[str] = PARTS
+) -> str | None:
+    """Why these names cannot stand in one file, or None: each name may mean one thing only.
+
+    parts: what the names of a weight's tensors end in.
+    """
     seen: dict[str, str] = {"__metadata__": "the file's metadata"}
     meanings = [(name, "a quantised weight") for name in weights]
-    meanings += [(name + part, f"a part of the quantised weight {name!r}") for name in weights for part in PARTS]
+    meanings += [(name + part, f"a part of the quantised weight {name!r}") for name in weights for part in parts]
     meanings += [(name, "a plain tensor") for name in plain] + [(name, "a tied name") for name in ties]
     for name, meaning in meanings:
         if name in seen:

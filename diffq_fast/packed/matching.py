@@ -16,6 +16,7 @@ from ..files.tensor_bytes import memory_key, memory_keys
 from ..quantizers.attachment import attached_to
 from ..quantizers.registry import Rule, scheme_named
 from ..reference.logit_rule import LogitRule
+from .coding import CodedTensor
 from .contents import Entry, PackedContents
 from .fill import misfits
 from .header import compact_json
@@ -50,7 +51,7 @@ class Match:
     rule: Rule
     quantizers: Sequence[Any]
 
-    def packed(self, name: str) -> PackedTensor | None:
+    def packed(self, name: str) -> PackedTensor | CodedTensor | None:
         """The weight that the file has under a name, tied names too."""
         entry = self.entries.get(name)
         return None if entry is None else self.contents.packed.get(entry.stored_name)
@@ -179,7 +180,7 @@ def _stored_weight(match: Match, name: str) -> str | None:
     return entry.stored_name if entry is not None and entry.stored_name in match.contents.packed else None
 
 
-def _belongs(rule: Rule, packed: PackedTensor | None) -> bool:
+def _belongs(rule: Rule, packed: PackedTensor | CodedTensor | None) -> bool:
     return packed is not None and rule.belongs_to(packed)
 
 
@@ -242,7 +243,7 @@ def _unlike_the_file(match: Match, strict: bool) -> Iterator[str]:
                 yield f"{name}: the file ({stated}) has {has or _described(packed)}, this {who} {expected}"
 
 
-def _described(packed: PackedTensor) -> str:
+def _described(packed: PackedTensor | CodedTensor) -> str:
     """A packed weight's widths, or its levels."""
     if packed.level_count:
         return f"{packed.level_count} levels"

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..files.safetensors_reader import ITEM_BYTES, open_file, printable
+from ..reference.sizes import word_count
 from ..watch.bits_plot import BitsRow, draw_bits
-from .layout import PARTS, PackedLayout, learned_suffix, read_layout
+from .layout import STEPS, PackedLayout, learned_suffix, read_layout
 from .widths import stream_levels
 
 PURPOSES = ("levels", "widths", "ranges", "plain parameters", "buffers", "logits", "header")
@@ -21,7 +22,9 @@ PURPOSES = ("levels", "widths", "ranges", "plain parameters", "buffers", "logits
 class WeightReport:
     """One quantised weight.
 
-    histogram: width -> elements of that width. bytes: levels, widths and ranges.
+    histogram: width -> elements of that width; of a coded weight with steps, class -> elements of that class.
+    bytes: levels, widths and ranges. coding: "fixed" or "coded". fixed_bytes: of the levels at their widths, also where
+    they are coded; None for steps, which have no widths.
     """
 
     name: str
@@ -32,6 +35,8 @@ class WeightReport:
     groups: int
     histogram: dict[int, int]
     bytes: int
+    coding: str = "fixed"
+    fixed_bytes: int | None = None
 
     @property
     def count(self) -> int:
@@ -80,12 +85,16 @@ class PackedReport:
 
     def table(self) -> str:
         """The report as text: one line per weight, then bytes by purpose and the totals."""
-        rows = [("weight", "shape", "group", "bits/weight", "widths", "bytes")]
+        rows: list[tuple[str, ...]]
+        rows = [("weight", "shape", "group", "bits/weight", "widths", "bytes", "coding")]
         for weight in self.weights:
             shape = "x".join(map(str, weight.shape)) or "scalar"
             group = "all" if weight.group_size == 0 else str(weight.group_size)
-            numbers = (f"{weight.bits_per_weight:.2f}", _span(weight.histogram), f"{weight.bytes:,}")
+            widths = "steps" if weight.range_scope == STEPS else _span(weight.histogram)
+            numbers = (f"{weight.bits_per_weight:.2f}", widths, f"{weight.bytes:,}", _coding_text(weight))
             rows.append((printable(weight.name), shape, group, *numbers))
+        if all(weight.coding == "fixed" for weight in self.weights):
+            rows = [row[:-1] for row in rows]
         spaces = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(_align(row, spaces)).rstrip() for row in rows] + [""]
         lines += [f"{purpose:<17}{size:>14,} bytes" for purpose, size in self.bytes_by_purpose.items() if size]
@@ -126,7 +135,7 @@ def _weight_report(layout: PackedLayout, name: str) -> WeightReport:
     weight, widths = layout.weights[name], layout.widths[name]
     levels = stream_levels(widths, weight.count, weight.group_size)
     histogram = {width: number for width, number in enumerate(levels) if number}
-    parts = (layout.header.tensors.get(name + part) for part in PARTS)
+    parts = (layout.header.tensors.get(name + part) for part in layout.parts)
     size = sum(part.byte_count for part in parts if part)
     return WeightReport(
         name,
@@ -137,7 +146,15 @@ def _weight_report(layout: PackedLayout, name: str) -> WeightReport:
         weight.groups,
         histogram,
         size,
+        "coded" if weight.coded else "fixed",
+        None if weight.range_scope == STEPS else 4 * word_count(levels),
     )
+
+
+def _coding_text(weight: WeightReport) -> str:
+    if weight.coding == "fixed" or weight.fixed_bytes is None:
+        return weight.coding
+    return f"coded, {weight.fixed_bytes:,} fixed"
 
 
 def _bytes_by_purpose(layout: PackedLayout) -> dict[str, int]:
@@ -150,7 +167,7 @@ def _bytes_by_purpose(layout: PackedLayout) -> dict[str, int]:
 
 def _purpose(layout: PackedLayout, name: str, suffix: str) -> str:
     """What a tensor is for; names are taken apart, since put together they could be longer than the file."""
-    for part, purpose in zip(PARTS, ("levels", "widths", "ranges"), strict=True):
+    for part, purpose in zip(layout.parts, ("levels", "widths", "ranges", "levels"), strict=False):
         if name.endswith(part) and name.removesuffix(part) in layout.weights:
             return purpose
     if suffix and name.endswith(suffix) and name.removesuffix(suffix) in layout.weights:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, overload
 
 from torch import Tensor, nn
 
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
+from .coding import CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
-from .layout import learned_suffix
+from .layout import STEPS, learned_suffix
 from .matching import learned_values, match_model
 from .report import inspect
-from .tensor import pack_exported
+from .tensor import PackedTensor, pack_exported
 
 __all__ = ["inspect", "load", "read_packed", "save", "write_packed"]
 
 
 def save(
-    quantizer: Any, path: str | os.PathLike[str], *, logits: bool = False, progress: Progress | None = None
+    quantizer: Any,
+    path: str | os.PathLike[str],
+    *,
+    logits: bool = False,
+    coding: str = "fixed",
+    progress: Progress | None = None,
 ) -> None:
     """Write the quantizer's model to a packed file (docs/packed_format.md), all or nothing.
 
@@ -31,6 +39,9 @@ def save(
         quantizer: a quantizer of this package, attached to its model.
         path: a safetensors file, replaced atomically.
         logits: keep the logits too, so that training can go on exactly where it was.
+        coding: "fixed" gives every level the width of its group, and a file of version 1, of the size that
+            ``true_model_size()`` states. "coded" codes the levels of all weights by how frequent they are, which a
+            reader of version 1 refuses; "auto" those that get smaller by it. Weights with steps are always coded.
         progress: called as progress(tensor name, bytes done, bytes in all).
 
     Raises:
@@ -40,7 +51,13 @@ def save(
     info = exported.quantizer
     if exported.suffix is not None and learned_suffix(info) != exported.suffix:
         info["arguments"]["suffix"] = exported.suffix
-    packed, ties = pack_exported(exported.weights), tied_names(exported.plain)
+    stepped = STEPS in map(attrgetter("range_scope"), exported.weights)
+    packed: Mapping[str, PackedTensor | CodedTensor]
+    if coding == "fixed" and not stepped:
+        packed = pack_exported(exported.weights)
+    else:
+        packed = code_exported(exported.weights, coding)
+    ties = tied_names(exported.plain)
     plain = {name: tensor for name, tensor in exported.plain.items() if name not in ties}
     half = {ties.get(name, name) for name in exported.half}
     contents = PackedContents(
@@ -79,6 +96,8 @@ def load(
         ValueError: the file does not fit the model, naming every entry, or its quantizer would not give the file's
             weights again. The model is then unchanged.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"load: expected a torch.nn.Module, got {type(model).__name__}; a quantizer has it as .model")
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()

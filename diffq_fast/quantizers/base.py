@@ -62,20 +62,20 @@ class BaseQuantizer:
 
     def training_draw(self) -> Draw | None:
         """Draw what is random in one training forward. None: a training forward sees the weights as they are."""
-        raise TypeError(f"{type(self).__name__} cannot be used by itself")
+        raise TypeError(f"{type(self).__name__} gives no training_draw(); see docs/architecture.md")
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
         """The weights as they come back from an export, in the parameters' dtypes."""
-        raise TypeError(f"{type(self).__name__} cannot be used by itself")
+        raise TypeError(f"{type(self).__name__} gives no eval_weights(); see docs/architecture.md")
 
     def quantised_bits(self, exact: bool) -> Tensor | float:
         """Bits that the quantised weights take; ``exact``: in an export."""
-        raise TypeError(f"{type(self).__name__} cannot be used by itself")
+        raise TypeError(f"{type(self).__name__} gives no quantised_bits(); see docs/architecture.md")
 
     def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
         """One weight of a packed file: its training value is ``value``, the range of all its elements ``ranges``,
         float32 ``[1, 2]``."""
-        raise TypeError(f"{type(self).__name__} cannot be used by itself")
+        raise TypeError(f"{type(self).__name__} gives no exported(); see docs/architecture.md")
 
     def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:
         """One entry of a stored state of diffq; ``ranges`` as in :meth:`exported`."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import functional
 from ..reference.log_steps import codes_from_steps
 from ..reference.rate import HIGHEST_LEVEL, entropy_of_sample, fixed_bits, level_costs, stream_bits
-from ..reference.sizes import group_count
+from ..reference.sizes import ELEMENTS_PER_WORD, group_count
 from ..reference.steps import in_steps
 
 LEAST_SAMPLE = 4096  # elements of a weight
@@ -23,7 +23,7 @@ COARSE = 16.0  # deviation, in levels, above which several levels count as one
 FINE_LEVELS = 256  # the same where every element is counted
 _MOST_FINE = 8 * FINE_LEVELS
 SAMPLING_STREAM = 2**32 - 1  # of the noise that draws the sample
-ELEMENTS_PER_WORD = 512  # a file has a word of 16 bits for so many elements at least
+LEAST_STREAM_BITS = 32  # of a stream of equal values
 MOST_CODES = 256  # step codes of a weight that are told apart
 COUNTED_AT_ONCE = 2**22
 _MIXER = 0x5851F42D4C957F2D
@@ -123,7 +123,7 @@ def sampled_size(coded: Sequence[Coded], share: float, to_weights: bool) -> Tens
         of_device = [each for each in coded if each.weight.device == device]
         part = _size_on_device(of_device, share, to_weights)
         total = part if isinstance(total, float) else total + part.to(total.device)
-    return total if isinstance(total, Tensor) else torch.zeros(())
+    return total if isinstance(total, Tensor) else torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 def _size_on_device(coded: Sequence[Coded], share: float, to_weights: bool) -> Tensor:
@@ -191,8 +191,9 @@ def _linearised(sampled: _Sampled, coded: Sequence[Coded], costs: Tensor, counts
     own = [coded[member] for member in sampled.members]
     count = own[0].weight.numel()
     with torch.no_grad():
-        levels = (entropy_of_sample(counts) + sampled.coarse.log2()) * count
-        tables = 8.0 * counts.count_nonzero(1) + fixed_bits(count)
+        rate = entropy_of_sample(counts)
+        levels = (rate + sampled.coarse.log2()) * count
+        tables = 8.0 * counts.count_nonzero(1) + fixed_bits(count, rate)
         value = torch.maximum(levels + tables, levels.new_tensor(16.0 * -(-count // ELEMENTS_PER_WORD))).sum()
         slopes = _slopes(sampled, costs)
         of_steps = -(slopes * sampled.in_levels).sum(2)
@@ -227,11 +228,14 @@ def step_code_bits(coded: Sequence[Coded]) -> Tensor:
         codes = (codes - codes.amin(1, keepdim=True)).clamp(max=MOST_CODES - 1)
         part = stream_bits(_counts(codes, MOST_CODES), groups).sum()
         total = part if total is None else total + part.to(total.device)
-    return torch.zeros((), dtype=torch.float64) if total is None else total
+    return torch.zeros((), dtype=torch.float64, device="cpu") if total is None else total
 
 
-def level_bits(weight: Tensor, steps: Tensor, group_size: int) -> Tensor:
-    """float64, 0-dim: bits of the stream of a weight's levels, every element counted."""
+def level_bits(weight: Tensor, steps: Tensor, group_size: int, beside: int = 0) -> Tensor:
+    """float64, 0-dim: bits of the stream of a weight's levels, every element counted.
+
+    At least those of the fewest words that a file has for so many levels, less the bits of the streams ``beside`` it.
+    """
     levels = in_steps(weight, steps, group_size).round().reshape(-1)
     # A file's table has 256 symbols: where there are more levels, they have low bits that are not coded.
     low_bits = (levels.square().mean().sqrt() / FINE_LEVELS).clamp(min=1).log2().ceil()
@@ -241,4 +245,4 @@ def level_bits(weight: Tensor, steps: Tensor, group_size: int) -> Tensor:
         counts = counts + _counts(chunk[None].long(), 2 * _MOST_FINE)
     count = weight.numel()
     bits = stream_bits(counts, count)[0] + low_bits * count
-    return bits.clamp(min=16.0 * -(-count // ELEMENTS_PER_WORD))
+    return bits.clamp(min=16.0 * -(-count // ELEMENTS_PER_WORD) - beside)

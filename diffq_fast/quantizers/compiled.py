@@ -32,7 +32,10 @@ def forget_graphs(model: nn.Module) -> None:
 
 def _codes_with_graphs() -> Iterator[CodeType]:
     dynamo: Any = sys.modules.get("torch._dynamo")
-    for reference in () if dynamo is None else list(dynamo.convert_frame.input_codes.seen):
+    # One that another thread is importing has compiled nothing yet, and its parts may be missing.
+    if dynamo is None or getattr(dynamo.__spec__, "_initializing", False):
+        return
+    for reference in list(dynamo.convert_frame.input_codes.seen):
         code = reference()
         if code is not None and dynamo.eval_frame._debug_get_cache_entry_list(code):
             yield code
@@ -42,7 +45,15 @@ def _related_modules(model: nn.Module) -> set[nn.Module]:
     """The model's parts, and the modules that hold it."""
     parts = set(model.modules())
     alive = (each for each in gc.get_objects() if issubclass(type(each), nn.Module) and each not in parts)
-    return parts | {each for each in alive if any(part is model for part in each.modules())}
+    return parts | {each for each in alive if _holds(each, model)}
+
+
+def _holds(module: nn.Module, part: nn.Module) -> bool:
+    """Whether ``part`` is one of the module's parts; True where the module cannot be asked now."""
+    try:
+        return any(each is part for each in module.modules())
+    except (AttributeError, RuntimeError):  # before nn.Module.__init__, or changed by another thread in the meantime
+        return True
 
 
 def _methods_of_modules() -> dict[CodeType, list[type]]:

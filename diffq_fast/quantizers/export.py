@@ -18,7 +18,8 @@ class ExportedWeight(NamedTuple):
     """A quantised weight on its way to a packed file; ``aliases`` are the other names of the same tensor.
 
     Where the levels are not those of ``functional.quantize`` they are given, with their ranges, see
-    :func:`diffq_fast.packed.tensor.pack_levels`.
+    :func:`diffq_fast.packed.tensor.pack_levels`. With ``range_scope`` "steps" the levels are signed, and the ranges are
+    the groups' step codes, see :func:`diffq_fast.packed.coding.code_levels`; the widths do not matter.
     """
 
     name: str

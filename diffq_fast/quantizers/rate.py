@@ -29,7 +29,7 @@ from ..reference.steps import levels_of_steps, round_to_steps
 from .arguments import remembers_arguments
 from .attachment import Draw
 from .base import BITS_PER_MB, BaseQuantizer
-from .coded_sizes import Coded, level_bits, sampled_size, step_code_bits
+from .coded_sizes import LEAST_STREAM_BITS, Coded, level_bits, sampled_size, step_code_bits
 from .compiled import forget_graphs
 from .export import ExportedWeight
 from .frozen import FrozenBits
@@ -267,7 +267,7 @@ class RateQuantizer(BaseQuantizer):
         with torch.no_grad():
             codes = step_code_bits(coded)
             if exact:
-                sizes = [self._level_bits(entry).to(codes.device) for entry in entries]
+                sizes = [self._level_bits(entry, LEAST_STREAM_BITS).to(codes.device) for entry in entries]
                 return (codes + torch.stack(sizes).sum()).float()
         levels = sampled_size(coded, self.sample_share, self.rate_to_weights)
         return levels + codes.to(levels)
@@ -279,8 +279,8 @@ class RateQuantizer(BaseQuantizer):
             log_steps = log_steps.detach() + 0 * log_steps
         return Coded(entry.param, log_steps, self.elements_per_group(entry))
 
-    def _level_bits(self, entry: QuantizedParameter) -> Tensor:
-        return level_bits(self.storable(entry), self.stored_steps(entry), self.elements_per_group(entry))
+    def _level_bits(self, entry: QuantizedParameter, beside: int = 0) -> Tensor:
+        return level_bits(self.storable(entry), self.stored_steps(entry), self.elements_per_group(entry), beside)
 
     def bit_budget(self) -> RateBudget:
         """What a size target asks: the least size, and of what it is made."""
@@ -351,7 +351,7 @@ class StepRule:
 
     def learned(self, packed: Any) -> Tensor:
         """The logarithms of the stored steps."""
-        return self.logits(packed.ranges.reshape(-1))
+        return self.logits(packed.step_codes())
 
     def changed(self, packed: Any, learned: Tensor) -> int:
         """Log-steps give any stored step again."""

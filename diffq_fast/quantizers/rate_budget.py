@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..reference.log_steps import HIGHEST_STEP_CODE, LOWEST_STEP_CODE, STEPS_PER_OCTAVE, steps_from_codes
-from ..reference.rate import fixed_bits
-from .coded_sizes import ELEMENTS_PER_WORD, Coded, level_bits, step_code_bits
+from ..reference.rate import least_fixed_bits
+from ..reference.sizes import ELEMENTS_PER_WORD
+from .coded_sizes import Coded, level_bits, step_code_bits
 
 LEAST_SHIFT, MOST_SHIFT = -16.0 * STEPS_PER_OCTAVE, 24.0 * STEPS_PER_OCTAVE
 CLOSE_ENOUGH = 1e-3  # of the budget
@@ -40,7 +41,7 @@ class RateBudget:
         self.quantised = sum(counts)
         self.count = self.quantised + plain_count
         words = sum(16 * -(-count // ELEMENTS_PER_WORD) for count in counts)
-        self.fixed = self.plain + words + sum(fixed_bits(number) for number in groups)
+        self.fixed = self.plain + words + sum(least_fixed_bits(number) for number in groups)
 
     def uniform_size(self, bits: float) -> float:
         """The size with so many bits a weight in the mean; the smallest one with 0."""

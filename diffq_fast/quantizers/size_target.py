@@ -109,7 +109,7 @@ class SizeTarget:
         self._rounds = budget.rounds
         self._every = max(2, total_steps // CONTROLS)
         self._controls = 0
-        self._price, self._start, self._rounding = torch.zeros(3, device=budget.device).unbind()
+        self._price, self._start, self._rounding = torch.zeros(3, dtype=torch.float32, device=budget.device).unbind()
 
     @property
     def price(self) -> Tensor:

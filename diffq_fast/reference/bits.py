@@ -1,4 +1,4 @@
-"""logit <-> bits <-> step: the parametrisation of a learned bit width, the only place in Python that knows it.
+"""logit <-> bits <-> step: the parametrisation of a learned bit width, the only place of the oracle that knows it.
 
 Two parametrisations (``docs/method.md``; DiffQ, TMLR 2022, section 3): ``"bits"`` interpolates the number of bits
 linearly in ``t = sigmoid(logit)``; ``"noise"`` interpolates the logarithm of the quantisation step.

@@ -34,8 +34,7 @@ def encode_levels(levels: Tensor, code: LevelCode) -> Tensor:
     words: list[int] = []
     escapes: list[int] = []
     if code.frequencies:
-        for block in symbols.split(block_size(len(symbols))):
-            states, coded, escaped = _encode_block(block, code)
+        for states, coded, escaped in _encode_blocks(symbols, code):
             parts += [states, coded, escaped]
             words.append(len(coded))
             escapes.append(len(escaped))
@@ -51,7 +50,7 @@ def encode_levels(levels: Tensor, code: LevelCode) -> Tensor:
 def decode_levels(words: Tensor, count: int) -> Tensor:
     """int32 ``[count]``: the values of one stream, which ``words`` begins with. Raises CodeError where it is none."""
     words = words.reshape(-1)
-    data = words.cpu().contiguous().view(torch.uint8).numpy().tobytes() if count else b""
+    data = words.cpu().numpy().tobytes() if count else b""
     if count == 0:
         return torch.empty(0, dtype=torch.int32, device=words.device)
     head = read_head(data, count)
@@ -70,82 +69,111 @@ def decode_levels(words: Tensor, count: int) -> Tensor:
     return _int16(head.code.origin + (symbols << head.code.low_bits) + low).to(torch.int32)
 
 
-def _encode_block(symbols: Tensor, code: LevelCode) -> tuple[Tensor, Tensor, Tensor]:
-    """The states, coded words and escapes of one block, as int64 words of 16 bits."""
+Block = tuple[Tensor, Tensor, Tensor]  # the states, coded words and escapes of a block, as int64 words of 16 bits
+Table = tuple[Tensor, Tensor]  # the frequency of each symbol, and the sum of those before it
+
+
+def _table(code: LevelCode, device: torch.device) -> Table:
+    frequencies = torch.tensor(code.frequencies, dtype=torch.int64, device=device)
+    return frequencies, frequencies.cumsum(0) - frequencies
+
+
+def _encode_blocks(symbols: Tensor, code: LevelCode) -> list[Block]:
+    """All blocks; those of one size at once."""
+    table = _table(code, symbols.device)
     known = len(code.frequencies) - code.escape
-    frequencies = torch.tensor(code.frequencies, dtype=torch.int64, device=symbols.device)
-    starts = frequencies.cumsum(0) - frequencies
     outside = (symbols < 0) | (symbols >= known)
-    outside |= frequencies[symbols.clamp(0, known - 1)] == 0
+    outside |= table[0][symbols.clamp(0, known - 1)] == 0
     if not code.escape and bool(outside.any()):
         raise ValueError("encode_levels: the code has no symbol for some level")
-    escaped = symbols[outside] & 0xFFFF
-    symbols = torch.where(outside, known, symbols) if code.escape else symbols
-    lanes = lane_count(len(symbols))
-    rows = -(-len(symbols) // lanes)
-    cells = torch.nn.functional.pad(symbols, (0, rows * lanes - len(symbols)), value=-1).view(rows, lanes)
-    states = torch.full((lanes,), LOWEST_STATE, dtype=torch.int64, device=symbols.device)
-    coded: list[Tensor] = []
+    coded_symbols = torch.where(outside, known, symbols) if code.escape else symbols
+    blocks: list[Block] = []
+    for begin, number, size in _alike(len(symbols), code):
+        end = begin + number * size
+        made = _encode_alike(coded_symbols[begin:end].view(number, size), table, lane_count(size, code.block_bits))
+        cut = zip(symbols[begin:end].split(size), outside[begin:end].split(size), made, strict=True)
+        blocks += [(states, words, block[its] & 0xFFFF) for block, its, (states, words) in cut]
+    return blocks
+
+
+def _alike(count: int, code: LevelCode) -> list[tuple[int, int, int]]:
+    """Runs of blocks of one size: (first value, blocks, values of each)."""
+    size, last = block_size(count, code.block_bits), block_counts(count, code.block_bits)[-1]
+    whole = (count - last) // size
+    runs = [(0, whole, size), (whole * size, 1, last)]
+    return [run for run in runs if run[1]]
+
+
+def _encode_alike(symbols: Tensor, table: Table, lanes: int) -> list[tuple[Tensor, Tensor]]:
+    """The states and the coded words of blocks ``[blocks, values]``."""
+    frequencies, starts = table
+    blocks, count = symbols.shape
+    rows = -(-count // lanes)
+    cells = torch.nn.functional.pad(symbols, (0, rows * lanes - count), value=-1).view(blocks, rows, lanes)
+    states = symbols.new_full((blocks, lanes), LOWEST_STATE)
+    words, taken = torch.empty_like(cells), torch.empty_like(cells, dtype=torch.bool)
     for row in range(rows - 1, -1, -1):
-        here = cells[row] >= 0  # the last row may lack lanes
-        frequency, start = frequencies[cells[row]], starts[cells[row]]
+        cell = cells[:, row]
+        here = cell >= 0  # the last row may lack lanes
+        frequency, start = frequencies[cell], starts[cell]
         full = here & (states >= frequency << 20)
-        coded.append(states[full] & 0xFFFF)
+        words[:, row], taken[:, row] = states & 0xFFFF, full
         states = torch.where(full, states >> 16, states)
         divisor = frequency.clamp(min=1)
         after = (torch.div(states, divisor, rounding_mode="floor") << PROBABILITY_BITS) + states % divisor + start
         states = torch.where(here, after, states)
-    return _halves(states), torch.cat(coded[::-1]), escaped
+    return [(_halves(states[block]), words[block][taken[block]]) for block in range(blocks)]
 
 
 def _decode_blocks(stream: Tensor, head: StreamHead, count: int) -> tuple[int, Tensor]:
     """The place behind the blocks, and the symbols of all values."""
-    frequencies = torch.tensor(head.code.frequencies, dtype=torch.int64, device=stream.device)
-    starts = frequencies.cumsum(0) - frequencies
-    symbol_of = torch.repeat_interleave(
-        torch.arange(len(frequencies), dtype=torch.int64, device=stream.device), frequencies
-    )
-    place, made = head.size, []
-    for values, words, escapes in zip(block_counts(count), head.words, head.escapes, strict=True):
-        lanes = lane_count(values)
-        end = place + 2 * lanes + words
-        pairs = stream[place : place + 2 * lanes].view(-1, 2)
-        states = pairs[:, 0] | pairs[:, 1] << 16
-        coded = stream[place + 2 * lanes : end]
-        symbols = _decode_block(states, coded, values, (frequencies, starts, symbol_of))
-        if head.code.escape:
-            outside = symbols == len(frequencies) - 1
-            if int(outside.sum()) != escapes:
+    table, code = _table(head.code, stream.device), head.code
+    place, made, first = head.size, [], 0
+    for _, number, size in _alike(count, code):
+        lanes, places = lane_count(size, code.block_bits), []
+        for words, escapes in list(zip(head.words, head.escapes, strict=True))[first : first + number]:
+            places.append((place, place + 2 * lanes, place + 2 * lanes + words, place + 2 * lanes + words + escapes))
+            place = places[-1][-1]
+        first += number
+        symbols = _decode_alike(stream, places, size, table)
+        if code.escape:
+            outside = symbols == len(code.frequencies) - 1
+            if outside.sum(1).tolist() != [end - begin for _, _, begin, end in places]:
                 raise CodeError("a block of levels has another number of escapes than it says")
-            symbols[outside] = stream[end : end + escapes]
-        place = end + escapes
-        made.append(symbols)
+            symbols[outside] = torch.cat([stream[begin:end] for _, _, begin, end in places])
+        made.append(symbols.reshape(-1))
     return place, torch.cat(made)
 
 
-def _decode_block(states: Tensor, coded: Tensor, values: int, table: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    frequencies, starts, symbol_of = table
-    lanes, used = len(states), 0
+def _decode_alike(stream: Tensor, places: list[tuple[int, int, int, int]], values: int, table: Table) -> Tensor:
+    """Symbols ``[blocks, values]``; places: of each block's states, words, escapes and end."""
+    frequencies, starts = table
+    numbers = torch.arange(len(frequencies), dtype=torch.int64, device=stream.device)
+    symbol_of = torch.repeat_interleave(numbers, frequencies)
+    pairs = torch.stack([stream[begin:words].view(-1, 2) for begin, words, _, _ in places])
+    states = pairs[..., 0] | pairs[..., 1] << 16
     if bool((states < LOWEST_STATE).any()):
         raise CodeError("a block of levels begins with a state that is none")
-    rows = []
+    bounds = stream.new_tensor([(words, escapes) for _, words, escapes, _ in places])
+    place, end = bounds[:, :1], bounds[:, 1:]
+    symbols = stream.new_empty((len(places), values))
+    lanes = states.shape[1]
     for begin in range(0, values, lanes):
-        here = min(lanes, values - begin)
-        live = states[:here]
+        live = states[:, : min(lanes, values - begin)]
         slots = live & (SLOTS - 1)
-        symbols = symbol_of[slots]
-        live = frequencies[symbols] * (live >> PROBABILITY_BITS) + slots - starts[symbols]
+        symbol = symbol_of[slots]
+        live = frequencies[symbol] * (live >> PROBABILITY_BITS) + slots - starts[symbol]
         low = live < LOWEST_STATE
-        needed = int(low.sum())
-        if used + needed > len(coded):
+        after = low.cumsum(1)
+        if bool((place + after[:, -1:] > end).any()):
             raise CodeError("a block of levels has fewer words than it needs")
-        live[low] = live[low] << 16 | coded[used : used + needed]
-        used += needed
-        states[:here] = live
-        rows.append(symbols)
-    if used != len(coded) or bool((states != LOWEST_STATE).any()):
+        words = stream[(place + after - 1).clamp(0, len(stream) - 1)]
+        states[:, : live.shape[1]] = torch.where(low, live << 16 | words, live)
+        place = place + after[:, -1:]
+        symbols[:, begin : begin + live.shape[1]] = symbol
+    if bool((place != end).any()) or bool((states != LOWEST_STATE).any()):
         raise CodeError("a block of levels does not end as it should")
-    return torch.cat(rows)
+    return symbols
 
 
 def _halves(words: Tensor) -> Tensor:

@@ -14,14 +14,15 @@ from .sizes import stream_words
 PROBABILITY_BITS = 12
 SLOTS = 1 << PROBABILITY_BITS  # the sum of all frequencies
 MOST_SYMBOLS = 256
-MOST_BLOCK_VALUES = 1 << 17  # of a block, which decodes alone
+BLOCK_BITS = (17, 19, 21, 23)  # a block, which decodes alone, has 2**17 values at most, more where they take few bits
 CODED_LANES = 32
-LANE_VALUES = 2048  # the fewest for which a lane of its own pays
+LANES_PER_BLOCK_BITS = 6  # a lane of its own pays from a 64th of a block's most values on
 LOWEST_STATE = 1 << 16
 LOWEST_VALUE, HIGHEST_VALUE = -(1 << 15), (1 << 15) - 1
-ELEMENTS_PER_WORD = 512  # of a weight, at most
-_ESCAPE_FLAG = 32
+_ESCAPE_FLAG, _BLOCK_SHIFT = 32, 6
 _STATE_BITS = 24  # of a state's 32, lost in the mean
+BLOCK_CONTENTS = 1 << 16  # bits of a block of which the states are 1.2 per cent
+_MANY_BLOCKS = 8
 
 
 class CodeError(ValueError):
@@ -32,14 +33,15 @@ class CodeError(ValueError):
 class LevelCode:
     """How values are coded: value = origin + symbol * 2**low_bits + low.
 
-    frequencies: of each symbol, in 4096ths; none where there is one symbol only. escape: the last one stands for
-    values whose symbols are written out.
+    frequencies: of each symbol, of 4096 slots; none where there is one symbol only. escape: the last one stands for
+    values whose symbols are written out. block_bits: one of BLOCK_BITS.
     """
 
     origin: int
     low_bits: int
     frequencies: tuple[int, ...] = ()
     escape: bool = False
+    block_bits: int = 17
 
 
 @dataclass(frozen=True)
@@ -53,34 +55,35 @@ class StreamHead:
 
     def stream_size(self, count: int) -> int:
         """16-bit words of the whole stream of ``count`` values."""
-        states = sum(2 * lane_count(values) for values in block_counts(count)) if self.words else 0
+        bits = self.code.block_bits
+        states = sum(2 * lane_count(values, bits) for values in block_counts(count, bits)) if self.words else 0
         return self.size + states + sum(self.words) + sum(self.escapes) + 2 * stream_words(count, self.code.low_bits)
 
 
-def block_count(count: int) -> int:
+def block_count(count: int, block_bits: int) -> int:
     """Blocks of a stream of so many values."""
-    return -(-count // MOST_BLOCK_VALUES)
+    return -(-count >> block_bits) if count else 0
 
 
-def block_size(count: int) -> int:
+def block_size(count: int, block_bits: int) -> int:
     """Values of each block but the last, which has the rest."""
-    return CODED_LANES * -(-count // (CODED_LANES * max(block_count(count), 1)))
+    return CODED_LANES * -(-count // (CODED_LANES * max(block_count(count, block_bits), 1)))
 
 
-def block_counts(count: int) -> list[int]:
+def block_counts(count: int, block_bits: int) -> list[int]:
     """Values of each block."""
-    blocks, size = block_count(count), block_size(count)
+    blocks, size = block_count(count, block_bits), block_size(count, block_bits)
     return [min(size, count - block * size) for block in range(blocks)]
 
 
-def lane_count(values: int) -> int:
+def lane_count(values: int, block_bits: int) -> int:
     """Lanes of a block of so many values."""
-    return min(CODED_LANES, -(-values // LANE_VALUES))
+    return min(CODED_LANES, -(-values >> (block_bits - LANES_PER_BLOCK_BITS)))
 
 
 def write_head(code: LevelCode, words: Sequence[int], escapes: Sequence[int]) -> bytes:
     """The bytes of a head, of even length; ``words``, ``escapes``: of each block."""
-    data = bytearray([code.low_bits | _ESCAPE_FLAG * code.escape])
+    data = bytearray([code.low_bits | _ESCAPE_FLAG * code.escape | BLOCK_BITS.index(code.block_bits) << _BLOCK_SHIFT])
     numbers = [code.origin << 1 ^ code.origin >> 31, len(code.frequencies) or 1, *code.frequencies]
     if code.frequencies:
         pairs = zip(words, escapes, strict=True) if code.escape else ((each,) for each in words)
@@ -102,22 +105,23 @@ def read_head(data: bytes | bytearray | memoryview, count: int) -> StreamHead:
         raise CodeError("the stream of levels is cut off")
     reader = _Reader(data)
     flags = data[0]
-    escape, low_bits = bool(flags & _ESCAPE_FLAG), flags & ~_ESCAPE_FLAG
+    escape, low_bits, block_bits = bool(flags & _ESCAPE_FLAG), flags % _ESCAPE_FLAG, BLOCK_BITS[flags >> _BLOCK_SHIFT]
     zigzag, symbols = reader.number(), reader.number()
     origin = zigzag >> 1 ^ -(zigzag & 1)
     frequencies = tuple(reader.number() for _ in range(symbols)) if 1 < symbols <= MOST_SYMBOLS else ()
-    code = LevelCode(origin, low_bits, frequencies, escape)
+    code = LevelCode(origin, low_bits, frequencies, escape, block_bits)
     problem = code_problem(code, symbols)
     if problem:
         raise CodeError(problem)
-    blocks = block_count(count) if frequencies else 0
+    blocks = block_count(count, block_bits) if frequencies else 0
     if blocks > len(data):
         raise CodeError("the stream of levels is cut off")
     sizes = [reader.number() for _ in range(blocks * (1 + escape))]
     if reader.place % 2:
         reader.zero()
     words, escapes = (sizes[::2], sizes[1::2]) if escape else (sizes, [0] * blocks)
-    for values, its_words, its_escapes in zip(block_counts(count) if blocks else [], words, escapes, strict=True):
+    counts = block_counts(count, block_bits) if blocks else []
+    for values, its_words, its_escapes in zip(counts, words, escapes, strict=True):
         if max(its_words, its_escapes) > values:
             raise CodeError(f"a block of {values:,} levels says {its_words:,} words and {its_escapes:,} escapes")
     return StreamHead(code, tuple(words), tuple(escapes), reader.place // 2)
@@ -125,6 +129,8 @@ def read_head(data: bytes | bytearray | memoryview, count: int) -> StreamHead:
 
 def code_problem(code: LevelCode, symbols: int) -> str | None:
     """Why this is no code of ``symbols`` symbols, or None."""
+    if code.block_bits not in BLOCK_BITS or (not code.frequencies and code.block_bits != BLOCK_BITS[0]):
+        return f"blocks of 2**{code.block_bits} levels, without a table or not one of {BLOCK_BITS}"
     if not 0 <= code.low_bits <= 16:
         return f"{code.low_bits} low bits, at most 16 are allowed"
     if not 1 <= symbols <= MOST_SYMBOLS or (code.escape and symbols == 1):
@@ -192,8 +198,6 @@ def choose_code(lowest: int, counts: Tensor) -> tuple[LevelCode, float]:
     origin = min(lowest, HIGHEST_VALUE + 1 - (1 << plain_bits))
     best = LevelCode(origin, plain_bits), 32.0 + 32 * stream_words(total, plain_bits)
     for low_bits in range(plain_bits):
-        if span >> low_bits > 8 * MOST_SYMBOLS and low_bits + 1 < plain_bits:
-            continue  # the escapes would be many
         size = 1 << low_bits
         start = min(lowest, HIGHEST_VALUE + 1 - (-(-span // size)) * size)
         padded = torch.nn.functional.pad(counts, (lowest - start, -(span + lowest - start) % size))
@@ -208,8 +212,7 @@ def choose_code(lowest: int, counts: Tensor) -> tuple[LevelCode, float]:
 
 def _tables(start: int, low_bits: int, merged: Tensor, total: int) -> list[tuple[LevelCode, float]]:
     """Tables for symbols with the counts ``merged``: with all of them if they fit, and with an escape for rare ones."""
-    blocks = block_counts(total)
-    fixed = 32.0 * stream_words(total, low_bits) + sum(16 + _STATE_BITS * lane_count(each) for each in blocks)
+    fixed = 32.0 * stream_words(total, low_bits)
     made = []
     if 2 <= len(merged) <= MOST_SYMBOLS and int(merged.count_nonzero()) > 1:
         made.append(_table(LevelCode(start, low_bits), merged, total, fixed))
@@ -228,7 +231,7 @@ def _tables(start: int, low_bits: int, merged: Tensor, total: int) -> list[tuple
         code = LevelCode(start + (begin << low_bits), low_bits, escape=True)
         counts = torch.cat([kept, kept.new_tensor([escaped])])
         if int(kept.sum()):
-            made.append(_table(code, counts, total, fixed + 16.0 * escaped + 16 * len(blocks)))
+            made.append(_table(code, counts, total, fixed + 16.0 * escaped))
     return made
 
 
@@ -237,12 +240,29 @@ def _table(code: LevelCode, counts: Tensor, total: int, fixed: float) -> tuple[L
     used = counts > 0
     levels = counts[used] * (PROBABILITY_BITS - torch.log2(frequencies[used].double()))
     table = 8 * (int((frequencies > 127).sum()) + len(frequencies) + 5)
-    made = LevelCode(code.origin, code.low_bits, tuple(frequencies.tolist()), code.escape)
-    return made, fixed + table + float(levels.sum())
+    bits = float(levels.sum())
+    block_bits = _block_bits(total, bits / total)
+    blocks = block_counts(total, block_bits)
+    states = sum(16 + 16 * code.escape + _STATE_BITS * lane_count(each, block_bits) for each in blocks)
+    made = LevelCode(code.origin, code.low_bits, tuple(frequencies.tolist()), code.escape, block_bits)
+    return made, fixed + table + states + bits
+
+
+def _block_bits(total: int, rate: float) -> int:
+    """How long blocks are, for so many values of ``rate`` bits each."""
+    bits = next((each for each in BLOCK_BITS if rate * (1 << each) >= BLOCK_CONTENTS), BLOCK_BITS[-1])
+    while bits < BLOCK_BITS[-1] and may_be_longer(total, bits) and rate * (1 << bits) < 4 * BLOCK_CONTENTS:
+        bits += 2
+    return bits
+
+
+def may_be_longer(total: int, block_bits: int) -> bool:
+    """Whether blocks of four times the length would still be so many that all threads have some."""
+    return total >> block_bits + 2 >= _MANY_BLOCKS
 
 
 def normalised(counts: Tensor) -> Tensor:
-    """Frequencies in 4096ths: 1 at least where there is a count, 0 elsewhere, and of the fewest bits in all."""
+    """Frequencies of 4096 slots: 1 at least where there is a count, 0 elsewhere, and of the fewest bits in all."""
     used = counts > 0
     weights = counts.double()
     frequencies = torch.where(used, (weights * (SLOTS / weights.sum())).round().clamp(min=1), 0.0)

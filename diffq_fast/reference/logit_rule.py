@@ -71,8 +71,8 @@ class LogitRule:
         return f"bits strictly between {self.min_bits:g} and {self.max_bits:g}"
 
     def belongs_to(self, packed: Any) -> bool:
-        """Logits belong to all weights that have no scale."""
-        return packed.range_scope != "scale"
+        """Logits belong to all weights that have neither a scale nor steps."""
+        return packed.range_scope not in ("scale", "steps")
 
     def shape(self, packed: Any) -> tuple[int, ...]:
         """Of the logits: one for each group."""

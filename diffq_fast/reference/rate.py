@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .level_code import SLOTS, block_counts, lane_count
+from .level_code import BLOCK_BITS, BLOCK_CONTENTS, SLOTS, block_counts, lane_count, may_be_longer
 from .sizes import stream_words
 
 HIGHEST_LEVEL = 128  # of a table of costs; coarser levels stand for wider distributions
@@ -19,7 +19,7 @@ ROUNDS = 20
 LOGISTIC = 1.702  # brings a logistic bell next to the normal one of the same scale
 LEAST_PROBABILITY = 2.0**-24
 LEAST_DEVIATION = 1 / 8
-_HEAD_BITS, _STATE_BITS, _BLOCK_BITS, _ESCAPE_BITS = 40.0, 24, 16, 16
+_HEAD_BITS, _STATE_BITS, _SIZE_BITS, _ESCAPE_BITS = 40.0, 24, 16, 16
 
 
 def level_costs(counts: Tensor) -> Tensor:
@@ -62,20 +62,40 @@ def stream_bits(counts: Tensor, total: int) -> Tensor:
     """
     number = counts.new_full((), float(max(total, 1)))
     used = counts > 0
-    fixed = fixed_bits(total)
-    whole = fixed + 8 * _span(used) + number * _entropy(counts, number)
+    rate = _entropy(counts, number)
+    whole = fixed_bits(total, rate) + 8 * _span(used) + number * rate
     rare = used & (counts <= 1 + int((total * 1.4426950408889634 / SLOTS + 8) / 16))
     escaped = torch.where(rare, counts, 0).sum(1)
     kept = torch.cat([torch.where(rare, 0, counts), escaped[:, None]], 1)
-    escaping = fixed + 8 * (_span(used & ~rare) + 1) + number * _entropy(kept, number) + _ESCAPE_BITS * escaped
+    rate = _entropy(kept, number)
+    escaping = fixed_bits(total, rate) + 8 * (_span(used & ~rare) + 1) + number * rate + _ESCAPE_BITS * escaped
     width = torch.ceil(torch.log2(_span(used).clamp(min=1)))
     plain = 32 + width * stream_words(total, 1) * 32
     return torch.minimum(torch.minimum(whole, escaping), plain)
 
 
-def fixed_bits(total: int) -> float:
-    """Bits of a stream of ``total`` values beside its table and its levels: head, states, sizes of blocks."""
-    return _HEAD_BITS + sum(_BLOCK_BITS + _STATE_BITS * lane_count(each) for each in block_counts(total))
+def fixed_bits(total: int, rate: Tensor) -> Tensor:
+    """Bits of streams of ``total`` values, ``rate`` bits each, beside tables and levels: head, states, block sizes."""
+    chosen = torch.zeros_like(rate, dtype=torch.int64)
+    for bits in BLOCK_BITS[:-1]:
+        chosen = chosen + (rate * (1 << bits) < BLOCK_CONTENTS)
+    for index, bits in enumerate(BLOCK_BITS[:-1]):
+        if may_be_longer(total, bits):
+            chosen = chosen + ((chosen == index) & (rate * (1 << bits) < 4 * BLOCK_CONTENTS))
+    fixed = torch.full_like(rate, least_fixed_bits(total))
+    for index, bits in enumerate(BLOCK_BITS[:-1]):
+        fixed = torch.where(chosen == index, _fixed_bits(total, bits), fixed)
+    return fixed
+
+
+def least_fixed_bits(total: int) -> float:
+    """The same of the longest blocks."""
+    return _fixed_bits(total, BLOCK_BITS[-1])
+
+
+def _fixed_bits(total: int, block_bits: int) -> float:
+    blocks = block_counts(total, block_bits)
+    return _HEAD_BITS + sum(_SIZE_BITS + _STATE_BITS * lane_count(each, block_bits) for each in blocks)
 
 
 def _entropy(counts: Tensor, number: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 MAX_WIDTH = 16  # bits of a level
 LANES = 32
 BLOCK = 1024  # levels: 32 lanes of 32 rows
+ELEMENTS_PER_WORD = 512  # of a coded weight, for each 16-bit word, at most
 
 
 def group_count(count: int, group_size: int) -> int:

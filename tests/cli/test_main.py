@@ -312,3 +312,36 @@ def test_an_interrupt_ends_quietly_and_leaves_no_litter(tmp_path):
     assert error.endswith("diffq-fast unpack: interrupted\n")  # a missing core is warned of before
     assert "Traceback" not in error
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--coding", "fixed"], "--coding fixed needs the width: --bits"),
+        (
+            ["--coding", "fixed", "--bits", "4", "--quality", "20"],
+            "--quality go with coded levels, not with fixed widths",
+        ),
+        (["--bits", "4", "--target-mb", "8"], "expected one of --bits, --target-mb"),
+        (["--quality", "20", "--suffix", "_q"], "--suffix describe logits and do not go with coded levels"),
+        (["--quality", "20", "--group-size", "8"], "--group-size goes with logits or fixed widths"),
+        (["--target-mb", "8", "--plot", "curve.png"], "--plot draws the curve of --dry-run"),
+        (["--target-mb", "8"], "holds logits, which say the widths; leave --target-mb out"),
+    ],
+)
+def test_coded_and_other_packing_are_not_mixed(options, words, tmp_path, capsys):
+    assert run("pack", TRAINED, tmp_path / "packed", *options) == 2
+    assert words in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_pack_needs_an_output_unless_it_is_a_dry_run(capsys):
+    assert run("pack", TRAINED) == 2
+    assert "expected the packed file to write, or --dry-run" in capsys.readouterr().err
+
+
+def test_fixed_coding_is_one_width(tmp_path, capsys):
+    save_file({"w": torch.randn(64, 64)}, tmp_path / "plain")
+    assert run("pack", tmp_path / "plain", tmp_path / "packed", "--coding", "fixed", "--bits", 4, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["histogram"] == {"4": 4096}
+    assert read_packed(tmp_path / "packed").packed["w"].range_scope == "tensor"

@@ -29,6 +29,7 @@ LAYERS = [
     ("legacy", ["legacy", "legacy.*"]),
     ("quantizers", ["quantizers", "quantizers.*"]),
     ("packed", ["packed", "packed.*"]),
+    ("post_training", ["post_training", "post_training.*"]),
     ("runtime", ["runtime", "runtime.*"]),
     ("compat", ["compat.*"]),
     ("integrations", ["integrations", "integrations.*"]),
@@ -45,6 +46,7 @@ WITHOUT_TORCH = (
     "watch.bits_plot",
     "watch.bits_log",
     "cli.main",
+    "cli.coded",
 )
 
 

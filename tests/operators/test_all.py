@@ -14,6 +14,7 @@ WIDTHS, RANGES = torch.tensor([3, 4, 5], dtype=torch.uint8), torch.tensor([[-1.0
 LOGITS, EXTREMES = torch.zeros(3), torch.tensor([[0, 19, 1, 1]])
 WORDS = functional.pack(LEVELS, WIDTHS)
 PLANES = functional.pack_planes(LEVELS, 3)
+CODED = functional.encode_levels(LEVELS)
 LEVELS_OF_WIDTH = [0, 0, 8, 8, 4] + [0] * 11
 FLOAT = torch.float32
 NOISE = [WEIGHT], [LOGITS], KEY, [0]
@@ -24,8 +25,6 @@ CALLS = {
     "weight_range": ([WEIGHT, WEIGHT[:9]], 8, True),
     "add_noise": (*NOISE, None, *options_of(8)),
     "add_noise_backward": ([WEIGHT], [WEIGHT], [LOGITS], RANGES, EXTREMES, KEY, [0], *options_of(8)),
-    "add_uniform_noise": ([WEIGHT], [LOGITS], KEY, [0], [8]),
-    "add_uniform_noise_backward": ([WEIGHT], [LOGITS], KEY, [0], [8]),
     "widths_from_logits": (LOGITS, 2.0, 15.0, "bits", 0.0),
     "count_widths": (WIDTHS,),
     "quantize": ([WEIGHT], [WIDTHS], RANGES, 8, False),
@@ -35,6 +34,8 @@ CALLS = {
     "quantize_pack": (WEIGHT, WIDTHS, RANGES, 8, False, len(WORDS)),
     "unpack": (WORDS, WIDTHS, 8, 20),
     "unpack_dequantize": (WORDS, WIDTHS, RANGES, 8, False, [20], FLOAT),
+    "encode_levels": (LEVELS, 0, 3, [], False, 17),
+    "decode_levels": (CODED, 20),
     "pack_planes": (LEVELS, 3, 64, 32),
     "pack_planes_seen": (LEVELS, 3, 64, 32),
     "quantize_planes": (WEIGHT, WIDTHS, RANGES, 8, LEVELS_OF_WIDTH),
@@ -123,6 +124,7 @@ def test_negative_counts_are_refused(count):
         "unpack": (WORDS, WIDTHS, 8, count),
         "quantize_pack": (WEIGHT, WIDTHS, RANGES, 8, False, count),
         "unpack_dequantize": (WORDS, WIDTHS, RANGES, 8, False, [count], FLOAT),
+        "decode_levels": (CODED, count),
         "pack_planes": (LEVELS, 3, 64, count),
         "unpack_planes": (PLANES, count),
         "quantize_planes": (WEIGHT, WIDTHS, RANGES, 8, [count] * 16),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 
@@ -13,22 +10,10 @@ from diffq_fast.backends import cpu
 from diffq_fast.backends import default as plain
 from diffq_fast.reference import bits
 from diffq_fast.reference.even_levels import level_count
+from support.defaults import DEFAULTS, default
 from support.operators import KEY, logits_of, ops, options_of, weights_of, widths_of
 
-DEFAULTS = [torch.float64, torch.bfloat16, torch.float16, "meta"]
 LARGE = 400_000 if cpu.status()[0] else 1000  # results of so many elements come from the core's blocks
-
-
-@contextmanager
-def default(value: torch.dtype | str) -> Iterator[None]:
-    """torch's default dtype, or its default device, for a while."""
-    before = torch.get_default_dtype(), torch.get_default_device()
-    (torch.set_default_device if isinstance(value, str) else torch.set_default_dtype)(value)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before[0])
-        torch.set_default_device(before[1])
 
 
 def assert_same(value, make):

@@ -27,6 +27,9 @@ PLANES = torch.zeros(1, 3, 32, dtype=torch.int64)
 
 # call -> error, words that the message must hold (who; which argument; what was expected; what came)
 BAD_CALLS = {
+    # coded levels
+    "codes_from_steps(W.cfloat())": (TypeError, "codes_from_steps: steps floating torch.complex64"),
+    "add_uniform_noise([], [], KEY, group_sizes=[])": (ValueError, "add_uniform_noise: at least one weight"),
     "bits_from_logits(LOGIT, 2, 15, 'step')": (ValueError, "bits_from_logits: param 'bits', 'noise' 'step'"),
     "bits_from_logits(LOGIT.bool(), 2, 15)": (TypeError, "bits_from_logits: logits real torch.bool"),
     "bits_from_logits(LOGIT, 0, 15, 'noise')": (ValueError, "bits: 'noise' 0 < min_bits < max_bits min_bits=0"),
@@ -187,6 +190,20 @@ BAD_CALLS = {
     "pack_planes(i32(3, 8), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits 8"),
     "pack_planes(i32(3, -1), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits -1"),
     "quantize_planes(W, u8(3), RANGE)": (ValueError, "quantize_planes: widths [2] [1]"),
+    "steps_from_codes(W)": (TypeError, "steps_from_codes: codes integers torch.float32"),
+    "codes_from_steps(i32(1))": (TypeError, "codes_from_steps: steps floating torch.int32"),
+    "level_code(W)": (TypeError, "level_code: levels integers torch.float32"),
+    "level_code(i32(40000))": (ValueError, "level_code: levels between -32768 and 32767 40000"),
+    "encode_levels(W)": (TypeError, "encode_levels: levels integers torch.float32"),
+    "encode_levels(NONE.to('meta'))": (ValueError, "encode_levels: levels meta"),
+    "encode_levels(i32(-32769))": (ValueError, "encode_levels: levels between -32768 and 32767 -32769"),
+    "encode_levels(i32(9), F.LevelCode(0, 3))": (ValueError, "encode_levels: no symbol"),
+    "encode_levels(i32(9), F.LevelCode(0, 17))": (ValueError, "encode_levels: code: 17 low bits 16"),
+    "stream_size(WORDS, 5)": (TypeError, "stream_size: words int16 torch.int32"),
+    "stream_size(WORDS.short()[:0], 5)": (ValueError, "stream_size: cut off"),
+    "decode_levels(WORDS, 5)": (TypeError, "decode_levels: words int16 torch.int32"),
+    "decode_levels(WORDS.short(), -1)": (ValueError, "decode_levels: count 0 to 2**60 - 1 -1"),
+    "decode_levels(WORDS.short()[:1], 5)": (ValueError, "decode_levels: cut off"),
     "unpack_planes(PLANES.float(), 5)": (TypeError, "unpack_planes: planes torch.int64 torch.float32"),
     "unpack_planes(PLANES[0], 5)": (TypeError, "unpack_planes: planes 3-dimensional 2 dimensions"),
     "unpack_planes(PLANES, 2049)": (ValueError, "unpack_planes: length between 0 and 2048 2049"),
@@ -210,7 +227,7 @@ def test_bad_arguments_are_answered_with_the_promised_words(call):
 
 def test_every_function_that_can_refuse_has_a_row():
     rows = {call.partition("(")[0] for call in BAD_CALLS}
-    assert set(F.__all__) - rows == {"draw_key", "empty_cache", "NoiseOptions"}
+    assert set(F.__all__) - rows == {"draw_key", "empty_cache", "NoiseOptions", "LevelCode"}
 
 
 def test_examples_in_the_docstrings_run():
@@ -225,9 +242,10 @@ def test_functions_are_listed_and_defined_in_the_order_of_the_data_flow():
     defined = [name for name in functions if not name.startswith("_")]
     assert [name for name in F.__all__ if name in defined] == defined
     imported = [name for name in F.__all__ if name not in defined]
-    assert imported == ["NoiseOptions", "bits_from_logits", "logits_from_bits", "step_from_bits", "whole_bits"]
+    rules = ["bits_from_logits", "logits_from_bits", "step_from_bits", "whole_bits"]
+    assert imported == ["NoiseOptions", *rules, "LevelCode"]
     homes = {getattr(F, name).__module__ for name in imported}
-    assert homes == {"diffq_fast.reference.bits", "diffq_fast.reference.options"}
+    assert homes == {f"diffq_fast.reference.{module}" for module in ("bits", "options", "level_code")}
 
 
 def test_every_public_function_is_documented_and_typed():

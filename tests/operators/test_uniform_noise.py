@@ -28,7 +28,8 @@ def test_opcheck(dtype, requires_grad):
     if requires_grad:
         weights, steps = leaves(weights), leaves(steps)
     check(ops.add_uniform_noise.default, weights, steps, KEY, STREAMS, SIZES)
-    check(ops.add_uniform_noise_backward.default, weights, steps, KEY, STREAMS, SIZES)
+    if not requires_grad:  # it has no gradient of its own
+        check(ops.add_uniform_noise_backward.default, weights, steps, KEY, STREAMS, SIZES)
 
 
 @pytest.mark.parametrize("out", [None, torch.bfloat16, torch.float32])

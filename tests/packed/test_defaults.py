@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,25 +13,9 @@ from diffq_fast.packed.checkpoint import OneWidth, pack_at_bits, pack_with_logit
 from diffq_fast.packed.contents import read_packed, write_packed
 from diffq_fast.packed.tensor import pack_levels, pack_weight
 from diffq_fast.reference.logit_rule import LogitRule
+from support.defaults import DEFAULTS, default
 from support.packed_examples import kinds
 from support.paths import GOLDEN
-
-DEFAULTS = [torch.float64, torch.bfloat16, torch.float16, "meta"]
-
-
-@contextmanager
-def default(value: torch.dtype | str) -> Iterator[None]:
-    """torch's default dtype, or its default device, for a while."""
-    if isinstance(value, str):
-        with torch.device(value):
-            yield
-        return
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(value)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def same(one: torch.Tensor, another: torch.Tensor) -> bool:

@@ -47,7 +47,7 @@ def test_packed_header_refuses_an_ordinary_file(tmp_path):
     ("key", "value", "words"),
     [
         ("format", "pt", "not a diffq_fast packed file: its format is 'pt'"),
-        ("version", "2", "version '2', this reader knows version '1'"),
+        ("version", "3", "version '3', this reader knows versions '1' and '2'"),
         ("version", "", "version ''"),
         ("quantizer", None, "the metadata lack 'quantizer'"),
         ("layout", None, "the metadata lack 'layout'"),

@@ -152,3 +152,8 @@ def test_a_lazy_model_is_refused(tmp_path):
     save(UniformQuantizer(linear(), min_size=0), tmp_path / "a")
     with pytest.raises(ValueError, match="weight: the model's entry has no shape yet; run one forward before loading"):
         load(tmp_path / "a", nn.LazyLinear(8))
+
+
+def test_what_is_no_module_is_refused_before_the_file_is_read(tmp_path):
+    with pytest.raises(TypeError, match=r"load: expected a torch.nn.Module, got DiffQuantizer"):
+        load(tmp_path / "missing", DiffQuantizer(nn.Linear(8, 8), min_size=0))

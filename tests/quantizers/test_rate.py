@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import diffq_fast
 from diffq_fast import RateQuantizer, SizeTarget
 from diffq_fast.quantizers.attachment import attached_to
 from diffq_fast.quantizers.coded_sizes import Coded, Strata, sampled_size
 from diffq_fast.reference.log_steps import codes_from_steps, steps_from_codes
-from diffq_fast.reference.rate import HIGHEST_LEVEL, level_costs
+from diffq_fast.reference.rate import HIGHEST_LEVEL, fixed_bits, level_costs
 
 
 class Words(nn.Module):
@@ -130,22 +131,23 @@ def test_the_sampled_size_is_the_entropy_of_the_levels(name, step):
     weight = DENSITIES[name]()
     log_step = torch.full((1,), step).log().requires_grad_()
     size = sampled_size([Coded(weight, log_step, 0)], 1 / 32, False)
-    expected = order0_bits((weight / step).round())
-    # 32,768 samples: the entropy is known to about 1 / sqrt(32768) bits a weight; 3 standard errors
-    assert size.item() / weight.numel() == pytest.approx(expected, abs=0.017)
+    entropy = order0_bits((weight / step).round())
+    expected = entropy + fixed_bits(weight.numel(), torch.tensor(entropy)).item() / weight.numel()
+    # The bits of a level deviate by at most 1.7 from their mean, that of 32,768 samples by 0.0094: 3 standard errors.
+    assert size.item() / weight.numel() == pytest.approx(expected, abs=0.029)
 
 
 @pytest.mark.parametrize("step", [0.05, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("name", ["normal", "Laplace", "student"])
 def test_the_slope_is_that_of_the_entropy(name, step):
-    """To 15 per cent: linear between levels, where the entropy itself has waves."""
+    """To 20 per cent: the slope is that of costs which are linear between levels, the entropy itself has waves."""
     torch.manual_seed(0)
     weight = DENSITIES[name]()
     log_step = torch.full((1,), step).log().requires_grad_()
     (slope,) = torch.autograd.grad(sampled_size([Coded(weight, log_step, 0)], 1 / 32, False), log_step)
     larger, smaller = (order0_bits((weight / (step * factor)).round()) for factor in (1.05, 1 / 1.05))
     expected = (larger - smaller) / (2 * torch.tensor(1.05).log().item())
-    assert slope.item() / weight.numel() == pytest.approx(expected, rel=0.15)
+    assert slope.item() / weight.numel() == pytest.approx(expected, rel=0.2)
 
 
 def test_costs_are_those_of_a_distribution_and_finite_far_out():
@@ -205,8 +207,9 @@ def test_a_group_may_die_and_costs_nothing():
     move(quantizer, 1e4)
     model.eval()
     assert torch.equal(model(words()), model.second.bias.expand(16, -1))
-    bits = quantizer.bits_per_weight()
-    assert max(bits.values()) <= 1 / 32 + 1e-6
+    for name, bits in quantizer.bits_per_weight().items():
+        count = model.get_parameter(name).numel()
+        assert bits * count == 16 * -(-count // 512)  # the fewest words that a file may have
 
 
 # -- training ------------------------------------------------------------------------------------------------------
@@ -339,6 +342,37 @@ def test_tied_weights_count_once():
     assert len(quantizer.learned_parameters()) == 3
     _, alone, _ = attached()
     assert quantizer.true_model_size() == pytest.approx(alone.true_model_size())
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0, 1e4])
+def test_a_file_has_the_weights_of_eval_and_the_size_that_was_said(factor, tmp_path):
+    model, quantizer, _ = attached()
+    move(quantizer, factor)
+    diffq_fast.save(quantizer, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    data = len(content) - 8 - int.from_bytes(content[:8], "little")  # without the header
+    assert data / 2**20 == pytest.approx(quantizer.true_model_size(), rel=0.01)
+
+    plain = Words()
+    diffq_fast.load(tmp_path / "model.safetensors", plain)
+    model.eval()
+    assert torch.equal(plain(words()), model(words()))
+
+    other, loaded, _ = attached(seed=3)
+    diffq_fast.load(tmp_path / "model.safetensors", other)
+    assert all(torch.equal(loaded.steps()[name], steps) for name, steps in quantizer.steps().items())
+    other.eval()
+    assert torch.equal(other(words()), model(words()))
+
+
+def test_a_file_of_another_quantizer_is_refused(tmp_path):
+    model = Words()
+    diffq_fast.save(diffq_fast.UniformQuantizer(model, min_size=0.001), tmp_path / "model.safetensors")
+    other, _, _ = attached()
+    with pytest.raises(ValueError, match=r"missing in the file: table\.weight_log_step"):
+        diffq_fast.load(tmp_path / "model.safetensors", other)
+    with pytest.raises(ValueError, match="this RateQuantizer has coded multiples of steps"):
+        diffq_fast.load(tmp_path / "model.safetensors", other, strict=False)
 
 
 def test_weights_that_are_not_finite_are_not_exported():

@@ -321,7 +321,7 @@ def test_a_schedule_out_of_order_is_refused(schedule):
 
 
 def test_a_quantizer_that_learns_no_bits_is_refused():
-    with pytest.raises(TypeError, match="must be a DiffQuantizer, got LSQ"):
+    with pytest.raises(TypeError, match="must be a DiffQuantizer or a RateQuantizer, got LSQ"):
         SizeTarget(LSQ(nn.Linear(64, 64)), mb=0.01, total_steps=9)
 
 

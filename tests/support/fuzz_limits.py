@@ -11,7 +11,7 @@ from typing import Any
 
 SPARE_BYTES = 64 << 20  # of address space, beside what is in use
 BYTES_PER_BYTE = 20
-CPU_SECONDS = 0.1  # and some for each MB; a wall clock would count pauses
+CPU_SECONDS = 0.1  # and some in proportion to the length; a wall clock would count pauses
 
 
 class TooSlowError(Exception):
@@ -30,11 +30,14 @@ def thrice(read: Callable[[], None]) -> None:
 
 
 @contextmanager
-def bounded(length: int, seconds_per_megabyte: float) -> Iterator[None]:
-    """A file of so many bytes is read inside: more memory is a MemoryError, more time a TooSlowError."""
+def bounded(length: int, extra_seconds: float) -> Iterator[None]:
+    """A file of so many bytes is read inside: more memory is a MemoryError, more time a TooSlowError.
+
+    ``extra_seconds``: of processor time, beside CPU_SECONDS.
+    """
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     memory = pages * resource.getpagesize() + SPARE_BYTES + BYTES_PER_BYTE * length
-    seconds = CPU_SECONDS + seconds_per_megabyte * length / 2**20
+    seconds = CPU_SECONDS + extra_seconds
 
     def too_long(*_: Any) -> None:
         raise TooSlowError(f"more than {seconds:g} s for one file of {length:,} bytes")

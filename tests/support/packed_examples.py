@@ -1,4 +1,4 @@
-"""The contents of the golden packed files. Run as a script it writes them anew (for a new version only)."""
+"""The contents of the golden packed files. Run as a script it writes those that are missing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffq_fast import functional
+from diffq_fast.packed.coding import CodedTensor
 from diffq_fast.packed.contents import PackedContents, write_packed
 from diffq_fast.packed.tensor import PackedTensor, pack_levels, pack_weight
+from diffq_fast.reference.level_code import LevelCode
 from diffq_fast.reference.sizes import group_count
 from support.paths import DATA
 
 
 @dataclass
 class Example:
-    packed: dict[str, PackedTensor]
+    packed: dict[str, PackedTensor | CodedTensor]
     plain: dict[str, Tensor] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
     half: set[str] = field(default_factory=set)
@@ -115,12 +118,102 @@ def even_and_scaled() -> Example:
     )
 
 
+def coded_example(
+    shape: tuple[int, ...],
+    streams: list[tuple[Tensor, LevelCode]],
+    group_size: int,
+    *,
+    widths: list[int] | int = 1,
+    ranges: list[float] | None = None,
+    scheme: tuple[str, int | None] = ("steps", None),
+    dtype: torch.dtype = torch.float32,
+) -> CodedTensor:
+    """A coded weight of the given streams; the widths, or classes, are repeated to one per group."""
+    count = int(np.prod(shape))
+    coded = torch.cat([torch.empty(0, dtype=torch.int16), *(functional.encode_levels(*stream) for stream in streams)])
+    coded = torch.nn.functional.pad(coded, (0, max(-(-count // 512) - len(coded), 0)))
+    cycle = [widths] if isinstance(widths, int) else widths
+    per_group = np.resize(np.array(cycle, dtype=np.uint8), group_count(count, group_size))
+    found = torch.tensor(ranges or [])
+    return CodedTensor(coded, torch.from_numpy(per_group), found, shape, dtype, group_size, *scheme)
+
+
+def cubed(count: int, most: int, seed: int) -> Tensor:
+    """int32 levels from -most to most, most of them near zero."""
+    return torch.from_numpy(np.rint((2 * scattered(count, seed)).astype(np.float64) ** 3 * most)).to(torch.int32)
+
+
+def coded() -> Example:
+    """Tables, low bits, escapes, lanes and blocks of coded levels, with steps and with every kind of range."""
+    one, wide = LevelCode(0, 0), LevelCode(-16, 5)
+    table = LevelCode(-2, 0, (300, 700, 2000, 700, 300, 96), escape=True)
+    sparse, few = LevelCode(0, 0, (3800, 196, 100), escape=True), LevelCode(-1, 0, (50, 4000, 46), block_bits=19)
+    fine = LevelCode(-300, 3, tuple([96] + [50] * 80))
+    codes = torch.arange(40, dtype=torch.int32) % 7 - 90
+    far = cubed(2400, 40, 20)
+    far[[5, 1000, 2399]] = torch.tensor([32767, -32767, 3], dtype=torch.int32)
+    classes = cubed(995, 30, 21)
+    in_one = (torch.arange(995) // 7) % 2 == 0
+    packed = {
+        "steps": coded_example((40, 60), [(codes, LevelCode(-90, 3)), (far, table)], 60),
+        "classes": coded_example(
+            (5, 199),
+            [
+                (torch.full((143,), -160), LevelCode(-160, 0)),
+                (classes[in_one].clamp(-16, 15), wide),
+                (classes[~in_one], table),
+            ],
+            7,
+            widths=[1, 9],
+            dtype=torch.float16,
+        ),
+        "fine": coded_example((4000,), [(torch.tensor([33]), LevelCode(33, 0)), (cubed(4000, 300, 22), fine)], 0),
+        "blocks": coded_example(
+            (140001,),
+            [(torch.tensor([-5]), LevelCode(-5, 0)), (cubed(140001, 1, 23) * (torch.arange(140001) % 3 == 0), sparse)],
+            0,
+        ),
+        "few": coded_example(
+            (300, 1),
+            [(torch.arange(300) // 100, LevelCode(0, 0, (1365, 1366, 1365))), (cubed(300, 1, 28), few)],
+            1,
+        ),
+        "zero": coded_example((30, 50), [(torch.tensor([0]), one), (torch.zeros(1500, dtype=torch.int32), one)], 0),
+        "empty": coded_example((0, 4), [], 8),
+        "widths": coded_example(
+            (10, 17),
+            [(cubed(90, 4, 24).clamp(-4, 3), LevelCode(-4, 3)), (cubed(80, 7, 25), LevelCode(-8, 1, (*[512] * 8,)))],
+            10,
+            widths=[3, 4],
+            ranges=[-0.5, 0.75],
+            scheme=("tensor", None),
+            dtype=torch.bfloat16,
+        ),
+        "counted": coded_example(
+            (70,),
+            [(cubed(70, 300, 26) - 130, LevelCode(-512, 10))],
+            0,
+            widths=10,
+            ranges=[0.0, 1.0],
+            scheme=("tensor", 776),
+        ),
+        "scaled": coded_example(
+            (9, 9), [(cubed(81, 8, 27).clamp(max=7), table)], 0, widths=4, ranges=[-0.37], scheme=("scale", None)
+        ),
+        "fixed": example_weight((9, 13), [9, 2, 5], 4, seed=2),
+    }
+    return Example(packed, {"bias": torch.from_numpy(scattered(9, 10))}, {"tied": "steps"})
+
+
 GOLDEN = {
     "packed_v1_documented": documented,
     "packed_v1_kinds": kinds,
     "packed_v1_even_and_scaled": even_and_scaled,
+    "packed_v2_coded": coded,
 }
 
 if __name__ == "__main__":
     for name, example in GOLDEN.items():
+        if (DATA / f"{name}.safetensors").exists():
+            continue  # golden files are written once
         print(example().write(DATA / f"{name}.safetensors"))

@@ -12,7 +12,8 @@ import diffq_fast.functional as functional
 
 COUNTS = (0, 1, 7, 8, 9, 31, 33, 64, 100, 1023, 1025, 3000)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.uint8, torch.int64)
-SIZES = (0, 1, 2, 4, 7, 8, 16, 100, -1, 8, 8, 2**31, 2**62, 2**63 - 1, 2**63, 10**30)
+SIZES = (0, 1, 2, 4, 7, 8, 16, 100, 8, 8, 8, 8, -1, -8, -1024, -(2**63), 2**31, 2**62, 2**63 - 1, 2**63, 10**30)
+COUNTS_OUT_OF_RANGE = (-1, -1024, -(2**62), -(2**63), 2**31, 2**60, 2**62, 2**63 - 1, 2**63)
 ODD_FLOATS = (float("nan"), float("inf"), -float("inf"), 3e38, 1e-45)
 
 
@@ -27,6 +28,10 @@ class Arguments:
 
     def often(self, usual: Any, *others: Any) -> Any:
         return usual if self.random.random() < 0.85 else self.random.choice(others)
+
+    def integer(self, usual: int, *others: int) -> int:
+        """``usual`` mostly; else one of the others, or one that no tensor is as large as."""
+        return self.often(usual, *others, self.random.choice(COUNTS_OUT_OF_RANGE))
 
     def mostly(self, usual: Any, *others: Any) -> Any:
         return usual if self.random.random() < 0.98 else self.random.choice(others)

@@ -1,4 +1,5 @@
-"""What the tests of the Triton kernels share: weights, and whether Triton interprets its kernels here."""
+"""What the tests of the Triton kernels share: weights, and whether Triton's interpreter, or the emulator of compiled
+code, runs kernels on the CPU here."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from diffq_fast.reference.options import NoiseOptions
 from diffq_fast.reference.sizes import group_count
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+EMULATED = os.environ.get("PTX_EMULATOR", "")  # "sm_90": by tests/ptx, as compiled for it
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in test_interpreter.py's subprocess")
+interpreted = pytest.mark.skipif(not (INTERPRETED or EMULATED), reason="runs in test_interpreter.py's subprocess")
 
 COUNTS = (0, 1, 7, 8, 9, 1023, 8192, 8200)
 KEY = torch.tensor(-0x123456789ABCDEF)

@@ -33,6 +33,10 @@ def keep(quantizer: DiffQuantizer, model: nn.Module) -> None:
     assert_type(diffq_fast.load("file"), dict[str, Tensor])
     assert_type(diffq_fast.load("file", model), nn.Module)
     assert_type(diffq_fast.inspect("file").table(), str)
+    moments = diffq_fast.calibrate(model, [torch.ones(2)])
+    assert_type(moments, dict[str, Tensor])
+    diffq_fast.save_calibration("moments", moments)
+    assert_type(diffq_fast.pack_checkpoint("plain", "file", target_mb=8, calibration=moments).file_bytes, int)
     diffq_fast.plot_bits(quantizer, "bits.png")
     diffq_fast.save_legacy(quantizer, "state.th")
     diffq_fast.restore_quantized_state(model, diffq_fast.load_legacy("state.th"))
@@ -49,4 +53,5 @@ def others(model: nn.Module, weight: Tensor) -> None:
     key = functional.draw_key(weight)
     options = functional.NoiseOptions(group_size=4)
     assert_type(functional.add_noise([weight], [weight], key, options).noisy, list[Tensor])
+    assert_type(diffq_fast.RateQuantizer(model, init_step=0.5).model_size(), Tensor)
     diffq_fast.no_such_name()  # type: ignore[attr-defined]

@@ -68,8 +68,8 @@ DIFFQ_INLINE Uint take_words(Uint state, const uint16_t*& words) {
     const __m256i next = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words)));
     const __m256i order =
         _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kWordOrders8.orders[wanted])));
-    const __m256i taken = _mm256_or_si256(_mm256_slli_epi32((__m256i)state, 16),
-                                          _mm256_permutevar8x32_epi32(next, order));
+    const __m256i taken =
+        _mm256_or_si256(_mm256_slli_epi32((__m256i)state, 16), _mm256_permutevar8x32_epi32(next, order));
     words += _mm_popcnt_u32(wanted);
     return (Uint)_mm256_blendv_epi8((__m256i)state, taken, low);
 }

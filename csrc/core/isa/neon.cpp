@@ -57,8 +57,8 @@ DIFFQ_INLINE Uint take_words(Uint state, const uint16_t*& words) {
     const uint32x4_t low = vcltq_u32((uint32x4_t)state, vdupq_n_u32(1 << 16));
     const uint32x4_t places = {1, 2, 4, 8};
     const uint32_t wanted = vaddvq_u32(vandq_u32(low, places));
-    const uint8x8_t next = vtbl1_u8(vld1_u8(reinterpret_cast<const uint8_t*>(words)),
-                                    vld1_u8(kWordOrders4.bytes[wanted]));
+    const uint8x8_t next =
+        vtbl1_u8(vld1_u8(reinterpret_cast<const uint8_t*>(words)), vld1_u8(kWordOrders4.bytes[wanted]));
     const uint32x4_t taken =
         vorrq_u32(vshlq_n_u32((uint32x4_t)state, 16), vmovl_u16(vreinterpret_u16_u8(next)));
     words += kWordOrders4.counts[wanted];

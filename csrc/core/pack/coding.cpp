@@ -66,7 +66,7 @@ bool encode_block(const int32_t* levels, int64_t count, const LevelCode& code,
                   const std::vector<Interval>& intervals, CodedBlock& made) {
     std::vector<uint8_t> symbols(static_cast<size_t>(count));
     if (!find_symbols(levels, count, code, symbols, made.escapes)) return false;
-    const int lanes = coded_lanes(count);
+    const int lanes = coded_lanes(count, code.block_bits);
     uint32_t states[kCodedLanes];
     std::fill(states, states + lanes, kLowestState);
     std::vector<uint16_t> backwards(static_cast<size_t>(count));  // a value takes a word at most
@@ -187,7 +187,7 @@ bool decode_values(const CodedSlots& code, uint32_t* states, int lanes, int64_t 
 
 bool decode_rows(const CodedSlots& code, const BlockPlace& block, uint32_t* states, int64_t count,
                  int32_t* levels) {
-    const int lanes = coded_lanes(count);
+    const auto lanes = static_cast<int>((block.words - block.states) / 2);
     int64_t done = 0;
     if (lanes == kCodedLanes) {
         Words words(block.words, block.escapes);
@@ -229,7 +229,7 @@ bool put_escapes(const LevelCode& code, const BlockPlace& block, int64_t count, 
 const char* decode_block(const LevelCode& code, const CodedSlots& slots, const BlockPlace& block,
                          int64_t count, int32_t* levels) {
     uint32_t states[kCodedLanes];
-    const int lanes = coded_lanes(count);
+    const int lanes = coded_lanes(count, code.block_bits);
     for (int lane = 0; lane < lanes; ++lane) {
         states[lane] = join(block.states + 2 * lane);
         if (states[lane] < kLowestState) return "a block of levels begins with a state that is none";
@@ -251,7 +251,7 @@ const char* encode_levels(const int32_t* levels, int64_t count, const LevelCode&
     const char* const problem = problem_of(code);
     if (problem != nullptr) return problem;
     threads = threads_for(count, threads);
-    const CodedBlocks blocks(count);
+    const CodedBlocks blocks(count, code.block_bits);
     const bool coded = !code.frequencies.empty();
     std::vector<CodedBlock> made(static_cast<size_t>(coded ? blocks.number : 0));
     const std::vector<Interval> intervals = intervals_of(code);
@@ -296,11 +296,11 @@ const char* decode_levels(const uint16_t* words, int64_t word_count, int64_t cou
     if (code.frequencies.empty()) {
         std::fill(levels, levels + count, code.origin);
     } else {
-        const CodedBlocks blocks(count);
+        const CodedBlocks blocks(count, code.block_bits);
         std::vector<BlockPlace> places;
         for (int64_t block = 0; block < blocks.number; ++block) {
             const auto index = static_cast<size_t>(block);
-            const uint16_t* const first = place + 2 * coded_lanes(blocks.count(block));
+            const uint16_t* const first = place + 2 * coded_lanes(blocks.count(block), code.block_bits);
             const uint16_t* const escapes = first + head.words[index];
             places.push_back({place, first, escapes, escapes + head.escapes[index]});
             place = places.back().end;

@@ -5,7 +5,7 @@
 namespace diffq_fast {
 namespace {
 
-constexpr int kEscapeFlag = 32;
+constexpr int kEscapeFlag = 32, kBlockShift = 6;
 
 class HeadWriter {
   public:
@@ -71,7 +71,8 @@ class HeadReader {
 const char* read_code(HeadReader& reader, LevelCode& code) {
     const uint32_t flags = reader.byte();
     code.escape = (flags & kEscapeFlag) != 0;
-    code.low_bits = static_cast<int>(flags & ~static_cast<uint32_t>(kEscapeFlag));
+    code.low_bits = static_cast<int>(flags % kEscapeFlag);
+    code.block_bits = kLeastBlockBits + 2 * static_cast<int>((flags & 255) >> kBlockShift);
     const int64_t zigzag = reader.number(), symbols = reader.number();
     if (reader.problem() != nullptr) return reader.problem();
     if (zigzag > 65535 || symbols < 1 || symbols > kMostSymbols) return "an impossible table of symbols";
@@ -89,6 +90,9 @@ const char* read_code(HeadReader& reader, LevelCode& code) {
 
 const char* problem_of(const LevelCode& code) {
     const auto symbols = static_cast<int64_t>(code.frequencies.size());
+    if (code.block_bits < kLeastBlockBits || code.block_bits > kMostBlockBits || code.block_bits % 2 == 0 ||
+        (symbols == 0 && code.block_bits != kLeastBlockBits))
+        return "impossible blocks";
     if (code.low_bits < 0 || code.low_bits > kMaxWidth) return "an impossible number of low bits";
     if (symbols == 1 || symbols > kMostSymbols || (code.escape && symbols == 0))
         return "an impossible number of symbols";
@@ -107,7 +111,9 @@ const char* problem_of(const LevelCode& code) {
 std::vector<uint16_t> write_head(const StreamHead& head) {
     HeadWriter writer;
     const LevelCode& code = head.code;
-    writer.byte(static_cast<uint32_t>(code.low_bits | (code.escape ? kEscapeFlag : 0)));
+    const int blocks = (code.block_bits - kLeastBlockBits) / 2;
+    writer.byte(
+        static_cast<uint32_t>(code.low_bits | (code.escape ? kEscapeFlag : 0) | blocks << kBlockShift));
     const int64_t origin = code.origin;
     writer.number(static_cast<uint64_t>(origin < 0 ? -2 * origin - 1 : 2 * origin));
     writer.number(std::max<uint64_t>(code.frequencies.size(), 1));
@@ -123,7 +129,7 @@ const char* read_head(const uint16_t* words, int64_t word_count, int64_t count, 
     HeadReader reader(words, word_count);
     const char* const problem = read_code(reader, head.code);
     if (problem != nullptr) return problem;
-    const CodedBlocks blocks(count);
+    const CodedBlocks blocks(count, head.code.block_bits);
     const bool coded = !head.code.frequencies.empty();
     if (coded && blocks.number > reader.bytes()) return "a stream of levels is cut off";
     head.words.clear();
@@ -135,7 +141,7 @@ const char* read_head(const uint16_t* words, int64_t word_count, int64_t count, 
         if (its_words > values || its_escapes > values) return "a block of levels is longer than its levels";
         head.words.push_back(its_words);
         head.escapes.push_back(its_escapes);
-        size += 2 * coded_lanes(values) + its_words + its_escapes;
+        size += 2 * coded_lanes(values, head.code.block_bits) + its_words + its_escapes;
     }
     if (reader.problem() != nullptr) return reader.problem();
     if (!reader.padded()) return "the head of a stream of levels does not end with a zero";

@@ -12,23 +12,23 @@ namespace diffq_fast {
 constexpr int kProbabilityBits = 12;
 constexpr uint32_t kSlots = 1u << kProbabilityBits;  // the sum of all frequencies
 constexpr int kMostSymbols = 256;
-constexpr int64_t kMostBlockValues = int64_t{1} << 17;  // of a block, which decodes alone
+// A block, which decodes alone, has 2^17 values at most, or 2^19, 2^21 or 2^23 where they take few bits.
+constexpr int kLeastBlockBits = 17, kMostBlockBits = 23;
 constexpr int kCodedLanes = 32;
-constexpr int64_t kLaneValues = 2048;  // the fewest for which a lane of its own pays
+constexpr int kLanesPerBlockBits = 6;  // a lane of its own pays from a 64th of a block's most values on
 constexpr uint32_t kLowestState = 1u << 16;
 
-// value = origin + symbol * 2^low_bits + low. frequencies: of each symbol, in 4096ths; none where there is
+// value = origin + symbol * 2^low_bits + low. frequencies: of each symbol, of 4096 slots; none where there is
 // one symbol only. escape: the last one stands for values whose symbols are written out.
 struct LevelCode {
     int32_t origin;
     int low_bits;
     std::vector<uint16_t> frequencies;
     bool escape;
+    int block_bits;
 
     // Symbols that are not the escape.
-    int known() const {
-        return std::max(static_cast<int>(frequencies.size()), 1) - static_cast<int>(escape);
-    }
+    int known() const { return std::max(static_cast<int>(frequencies.size()), 1) - static_cast<int>(escape); }
 };
 
 // words, escapes: of each block; size: of the head itself, in 16-bit words.
@@ -40,12 +40,10 @@ struct StreamHead {
 
 // How a stream's values are cut into blocks.
 struct CodedBlocks {
-    explicit CodedBlocks(int64_t count)
+    CodedBlocks(int64_t count, int bits)
         : values(count),
-          number((count + kMostBlockValues - 1) / kMostBlockValues),
-          size(number == 0
-                   ? 0
-                   : (count + kCodedLanes * number - 1) / (kCodedLanes * number) * kCodedLanes) {}
+          number((count >> bits) + ((count & ((int64_t{1} << bits) - 1)) != 0 ? 1 : 0)),
+          size(number == 0 ? 0 : (count + kCodedLanes * number - 1) / (kCodedLanes * number) * kCodedLanes) {}
 
     int64_t values, number, size;
 
@@ -54,8 +52,9 @@ struct CodedBlocks {
 };
 
 // Lanes of a block of so many values.
-inline int coded_lanes(int64_t values) {
-    return static_cast<int>(std::min<int64_t>(kCodedLanes, (values + kLaneValues - 1) / kLaneValues));
+inline int coded_lanes(int64_t values, int block_bits) {
+    const int64_t fewest = int64_t{1} << (block_bits - kLanesPerBlockBits);
+    return static_cast<int>(std::min<int64_t>(kCodedLanes, (values + fewest - 1) / fewest));
 }
 
 // 16-bit words of the low bits of so many values.

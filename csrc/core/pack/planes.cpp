@@ -14,6 +14,7 @@ namespace {
 // Calls body(tile) for tiles of columns, several to a task.
 template <typename Body>
 void for_each_tile(const PlaneShape& shape, int threads, Body&& body) {
+    if (shape.count == 0) return;  // no memory bounds the columns then
     const int64_t block_size = shape.rows * shape.columns;
     if (block_size == 0) return;
     const int64_t blocks = shape.count / block_size + (shape.count % block_size != 0);

@@ -86,7 +86,9 @@ void* take_block(int64_t bytes) {
     if (bytes < 0 || bytes > std::numeric_limits<int64_t>::max() / 2) throw std::bad_alloc();
     const int64_t size = rounded(bytes);
     if (void* kept = free_list().take(size)) return kept;
-    void* fresh = ::operator new(static_cast<size_t>(size), kAlignment);
+    void* fresh = ::operator new(static_cast<size_t>(size), kAlignment, std::nothrow);
+    if (!fresh)
+        throw std::bad_alloc();  // not by operator new itself: under a sanitizer, that ends the process
     expect_writes(fresh, size);
     return fresh;
 }

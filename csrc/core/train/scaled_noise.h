@@ -6,8 +6,8 @@
 
 namespace diffq_fast {
 
-// amplitudes[0] belongs to the run's first group; kReadBehind floats behind them are readable. Where the block's
-// groups are whole, or all of it lies in one, they are spread on the way; else before it.
+// amplitudes[0] belongs to the run's first group; kReadBehind floats behind them are readable. Where the
+// block's groups are whole, or all of it lies in one, they are spread on the way; else before it.
 inline void add_scaled_noise(const NoiseRun& run, const float* weights, const float* amplitudes,
                              int64_t group_size, bool past_cache, float* noisy) {
     const Span span = run.span;

@@ -1,5 +1,5 @@
-// Uniform noise of a step that each group brings along: noisy = weight + step * z, with z made from the key in
-// the forward and again in the backward. No ranges.
+// Uniform noise of a step that each group brings along: noisy = weight + step * z, with z made from the key
+// in the forward and again in the backward. No ranges.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,8 @@ struct UniformNoise {
     int threads;
 };
 
-// noisy[i] = weights[i] + steps[i] of the element's group * z, rounded to its dtype. steps[i]: float32 [groups].
+// noisy[i] = weights[i] + steps[i] of the element's group * z, rounded to its dtype. steps[i]: float32
+// [groups].
 void add_uniform_noise(const UniformNoise& noise, const std::vector<Floats>& weights,
                        const std::vector<const float*>& steps, const std::vector<Floats>& noisy);
 

@@ -287,6 +287,32 @@ void words_are_the_same() {
     }
 }
 
+void rows_of_coded_levels_are_the_same() {
+    std::mt19937 generator(9);
+    std::vector<uint32_t> slots;
+    for (uint32_t symbol = 0; symbol < 64; ++symbol) {
+        const uint32_t frequency = symbol == 63 ? kSlots - static_cast<uint32_t>(slots.size()) : 1 + symbol;
+        for (uint32_t i = 0; i < frequency; ++i) slots.push_back(symbol << 24 | frequency << 12 | i);
+    }
+    std::vector<uint16_t> words(static_cast<size_t>((kCodedRows + 1) * kCodedLanes + kCodedReadAhead));
+    for (uint16_t& word : words) word = static_cast<uint16_t>(generator());
+    std::vector<uint32_t> begin(kCodedLanes);
+    for (uint32_t& state : begin) state = generator() | kLowestState;
+    for (const CodedSlots code : {CodedSlots{slots.data(), -7, 0}, CodedSlots{slots.data(), 100, 5}}) {
+        for (const int64_t rows : {1, 2, 7, 31, 32}) {
+            std::vector<uint32_t> expected(begin);
+            std::vector<int32_t> room(static_cast<size_t>(rows * kCodedLanes));
+            const uint16_t* const behind =
+                scalar_kernels()->decode_rows(code, expected.data(), words.data(), rows, room.data());
+            check_same<int32_t>(rows * kCodedLanes, [&](const Kernels& kernels, int32_t* levels) {
+                std::vector<uint32_t> states(begin);
+                CHECK(kernels.decode_rows(code, states.data(), words.data(), rows, levels) == behind);
+                CHECK(states == expected);
+            });
+        }
+    }
+}
+
 void planes_are_the_same() {
     std::mt19937 generator(8);
     std::vector<uint64_t> source(4096);
@@ -328,4 +354,4 @@ RUN_TESTS(uniform_noise_is_the_same, gaussian_noise_is_nearly_the_same,
           steps_and_logit_gradients_are_the_same, noisy_weights_and_products_are_the_same, sums_are_the_same,
           ranges_are_the_same, halves_are_the_same, levels_are_the_same,
           levels_beside_boundaries_are_the_same, widths_and_doubts_are_the_same, words_are_the_same,
-          planes_are_the_same, only_supported_kernels_can_be_used)
+          rows_of_coded_levels_are_the_same, planes_are_the_same, only_supported_kernels_can_be_used)

@@ -3,8 +3,8 @@
 #include <utility>
 #include <vector>
 
-#include "check.h"
 #include "core/runtime/fingerprint.h"
+#include "tests/check.h"
 
 using namespace diffq_fast;
 

@@ -12,14 +12,16 @@ from .tensors import empty, guard_tensors
 
 
 @kernel
-def encode_levels(levels, origin, low_bits, frequencies, escape):
+def encode_levels(levels, origin, low_bits, frequencies, escape, block_bits):
     guard_tensors("encode_levels", [levels])
     if levels.numel() and not LOWEST_VALUE <= int(levels.min()) <= int(levels.max()) <= HIGHEST_VALUE:
         raise ValueError(f"encode_levels: levels must be between {LOWEST_VALUE} and {HIGHEST_VALUE}")
     levels = levels.to(torch.int32).contiguous()
-    if not all(0 <= each < 2**16 for each in frequencies) or not all(abs(each) < 2**16 for each in (origin, low_bits)):
-        raise ValueError("encode_levels: origin, low_bits and frequencies must have 16 bits")
-    code = origin, low_bits, list(frequencies), escape
+    if not all(0 <= each < 2**16 for each in frequencies) or not all(
+        abs(each) < 2**16 for each in (origin, low_bits, block_bits)
+    ):
+        raise ValueError("encode_levels: origin, low_bits, frequencies and block_bits must have 16 bits")
+    code = origin, low_bits, list(frequencies), escape, block_bits
     problem, words = core.encode_levels(code, levels.data_ptr(), levels.numel(), torch.get_num_threads())
     if problem:
         raise ValueError(f"encode_levels: {problem}")

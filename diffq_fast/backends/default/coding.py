@@ -10,8 +10,8 @@ from .registration import kernel
 
 
 @kernel
-def encode_levels(levels, origin, low_bits, frequencies, escape):
-    return reference.encode_levels(levels, LevelCode(origin, low_bits, tuple(frequencies), escape))
+def encode_levels(levels, origin, low_bits, frequencies, escape, block_bits):
+    return reference.encode_levels(levels, LevelCode(origin, low_bits, tuple(frequencies), escape, block_bits))
 
 
 @kernel

@@ -88,13 +88,15 @@ def store_partials(partial_ptr, range_gradient, nonfinite):
 
 
 @triton.jit
-def _shares_of(weight, ranges):
-    """``1[w = hi] / #hi - 1[w = lo] / #lo`` along each group ``weight[i]``."""
-    at_hi = (weight == ranges.hi[:, None]).to(tl.float32)
-    at_lo = (weight == ranges.lo[:, None]).to(tl.float32)
-    number_hi = tl.maximum(tl.sum(at_hi, 1, keep_dims=True), 1.0)
-    number_lo = tl.maximum(tl.sum(at_lo, 1, keep_dims=True), 1.0)
-    return at_hi / number_hi - at_lo / number_lo
+def _carried_to_extremes(weight, ranges, gradient):
+    """The ``gradient`` of each range shared among the elements of its group ``weight[i]`` that equal hi, less the same
+    of those that equal lo. The others get 0 even of an infinite gradient, and so do constant groups."""
+    at_hi = weight == ranges.hi[:, None]
+    at_lo = weight == ranges.lo[:, None]
+    carried = tl.where(ranges.hi > ranges.lo, gradient, 0.0)
+    share_hi = carried / tl.maximum(tl.sum(at_hi.to(tl.float32), 1), 1.0)
+    share_lo = carried / tl.maximum(tl.sum(at_lo.to(tl.float32), 1), 1.0)
+    return tl.where(at_hi, share_hi[:, None], 0.0) - tl.where(at_lo, share_lo[:, None], 0.0)
 
 
 @triton.jit
@@ -111,8 +113,8 @@ def _group_gradients(job, begin, product, grad, CONFIG: tl.constexpr, STEP: tl.c
         ranges = load_ranges(job.ranges_ptr, group, inside)
         length = ranges.hi - ranges.lo
         value = load_tile(job.weight, begin, job.elements, float("nan"), CONFIG.weight, STEP, WHOLE)
-        shares = _shares_of(grouped(value, CONFIG.group_size, STEP), ranges)
-        grad += tl.reshape(shares * (sums * step)[:, None], (STEP,))
+        carried = _carried_to_extremes(grouped(value, CONFIG.group_size, STEP), ranges, sums * step)
+        grad += tl.reshape(carried, (STEP,))
     gradient = length * sums * derivative
     finite = is_finite(gradient)
     gradient = tl.where(finite, gradient, 0.0)

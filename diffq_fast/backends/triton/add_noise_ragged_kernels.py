@@ -90,5 +90,6 @@ def ragged_backward_kernel(tables, key_ptr, ranges_ptr, partial_ptr, gradients, 
     nonfinite = tl.sum((exists & ~finite).to(tl.float32), 0)
     store_partials(partial_ptr, tl.sum(tl.where(exists, sums * step, 0.0), 0), nonfinite)
     if CONFIG.per_group:
-        shares = Range(sums * step / tl.maximum(ties_lo, 1.0), sums * step / tl.maximum(ties_hi, 1.0))
+        carried = tl.where(ranges.hi > ranges.lo, sums * step, 0.0)  # a constant group has none, though it be infinite
+        shares = Range(carried / tl.maximum(ties_lo, 1.0), carried / tl.maximum(ties_hi, 1.0))
         _add_to_group_extremes(job, group, ranges, shares, CONFIG)

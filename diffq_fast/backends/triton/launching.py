@@ -121,5 +121,5 @@ def empty_ranges(weights: Sequence[Tensor], group_size: int) -> tuple[Tensor, Te
 
 def for_each_weight(weights: Sequence[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Uninitialised ``[weights, ...]``, but zeros where nothing is written for an empty weight."""
-    make = torch.empty if all(weight.numel() for weight in weights) else torch.zeros
-    return make((len(weights), *shape), dtype=dtype, device=weights[0].device)
+    made = torch.empty((len(weights), *shape), dtype=dtype, device=weights[0].device)
+    return made if all(weight.numel() for weight in weights) else made.zero_()

@@ -13,6 +13,7 @@ import torch
 from diffq_fast.backends import default
 from support.triton_weights import (
     COUNTS,
+    EMULATED,
     EPSILON,
     KEY,
     assert_near,
@@ -105,6 +106,17 @@ def test_nonfinite_gradients_are_zeroed_and_counted():
 
 
 @interpreted
+@pytest.mark.parametrize("group_size", [1, 8, 7])
+def test_nonfinite_gradients_of_a_group_reach_its_extremes_alone(group_size):
+    """Groups with ties, constant ones too: only elements that equal lo or hi get a part of the range's gradient."""
+    weights, grads = [make((9000,))[0].clamp(-1, 1), torch.ones(40)], make((9000, 40), seed=3)
+    grads[0][17], grads[0][8999], grads[1][3] = float("nan"), float("inf"), float("-inf")
+    got, expected = both_passes(weights, grads, group_size, True, "uniform", "bits")
+    assert_near(got[3], expected[3], 1e-5, 1e-4)
+    assert torch.equal(got[5], expected[5])
+
+
+@interpreted
 def test_mixed_dtypes_and_layouts_keep_their_places():
     weights = [
         make((24,))[0].to(torch.bfloat16),
@@ -170,7 +182,10 @@ def test_gradients_of_a_lower_dtype_equal_those_cast_to_float32(group_size, per_
     options = group_size, 2.0, 15.0, "bits", "uniform", per_group
     got = add_noise_backward(grads, weights, *lists, *options)
     expected = add_noise_backward([grad.float() for grad in grads], weights, *lists, *options)
-    assert_same([*got[0], *got[1], got[2]], [*expected[0], *expected[1], expected[2]])
+    if EMULATED:  # compiled code sums in another order for another dtype: tests/emulated/test_training.py
+        assert_near([*got[0], *got[1], got[2]], [*expected[0], *expected[1], expected[2]], 1e-5, 1e-6)
+    else:
+        assert_same([*got[0], *got[1], got[2]], [*expected[0], *expected[1], expected[2]])
     assert all(grad.dtype == torch.float32 for grad in got[0])
 
 

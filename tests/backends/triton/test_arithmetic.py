@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from diffq_fast.reference.bits import step_and_derivative
-from support.triton_weights import INTERPRETED, interpreted, needs_triton
+from support.triton_weights import EMULATED, INTERPRETED, interpreted, needs_triton
 
 pytestmark = needs_triton
 
-if INTERPRETED:
+if INTERPRETED or EMULATED:
     import triton
     import triton.language as tl
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from support.triton_weights import INTERPRETED, needs_triton
+from support.triton_weights import EMULATED, INTERPRETED, needs_triton
 
 pytestmark = needs_triton
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.skipif(INTERPRETED, reason="would start itself for ever")
+@pytest.mark.skipif(bool(INTERPRETED or EMULATED), reason="would start itself for ever")
 def test_kernels_under_the_interpreter():
     files = [file for file in sorted(Path(__file__).parent.glob("test_*.py")) if file.name != "test_static.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]

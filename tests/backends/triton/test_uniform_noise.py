@@ -28,7 +28,9 @@ def steps_of(weights, group_sizes):
 @pytest.mark.parametrize("group_size", [0, 1, 2, 8, 16, 384, 512, 7, 3000, 10000])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_both_passes_equal_the_oracle(dtype, group_size):
-    weights, grads = make(COUNTS, dtype), make(COUNTS, dtype, seed=2)
+    # A program of small groups is one of them: the interpreter would take minutes for thousands.
+    counts = [min(count, 300) for count in COUNTS] if 0 < group_size < 8 else COUNTS
+    weights, grads = make(counts, dtype), make(counts, dtype, seed=2)
     sizes, streams = [group_size] * len(weights), list(range(3, 3 + len(weights)))
     steps = steps_of(weights, sizes)
     found = add_uniform_noise(weights, steps, KEY, streams, sizes)

@@ -1,0 +1,119 @@
+"""The step of each row, by a closed form, up to one factor for the whole checkpoint.
+
+At a step Δ a row of n elements has the error a · n · m · Δ² / 12, where a is the row's importance and m the mean cost
+of an element's error, and takes n · (h − log2 Δ) bits. The sum of all errors at a given sum of bits is the smallest
+where another bit gains the same everywhere, that is where a · m · Δ² is one number for all rows: ``scale``.
+Without activations a row's importance is 1 over its mean square: steps are then in proportion to it, and what is equal
+is the relative error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from .rounding import Feedback, Price, bits_of_levels, feedback_of, round_weight
+
+BIT_PRICE = 0.1  # the price of a bit, in units of the scale: a step's slope of error over bits is ln(2) / 6 = 0.116
+FEWEST_COLUMNS = 64  # of a group: shorter rows share a step
+RELATIVE_FLOOR = 1e-3  # of a weight's mean importance: a row that calibration never saw is not worthless
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What calibration knows of one weight [rows, columns]; either may be missing.
+
+    columns: [columns, columns] (or only its diagonal): second moments of what a row is multiplied with.
+    rows: [rows], what an error in this row costs, such as the second moments of the gradient there.
+    """
+
+    columns: Tensor | None = None
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much the errors of one weight cost.
+
+    importance: float32 [rows]. column_cost: the mean over the columns of what an element's error costs, less what
+    feedback makes good. feedback: None for rounding each element for itself.
+    """
+
+    importance: Tensor
+    column_cost: float = 1.0
+    feedback: Feedback | None = None
+
+    def steps(self, scale: float) -> tuple[Tensor, Tensor]:
+        """(int16 codes, float32 steps), each [rows], at which importance · column_cost · step² is nearest to scale."""
+        codes = functional.codes_from_steps((scale / (self.importance * self.column_cost)).sqrt())
+        return codes, functional.steps_from_codes(codes)
+
+    def step_values(self, codes: Tensor) -> Tensor:
+        """float32 steps of these codes."""
+        return functional.steps_from_codes(codes)
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """float32 [rows, columns]: a row is a group of the file, one output of the layer where that is long enough."""
+    columns = weight[0].numel()
+    together = 1
+    while columns * together < FEWEST_COLUMNS and together < len(weight) and len(weight) % (2 * together) == 0:
+        together *= 2
+    return weight.detach().to(torch.float32).reshape(-1, columns * together)
+
+
+def sensitivity_of(matrix: Tensor, moments: Moments | None, name: str) -> Sensitivity:
+    """How much errors of this weight [rows, columns] cost, by what calibration knows of it.
+
+    Raises:
+        ValueError: moments that do not fit the weight or are not finite.
+    """
+    rows, columns = matrix.shape
+    squares = matrix.square().mean(1)
+    floor = RELATIVE_FLOOR * squares.mean()
+    relative = 1 / (squares.clamp(min=float(floor)) + torch.finfo(torch.float32).tiny)
+    if moments is None or (moments.columns is None and moments.rows is None):
+        return Sensitivity(relative)
+    feedback, column_cost = None, 1.0
+    if moments.columns is not None:
+        _check(name, "columns", moments.columns, [columns, columns], [columns])
+        if moments.columns.ndim == 2:
+            feedback = feedback_of(moments.columns)
+            column_cost = float(feedback.errors.mean())
+        else:
+            column_cost = float(moments.columns.mean())
+    if moments.rows is None:
+        return Sensitivity(relative / max(column_cost, torch.finfo(torch.float32).tiny), column_cost, feedback)
+    _check(name, "rows", moments.rows, [rows])
+    importance = moments.rows.to(torch.float32)
+    importance = importance.clamp(min=RELATIVE_FLOOR * float(importance.mean()))
+    if moments.columns is None:  # without them the unit is not known: only what the rows are worth against each other
+        importance = importance / float((importance * squares).mean() + torch.finfo(torch.float32).tiny)
+    return Sensitivity(importance, column_cost, feedback)
+
+
+def _check(name: str, what: str, given: Tensor, *shapes: list[int]) -> None:
+    if list(given.shape) not in shapes:
+        expected = " or ".join(map(str, shapes))
+        raise ValueError(f"pack: calibration of {name}: expected {what} of shape {expected}, got {list(given.shape)}")
+    if not bool(torch.isfinite(given).all()) or bool(
+        given.diagonal().min() < 0 if given.ndim == 2 else given.min() < 0
+    ):
+        raise ValueError(f"pack: calibration of {name}: expected {what} finite and not negative")
+
+
+def quantise(matrix: Tensor, sensitivity: Sensitivity, scale: float, passes: int = 2) -> tuple[Tensor, Tensor]:
+    """(int32 levels [rows, columns], int16 step codes [rows]) at this scale.
+
+    The price of a level depends on how often it occurs, so levels are chosen more than once.
+    """
+    codes, steps = sensitivity.steps(scale)
+    levels = round_weight(matrix, steps, sensitivity.importance)
+    for _ in range(passes):
+        lowest, bits = bits_of_levels(levels)
+        price = Price(BIT_PRICE * scale, lowest, bits)
+        levels = round_weight(matrix, steps, sensitivity.importance, feedback=sensitivity.feedback, price=price)
+    return levels, codes

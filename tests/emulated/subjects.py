@@ -1,0 +1,99 @@
+"""Small checks, each of some kernels, that mutants of those kernels are put through."""
+
+from __future__ import annotations
+
+import torch
+
+from diffq_fast.backends import default
+from diffq_fast.backends.triton import add_noise as launchers
+from diffq_fast.backends.triton import add_noise_ticketed as ticketed
+from diffq_fast.backends.triton import noise, planes, quantize, tables, words
+from diffq_fast.reference.sizes import stream_words
+from ptx.schedules import random_order
+from support.triton_weights import KEY, assert_near, assert_same, make, make_logits, make_widths, options_of
+
+
+def passes(group_size, per_group=False, counts=(8200, 9)):
+    """Noisy weights and gradients, with ties and an infinite gradient."""
+    weights, grads = make(counts), make(counts, seed=3)
+    weights[0].clamp_(-2, 2)
+    grads[0][17] = float("inf")
+    logits, streams, options = make_logits(weights, group_size), [3, 4], (group_size, 2.0, 15.0, "bits", "uniform")
+    lists, options = (weights, logits, KEY, streams, None), (*options, per_group)
+    expected = default.add_noise(*lists, *options)
+    backward = weights, logits, *expected[1:], KEY, streams
+    gradients = default.add_noise_backward(grads, *backward, *options)
+
+    def check():
+        tables._cached_counters.cache_clear()  # a mutant may have left them other than zero
+        noisy, *measured = launchers.add_noise(*lists, *options)
+        assert_near(noisy, expected[0], 0, 2e-4)
+        assert_same(measured, expected[1:])
+        got = launchers.add_noise_backward(grads, *backward, *options)
+        assert_near([*got[0], *got[1]], [*gradients[0], *gradients[1]], 2e-4, 1e-3)
+        assert_same([got[2]], [gradients[2]])
+
+    return check
+
+
+def one_launch(emulator):
+    """Under one random schedule, always the same."""
+    weights = [make((521,))[0][1:], *make((8200, 9))]
+    arguments = weights, make_logits(weights, 8), KEY, [5, 6, 7], options_of(8)
+    expected, *ranges = launchers.noisy_weights(*arguments)
+
+    def check():
+        tables._cached_counters.cache_clear()
+        emulator.settings.schedule, emulator.settings.most_steps = random_order(1), 60_000
+        got, *measured = launchers.noisy_weights(*arguments, one_launch=True)
+        assert_same([*got, *measured], [*expected, *ranges])
+        left = tables.counters(torch.device("cpu"), ticketed.COUNTERS.value + len(weights))
+        assert not left.any()
+
+    return check
+
+
+def drawn():
+    expected = default.noise(KEY, 5, 13, 5000, "gaussian")
+    return lambda: assert_near([noise.noise(KEY, 5, 13, 5000, "gaussian")], [expected], 0, 5e-5)
+
+
+def packed():
+    (weight,), widths = make((4107,)), make_widths(4107, 8, (4,))
+    ranges, _ = default.weight_range([weight], 8, False)
+    options = widths, ranges, 8, False
+    expected = default.quantize_pack(weight, *options, stream_words(4107, 4))
+    restored = default.unpack_dequantize(expected, *options, [4107], torch.float32)
+    (rounded,) = default.fake_quantize([weight], [widths], ranges, 8, False)
+
+    def check():
+        assert_same([words.quantize_pack(weight, *options, expected.numel())], [expected])
+        assert_same([words.unpack_dequantize(expected, *options, [4107], torch.float32)], [restored])
+        assert_same(quantize.fake_quantize([weight], [widths], ranges, 8, False), [rounded])
+
+    return check
+
+
+def in_planes():
+    """Blocks of fewer values than a program handles: the last program sees beyond them."""
+    values = torch.randint(0, 1 << 11, (2051,), generator=torch.Generator().manual_seed(1)).to(torch.int16)
+    expected = default.pack_planes(values, 11, 8, 10)
+
+    def check():
+        assert_same([planes.pack_planes(values, 11, 8, 10)], [expected])
+        assert_same([planes.unpack_planes(expected, 2051)], [values])
+
+    return check
+
+
+def subjects(emulator):
+    """Checks by name, and the kernels whose mutants each one is to notice."""
+    return {
+        "range per tensor": (passes(8), ["weight_range_kernel", "add_noise_kernel", "backward_kernel",
+                                         "finish_backward_kernel"]),
+        "range per group": (passes(7, True, (1100, 9)), ["ragged_noise_kernel", "ragged_backward_kernel"]),
+        "one launch": (one_launch(emulator), ["ticketed_noise_kernel"]),
+        "noise": (drawn(), ["noise_kernel"]),
+        "words": (packed(), ["pack_kernel", "unpack_kernel", "requantize_kernel"]),
+        "planes": (in_planes(), ["pack_planes_kernel", "unpack_planes_kernel"]),
+    }  # fmt: skip

@@ -1,0 +1,41 @@
+"""Faults put into compiled kernels are noticed: one of each kind here, all in ``mutation_table.py``."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from support.emulation import checked_emulation
+from support.triton_weights import INTERPRETED, needs_triton
+
+pytestmark = [needs_triton, pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")]
+
+if importlib.util.find_spec("triton") and not INTERPRETED:
+    from emulated.subjects import subjects
+    from ptx.mutants import mutants_of, notice, recorded_ptx
+
+# Which checks, the kernel, what is done to it, and where among the places for that.
+FAULTS = [
+    ("words", "pack_kernel", "constant off by one", 3),
+    ("words", "unpack_kernel", "mask of a store removed", 0),
+    ("words", "requantize_kernel", "mask of a load removed", 0),
+    ("planes", "pack_planes_kernel", "mask of a load removed", 0),
+    ("range per tensor", "weight_range_kernel", "barrier removed", 1),
+    ("range per tensor", "weight_range_kernel", "acquire and release made relaxed", 0),
+    ("one launch", "ticketed_noise_kernel", "acquire and release made relaxed", 0),
+    ("one launch", "ticketed_noise_kernel", "acquire made relaxed", 0),
+    ("one launch", "ticketed_noise_kernel", "release made relaxed", 0),
+]
+
+
+@pytest.mark.parametrize("check", dict.fromkeys(fault[0] for fault in FAULTS))
+def test_faults_are_noticed(check):
+    faults = [fault[1:] for fault in FAULTS if fault[0] == check]
+    with checked_emulation(90) as emulator:
+        run, _ = subjects(emulator)[check]
+        ptx = recorded_ptx(emulator, run)
+        assert not emulator.problems.serious()
+        for kernel, kind, place in faults:
+            mutant = mutants_of(ptx[kernel], kind)[place]
+            assert notice(emulator, kernel, mutant, run), f"{kernel}: {mutant} was not noticed"

@@ -1,0 +1,130 @@
+"""post_training.steps and allocation: the closed form, the sizes foretold, and the scale that is found for them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from diffq_fast.post_training.allocation import (
+    TABLE_BITS,
+    decibels,
+    entropy,
+    estimate,
+    in_one_unit,
+    sample_of,
+    scale_for,
+)
+from diffq_fast.post_training.steps import Moments, Sensitivity, as_matrix, quantise, sensitivity_of
+
+HALF_STEP = 2 ** (1 / 32)  # codes are sixteen to the octave
+
+
+def weight_of(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.linspace(-3, 3, rows)[:, None].exp()
+    return spread * torch.randn(rows, columns, generator=generator)
+
+
+def test_steps_without_calibration_are_in_proportion_to_each_rows_size():
+    weight = weight_of(20, 400)
+    steps = sensitivity_of(weight, None, "w").steps(0.25)[1]
+    ratio = steps / weight.square().mean(1).sqrt()
+    assert ratio[5:].min() > 0.5 / HALF_STEP - 1e-6  # rows below a thousandth of the mean square count as that
+    assert ratio[5:].max() < 0.5 * HALF_STEP + 1e-6
+
+
+def test_another_bit_gains_the_same_in_every_row():
+    weight, rows = weight_of(20, 64), torch.linspace(1, 50, 20)
+    found = sensitivity_of(weight, Moments(torch.eye(64) * 3, rows), "w")
+    steps = found.steps(0.01)[1]
+    gain = found.importance * found.column_cost * steps**2 / 0.01
+    assert gain.min() > HALF_STEP**-2 - 1e-4
+    assert gain.max() < HALF_STEP**2 + 1e-4
+    assert found.importance == pytest.approx(rows)
+
+
+def test_a_row_that_calibration_never_saw_is_not_worthless():
+    rows = torch.tensor([0.0, 1.0, 1.0])
+    found = sensitivity_of(weight_of(3, 64), Moments(torch.eye(64), rows), "w")
+    assert found.importance[0] == pytest.approx(2e-3 / 3)
+
+
+def test_rows_alone_say_what_rows_are_worth_against_each_other():
+    weight, rows = weight_of(3, 64), torch.tensor([1.0, 2.0, 4.0])
+    found = sensitivity_of(weight, Moments(None, rows), "w")
+    assert found.importance / found.importance[0] == pytest.approx(rows)
+    assert float(found.importance @ weight.square().sum(1)) == pytest.approx(weight.numel(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("moments", "words"),
+    [
+        (Moments(torch.eye(63), None), r"expected columns of shape \[64, 64\] or \[64\], got \[63, 63\]"),
+        (Moments(None, torch.ones(4)), r"expected rows of shape \[3\], got \[4\]"),
+        (Moments(None, torch.tensor([1.0, math.nan, 1.0])), "expected rows finite and not negative"),
+        (Moments(-torch.eye(64), None), "expected columns finite and not negative"),
+    ],
+)
+def test_moments_that_do_not_fit_are_refused(moments, words):
+    with pytest.raises(ValueError, match=f"calibration of layer.w: {words}"):
+        sensitivity_of(weight_of(3, 64), moments, "layer.w")
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((10, 100), (10, 100)),
+        ((8, 4, 3, 3), (4, 72)),
+        ((64, 1, 3, 3), (8, 72)),
+        ((7, 3), (7, 3)),
+        ((2, 3, 70), (2, 210)),
+    ],
+)
+def test_short_rows_share_a_step(shape, expected):
+    assert as_matrix(torch.ones(shape, dtype=torch.bfloat16)).shape == expected
+
+
+def test_quantised_rows_are_near_and_cheap():
+    weight = weight_of(64, 128)
+    found = sensitivity_of(weight, None, "w")
+    levels, codes = quantise(weight, found, 0.25)
+    errors = (weight - levels * found.step_values(codes)[:, None]) / found.step_values(codes)[:, None]
+    assert errors.abs().max() < 1
+    assert errors.square().mean() == pytest.approx(1 / 12, rel=0.3)
+    nearest = (weight / found.step_values(codes)[:, None]).round()
+    assert entropy(levels) < entropy(nearest) - 0.02
+
+
+def test_the_estimate_is_what_quantising_comes_to():
+    weight = weight_of(128, 256)
+    found = sensitivity_of(weight, None, "w")
+    sample = sample_of("w", weight, found, relative=True)
+    foretold = estimate(sample, 0.1)
+    levels, codes = quantise(weight, found, 0.1)
+    bits = entropy(levels) * weight.numel() + entropy(codes) * 128 + TABLE_BITS
+    noise = float(found.importance @ (weight - levels * found.step_values(codes)[:, None]).square().sum(1))
+    assert foretold.bits == pytest.approx(bits, rel=0.01)
+    assert foretold.noise == pytest.approx(noise, rel=0.03)
+    assert foretold.signal == pytest.approx(float(found.importance @ weight.square().sum(1)), rel=1e-3)
+    assert foretold.quality == pytest.approx(decibels(foretold.signal, noise), abs=0.2)
+
+
+def test_weights_without_calibration_are_worth_the_mean_of_those_with_it():
+    weight = weight_of(16, 64)
+    known = sample_of("known", weight, Sensitivity(torch.full((16,), 1e-9)), relative=False)
+    other = sample_of("other", weight[4:], sensitivity_of(weight[4:], None, "other"), relative=True)
+    factors = in_one_unit([known, other])
+    scaled = [each.scaled(factors[each.name]) for each in (known, other)]
+    assert scaled[0].signal / scaled[0].count == pytest.approx(1.0)
+    assert scaled[1].signal / scaled[1].count == pytest.approx(1.0, rel=0.03)  # tiny rows count a bit less
+
+
+def test_the_scale_is_found_from_either_side():
+    assert scale_for(lambda scale: scale <= 0.37, rising=True) == pytest.approx(0.37, rel=2e-3)
+    assert scale_for(lambda scale: scale <= 0.37, rising=True) <= 0.37
+    assert scale_for(lambda scale: scale >= 5.0, rising=False) == pytest.approx(5.0, rel=2e-3)
+    assert scale_for(lambda scale: scale >= 5.0, rising=False) >= 5.0
+    with pytest.raises(ValueError, match="no step gives what is asked for"):
+        scale_for(lambda scale: False, rising=True)
