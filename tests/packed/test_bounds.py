@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from diffq_fast.cli.main import main
+from diffq_fast.files.safetensors_reader import read_json
 from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.save_load import inspect, load
 from support.packed_examples import DATA
@@ -53,6 +54,32 @@ def test_a_table_of_runs_costs_a_multiple_of_the_file(run, tmp_path):
     path = forgery.write(tmp_path / "a")
     assert sum(inspect(path).histogram.values()) == 2 * runs * length
     assert inspected(path) < 20 * path.stat().st_size + SPARE
+
+
+def members(count: int) -> str:
+    return "{" + ",".join(f'"{index:x}":0' for index in range(count)) + "}"
+
+
+@pytest.mark.parametrize(
+    "values",
+    ["[" + "{}," * (2 << 20) + "{}]", "[" + '{"a":0},' * (1 << 20) + "0]", '["\U0001f600",' + members(1_100_000) + "]"],
+    ids=["objects", "members", "one object"],
+)
+def test_values_far_beyond_a_header_are_refused_before_they_are_made(values, tmp_path):
+    text = '{"a":' + values + "}"
+
+    def read() -> None:
+        with pytest.raises(PackedFileError, match="far more values than a header of"):
+            read_json(text, str(tmp_path), "header")
+
+    assert peak_of(read) < 16 * len(text.encode()) + SPARE
+
+
+def test_a_header_of_many_short_entries_is_read():
+    entry = '{"dtype":"U8","shape":[],"data_offsets":[0,0]}'
+    text = "{" + ",".join(f'"{index:05x}":{entry}' for index in range(30_000)) + "}"
+    assert len(read_json(text, "a", "header")) == 30_000
+    assert peak_of(lambda: read_json(text, "a", "header")) < 20 * len(text)
 
 
 @pytest.mark.parametrize("depth", [60, 65, 600, 985, 5000])
