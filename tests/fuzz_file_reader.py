@@ -340,7 +340,8 @@ def run_guided(options: list[str]) -> None:
             Path(corpus, f"seed_{index}").write_bytes(data)
         quiet()
         mutate = lambda data, _size, seed: Mutation(seed).changed(data)  # noqa: E731
-        atheris.Setup([sys.argv[0], *options, corpus], Reader(), custom_mutator=mutate)
+        reader = Reader()
+        atheris.Setup([sys.argv[0], *options, corpus], lambda data: (reader(data), None)[1], custom_mutator=mutate)
         atheris.Fuzz()
 
 

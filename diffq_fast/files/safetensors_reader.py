@@ -27,7 +27,7 @@ SPARE_PARSED, PARSED_RATIO = 32 << 20, 19  # bytes of a parsed JSON text, and fo
 CHUNK_BYTES = 1 << 24  # read, or written, at once
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _DEEPER = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u[dD][89a-fA-F]")  # a pair, or half of one
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -170,8 +170,8 @@ def read_json(text: str | bytes, path: str, where: str, expected: type = dict, f
             raise file_error(path, where, f"the JSON is {problem}")
         number = float if floats else refuse
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=refuse, parse_float=number)
-        if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # refuses half a pair
+        if any(len(found[0]) < 12 for found in _SURROGATES.finditer(text.replace("\\\\", ".."))):
+            raise ValueError("half of a surrogate pair")
     except FileError:
         raise
     except ValueError as error:

@@ -110,3 +110,14 @@ def test_whole_numbers_as_keys_are_taken_like_those_of_an_optimizer():
     buffer = io.BytesIO()
     torch.save(state, buffer)
     assert read_torch_file(buffer, "some.th") == state
+
+
+def test_a_zip_file_that_states_more_stored_bytes_than_it_has(tmp_path):
+    """Memory was taken for the stated ones, up to 2 GiB."""
+    torch.save({"quantized": []}, tmp_path / "some.th")
+    data = bytearray((tmp_path / "some.th").read_bytes())
+    entry = data.index(b"PK\1\2")  # the first of the directory; its stored size is at byte 20
+    data[entry + 20 : entry + 24] = struct.pack("<I", 2**30)
+    (tmp_path / "some.th").write_bytes(data)
+    with (tmp_path / "some.th").open("rb") as file, pytest.raises(ValueError, match="members are longer than the file"):
+        read_torch_file(file, "some.th")
