@@ -15,6 +15,7 @@ from .reference.bits import PARAMS
 from .reference.groups import per_element
 from .reference.level_code import HIGHEST_VALUE, LOWEST_VALUE
 from .reference.options import NoiseOptions
+from .reference.packed_rows import PackedRows
 from .reference.philox import NOISE_KINDS
 from .reference.planes import PLANE_DTYPES
 from .reference.sizes import MAX_WIDTH, group_count, levels_per_width, word_count
@@ -246,6 +247,44 @@ def check_coded_words(who: str, words: Tensor, count: int) -> None:
     check_has_values(who, "words", words)
     if not 0 <= count < 2**60:
         raise ValueError(f"{who}: count must be from 0 to 2**60 - 1, got {count}")
+
+
+def check_rows(levels: Tensor, widths: Tensor, segment: int) -> None:
+    who = "pack_rows"
+    if levels.dtype != torch.int32 or levels.dim() != 2:
+        raise TypeError(f"{who}: levels must be int32 [rows, columns], got {levels.dtype} {list(levels.shape)}")
+    rows, columns = levels.shape
+    if not 1 <= segment <= max(columns, 1) or columns % segment:
+        raise ValueError(f"{who}: segment must be a part of the {columns} columns, got {segment}")
+    if widths.dtype != torch.uint8 or tuple(widths.shape) != (rows, columns // segment):
+        expected = f"uint8 [{rows}, {columns // segment}]"
+        raise ValueError(f"{who}: widths: expected {expected}, got {widths.dtype} {list(widths.shape)}")
+    check_has_values(who, "levels", levels)
+    check_has_values(who, "widths", widths)
+    check_width_values(who, [widths])
+    above = levels >> widths.repeat_interleave(segment, 1).int()
+    if bool(above.any()):
+        raise ValueError(f"{who}: levels must be from 0 to 2**width - 1, got {int(levels[above != 0][0])}")
+
+
+def check_packed_rows(who: str, rows: PackedRows) -> None:
+    tensors, form = rows[:5], rows.form
+    expected = [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32]
+    dtypes = [tensor.dtype for tensor in tensors]
+    if dtypes != expected:
+        raise TypeError(f"{who}: data, starts, widths, scales and offsets must be {expected}, got {dtypes}")
+    if form.columns < 1 or not 1 <= form.segment <= form.columns or form.columns % form.segment or form.group_size < 0:
+        raise ValueError(f"{who}: form: expected columns made of whole segments, got {form}")
+    number = len(rows.starts) - 1
+    if number < 0 or tuple(rows.widths.shape) != (number, form.width_bytes):
+        given = list(rows.widths.shape)
+        raise ValueError(
+            f"{who}: widths: expected [{number}, {form.width_bytes}], as many rows as starts say, got {given}"
+        )
+    groups = form.group_count(number) if number else 0
+    for name, values in (("scales", rows.scales), ("offsets", rows.offsets)):
+        if len(values) < groups and not (form.centred and name == "offsets"):
+            raise ValueError(f"{who}: {name}: expected {groups}, one per group, got {len(values)}")
 
 
 def check_planes(values: Tensor, width: int, rows: int, columns: int) -> None:

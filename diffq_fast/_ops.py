@@ -321,6 +321,21 @@ def decode_levels(words, count):
     return words.new_empty((count,), dtype=torch.int32)
 
 
+# -- weights that stay packed ----------------------------------------------------------------------------------------
+
+_ROWS = "Tensor data, Tensor starts, Tensor widths, Tensor scales, Tensor offsets, int[] form"
+
+
+@_operator(f"(Tensor indices, {_ROWS}) -> Tensor")
+def unpack_rows(indices, data, starts, widths, scales, offsets, form):
+    return data.new_empty((indices.shape[0], form[0]), dtype=torch.float32)
+
+
+@_operator(f"(Tensor input, {_ROWS}) -> Tensor")
+def packed_linear(input, data, starts, widths, scales, offsets, form):
+    return input.new_empty((*input.shape[:-1], starts.shape[0] - 1))
+
+
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -69,8 +70,14 @@ class PackedContents:
         return self.plain[name].to(device=device, dtype=self.half.get(name, self.plain[name].dtype))
 
     def _decoded(self, name: str, weight: CodedTensor) -> Tensor:
-        try:
+        with self.naming(name):
             return weight.unpack()
+
+    @contextmanager
+    def naming(self, name: str) -> Iterator[None]:
+        """A coded weight is decoded inside: damage is told as that of this file and weight."""
+        try:
+            yield
         except CodeError as error:
             raise file_error(self.path, name + ".coded", f"{error}; the file is damaged") from None
 

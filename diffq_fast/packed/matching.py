@@ -84,8 +84,17 @@ def learned_values(match: Match, strict: bool) -> dict[str, Tensor]:
             stated = compact_json(contents.quantizer)
             problems.append(f"attach one with the arguments of the file ({stated}), or load first and attach then")
     if problems:
-        raise ValueError(escaped(f"load: {contents.path} does not fit the model: {'; '.join(problems)}"))
+        lead = f"load: {contents.path}{_of_another(match)} does not fit the model"
+        raise ValueError(escaped(f"{lead}: {'; '.join(problems)}"))
     return values
+
+
+def _of_another(match: Match) -> str:
+    """Whose the file is, where quantizers are attached but none of that class."""
+    stated, attached = match.contents.quantizer["class"], sorted({type(each).__name__ for each in match.quantizers})
+    if not attached or stated in attached or scheme_named(stated) is None:
+        return ""
+    return f", a file of {stated} for a model with {', '.join(attached)},"
 
 
 def read_rule(path: str, quantizer: Mapping[str, Any]) -> Rule:

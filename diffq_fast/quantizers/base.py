@@ -116,8 +116,13 @@ class BaseQuantizer:
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
     def learn(self, suffix: str, initial: Callable[[QuantizedParameter], Tensor]) -> None:
-        """Give every untied weight a learned parameter ``<name><suffix>``, of the values ``initial(entry)``."""
+        """Give every untied weight a learned parameter ``<name><suffix>``, of the values ``initial(entry)``.
+
+        Call it when :meth:`rule` can answer. Raises TypeError where that gives None: a file could not be read again.
+        """
         self.suffix = suffix
+        if self.rule() is None:
+            raise TypeError(f"{type(self).__name__}: learn() was called but rule() gives None; files need the rule")
         self._learned = LearnedParameters(type(self).__name__, suffix, self.selection.originals, initial)
 
     def attach(self, lowering: LowerPrecision | None = None) -> None:

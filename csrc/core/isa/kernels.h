@@ -74,6 +74,49 @@ struct GroupSums {
     int64_t count;
 };
 
+// One row of a packed weight, see core/infer/packed_rows.h. scales, offsets: of the group that its first
+// element is in, `before` elements behind that group's beginning; group_size 0: all are in one. steps,
+// halves: by width. offsets: null where levels are centred.
+struct PackedRow {
+    const uint8_t *data, *widths;
+    int64_t segments, segment, columns, group_size, before;
+    const float *scales, *offsets, *steps, *halves, *scaled;
+};
+
+// The group of one segment of a row after the other.
+struct GroupCursor {
+    explicit GroupCursor(const PackedRow& row)
+        : group(0),
+          inside(row.before),
+          segment(row.segment),
+          size(row.group_size > 0 ? row.group_size : INT64_MAX) {}
+
+    void next_segment() {
+        inside += segment;
+        const bool over = inside >= size;
+        group += over ? 1 : 0;
+        inside -= over ? size : 0;
+    }
+
+    int64_t group, inside, segment, size;
+};
+
+// The width of a segment, among a row's half bytes.
+inline int width_of_segment(const uint8_t* widths, int64_t segment) {
+    return (widths[segment / 2] >> (segment % 2 * 4) & 15) + 1;
+}
+
+// Vectors that a row is multiplied with: `values` are `stride` apart and zero from the row's columns up to a
+// whole eight; sums [count][segments].
+struct RowVectors {
+    const float* values;
+    int64_t stride;
+    const float *sums, *totals;
+    int64_t count;  // at most kMostVectors
+};
+
+constexpr int64_t kMostVectors = 4;
+
 struct Kernels {
     const char* name;
 
@@ -127,6 +170,11 @@ struct Kernels {
     // kCodedReadAhead more, are readable. Returns the place behind the last one that was taken.
     const uint16_t* (*decode_rows)(const CodedSlots& code, uint32_t* states, const uint16_t* words,
                                    int64_t rows, int32_t* levels);
+
+    // products[v] of the row with each vector, to rounding; values [columns] bit for bit. kReadBehindRows
+    // bytes behind the row are readable.
+    void (*multiply_row)(const PackedRow& row, const RowVectors& vectors, float* products);
+    void (*unpack_row)(const PackedRow& row, float* values);
 
     // Returns all values of the tile joined by "or", with their sign: what has a bit that a value has.
     uint64_t (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* planes);
