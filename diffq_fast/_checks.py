@@ -21,6 +21,7 @@ from .reference.planes import PLANE_DTYPES
 from .reference.sizes import MAX_WIDTH, group_count, levels_per_width, word_count
 
 RANGE_SCOPES = ("tensor", "group")
+MOST_COLUMNS = 2**32  # of bit planes; without blocks they take no memory, however many columns they have
 
 CountWidths = Callable[[Tensor], Tensor]  # the operator count_widths
 
@@ -35,6 +36,8 @@ def check_choice(who: str, argument: str, value: str, choices: Sequence[str]) ->
 
 def check_groups(who: str, group_size: int, range_scope: str = "tensor") -> bool:
     """Whether each group has its own range."""
+    if not hasattr(group_size, "__index__"):
+        raise TypeError(f"{who}: group_size must be a whole number, got {group_size!r}")
     if not 0 <= group_size < 2**63:
         raise ValueError(f"{who}: group_size must be 0 (one group) or positive, below 2**63, got {group_size}")
     check_choice(who, "range_scope", range_scope, RANGE_SCOPES)
@@ -295,8 +298,8 @@ def check_planes(values: Tensor, width: int, rows: int, columns: int) -> None:
     if not 0 <= width <= MAX_WIDTH:
         raise ValueError(f"pack_planes: width must be between 0 and {MAX_WIDTH}, got {width}")
     check_has_values("pack_planes", "values", values)
-    if columns < 0 or (columns == 0 and values.numel()):
-        raise ValueError(f"pack_planes: columns must be positive, got {columns}")
+    if not 0 <= columns < MOST_COLUMNS or (columns == 0 and values.numel()):
+        raise ValueError(f"pack_planes: columns must be positive and below 2**32, got {columns}")
 
 
 def check_unpack_planes(planes: Tensor, length: int) -> None:
@@ -307,6 +310,8 @@ def check_unpack_planes(planes: Tensor, length: int) -> None:
         )
     if planes.shape[1] > MAX_WIDTH:
         raise ValueError(f"unpack_planes: expected at most {MAX_WIDTH} planes, got {planes.shape[1]}")
+    if planes.shape[2] >= MOST_COLUMNS:
+        raise ValueError(f"unpack_planes: expected fewer than 2**32 columns, got planes {list(planes.shape)}")
     capacity = planes.shape[0] * planes.shape[2] * planes.element_size() * 8
     if not 0 <= length <= capacity:
         raise ValueError(f"unpack_planes: length must be between 0 and {capacity}, what planes hold, got {length}")

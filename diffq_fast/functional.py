@@ -161,9 +161,10 @@ def add_noise(
 ) -> NoisyWeights:
     """Noisy weights of one training forward: ``w + (range * step(logit)) * z``.
 
-    Differentiable once in weights and logits; the gradient also reaches the elements at the minimum and the maximum,
-    shared equally among ties. No noise is kept for the backward: it is made again from ``key``. Non-finite gradients
-    of logits are put to zero. Nothing waits for the device. Method: section 3 of the paper.
+    Differentiable in weights and logits, to any order; the gradient also reaches the elements at the minimum and the
+    maximum, shared equally among ties. Orders above the first are computed in plain PyTorch. No noise is kept for the
+    backward: it is made again from ``key``. Non-finite gradients of logits are put to zero. Nothing waits for the
+    device. Method: section 3 of the paper.
 
     Args:
         weights: floating tensors on one device.
@@ -438,7 +439,7 @@ def level_code(levels: Tensor) -> LevelCode:
 def encode_levels(levels: Tensor, code: LevelCode | None = None) -> Tensor:
     """One stream of coded levels, ``docs/packed_format.md``, section 10: int16 words ``[words]``.
 
-    Twice their number is the stream's size in bytes, exactly.
+    Twice their number is the stream's size in bytes, exactly. No levels make no stream, and no words.
 
     Args:
         levels: integer tensor of any shape, -32768 … 32767; the stream has them in row-major order.
@@ -460,12 +461,13 @@ def encode_levels(levels: Tensor, code: LevelCode | None = None) -> Tensor:
 
 
 def stream_size(words: Tensor, count: int) -> int:
-    """How many of the int16 ``words`` belong to the stream of ``count`` levels that they begin with.
+    """How many of the int16 ``words`` belong to the stream of ``count`` levels that they begin with; 0 for no levels.
 
     Raises:
         CodeError: (a ValueError) they begin with no such stream, or with a part of one only.
     """
-    return _stream_head("stream_size", words, count).stream_size(count) if count else 0
+    head = _stream_head("stream_size", words, count)
+    return head.stream_size(count) if head else 0
 
 
 def decode_levels(words: Tensor, count: int) -> Tensor:
@@ -475,20 +477,20 @@ def decode_levels(words: Tensor, count: int) -> Tensor:
         CodeError: (a ValueError) the words begin with no such stream. Nothing is taken on trust: a damaged one is
             refused, or gives other levels, and never reads beyond the words.
     """
-    if count:
-        _stream_head("decode_levels", words, count)
-    else:
-        check_coded_words("decode_levels", words, count)
+    _stream_head("decode_levels", words, count)
     try:
         return _ops.decode_levels.default(words, count)
     except CodeError as error:
         raise CodeError(f"decode_levels: {error}") from None
 
 
-def _stream_head(who: str, words: Tensor, count: int) -> StreamHead:
+def _stream_head(who: str, words: Tensor, count: int) -> StreamHead | None:
+    """The head, of a stream that has room in the words; None for no levels, which have no stream."""
     check_coded_words(who, words, count)
+    if not count:
+        return None
     try:
-        head = read_head(memoryview(words.cpu().numpy().tobytes()), count)
+        head = read_head(words.contiguous().cpu().numpy().view("uint8").data, count)
     except CodeError as error:
         raise CodeError(f"{who}: {error}") from None
     if head.stream_size(count) > len(words):

@@ -87,7 +87,8 @@ def load(
             which keep their dtype and device. Logits come from the file, or, where the file has none or the
             quantizer has other arguments, are set to what gives the file's widths again. A model without a
             quantizer passes over the file's logits.
-        strict: refuse a model that lacks an entry of the file or has one that the file lacks.
+        strict: refuse a model that lacks an entry of the file or has one that the file lacks. An entry of another
+            shape is refused in any case.
         packed: keep quantised weights packed in memory, in layers that take their place (docs/runtime.md). For a model
             that is not trained, without a quantizer.
 

@@ -27,6 +27,7 @@ PLANES = torch.zeros(1, 3, 32, dtype=torch.int64)
 ROWS = F.PackedRows(
     *F.pack_rows(i32(1, 3).view(1, 2), u8(2).view(1, 1), 2), *W[:2].split(1), F.RowForm(2, 2, 0, False, 0)
 )
+WIDE = PLANES[:, :0, :1].expand(1, 0, 2**60)
 
 # call -> error, words that the message must hold (who; which argument; what was expected; what came)
 BAD_CALLS = {
@@ -48,6 +49,7 @@ BAD_CALLS = {
     "weight_range([W, W.to('meta')])": (ValueError, "weight_range: one device cpu meta"),
     "weight_range([W], range_scope='row')": (ValueError, "weight_range: range_scope 'tensor', 'group' 'row'"),
     "weight_range([W], group_size=-1)": (ValueError, "weight_range: group_size positive -1"),
+    "weight_range([W], group_size=1.5)": (TypeError, "weight_range: group_size whole number 1.5"),
     "weight_range([W], group_size=2**63)": (ValueError, "weight_range: group_size below 2**63 9223372036854775808"),
     "weight_range([W.to_sparse()])": (TypeError, "weight_range: weights[0] dense torch.sparse_coo"),
     # noise
@@ -190,6 +192,7 @@ BAD_CALLS = {
     "pack_planes(i32(1), -1)": (ValueError, "pack_planes: width between 0 and 16 -1"),
     "pack_planes(i32(1), 3, columns=0)": (ValueError, "pack_planes: columns positive 0"),
     "pack_planes(NONE, 3, columns=-1)": (ValueError, "pack_planes: columns positive -1"),
+    "pack_planes(NONE, 3, columns=2**32)": (ValueError, "pack_planes: columns below 2**32 4294967296"),
     "pack_planes(i32(3, 8), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits 8"),
     "pack_planes(i32(3, -1), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits -1"),
     "quantize_planes(W, u8(3), RANGE)": (ValueError, "quantize_planes: widths [2] [1]"),
@@ -230,6 +233,10 @@ BAD_CALLS = {
     "unpack_planes(PLANES.float(), 5)": (TypeError, "unpack_planes: planes torch.int64 torch.float32"),
     "unpack_planes(PLANES[0], 5)": (TypeError, "unpack_planes: planes 3-dimensional 2 dimensions"),
     "unpack_planes(PLANES, 2049)": (ValueError, "unpack_planes: length between 0 and 2048 2049"),
+    "unpack_planes(WIDE, 5)": (
+        ValueError,
+        "unpack_planes: columns 1152921504606846976",
+    ),
     "unpack_planes(PLANES, -1)": (ValueError, "unpack_planes: length between 0 and 2048 -1"),
     "unpack_planes(PLANES.expand(1, 3, 32).repeat(1, 6, 1), 5)": (ValueError, "unpack_planes: at most 16 planes 18"),
 }

@@ -57,13 +57,16 @@ struct NoiseRun {
 constexpr int64_t kReadBehind = 16;
 
 // The table of a stream of coded levels, see coding.h: 4096 slots, and what makes levels of its symbols.
+// escape: the symbol that stands for others, or kNoSymbol.
 struct CodedSlots {
     const uint32_t* slots;
     int32_t origin;
     int low_bits;
+    uint32_t escape;
 };
 
-constexpr int64_t kCodedRows = 32;       // rows that one call decodes at most
+constexpr uint32_t kNoSymbol = 256;
+constexpr int64_t kCodedRows = 32;       // rows that one call decodes at most, a bit for each
 constexpr int64_t kCodedReadAhead = 32;  // words that may be read behind those that are taken
 
 // What the gradients of some groups' logits are made of: the logits, the sums of gradient times noise, and
@@ -167,9 +170,10 @@ struct Kernels {
     void (*unpack_words)(int width, const uint32_t* words, int64_t lanes, uint32_t* levels);
 
     // Whole rows of 32 lanes, at most kCodedRows: levels [rows][32]. Behind `words` so many times 32, and
-    // kCodedReadAhead more, are readable. Returns the place behind the last one that was taken.
+    // kCodedReadAhead more, are readable. Returns the place behind the last one that was taken. escaped: bit
+    // r is set where row r has the escape.
     const uint16_t* (*decode_rows)(const CodedSlots& code, uint32_t* states, const uint16_t* words,
-                                   int64_t rows, int32_t* levels);
+                                   int64_t rows, int32_t* levels, uint32_t* escaped);
 
     // products[v] of the row with each vector, to rounding; values [columns] bit for bit. kReadBehindRows
     // bytes behind the row are readable.
