@@ -2,3 +2,7 @@
 
 Each command reads its arguments, calls one function of the rooms below, and prints text or JSON.
 """
+
+from .commands import main
+
+__all__ = ["main"]

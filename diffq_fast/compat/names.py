@@ -23,17 +23,20 @@ DIFFQ_MODULES = {
     "ts_export": "compat.ts_export",
     "uniform": "compat.uniform",
 }
+# Modules of this package that programs know by an earlier name.
+MOVED_MODULES = {"legacy_state": "legacy.state"}
+HOMES = DIFFQ_MODULES | MOVED_MODULES
 
 
 class DiffqNames(MetaPathFinder):
-    """Finds the modules of :data:`DIFFQ_MODULES` under their short names."""
+    """Finds the modules of :data:`HOMES` under their short names."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """A spec whose module is the one that is there already; None for all other names."""
         package, _, name = fullname.rpartition(".")
-        if package != PACKAGE or name not in DIFFQ_MODULES:
+        if package != PACKAGE or name not in HOMES:
             return None
-        return ModuleSpec(fullname, _SameModule(f"{PACKAGE}.{DIFFQ_MODULES[name]}"))
+        return ModuleSpec(fullname, _SameModule(f"{PACKAGE}.{HOMES[name]}"))
 
 
 class _SameModule(Loader):

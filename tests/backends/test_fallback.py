@@ -27,7 +27,7 @@ print(backend_info()["backends"]["cpu"])
 DOCTOR = """
 import sys
 sys.modules["diffq_fast._core"] = None
-from diffq_fast.cli.main import main
+from diffq_fast.cli import main
 sys.exit(main(["doctor"]))
 """
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import diffq_fast
-from diffq_fast.cli import main as cli
+from diffq_fast.cli import commands as cli
 from diffq_fast.compat.convert import convert
 from diffq_fast.files.budget import LEAST, RATIO
 from diffq_fast.packed.contents import PackedContents, write_packed

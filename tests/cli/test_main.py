@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diffq_fast
-from diffq_fast.cli.main import main
+from diffq_fast.cli import main
 from diffq_fast.packed.contents import read_packed
 from support.packed_examples import DATA, documented
 
@@ -31,7 +31,7 @@ def run(*arguments: object) -> int:
         return end.code
 
 
-def subprocess_run(*arguments: object, code: str = "from diffq_fast.cli.main import main; sys.exit(main())"):
+def subprocess_run(*arguments: object, code: str = "from diffq_fast.cli import main; sys.exit(main())"):
     command = [sys.executable, "-c", f"import sys; {code}", *map(str, arguments)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
@@ -60,7 +60,7 @@ def test_inspect_prints_json_and_plots(tmp_path, capsys):
 
 @pytest.mark.parametrize("extra", [[], ["--json"]])
 def test_inspect_works_where_torch_cannot_be_imported(extra):
-    blocked = "sys.modules['torch'] = None; from diffq_fast.cli.main import main; sys.exit(main())"
+    blocked = "sys.modules['torch'] = None; from diffq_fast.cli import main; sys.exit(main())"
     result = subprocess_run("inspect", KINDS, *extra, code=blocked)
     assert result.returncode == 0, result.stderr
     assert "all_widths" in result.stdout
@@ -328,7 +328,7 @@ def test_a_missing_folder_is_named_as_it_was_given(command, tmp_path, capsys):
 
 def test_an_interrupt_ends_quietly_and_leaves_no_litter(tmp_path):
     program = (
-        "import signal, sys, time; from diffq_fast.cli import main as cli\n"
+        "import signal, sys, time; from diffq_fast.cli import commands as cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(self, *_): print('working', flush=True); time.sleep(60)\n"
         "cli.ProgressLine.__call__ = wait\n"

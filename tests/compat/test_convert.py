@@ -11,7 +11,7 @@ from torch import nn
 
 import diffq_fast
 from diffq_fast import LSQ, DiffQuantizer, UniformQuantizer, save_legacy
-from diffq_fast.cli.main import main
+from diffq_fast.cli import main
 from diffq_fast.compat.convert import convert
 from support.models import GOLDEN_MODELS, Tied
 from support.paths import GOLDEN

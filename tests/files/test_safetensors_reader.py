@@ -32,7 +32,7 @@ def test_import_needs_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import diffq_fast.files.safetensors_reader, diffq_fast.packed.layout\n"
-        "import diffq_fast.packed.report, diffq_fast.cli.main"
+        "import diffq_fast.packed.report, diffq_fast.cli.commands"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=DATA.parent.parent)
 

@@ -47,7 +47,7 @@ WITHOUT_TORCH = (
     "packed.report",
     "watch.bits_plot",
     "watch.bits_log",
-    "cli.main",
+    "cli.commands",
     "cli.coded",
 )
 
@@ -124,10 +124,10 @@ def test_the_walk_finds_the_imports():
     assert {"_ops", "reference.weight_range", "reference.sizes"} <= imports_of("backends.default.weight_range")[0]
     assert {"functional", "reference.bits", "quantizers.base"} <= imports_of("quantizers.diffq")[0]
     assert "quantizers.size_target" in imports_of("diffq_fast")[0]  # for type checkers alone: counted too
-    assert imports_of("__main__")[0] == {"cli.main"}
+    assert imports_of("__main__")[0] == {"cli"}
     assert sum(len(imports_of(module)[0]) for module in SOURCES) > 80
     assert (
-        layer_of("cli.main")
+        layer_of("cli.commands")
         > layer_of("packed.tensor")
         > layer_of("quantizers.diffq")
         > layer_of("legacy.state")
@@ -156,7 +156,7 @@ def test_the_oracle_imports_torch_only():
 
 def test_only_functional_loads_the_backends_and_only_backends_read_the_schemas():
     loaders = {module for module in SOURCES if "backends" in {name.split(".")[0] for name in imports_of(module)[0]}}
-    others = {"cli.main", "diffq_fast"}  # report on them
+    others = {"cli.commands", "diffq_fast"}  # report on them
     assert {module for module in loaders if not module.startswith("backends")} == {"functional", *others}
     readers = {module for module in SOURCES if "_ops" in imports_of(module)[0]}
     assert {module.split(".")[0] for module in readers} == {"backends"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from diffq_fast.cli.main import main
+from diffq_fast.cli import main
 from diffq_fast.files.safetensors_reader import read_json
 from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.save_load import inspect, load

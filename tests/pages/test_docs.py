@@ -106,7 +106,7 @@ def test_files_and_commands_that_a_page_names_exist(page):
     assert not {path for path in paths if not any((base / path).exists() for base in bases)}
     targets = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())[1].split()
     assert set(re.findall(r"`make (\w+)", text)) <= set(targets)
-    commands = (ROOT / "diffq_fast" / "cli" / "main.py").read_text()
+    commands = (ROOT / "diffq_fast" / "cli" / "commands.py").read_text()
     for command in re.findall(r"diffq-fast (inspect|verify|pack|unpack|convert|doctor)", text):
         assert f'"{command}"' in commands
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import diffq_fast
-from diffq_fast.cli.main import main
+from diffq_fast.cli import main
 from support.paths import ROOT
 
 pytestmark = pytest.mark.programs

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import diffq_fast
-from diffq_fast.cli.main import main
+from diffq_fast.cli import main
 from diffq_fast.packed.contents import read_packed
 from diffq_fast.post_training.calibration import CalibrationFile
 from diffq_fast.post_training.curve import size_curve
