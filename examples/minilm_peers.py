@@ -4,7 +4,8 @@
     python examples/minilm_peers.py
 
 GGUF's types, quantised by ggml's own functions, and HQQ by the formulas of its paper (scales and zeros in float16,
-levels packed densely). A start goes on where the last one ended. Results: benchmarks/results/experiment_minilm_peers.json.
+levels packed densely). A start goes on where the last one ended. Results:
+benchmarks/results/experiment_minilm_peers.json.
 """
 
 from pathlib import Path

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.grid import TASKS
 from experiments.peer_table import peer_table
+from experiments.minilm_table import put_tables
 from experiments.penalty_table import penalty_table
 from experiments.plots import plot
 from experiments.store import results_path
@@ -40,6 +41,7 @@ def main() -> None:
     penalty = results_path("penalty", quick=False)
     if penalty.exists():
         put(PAGE, "penalty", penalty_table(task_named("text"), read(penalty)["rows"]))
+    put_tables()
     put(PAGE, "summary", "\n".join(short))
 
 
