@@ -8,8 +8,8 @@ Reads benchmarks/results/experiment_*.json; writes docs/figures/experiment_*.png
 from pathlib import Path
 
 from experiments.grid import TASKS
-from experiments.peer_table import peer_table
 from experiments.minilm_table import put_tables
+from experiments.peer_table import peer_table
 from experiments.penalty_table import penalty_table
 from experiments.plots import plot
 from experiments.store import results_path
