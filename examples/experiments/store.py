@@ -36,8 +36,10 @@ class Store:
         return any(row["label"] == label and row["seed"] == seed for row in self.rows)
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows in the place of earlier ones of the same label and seed, and write the file all at once. What another
-        process has added since stays."""
+        """Add rows in the place of earlier ones of the same label and seed, and write the file all at once.
+
+        What another process has added meanwhile stays.
+        """
         self.rows = self._stored()
         fresh = {(row["label"], row["seed"]) for row in rows}
         kept = [row for row in self.rows if (row["label"], row["seed"]) not in fresh]
