@@ -8,6 +8,7 @@ levels packed densely). A start goes on where the last one ended. Results:
 benchmarks/results/experiment_minilm_peers.json.
 """
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,17 @@ class Settings:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=("GGUF", "HQQ"), help="only the rows of this one")
+    given = parser.parse_args()
     store = Store(results_path("minilm_peers", quick=False), Settings())
     judge = Judge(sentences()[:JUDGED], FOLDER / f"reference_{JUDGED}.pt")
     state = minilm.pretrained().state_dict()
     formats = [("GGUF", name, gguf_file, (name,)) for name in GGUF]
     formats += [("HQQ", f"{bits} bits, groups of {group}", hqq_file, (bits, group)) for bits, group in HQQ]
-    for method, name, write, arguments in [formats[0], *formats[len(GGUF) :], *formats[1 : len(GGUF)]]:
-        label, file = f"{method} {name}", FOLDER / "peer"
-        if store.has(label, 0):
+    for method, name, write, arguments in formats:
+        label, file = f"{method} {name}", FOLDER / f"peer_{method}"
+        if store.has(label, 0) or given.method not in (None, method):
             continue
         model = minilm.MiniLM()
         model.load_state_dict(write(state, *arguments, file))
