@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PAGE, FIGURE = Path("docs/experiments.md"), Path("docs/figures/experiment_minilm.png")
+SHORT_PAGE = Path("docs/post_training.md")
 STYLES = {
     "fixed width, range per tensor": ("tab:gray", "s"),
     "GGUF": ("tab:orange", "^"),
@@ -83,6 +84,16 @@ def _no_larger(ours: list[Row], peer: Row) -> list[list[Row]]:
     return [found for found in kinds if found]
 
 
+def short_table(rows: list[Row]) -> str:
+    """All methods by size."""
+    lines = ["| | bits on disk | Spearman | recall at 10 |", "|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: row["bits"]):
+        ours = row["method"] in OURS
+        label = f"**{row['label']}**" if ours else row["label"]
+        lines.append(f"| {label} | {row['bits']:.3f} | {row['spearman']:.4f} | {100 * row['recall10']:.1f} % |")
+    return "\n".join(lines)
+
+
 def paired(ours: Row, peer: Row) -> str:
     """The mean difference of the correlations of each sentence, drawn anew for its interval."""
     differences = (np.array(ours["scores"]) - np.array(peer["scores"]))[None]
@@ -118,4 +129,6 @@ def put_tables() -> None:
         put(PAGE, "rate_minilm", training_table(trained))
     if peers:
         put(PAGE, "minilm_peers", peer_table(peers, [row for row in packed + trained if row["method"] in OURS]))
+    if packed and peers:
+        put(SHORT_PAGE, "minilm", short_table(packed + peers))
     plot(packed + trained + peers)
