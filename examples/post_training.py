@@ -52,14 +52,14 @@ def calibration_file(settings: Settings, texts: list[str]) -> Path:
     return path
 
 
-def packed_file(label: str) -> Path:
-    """One for each method, so that two can be measured at once."""
-    return FOLDER / f"packed_{label.replace(', ', '_').replace(' ', '_')}"
+def packed_file(label: str, bits: float) -> Path:
+    """One for each row, so that two can be measured at once."""
+    return FOLDER / f"packed_{label.replace(', ', '_').replace(' ', '_')}_{bits:g}"
 
 
 def pack(label: str, bits: float, weights: int, calibration: Path | None) -> dict[str, Any]:
     """Pack by the method of this label; returns what packing says, and the size of the file."""
-    file, start = packed_file(label), time.process_time()
+    file, start = packed_file(label, bits), time.process_time()
     if label.startswith("fixed"):
         pack_at_bits(minilm.checkpoint(), file, OneWidth(int(bits)))
         told: dict[str, Any] = {}
@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="160 sentences and three rows, stored in build/")
     parser.add_argument("--method", help="only the rows of this one")
+    parser.add_argument("--bits", type=float, help="only the rows of so many")
     given = parser.parse_args()
     quick = given.quick
     settings = Settings(quick)
@@ -89,14 +90,14 @@ def main() -> None:
     judge = None
     for label, bits in QUICK if quick else ROWS:
         name = f"{label}, {bits:g} bits"
-        if store.has(name, 0) or given.method not in (None, label):
+        if store.has(name, 0) or given.method not in (None, label) or given.bits not in (None, bits):
             continue
         judge = judge or Judge(judged, FOLDER / f"reference_{settings.judged}.pt")
         calibration = calibration_file(settings, others) if label.endswith("calibrated") else None
         row = {"label": name, "seed": 0, "method": label, "asked": bits}
         row |= pack(label, bits, judge.weights, calibration)
         model = minilm.MiniLM()
-        model.load_state_dict(diffq_fast.load(packed_file(label)))
+        model.load_state_dict(diffq_fast.load(packed_file(label, bits)))
         row |= judge.row(model)
         store.add([row])
         print(f"{name:40s} {row['bits']:.3f} bits on disk, Spearman {row['spearman']:.4f}", flush=True)
