@@ -74,7 +74,9 @@ def machine() -> dict[str, Any]:
     """What a stored figure belongs to."""
     import triton
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    here = str(Path(__file__).parent)  # benchmarks are run in another folder
+    command = ["git", "-C", here, "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,

@@ -22,7 +22,7 @@ GROUP_SIZE = 8
 LARGE = (104, 2**20)
 SMALL = (300, 2**14)
 # Weights for the one launch: this many megabytes each, 256 MB in all. ``plot_gpu.py`` shows the first.
-MEGABYTES = (16, 1, 4, 64)
+MEGABYTES, BUCKET_WEIGHTS = (16, 1, 4, 64), 2**26
 
 
 def options(noise_kind: str) -> NoiseOptions:
@@ -134,7 +134,7 @@ def against_casts(bucket: Bucket) -> dict[str, Any]:
 
 def one_launch(megabytes: int) -> list[dict[str, Any]]:
     """The two forms of the forward on weights of one size, equal in every bit; whether the one launch pays."""
-    bucket = Bucket(256 // megabytes, megabytes * 2**18)
+    bucket = Bucket(256 // megabytes, megabytes * BUCKET_WEIGHTS // 256)
     for one, two in zip(bucket.one_launch()[0], bucket.forward()[0], strict=True):
         assert torch.equal(one, two), "the one launch gives other weights"
     source, target = torch.empty(bucket.total, device=DEVICE), torch.empty(bucket.total, device=DEVICE)

@@ -1,6 +1,6 @@
 """Draws the roofline of the GPU kernels from what is stored: predictions, and measurements once there are some.
 
-python benchmarks/plot_gpu.py [--results FOLDER] [--chip NAME] [--output PNG]
+python benchmarks/plot_gpu.py [--results FOLDER] [--chip NAME] [--output PNG] [--complete]
 
 Left, each kernel at its instructions per byte, below the ceilings of copy and issue. Right, the predicted time of
 each whole pass, with the measured time marked beside it where ``gpu_check.sh`` has left one.
@@ -127,11 +127,15 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent.parent / "docs" / "figures" / "gpu_roofline.png"
     )
+    parser.add_argument("--complete", action="store_true", help="fail where a pass was not measured")
     arguments = parser.parse_args()
     predictions = json.loads((RESULTS / "roofline.json").read_text())
     gpu, times = measured(arguments.results)
     chip = arguments.chip or chip_named(gpu)
     kernels = predictions["chips"][chip]["kernels"]
+    missing = {stored for _, stored in PASSES.values()} - times.keys()
+    if arguments.complete and missing:
+        parser.error(f"{arguments.results}: expected times of all passes, found none of {sorted(missing)}")
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7.5), width_ratios=(1.15, 1))
     draw_roofline(left, CHIPS[chip], kernels)
     draw_passes(right, kernels, times)

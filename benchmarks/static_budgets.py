@@ -3,8 +3,9 @@
 python benchmarks/static_budgets.py [--json FILE] [--all-targets]
 
 Instructions are those of the main loop's body on sm_90, divided by the weights a thread handles in one round
-of it. The exit status is 1 when a ship budget is broken. Works with every Triton from 3.6 on that has
-``cuobjdump``.
+of it. The exit status is 1 when a ship budget is broken, or when any kernel costs more than is stored of it for this
+Triton: a tenth more instructions, or so many registers that fewer programs are resident. ``--json`` stores anew. Works
+with every Triton from 3.6 on that has ``cuobjdump``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from pipe_cycles import resident_blocks
 from static_code import TARGETS, Code, compile_kernel, read_code
 from static_kernels import CASES, Case
 
@@ -42,6 +44,8 @@ UNDER_AUTOCAST = (
     "backward uniform g=8 from bf16",
     "backward gaussian g=8 from bf16",
 )
+RESULTS = Path(__file__).parent / "results"
+GROWTH = 1.1  # of instructions, over what is stored
 WIDE_KERNELS = (*(name for name, _, _ in BUDGETS.values()), *UNDER_AUTOCAST)
 
 
@@ -113,6 +117,31 @@ def broken_budgets(rows: list[dict[str, Any]]) -> list[str]:
     return problems
 
 
+def grown(rows: list[dict[str, Any]], stored: list[dict[str, Any]]) -> list[str]:
+    """Kernels that cost more than what is stored of them, in words."""
+    problems = []
+    before = {row["kernel"]: row for row in stored}
+    for row in rows:
+        name, known = row["kernel"], before.get(row["kernel"])
+        if known is None:
+            problems.append(f"{name}: expected stored figures, found none: store them with --json")
+            continue
+        cost, least = row["instructions_per_weight"], known["instructions_per_weight"]
+        if least and cost > GROWTH * least:
+            problems.append(f"{name}: at most {GROWTH} times the stored {least} instructions per weight, found {cost}")
+        blocks, expected = (_resident(each) for each in (row, known))
+        if blocks < expected:
+            problems.append(
+                f"{name}: {expected} programs resident, as with the stored {known['registers']} registers, "
+                f"found {blocks} with {row['registers']}"
+            )
+    return problems
+
+
+def _resident(row: dict[str, Any]) -> int:
+    return resident_blocks(row["registers"], row["warps"], row["shared_bytes"])
+
+
 def print_table(rows: list[dict[str, Any]]) -> None:
     print(f"triton {triton.__version__}, sm_90")
     print(f"{'kernel':<46}{'instr/w':>8}{'MUFU/w':>8}{'128b':>8}{'narrow':>7}{'regs':>6}{'stack':>6}{'shared':>7}")
@@ -145,6 +174,9 @@ def main() -> int:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
     problems = broken_budgets(rows)
+    stored = RESULTS / f"static_triton_{triton.__version__}.json"
+    if stored.exists() and not arguments.json:
+        problems += grown(rows, json.loads(stored.read_text())["rows"])
     print("\n".join(problems) or "every ship budget holds")
     return 1 if problems else 0
 

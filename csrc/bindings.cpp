@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/infer/packed_rows.h"
 #include "core/pack/coding.h"
 #include "core/pack/packed_levels.h"
 #include "core/pack/planes.h"
@@ -371,6 +372,47 @@ void bind_coding(py::module_& module) {
         Release());
 }
 
+// Addresses of the data, the rows' starts, widths, scales and offsets; bytes, rows; columns, segment, group
+// size, whether levels are centred, level count.
+using RowsTuple = std::tuple<Address, Address, Address, Address, Address, int64_t, int64_t>;
+using RowFormTuple = std::tuple<int64_t, int64_t, int64_t, bool, int64_t>;
+
+PackedRows rows_of(const RowsTuple& rows, const RowFormTuple& form) {
+    const auto& [data, starts, widths, scales, offsets, bytes, count] = rows;
+    const auto& [columns, segment, group_size, centred, level_count] = form;
+    return {at<const uint8_t>(data),
+            bytes,
+            at<const uint32_t>(starts),
+            at<const uint8_t>(widths),
+            at<const float>(scales),
+            at<const float>(offsets),
+            count,
+            columns,
+            segment,
+            group_size,
+            {centred, level_count}};
+}
+
+// False where rows do not lie in their data.
+void bind_inference(py::module_& module) {
+    module.def(
+        "multiply_rows",
+        [](const RowsTuple& rows, const RowFormTuple& form, Address vectors, int64_t count, Address results,
+           int threads) {
+            return multiply_rows(rows_of(rows, form), at<const float>(vectors), count, at<float>(results),
+                                 threads);
+        },
+        Release());
+    module.def(
+        "unpack_rows",
+        [](const RowsTuple& rows, const RowFormTuple& form, Address indices, int64_t count, Address values,
+           int threads) {
+            return unpack_rows(rows_of(rows, form), at<const int64_t>(indices), count, at<float>(values),
+                               threads);
+        },
+        Release());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
@@ -381,4 +423,5 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     bind_quantizing(module);
     bind_packing(module);
     bind_coding(module);
+    bind_inference(module);
 }

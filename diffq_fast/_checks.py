@@ -15,11 +15,13 @@ from .reference.bits import PARAMS
 from .reference.groups import per_element
 from .reference.level_code import HIGHEST_VALUE, LOWEST_VALUE
 from .reference.options import NoiseOptions
+from .reference.packed_rows import PackedRows
 from .reference.philox import NOISE_KINDS
 from .reference.planes import PLANE_DTYPES
 from .reference.sizes import MAX_WIDTH, group_count, levels_per_width, word_count
 
 RANGE_SCOPES = ("tensor", "group")
+MOST_COLUMNS = 2**32  # of bit planes; without blocks they take no memory, however many columns they have
 
 CountWidths = Callable[[Tensor], Tensor]  # the operator count_widths
 
@@ -34,6 +36,8 @@ def check_choice(who: str, argument: str, value: str, choices: Sequence[str]) ->
 
 def check_groups(who: str, group_size: int, range_scope: str = "tensor") -> bool:
     """Whether each group has its own range."""
+    if not hasattr(group_size, "__index__"):
+        raise TypeError(f"{who}: group_size must be a whole number, got {group_size!r}")
     if not 0 <= group_size < 2**63:
         raise ValueError(f"{who}: group_size must be 0 (one group) or positive, below 2**63, got {group_size}")
     check_choice(who, "range_scope", range_scope, RANGE_SCOPES)
@@ -248,6 +252,44 @@ def check_coded_words(who: str, words: Tensor, count: int) -> None:
         raise ValueError(f"{who}: count must be from 0 to 2**60 - 1, got {count}")
 
 
+def check_rows(levels: Tensor, widths: Tensor, segment: int) -> None:
+    who = "pack_rows"
+    if levels.dtype != torch.int32 or levels.dim() != 2:
+        raise TypeError(f"{who}: levels must be int32 [rows, columns], got {levels.dtype} {list(levels.shape)}")
+    rows, columns = levels.shape
+    if not 1 <= segment <= max(columns, 1) or columns % segment:
+        raise ValueError(f"{who}: segment must be a part of the {columns} columns, got {segment}")
+    if widths.dtype != torch.uint8 or tuple(widths.shape) != (rows, columns // segment):
+        expected = f"uint8 [{rows}, {columns // segment}]"
+        raise ValueError(f"{who}: widths: expected {expected}, got {widths.dtype} {list(widths.shape)}")
+    check_has_values(who, "levels", levels)
+    check_has_values(who, "widths", widths)
+    check_width_values(who, [widths])
+    above = levels >> widths.repeat_interleave(segment, 1).int()
+    if bool(above.any()):
+        raise ValueError(f"{who}: levels must be from 0 to 2**width - 1, got {int(levels[above != 0][0])}")
+
+
+def check_packed_rows(who: str, rows: PackedRows) -> None:
+    tensors, form = rows[:5], rows.form
+    expected = [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32]
+    dtypes = [tensor.dtype for tensor in tensors]
+    if dtypes != expected:
+        raise TypeError(f"{who}: data, starts, widths, scales and offsets must be {expected}, got {dtypes}")
+    if form.columns < 1 or not 1 <= form.segment <= form.columns or form.columns % form.segment or form.group_size < 0:
+        raise ValueError(f"{who}: form: expected columns made of whole segments, got {form}")
+    number = len(rows.starts) - 1
+    if number < 0 or tuple(rows.widths.shape) != (number, form.width_bytes):
+        given = list(rows.widths.shape)
+        raise ValueError(
+            f"{who}: widths: expected [{number}, {form.width_bytes}], as many rows as starts say, got {given}"
+        )
+    groups = form.group_count(number) if number else 0
+    for name, values in (("scales", rows.scales), ("offsets", rows.offsets)):
+        if len(values) < groups and not (form.centred and name == "offsets"):
+            raise ValueError(f"{who}: {name}: expected {groups}, one per group, got {len(values)}")
+
+
 def check_planes(values: Tensor, width: int, rows: int, columns: int) -> None:
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise TypeError(f"pack_planes: values must be integers, got {values.dtype}")
@@ -256,8 +298,8 @@ def check_planes(values: Tensor, width: int, rows: int, columns: int) -> None:
     if not 0 <= width <= MAX_WIDTH:
         raise ValueError(f"pack_planes: width must be between 0 and {MAX_WIDTH}, got {width}")
     check_has_values("pack_planes", "values", values)
-    if columns < 0 or (columns == 0 and values.numel()):
-        raise ValueError(f"pack_planes: columns must be positive, got {columns}")
+    if not 0 <= columns < MOST_COLUMNS or (columns == 0 and values.numel()):
+        raise ValueError(f"pack_planes: columns must be positive and below 2**32, got {columns}")
 
 
 def check_unpack_planes(planes: Tensor, length: int) -> None:
@@ -268,6 +310,8 @@ def check_unpack_planes(planes: Tensor, length: int) -> None:
         )
     if planes.shape[1] > MAX_WIDTH:
         raise ValueError(f"unpack_planes: expected at most {MAX_WIDTH} planes, got {planes.shape[1]}")
+    if planes.shape[2] >= MOST_COLUMNS:
+        raise ValueError(f"unpack_planes: expected fewer than 2**32 columns, got planes {list(planes.shape)}")
     capacity = planes.shape[0] * planes.shape[2] * planes.element_size() * 8
     if not 0 <= length <= capacity:
         raise ValueError(f"unpack_planes: length must be between 0 and {capacity}, what planes hold, got {length}")

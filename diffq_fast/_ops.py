@@ -12,20 +12,37 @@ those of weights have the weights'.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .reference.add_noise import noisy_weight_second_backward
 from .reference.options import NoiseOptions
 from .reference.planes import PLANE_DTYPES
 from .reference.sizes import group_count
 
 NAMESPACE = "diffq_fast"
-_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def lasting_library(kind: str) -> torch.library.Library:
+    """A library of operators that stay to the end of the process, as torch's own do.
+
+    Torch takes a library's operators away when the interpreter ends, while daemon threads may be calling them.
+    """
+    library = torch.library.Library(NAMESPACE, kind)
+    for reference in weakref.getweakrefs(library):
+        if isinstance(reference.__callback__, weakref.finalize):
+            reference.__callback__.atexit = False
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(library))  # nor when modules are cleared
+    return library
+
+
+_library = lasting_library("DEF")
 _NOISE_OPTIONS = "int group_size, float min_bits, float max_bits, str param, str noise_kind, bool per_group"
 
 
@@ -122,7 +139,6 @@ class _AddNoise(torch.autograd.Function):
         return ranges, extremes, *noisy
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, _ranges, _extremes, *grads):
         key, ranges, extremes, *tensors = ctx.saved_tensors
         count = len(ctx.streams)
@@ -133,16 +149,10 @@ class _AddNoise(torch.autograd.Function):
             return tuple(result)
         if len(used) < count:
             ranges, extremes = _rows_of(used, weights, ranges, extremes, ctx.options)
-        grad_weights, grad_logits, nonfinite = torch.ops.diffq_fast.add_noise_backward.default(
-            [grads[index] for index in used],
-            [weights[index] for index in used],
-            [logits[index] for index in used],
-            ranges,
-            extremes,
-            key,
-            [ctx.streams[index] for index in used],
-            *ctx.options,
-        )
+        lists = [[each[index] for index in used] for each in (grads, weights, logits, ctx.streams)]
+        of_grads, of_weights, of_logits, streams = lists
+        made = _gradients(of_grads, of_weights, of_logits, streams, key, ranges, extremes, ctx.options)
+        grad_weights, grad_logits, nonfinite = made
         for index, grad_weight, grad_logit in zip(used, grad_weights, grad_logits, strict=True):
             result[_BEFORE + index] = grad_weight if ctx.needs_input_grad[_BEFORE + index] else None
             needed = ctx.needs_input_grad[_BEFORE + count + index]
@@ -150,6 +160,51 @@ class _AddNoise(torch.autograd.Function):
         if ctx.needs_input_grad[_BEFORE - 1]:
             result[_BEFORE - 1] = _spread(nonfinite, used, count)
         return tuple(result)
+
+
+def _gradients(grads, weights, logits, streams, key, ranges, extremes, options):
+    """The operator ``add_noise_backward``, differentiable where autograd asks for it (``create_graph``)."""
+    if torch.is_grad_enabled():
+        results = _Gradients.apply(streams, options, key, ranges, extremes, *grads, *weights, *logits)
+        return results[: len(weights)], results[len(weights) : -1], results[-1]
+    return torch.ops.diffq_fast.add_noise_backward.default(
+        grads, weights, logits, ranges, extremes, key, streams, *options
+    )
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients of :class:`_AddNoise`. Theirs come from the oracle, in plain torch and of any order."""
+
+    @staticmethod
+    def forward(ctx, streams, options, key, ranges, extremes, *tensors):
+        lists = _thirds(tensors)
+        ctx.streams, ctx.options = streams, options
+        ctx.save_for_backward(key, *tensors)
+        grad_weights, grad_logits, nonfinite = torch.ops.diffq_fast.add_noise_backward.default(
+            *lists, ranges, extremes, key, streams, *options
+        )
+        ctx.mark_non_differentiable(nonfinite)
+        ctx.set_materialize_grads(False)
+        return *grad_weights, *grad_logits, nonfinite
+
+    @staticmethod
+    def backward(ctx, *grads):
+        key, *tensors = ctx.saved_tensors
+        options, count = NoiseOptions.from_operator(*ctx.options), len(ctx.streams)
+        result: list[Tensor | None] = [None] * len(tensors)
+        for index, inputs in enumerate(zip(*_thirds(tensors), strict=True)):
+            noise = torch.ops.diffq_fast.noise.default(
+                key, ctx.streams[index], 0, inputs[1].numel(), options.noise_kind
+            )
+            result[index::count] = noisy_weight_second_backward(
+                (grads[index], grads[count + index]), inputs, noise, options
+            )
+        return (None,) * 5 + tuple(result)
+
+
+def _thirds(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
+    count = len(tensors) // 3
+    return tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
 
 
 def _rows_of(used, weights, ranges, extremes, options):
@@ -214,7 +269,6 @@ class _AddUniformNoise(torch.autograd.Function):
         return tuple(noisy)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         key, *steps = ctx.saved_tensors
         count = len(steps)
@@ -225,13 +279,41 @@ class _AddUniformNoise(torch.autograd.Function):
                 result[_BEFORE_UNIFORM + index] = grads[index].to(ctx.dtypes[index])
         used = [index for index in used if ctx.needs_input_grad[_BEFORE_UNIFORM + count + index]]
         if used:
-            lists = [[each[index] for index in used] for each in (grads, steps, ctx.streams, ctx.group_sizes)]
-            of_grads, of_steps, streams, group_sizes = lists
-            made = torch.ops.diffq_fast.add_uniform_noise_backward.default(
-                of_grads, of_steps, key, streams, group_sizes
-            )
-            for index, grad_steps in zip(used, made, strict=True):
+            lists = [[each[index] for index in used] for each in (ctx.streams, ctx.group_sizes, grads, steps)]
+            for index, grad_steps in zip(used, _step_gradients(key, *lists), strict=True):
                 result[_BEFORE_UNIFORM + count + index] = grad_steps
+        return tuple(result)
+
+
+def _step_gradients(key, streams, group_sizes, grads, steps):
+    """The operator ``add_uniform_noise_backward``, differentiable where autograd asks for it (``create_graph``)."""
+    if torch.is_grad_enabled():
+        return _StepGradients.apply(streams, group_sizes, key, *grads, *steps)
+    return torch.ops.diffq_fast.add_uniform_noise_backward.default(grads, steps, key, streams, group_sizes)
+
+
+class _StepGradients(torch.autograd.Function):
+    """The gradients of the steps. They are linear in those that come in: what goes back is noise of the same draw."""
+
+    @staticmethod
+    def forward(ctx, streams, group_sizes, key, *tensors):
+        grads, steps = tensors[: len(streams)], tensors[len(streams) :]
+        ctx.streams, ctx.group_sizes = streams, group_sizes
+        ctx.save_for_backward(key, *grads)
+        ctx.set_materialize_grads(False)
+        return tuple(torch.ops.diffq_fast.add_uniform_noise_backward.default(grads, steps, key, streams, group_sizes))
+
+    @staticmethod
+    def backward(ctx, *seconds):
+        key, *grads = ctx.saved_tensors
+        result: list[Tensor | None] = [None] * (3 + 2 * len(grads))
+        used = [index for index, second in enumerate(seconds) if second is not None]
+        if used:
+            zeros = [torch.zeros_like(grads[index]) for index in used]
+            lists = [[each[index] for index in used] for each in (seconds, ctx.streams, ctx.group_sizes)]
+            made = torch.ops.diffq_fast.add_uniform_noise.default(zeros, lists[0], key, *lists[1:])
+            for index, grad in zip(used, made, strict=True):
+                result[3 + index] = grad
         return tuple(result)
 
 
@@ -319,6 +401,21 @@ def encode_levels(levels, origin, low_bits, frequencies, escape, block_bits):
 @_operator("(Tensor words, int count) -> Tensor")
 def decode_levels(words, count):
     return words.new_empty((count,), dtype=torch.int32)
+
+
+# -- weights that stay packed ----------------------------------------------------------------------------------------
+
+_ROWS = "Tensor data, Tensor starts, Tensor widths, Tensor scales, Tensor offsets, int[] form"
+
+
+@_operator(f"(Tensor indices, {_ROWS}) -> Tensor")
+def unpack_rows(indices, data, starts, widths, scales, offsets, form):
+    return data.new_empty((indices.shape[0], form[0]), dtype=torch.float32)
+
+
+@_operator(f"(Tensor input, {_ROWS}) -> Tensor")
+def packed_linear(input, data, starts, widths, scales, offsets, form):
+    return input.new_empty((*input.shape[:-1], starts.shape[0] - 1))
 
 
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------

@@ -27,8 +27,10 @@ from ._checks import (
     check_levels,
     check_noise,
     check_output_dtype,
+    check_packed_rows,
     check_planes,
     check_quantised,
+    check_rows,
     check_unpack_planes,
     check_unpacked,
     check_weights,
@@ -37,10 +39,11 @@ from ._checks import (
     check_words,
     level_counts,
 )
-from .reference import log_steps
+from .reference import log_steps, packed_rows
 from .reference.bits import bits_from_logits, logits_from_bits, step_from_bits, whole_bits
 from .reference.level_code import CodeError, LevelCode, StreamHead, choose_code, code_problem, histogram, read_head
 from .reference.options import NoiseOptions
+from .reference.packed_rows import PackedRows, RowForm
 from .reference.sizes import word_count
 
 __all__ = [  # noqa: RUF022  (the order of the data flow)
@@ -70,6 +73,11 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "encode_levels",
     "stream_size",
     "decode_levels",
+    "RowForm",
+    "PackedRows",
+    "pack_rows",
+    "unpack_rows",
+    "packed_linear",
     "pack_planes",
     "quantize_planes",
     "unpack_planes",
@@ -153,9 +161,10 @@ def add_noise(
 ) -> NoisyWeights:
     """Noisy weights of one training forward: ``w + (range * step(logit)) * z``.
 
-    Differentiable once in weights and logits; the gradient also reaches the elements at the minimum and the maximum,
-    shared equally among ties. No noise is kept for the backward: it is made again from ``key``. Non-finite gradients
-    of logits are put to zero. Nothing waits for the device. Method: section 3 of the paper.
+    Differentiable in weights and logits, to any order; the gradient also reaches the elements at the minimum and the
+    maximum, shared equally among ties. Orders above the first are computed in plain PyTorch. No noise is kept for the
+    backward: it is made again from ``key``. Non-finite gradients of logits are put to zero. Nothing waits for the
+    device. Method: section 3 of the paper.
 
     Args:
         weights: floating tensors on one device.
@@ -430,7 +439,7 @@ def level_code(levels: Tensor) -> LevelCode:
 def encode_levels(levels: Tensor, code: LevelCode | None = None) -> Tensor:
     """One stream of coded levels, ``docs/packed_format.md``, section 10: int16 words ``[words]``.
 
-    Twice their number is the stream's size in bytes, exactly.
+    Twice their number is the stream's size in bytes, exactly. No levels make no stream, and no words.
 
     Args:
         levels: integer tensor of any shape, -32768 … 32767; the stream has them in row-major order.
@@ -452,12 +461,13 @@ def encode_levels(levels: Tensor, code: LevelCode | None = None) -> Tensor:
 
 
 def stream_size(words: Tensor, count: int) -> int:
-    """How many of the int16 ``words`` belong to the stream of ``count`` levels that they begin with.
+    """How many of the int16 ``words`` belong to the stream of ``count`` levels that they begin with; 0 for no levels.
 
     Raises:
         CodeError: (a ValueError) they begin with no such stream, or with a part of one only.
     """
-    return _stream_head("stream_size", words, count).stream_size(count) if count else 0
+    head = _stream_head("stream_size", words, count)
+    return head.stream_size(count) if head else 0
 
 
 def decode_levels(words: Tensor, count: int) -> Tensor:
@@ -467,25 +477,82 @@ def decode_levels(words: Tensor, count: int) -> Tensor:
         CodeError: (a ValueError) the words begin with no such stream. Nothing is taken on trust: a damaged one is
             refused, or gives other levels, and never reads beyond the words.
     """
-    if count:
-        _stream_head("decode_levels", words, count)
-    else:
-        check_coded_words("decode_levels", words, count)
+    _stream_head("decode_levels", words, count)
     try:
         return _ops.decode_levels.default(words, count)
     except CodeError as error:
         raise CodeError(f"decode_levels: {error}") from None
 
 
-def _stream_head(who: str, words: Tensor, count: int) -> StreamHead:
+def _stream_head(who: str, words: Tensor, count: int) -> StreamHead | None:
+    """The head, of a stream that has room in the words; None for no levels, which have no stream."""
     check_coded_words(who, words, count)
+    if not count:
+        return None
     try:
-        head = read_head(memoryview(words.cpu().numpy().tobytes()), count)
+        head = read_head(words.contiguous().cpu().numpy().view("uint8").data, count)
     except CodeError as error:
         raise CodeError(f"{who}: {error}") from None
     if head.stream_size(count) > len(words):
         raise CodeError(f"{who}: expected {head.stream_size(count):,} words, found {len(words):,}")
     return head
+
+
+# -- weights that stay packed ----------------------------------------------------------------------------------------
+
+
+def pack_rows(levels: Tensor, widths: Tensor, segment: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels as rows that each decode alone (docs/runtime.md): the data, starts and widths of :class:`PackedRows`.
+
+    Args:
+        levels: int32 ``[rows, columns]``, each from 0 to ``2**width - 1``.
+        widths: uint8 ``[rows, columns / segment]``, 1 … 16: of each segment.
+        segment: elements that have one width; a part of ``columns``.
+
+    >>> data, starts, widths = pack_rows(torch.tensor([[0, 1, 3, 2]], dtype=torch.int32), torch.tensor([[2]]).byte(), 4)
+    >>> bin(data[0])
+    '0b10110100'
+    """
+    check_rows(levels, widths, segment)
+    return packed_rows.pack_rows(levels, widths, segment)
+
+
+def unpack_rows(indices: Tensor, rows: PackedRows) -> Tensor:
+    """Some rows of a weight whose levels stay packed: float32 ``[len(indices), columns]``.
+
+    Args:
+        indices: int64 ``[number]``, each of a row.
+        rows: as :func:`.reference.packed_rows.pack_rows` makes them (docs/runtime.md).
+
+    Raises:
+        ValueError: an index that is none, or rows that do not lie in their data.
+    """
+    check_packed_rows("unpack_rows", rows)
+    if indices.dtype != torch.int64 or indices.dim() != 1:
+        given = f"{indices.dtype} {list(indices.shape)}"
+        raise TypeError(f"unpack_rows: indices must be a flat int64 tensor, got {given}")
+    return _ops.unpack_rows.default(indices, *rows.arguments())
+
+
+def packed_linear(input: Tensor, rows: PackedRows) -> Tensor:
+    """``input @ weight.T`` with a weight whose levels stay packed: ``[..., rows]`` in the input's dtype.
+
+    Sums are made in float32, and differ from those of the unpacked weight by rounding. Not differentiable.
+
+    Args:
+        input: floating ``[..., columns]``.
+
+    Raises:
+        ValueError: another number of columns, or rows that do not lie in their data.
+    """
+    check_packed_rows("packed_linear", rows)
+    if not input.is_floating_point():
+        raise TypeError(f"packed_linear: input must be floating, got {input.dtype}")
+    if input.dim() == 0 or input.shape[-1] != rows.form.columns:
+        raise ValueError(
+            f"packed_linear: input: expected {rows.form.columns} columns, got the shape {list(input.shape)}"
+        )
+    return _ops.packed_linear.default(input, *rows.arguments())
 
 
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------

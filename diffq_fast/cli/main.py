@@ -110,6 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
     added = command("unpack", run_unpack, text)
     added.add_argument("file")
     added.add_argument("output")
+    text = "unpack only the entries whose name matches; may be repeated; the others are not even read"
+    added.add_argument("--names", action="append", metavar="PATTERN", help=text)
     _add_max_bytes(added)
     _add_progress(added)
     text = "Convert a file of diffq or Demucs to a packed file, without running what it names."
@@ -149,6 +151,10 @@ def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
     )
     scope = "fixed coding: one range per tensor (default) or group"
     plain.add_argument("--range-scope", choices=("tensor", "group"), help=scope)
+    text = "fixed coding: clip ranges where that lowers the squared error"
+    plain.add_argument("--clip", action="store_true", default=None, help=text)
+    text = "fixed coding with --range-scope group: keep a group's range in 16 bits, in format version 2"
+    plain.add_argument("--short-ranges", action="store_true", default=None, help=text)
     plain.add_argument("--min-size", type=float, metavar="MB", help="keep smaller tensors as they are (default 0.01)")
     help_exclude = "keep tensors whose name, or its last part, matches; may be repeated"
     plain.add_argument("--exclude", action="append", metavar="PATTERN", help=help_exclude)
@@ -177,7 +183,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_pack(arguments: argparse.Namespace) -> int:
     trained = _given(arguments, "suffix", "min_bits", "max_bits", "param", "extra_bits")
-    plain = _given(arguments, "range_scope", "min_size", "exclude")
+    plain = _given(arguments, "range_scope", "min_size", "exclude", "clip", "short_ranges")
     size = _given(arguments, "group_size")
     of_coded = _given(arguments, *coded.NAMES)
     if size.get("group_size", 0) < 0:
@@ -187,7 +193,7 @@ def run_pack(arguments: argparse.Namespace) -> int:
     if arguments.output is None and not arguments.dry_run:
         raise UsageError("expected the packed file to write, or --dry-run")
     fixed = arguments.coding == "fixed" or (
-        arguments.bits is not None and bool(_given(arguments, "range_scope") | size)
+        arguments.bits is not None and bool(_given(arguments, "range_scope", "clip", "short_ranges") | size)
     )
     if fixed and of_coded:
         raise UsageError(f"{_options(of_coded)} go with coded levels, not with fixed widths")
@@ -222,6 +228,9 @@ def _pack_coded(arguments: argparse.Namespace, trained: Mapping[str, Any], size:
         raise UsageError(f"{_options(trained)} describe logits and do not go with coded levels")
     if size:
         raise UsageError("--group-size goes with logits or fixed widths; steps of coded levels are by row")
+    ranges = _given(arguments, "range_scope", "clip", "short_ranges")
+    if ranges:
+        raise UsageError(f"{_options(ranges)} go with --coding fixed or --bits: coded levels have no ranges")
     if math.isnan(arguments.min_size or 0):
         raise UsageError("--min-size must be a number of MB, got nan")
     of_coded = _given(arguments, *coded.NAMES)
@@ -257,12 +266,18 @@ def _pack_at_bits(arguments: argparse.Namespace, trained: Mapping[str, Any], pla
         raise UsageError(f"--bits must be between 1 and {MAX_WIDTH}, got {arguments.bits}")
     if plain.get("range_scope") == "group" and not plain.get("group_size"):
         raise UsageError("--range-scope group needs a --group-size above 0")
+    if plain.get("short_ranges") and plain.get("range_scope") != "group":
+        raise UsageError("--short-ranges needs --range-scope group")
     from ..packed.checkpoint import OneWidth, has_logits, pack_at_bits
+    from ..packed.ranges import GROUPS_PER_UNIT, RangeOptions
 
     if has_logits(arguments.file, "_diffq"):
         raise UsageError(f"{arguments.file} holds logits, which say the widths; leave --bits out")
     with ProgressLine("packing", arguments.progress) as progress:
-        options = OneWidth(arguments.bits, **plain)
+        clip, short = bool(plain.get("clip")), bool(plain.get("short_ranges"))
+        others = {name: value for name, value in plain.items() if name not in ("clip", "short_ranges")}
+        ranges = RangeOptions(clip, GROUPS_PER_UNIT if short else 0)
+        options = OneWidth(arguments.bits, **others, ranges=ranges)
         packed, double = pack_at_bits(arguments.file, arguments.output, options, progress)
     if double:
         names = ", ".join(map(printable, double[:3])) + (", …" if len(double) > 3 else "")
@@ -301,7 +316,8 @@ def run_unpack(arguments: argparse.Namespace) -> int:
     from ..packed.checkpoint import unpack_file
 
     with ProgressLine("unpacking", arguments.progress) as progress:
-        unpack_file(arguments.file, arguments.output, progress, max_bytes=arguments.max_bytes)
+        limits = {"max_bytes": arguments.max_bytes, "names": arguments.names}
+        unpack_file(arguments.file, arguments.output, progress, **limits)
     size = os.path.getsize(arguments.output)
     _print(arguments, {"output": arguments.output, "bytes": size}, f"{arguments.output}: {size:,} bytes")
     return 0

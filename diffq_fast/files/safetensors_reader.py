@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -246,11 +246,17 @@ def read_tensor(file: BinaryIO, header: Header, entry: TensorEntry, checksum: in
 
 
 def read_tensors(
-    file: BinaryIO, header: Header, checksums: Mapping[str, int] | None = None, progress: Progress | None = None
+    file: BinaryIO,
+    header: Header,
+    checksums: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
+    names: Container[str] | None = None,
 ) -> dict[str, bytearray]:
-    """The bytes of all tensors by name, in file order; see :func:`read_tensor`."""
+    """The bytes of all tensors, or of those named, by name and in file order; see :func:`read_tensor`."""
     stored = {}
     for name, entry in header.tensors.items():
+        if names is not None and name not in names:
+            continue
         stored[name] = read_tensor(file, header, entry, None if checksums is None else checksums[name])
         if progress is not None:
             progress(name, entry.end, header.file_bytes - header.data_start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -27,10 +27,12 @@ from ..files.safetensors_reader import (
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, tensor_bytes, tensor_from_bytes
 from ..reference.logit_rule import LogitRule
-from ..reference.sizes import group_count
-from .contents import PackedContents, read_packed, write_packed
+from ..reference.quantize import PACKABLE
+from ..reference.sizes import MAX_WIDTH, group_count
+from .contents import PackedContents, matching, read_packed, write_packed
 from .header import FORMAT
-from .tensor import PACKABLE, PackedTensor, pack_weight
+from .ranges import RangeOptions
+from .tensor import PackedTensor, pack_weight
 
 MEGABYTE = 2**20
 
@@ -108,7 +110,7 @@ def pack_with_logits(
             widths[name] = rule.widths(logits)
         arguments = {name: value for name, value in vars(rule).items() if value != getattr(LogitRule(), name)}
         info = {"class": "DiffQuantizer", "arguments": {"group_size": group_size} | arguments}
-        packed = _pack_all(checkpoint, widths, group_size, "tensor", progress)
+        packed = _pack_all(checkpoint, widths, OneWidth(MAX_WIDTH, group_size), progress)
         left_out = {*names, *(name + rule.suffix for name in names)}
         plain = {name: checkpoint.tensor(name) for name in checkpoint.header.tensors if name not in left_out}
         write_packed(target, PackedContents(packed, plain, quantizer=info))
@@ -121,6 +123,7 @@ class OneWidth:
     bits: 1 … 16. group_size, range_scope: "group" keeps a (lo, hi) for each `group_size` elements.
     min_size: MB of float32 (2^20 bytes); smaller tensors, integers and float64 are kept as they are.
     exclude: fnmatch patterns on the whole name or its last part.
+    ranges: clipped where that lowers the squared error, or kept in 16 bits; None: as they are.
     """
 
     bits: int
@@ -128,6 +131,7 @@ class OneWidth:
     range_scope: str = "tensor"
     min_size: float = 0.01
     exclude: Sequence[str] = ()
+    ranges: RangeOptions | None = None
 
     def chooses(self, name: str, count: int) -> bool:
         """Whether a tensor of this name and number of elements is one to pack."""
@@ -156,7 +160,7 @@ def pack_at_bits(
                 groups = group_count(checkpoint.count(name), options.group_size)
                 widths[name] = torch.full((groups,), options.bits, dtype=torch.uint8, device="cpu")
         info = {"class": "none", "arguments": {"bits": options.bits}}
-        packed = _pack_all(checkpoint, widths, options.group_size, options.range_scope, progress)
+        packed = _pack_all(checkpoint, widths, options, progress)
         plain = {name: checkpoint.tensor(name) for name in checkpoint.header.tensors if name not in widths}
         write_packed(target, PackedContents(packed, plain, quantizer=info))
         return list(widths), double
@@ -168,19 +172,24 @@ def unpack_file(
     progress: Progress | None = None,
     *,
     max_bytes: int | None = None,
+    names: Collection[str] | None = None,
 ) -> None:
     """Write a packed file's state dict as an ordinary safetensors file: every name, tied ones as copies.
 
     Args:
+        names: names, or fnmatch patterns, of the entries to unpack; the others are neither read nor decoded.
         max_bytes: of the new file's tensors; ten times what they take without the copies, and 64 MiB, when left out.
 
     Raises:
-        BudgetError: the copies take more, and nothing was written.
+        BudgetError: the copies take more, and nothing was written. ValueError: a name matches no entry.
     """
-    contents = read_packed(source)
+    contents = read_packed(source, names=names)
     entries = contents.entries()
+    if names is not None:  # what an entry is tied to was read, and need not be asked for
+        wanted = matching(entries, names, contents.path)
+        entries = {name: entry for name, entry in entries.items() if name in wanted}
     sizes = {name: math.prod(entry.shape) * entry.dtype.itemsize for name, entry in entries.items()}
-    stored = sum(size for name, size in sizes.items() if name not in contents.ties)
+    stored = sum({entries[name].stored_name: size for name, size in sizes.items()}.values())
     budget = Budget(os.fspath(source), stored, max_bytes)
     sources = []
     for name, entry in entries.items():
@@ -227,15 +236,15 @@ def _weights_with_logits(checkpoint: Checkpoint, suffix: str) -> list[str]:
 def _pack_all(
     checkpoint: Checkpoint,
     widths: Mapping[str, Tensor],
-    group_size: int,
-    range_scope: str,
+    options: OneWidth,
     progress: Progress | None,
 ) -> dict[str, PackedTensor]:
     packed: dict[str, PackedTensor] = {}
     total, done = sum(checkpoint.header.tensors[name].byte_count for name in widths), 0
     for name, width in widths.items():
         weight = checkpoint.tensor(name)
-        packed[name] = pack_weight(weight, width, group_size=group_size, range_scope=range_scope, name=name)
+        size, scope = options.group_size, options.range_scope
+        packed[name] = pack_weight(weight, width, group_size=size, range_scope=scope, name=name, options=options.ranges)
         done += checkpoint.header.tensors[name].byte_count
         if progress is not None:
             progress(name, done, total)

@@ -18,7 +18,8 @@ from ..reference.level_code import CodeError
 from ..reference.log_steps import HIGHEST_STEP_CODE, LOWEST_STEP_CODE
 from ..reference.sizes import ELEMENTS_PER_WORD, group_count
 from .classes import choose_classes
-from .tensor import PackedTensor, check_packable, pack_exported
+from .ranges import ShortRanges
+from .tensor import PackedTensor, check_packable, pack_exported, range_bits
 from .widths import encode_widths, stream_levels
 
 MOST_LEVEL = (1 << 15) - 1
@@ -43,6 +44,7 @@ class CodedTensor:
     group_size: int
     range_scope: str = "steps"
     level_count: int | None = None
+    short: ShortRanges | None = None
 
     def unpack(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight `[*shape]` in float32, then cast to `dtype` (or its own): level * step, or as a PackedTensor's."""
@@ -140,7 +142,7 @@ class CodedTensor:
     def to(self, device: torch.device | str) -> CodedTensor:
         """The same with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("coded", "widths", "ranges")}
-        return replace(self, **moved)
+        return replace(self, **moved, short=self.short and self.short.to(device))
 
     @property
     def count(self) -> int:
@@ -153,13 +155,14 @@ class CodedTensor:
         return {
             "levels": 16 * self.coded.numel(),
             "widths": 8 * self.widths.numel(),
-            "ranges": 32 * self.ranges.numel(),
+            "ranges": range_bits(self.ranges, self.short),
         }
 
     @property
     def nbytes(self) -> int:
         """Bytes that the weight's tensors take in a file, exactly; the header's text about them is not among them."""
-        return 2 * self.coded.numel() + len(encode_widths(self.widths.cpu().numpy())[1]) + 4 * self.ranges.numel()
+        ranges = range_bits(self.ranges, self.short) // 8
+        return 2 * self.coded.numel() + len(encode_widths(self.widths.cpu().numpy())[1]) + ranges
 
 
 def code_levels(
@@ -214,7 +217,7 @@ def code_packed(packed: PackedTensor) -> CodedTensor:
     parts = _parts(levels, packed.widths, packed.group_size)
     coded = _join([functional.encode_levels(part - (1 << (width - 1))) for width, part in parts], levels)
     fields = packed.ranges, packed.shape, packed.dtype, packed.group_size, packed.range_scope, packed.level_count
-    return CodedTensor(coded, packed.widths, *fields)
+    return CodedTensor(coded, packed.widths, *fields, packed.short)
 
 
 def with_coding(packed: PackedTensor, coding: str) -> PackedTensor | CodedTensor:

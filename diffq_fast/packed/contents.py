@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +21,18 @@ from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, dtype_name, tensor_bytes, 
 from ..reference.level_code import CodeError
 from .coding import CodedTensor
 from .header import CODED_VERSION, VERSION, packed_metadata, seal
-from .layout import CODED_PARTS, PARTS, STEPS, PackedLayout, WeightLayout, layout_fields, name_conflict, read_layout
+from .layout import (
+    CODED_PARTS,
+    PARTS,
+    STEPS,
+    PackedLayout,
+    WeightLayout,
+    layout_fields,
+    name_conflict,
+    needs_version_2,
+    read_layout,
+)
+from .ranges import ShortRanges, short_ranges_from_data
 from .tensor import PackedTensor
 from .widths import encode_widths
 
@@ -69,8 +82,14 @@ class PackedContents:
         return self.plain[name].to(device=device, dtype=self.half.get(name, self.plain[name].dtype))
 
     def _decoded(self, name: str, weight: CodedTensor) -> Tensor:
-        try:
+        with self.naming(name):
             return weight.unpack()
+
+    @contextmanager
+    def naming(self, name: str) -> Iterator[None]:
+        """A coded weight is decoded inside: damage is told as that of this file and weight."""
+        try:
+            yield
         except CodeError as error:
             raise file_error(self.path, name + ".coded", f"{error}; the file is damaged") from None
 
@@ -110,25 +129,50 @@ def packed_bytes(contents: PackedContents) -> int:
     return safetensors_bytes(*_prepared(contents))
 
 
-def read_packed(path: str | os.PathLike[str], progress: Progress | None = None) -> PackedContents:
+def read_packed(
+    path: str | os.PathLike[str], progress: Progress | None = None, *, names: Collection[str] | None = None
+) -> PackedContents:
     """Read a packed file into memory. Every size, width, checksum and range is verified before anything is decoded.
+
+    Args:
+        progress: called as progress(tensor name, bytes done, bytes in all).
+        names: names, or fnmatch patterns, of the entries to read; all of them when left out. What they are tied to is
+            read too. Of the others only sizes and widths are looked at: their levels are neither read nor summed.
 
     Raises:
         PackedFileError: naming the file and the tensor. OSError: the file cannot be read.
+        ValueError: one of the names matches no entry.
     """
     path = os.fspath(path)
     with open_file(path) as file:
         layout = read_layout(file, path)
-        stored = tensors_from_bytes(layout.header, read_tensors(file, layout.header, layout.checksums, progress))
+        chosen = {*layout.weights, *layout.plain, *layout.ties}
+        if names is not None:
+            chosen = matching(chosen, names, path)
+        chosen |= {layout.ties[name] for name in chosen & layout.ties.keys()}
+        wanted = {name + part for name in chosen & layout.weights.keys() for part in layout.parts} | chosen
+        read = read_tensors(file, layout.header, layout.checksums, progress, wanted)
+        stored = tensors_from_bytes(layout.header, read)
     return PackedContents(
-        packed={name: _packed_tensor(layout, name, stored) for name in layout.weights},
-        plain={name: stored[name] for name in layout.plain},
-        ties=layout.ties,
-        half={name: DTYPES[dtype] for name, dtype in layout.half.items()},
-        buffers=layout.buffers,
+        packed={name: _packed_tensor(layout, name, stored) for name in layout.weights if name in chosen},
+        plain={name: stored[name] for name in layout.plain if name in chosen},
+        ties={alias: name for alias, name in layout.ties.items() if alias in chosen},
+        half={name: DTYPES[dtype] for name, dtype in layout.half.items() if name in chosen},
+        buffers=layout.buffers & chosen,
         quantizer=layout.quantizer,
         path=path,
     )
+
+
+def matching(entries: Collection[str], names: Collection[str], path: str) -> set[str]:
+    """The entries that a name or pattern means; ValueError where one means none."""
+    chosen = set()
+    for pattern in [names] if isinstance(names, str) else names:
+        found = {name for name in entries if name == pattern or fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(f"{path}: no entry of the file matches {pattern!r}; `diffq-fast inspect` lists them")
+        chosen |= found
+    return chosen
 
 
 def _prepared(contents: PackedContents) -> tuple[list[TensorSource], dict[str, str]]:
@@ -141,12 +185,12 @@ def _prepared(contents: PackedContents) -> tuple[list[TensorSource], dict[str, s
         coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
         layouts.append(_weight_layout(name, weight, coding))
         sources += _weight_sources(name, weight, table)
-    coded = any(layout.coded for layout in layouts)
-    problem = name_conflict(packed, plain, ties, CODED_PARTS if coded else PARTS)
+    second = any(map(needs_version_2, layouts))
+    problem = name_conflict(packed, plain, ties, CODED_PARTS if second else PARTS)
     if problem or lost:
         raise ValueError(f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one")
     layout = layout_fields(layouts, ties, half, contents.buffers)
-    version = CODED_VERSION if coded else VERSION
+    version = CODED_VERSION if second else VERSION
     return sources, packed_metadata(contents.quantizer, layout, len(sources), version)
 
 
@@ -189,13 +233,17 @@ def _weight_layout(name: str, weight: PackedTensor | CodedTensor, coding: list[A
         coding=coding,
         level_count=weight.level_count,
         coded=isinstance(weight, CodedTensor),
+        groups_per_unit=weight.short and weight.short.groups_per_unit,
     )
 
 
 def _weight_sources(name: str, weight: PackedTensor | CodedTensor, table: bytes) -> list[TensorSource]:
     """The tensors of one weight; `table`: its coded widths, empty where all groups have one width."""
     sources = []
-    if weight.range_scope != STEPS:
+    if weight.short is not None:
+        data = weight.short.data()
+        sources.append(TensorSource(name + ".range", "U8", (len(data),), partial(tensor_bytes, data)))
+    elif weight.range_scope != STEPS:
         ranges = partial(tensor_bytes, weight.ranges)
         sources.append(TensorSource(name + ".range", "F32", tuple(weight.ranges.shape), ranges))
     if isinstance(weight, CodedTensor):
@@ -210,7 +258,31 @@ def _weight_sources(name: str, weight: PackedTensor | CodedTensor, table: bytes)
 
 def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]) -> PackedTensor | CodedTensor:
     weight = layout.weights[name]
-    ranges = stored.get(name + ".range", torch.empty(0, dtype=torch.float32, device="cpu"))
+    ranges, short = _ranges(layout, weight, stored)
+    widths, dtype = torch.from_numpy(layout.widths[name]), DTYPES[weight.dtype]
+    scheme = weight.group_size, weight.range_scope, weight.level_count, short
+    if not weight.coded:
+        return PackedTensor(stored[name + ".words"].view(torch.int32), widths, ranges, weight.shape, dtype, *scheme)
+    coded = CodedTensor(stored[name + ".coded"].view(torch.int16), widths, ranges, weight.shape, dtype, *scheme)
+    try:
+        coded.check()
+    except CodeError as error:
+        raise file_error(layout.header.path, name + ".coded", f"{error}; the file is damaged") from None
+    return coded
+
+
+def _ranges(
+    layout: PackedLayout, weight: WeightLayout, stored: Mapping[str, Tensor]
+) -> tuple[Tensor, ShortRanges | None]:
+    """A weight's ranges, verified, and how the file keeps them if they are short."""
+    name, short = weight.name + ".range", None
+    ranges = stored.get(name, torch.empty(0, dtype=torch.float32, device="cpu"))
+    if weight.groups_per_unit is not None:
+        try:
+            short = short_ranges_from_data(ranges, weight.groups, weight.groups_per_unit)
+        except ValueError as error:
+            raise file_error(layout.header.path, name, f"{error}; damaged or hostile") from None
+        ranges = short.ranges()
     if weight.range_scope == STEPS:
         sound, expected = ranges, ""
     elif weight.range_scope == "scale":
@@ -220,14 +292,5 @@ def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]
         sound = torch.isfinite(length) & (length >= 0)
         expected = "ranges lo <= hi, finite and no further apart than float32 can hold"
     if not bool(sound.all()):
-        raise file_error(layout.header.path, name + ".range", f"expected {expected}; damaged or hostile")
-    widths, dtype = torch.from_numpy(layout.widths[name]), DTYPES[weight.dtype]
-    scheme = weight.group_size, weight.range_scope, weight.level_count
-    if not weight.coded:
-        return PackedTensor(stored[name + ".words"].view(torch.int32), widths, ranges, weight.shape, dtype, *scheme)
-    coded = CodedTensor(stored[name + ".coded"].view(torch.int16), widths, ranges, weight.shape, dtype, *scheme)
-    try:
-        coded.check()
-    except CodeError as error:
-        raise file_error(layout.header.path, name + ".coded", f"{error}; the file is damaged") from None
-    return coded
+        raise file_error(layout.header.path, name, f"expected {expected}; damaged or hostile")
+    return ranges, short

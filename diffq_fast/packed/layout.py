@@ -14,7 +14,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..files.safetensors_reader import Header, file_error, read_tensor, valid_shape, whole
-from ..reference.sizes import ELEMENTS_PER_WORD, group_count, word_count
+from ..reference.sizes import (
+    ELEMENTS_PER_WORD,
+    MOST_GROUPS_PER_UNIT,
+    group_count,
+    short_range_bytes,
+    word_count,
+)
 from .header import PackedHeader, read_packed_header
 from .widths import WidthError, coding_problem, decode_widths, fixed_bytes, stream_levels
 
@@ -42,6 +48,7 @@ class WeightLayout:
     coding: list[Any]
     level_count: int | None = None
     coded: bool = False
+    groups_per_unit: int | None = None  # of short ranges
 
     @property
     def count(self) -> int:
@@ -84,11 +91,17 @@ def layout_fields(
             stated[weight.name]["levels"] = weight.level_count
         if weight.coded:
             stated[weight.name]["coding"] = CODING
+        if weight.groups_per_unit is not None:
+            stated[weight.name]["groups_per_unit"] = weight.groups_per_unit
     layout: dict[str, Any] = {"weights": stated}
     layout |= {"ties": dict(ties)} if ties else {}
     layout |= {"half": dict(half)} if half else {}
     layout |= {"buffers": sorted(buffers)} if buffers else {}
     return layout
+
+
+def needs_version_2(weight: WeightLayout) -> bool:
+    return weight.coded or weight.groups_per_unit is not None
 
 
 def read_layout(file: BinaryIO, path: str) -> PackedLayout:
@@ -102,8 +115,9 @@ def read_layout(file: BinaryIO, path: str) -> PackedLayout:
     if unknown or not isinstance(layout.get("weights"), dict):
         raise file_error(path, "layout", f"expected weights, ties, half, buffers; found {str(sorted(layout))[:80]}")
     weights = {name: _read_weight(name, fields, packed) for name, fields in layout["weights"].items()}
-    if packed.coded and not any(weight.coded for weight in weights.values()):
-        raise file_error(path, "layout", "expected a coded weight in a file of version 2, found none")
+    if packed.coded and not any(map(needs_version_2, weights.values())):
+        expected = "a coded weight, or one with short ranges"
+        raise file_error(path, "layout", f"expected {expected}, in a file of version 2, found none")
     endings = CODED_PARTS if packed.coded else PARTS
     parts = {name + part for name in weights for part in endings}
     plain = tuple(name for name in header.tensors if name not in parts)
@@ -136,6 +150,7 @@ def _read_weight(name: str, fields: Any, packed: PackedHeader) -> WeightLayout:
         coding=fields["widths"],
         level_count=fields.get("levels"),
         coded="coding" in fields,
+        groups_per_unit=fields.get("groups_per_unit"),
     )
     problem = _scheme_problem(weight) or _part_problem(weight, header)
     if problem is not None:
@@ -146,7 +161,7 @@ def _read_weight(name: str, fields: Any, packed: PackedHeader) -> WeightLayout:
 
 def _field_problem(fields: Any, coded: bool) -> str | None:
     """Why these are not the fields of a weight's layout, or None; each is looked at by itself."""
-    optional = {"levels", "coding"} if coded else {"levels"}
+    optional = {"levels", "coding", "groups_per_unit"} if coded else {"levels"}
     if not isinstance(fields, dict) or set(fields) - optional != FIELDS:
         return f"the layout must state {', '.join(sorted(FIELDS))}"
     if not valid_shape(fields["shape"]):
@@ -158,6 +173,9 @@ def _field_problem(fields: Any, coded: bool) -> str | None:
     scopes = (*RANGE_SCOPES, STEPS) if "coding" in fields else RANGE_SCOPES
     if fields["range"] not in scopes:
         return f"range must be one of {scopes}, got {str(fields['range'])[:20]}"
+    per_unit = fields.get("groups_per_unit", 1)
+    if not whole(per_unit) or not 1 <= per_unit <= MOST_GROUPS_PER_UNIT:
+        return f"groups_per_unit must be from 1 to {MOST_GROUPS_PER_UNIT:,}, got {str(per_unit)[:40]}"
     if fields.get("coding", CODING) != CODING:
         return f"coding must be {CODING!r}, got {str(fields['coding'])[:20]}"
     return coding_problem(fields["widths"])
@@ -168,6 +186,8 @@ def _scheme_problem(weight: WeightLayout) -> str | None:
     width = weight.coding[1] if weight.coding[0] == "one" else 0
     if weight.range_scope == "scale" and (weight.group_size != 0 or (width < 2 and weight.count)):
         return 'range "scale" needs group_size 0 and the coding ["one", 2 … 16]'
+    if weight.groups_per_unit is not None and weight.range_scope != "group":
+        return f'groups_per_unit needs range "group", got {weight.range_scope!r}'
     if weight.range_scope == STEPS and weight.level_count is not None:
         return 'range "steps" has no count of levels'
     if weight.level_count is not None:
@@ -222,10 +242,14 @@ def _range_problem(weight: WeightLayout, header: Header) -> str | None:
     if weight.range_scope == STEPS:
         spare = weight.name + ".range"
         return f"its steps are coded, so there must be no tensor {spare!r}" if spare in header.tensors else None
-    problem = _tensor_problem(weight, header, ".range", "F32")
+    short = weight.groups_per_unit
+    problem = _tensor_problem(weight, header, ".range", "F32" if short is None else "U8")
     if problem is not None:
         return problem
     found = header.tensors[weight.name + ".range"].shape
+    if short is not None:
+        size = short_range_bytes(weight.groups, short)
+        return None if found == (size,) else f"expected {size:,} bytes of ranges, found {found}{DAMAGED}"
     expected = {"tensor": (2,), "group": (weight.groups, 2), "scale": (1,)}[weight.range_scope]
     return None if found == expected else f"expected a range of {expected}, found {found}{DAMAGED}"
 

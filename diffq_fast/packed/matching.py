@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import functional
 from ..files.safetensors_reader import escaped, file_error
 from ..files.tensor_bytes import memory_key, memory_keys
 from ..quantizers.attachment import attached_to
 from ..quantizers.registry import Rule, scheme_named
+from ..reference.level_code import CodeError
 from ..reference.logit_rule import LogitRule
 from .coding import CodedTensor
 from .contents import Entry, PackedContents
@@ -22,6 +24,9 @@ from .fill import misfits
 from .header import compact_json
 from .layout import learned_suffix
 from .tensor import PackedTensor
+
+RANGES_OF_WEIGHTS = ("tensor", "group")
+REACHED = 1e-5  # of a range's larger end: what rounding may be off
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,17 @@ def learned_values(match: Match, strict: bool) -> dict[str, Tensor]:
             stated = compact_json(contents.quantizer)
             problems.append(f"attach one with the arguments of the file ({stated}), or load first and attach then")
     if problems:
-        raise ValueError(escaped(f"load: {contents.path} does not fit the model: {'; '.join(problems)}"))
+        lead = f"load: {contents.path}{_of_another(match)} does not fit the model"
+        raise ValueError(escaped(f"{lead}: {'; '.join(problems)}"))
     return values
+
+
+def _of_another(match: Match) -> str:
+    """Whose the file is, where quantizers are attached but none of that class."""
+    stated, attached = match.contents.quantizer["class"], sorted({type(each).__name__ for each in match.quantizers})
+    if not attached or stated in attached or scheme_named(stated) is None:
+        return ""
+    return f", a file of {stated} for a model with {', '.join(attached)},"
 
 
 def read_rule(path: str, quantizer: Mapping[str, Any]) -> Rule:
@@ -236,11 +250,27 @@ def _unlike_the_file(match: Match, strict: bool) -> Iterator[str]:
             if strict and quantizer.rule() is None:
                 yield f"{name}: this {who} quantises it, but in the file it is not quantised"
         elif packed.count:
-            misfit = quantizer.misfit(packed)
+            misfit = quantizer.misfit(packed) or _unreached(packed)
             if misfit:
                 has, expected = misfit
                 stated = match.contents.quantizer["class"]
                 yield f"{name}: the file ({stated}) has {has or _described(packed)}, this {who} {expected}"
+
+
+def _unreached(packed: PackedTensor | CodedTensor) -> tuple[str, str] | None:
+    """Ranges that no quantizer would make again, as it takes them from the weights: short ones may lie further out."""
+    if packed.range_scope not in RANGES_OF_WEIGHTS:
+        return None
+    try:
+        weight = packed.unpack(torch.float32)
+    except CodeError:
+        return None  # whoever decodes it for the model names the file
+    size, scope = packed.group_size, packed.range_scope
+    found = functional.weight_range([weight], group_size=size, range_scope=scope)
+    expected = packed.ranges.reshape(-1, 2)
+    if bool(((found - expected).abs() <= REACHED * expected.abs().amax(1, keepdim=True)).all()):
+        return None
+    return "ranges that its weights do not reach", "takes its ranges from the weights"
 
 
 def _described(packed: PackedTensor | CodedTensor) -> str:

@@ -15,7 +15,7 @@ from ..watch.bits_plot import BitsRow, draw_bits
 from .layout import STEPS, PackedLayout, learned_suffix, read_layout
 from .widths import stream_levels
 
-PURPOSES = ("levels", "widths", "ranges", "plain parameters", "buffers", "logits", "header")
+PURPOSES = ("levels", "widths", "ranges", "plain parameters", "buffers", "learned values", "header")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _purpose(layout: PackedLayout, name: str, suffix: str) -> str:
         if name.endswith(part) and name.removesuffix(part) in layout.weights:
             return purpose
     if suffix and name.endswith(suffix) and name.removesuffix(suffix) in layout.weights:
-        return "logits"
+        return "learned values"
     return "buffers" if name in layout.buffers else "plain parameters"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
+from ..runtime.fill import packed_weights, put_packed
 from .coding import CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
@@ -74,9 +75,9 @@ def save(
 @overload
 def load(path: str | os.PathLike[str], model: None = None, *, strict: bool = True) -> dict[str, Tensor]: ...
 @overload
-def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True) -> nn.Module: ...
+def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True, packed: bool = False) -> nn.Module: ...
 def load(
-    path: str | os.PathLike[str], model: nn.Module | None = None, *, strict: bool = True
+    path: str | os.PathLike[str], model: nn.Module | None = None, *, strict: bool = True, packed: bool = False
 ) -> dict[str, Tensor] | nn.Module:
     """Load a packed file.
 
@@ -86,7 +87,10 @@ def load(
             which keep their dtype and device. Logits come from the file, or, where the file has none or the
             quantizer has other arguments, are set to what gives the file's widths again. A model without a
             quantizer passes over the file's logits.
-        strict: refuse a model that lacks an entry of the file or has one that the file lacks.
+        strict: refuse a model that lacks an entry of the file or has one that the file lacks. An entry of another
+            shape is refused in any case.
+        packed: keep quantised weights packed in memory, in layers that take their place (docs/runtime.md). For a model
+            that is not trained, without a quantizer.
 
     Returns:
         the model; without one, the state dict (float tensors under every name, tied names share one tensor).
@@ -98,13 +102,23 @@ def load(
     """
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"load: expected a torch.nn.Module, got {type(model).__name__}; a quantizer has it as .model")
+    if packed and model is None:
+        raise TypeError("load: packed=True keeps weights packed in the layers of a model; give one")
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()
     match = match_model(model, contents)
+    if packed and match.quantizers:
+        who = type(match.quantizers[0]).__name__
+        raise ValueError(f"load: packed=True is for a model without a quantizer, found a {who}; detach() it first")
     targets, entries = match.targets, match.entries
     values = learned_values(match, strict)
-    devices = {name: targets[name].device for name in targets if name in entries and name not in values}
-    weights = [name for name in targets if name in entries and entries[name].stored_name in contents.packed]
-    fill(model, values | contents.tensors(devices), targets, weights, f"load: {contents.path}")
+    weights = {name: entries[name].stored_name for name in targets if name in entries}
+    weights = {name: stored for name, stored in weights.items() if stored in contents.packed}
+    kept = packed_weights(model, contents, match.keys, weights) if packed else {}
+    filled = [name for name in targets if name in entries and name not in values and name not in kept]
+    devices = {name: targets[name].device for name in filled}
+    fill(model, values | contents.tensors(devices), targets, weights.keys() - kept.keys(), f"load: {contents.path}")
+    if kept:
+        put_packed(model, kept)
     return model

@@ -13,8 +13,9 @@ from torch import Tensor
 from .. import functional
 from ..quantizers.export import ExportedWeight
 from ..reference.even_levels import dequantize_evenly
-
-PACKABLE = (torch.float32, torch.float16, torch.bfloat16)
+from ..reference.quantize import PACKABLE
+from ..reference.sizes import MOST_GROUPS_PER_UNIT
+from .ranges import RangeOptions, ShortRanges, fit_ranges
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class PackedTensor:
     widths: uint8 `[groups]`, each 1 … 16.
     ranges: float32 (lo, hi), `[2]`, or `[groups, 2]` for range_scope "group", or the scale, `[1]`, for "scale".
     shape, dtype: of the float weight. group_size: elements per group, 0 for one; the last may be shorter.
+    short: how a file keeps the ranges of groups, where it does so in 16 bits; `ranges` are what they come to.
     """
 
     words: Tensor
@@ -35,6 +37,7 @@ class PackedTensor:
     group_size: int
     range_scope: str = "tensor"
     level_count: int | None = None
+    short: ShortRanges | None = None
 
     def unpack(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight `[*shape]` in float32, then cast to `dtype` (or its own).
@@ -66,7 +69,7 @@ class PackedTensor:
     def to(self, device: torch.device | str) -> PackedTensor:
         """The same with words, widths and ranges on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("words", "widths", "ranges")}
-        return replace(self, **moved)
+        return replace(self, **moved, short=self.short and self.short.to(device))
 
     @property
     def count(self) -> int:
@@ -79,8 +82,13 @@ class PackedTensor:
         return {
             "levels": 32 * self.words.numel(),
             "widths": 8 * self.widths.numel(),
-            "ranges": 32 * self.ranges.numel(),
+            "ranges": range_bits(self.ranges, self.short),
         }
+
+
+def range_bits(ranges: Tensor, short: ShortRanges | None) -> int:
+    """Bits that a file has for a weight's ranges."""
+    return 32 * ranges.numel() if short is None else 8 * short.data().numel()
 
 
 def pack_weight(
@@ -91,6 +99,7 @@ def pack_weight(
     range_scope: str = "tensor",
     ranges: Tensor | None = None,
     name: str = "weight",
+    options: RangeOptions | None = None,
 ) -> PackedTensor:
     """Quantise and pack a weight.
 
@@ -101,6 +110,7 @@ def pack_weight(
         range_scope: "tensor" for one (lo, hi), "group" for one per group.
         ranges: the weight's, as `functional.weight_range` gives them, where they are known already.
         name: what errors call the weight.
+        options: clip the ranges where that lowers the squared error, keep those of groups in 16 bits.
 
     Raises:
         ValueError: a NaN or infinite element, a range beyond float32, or widths that do not fit the weight.
@@ -116,9 +126,15 @@ def pack_weight(
         if ranges is None:
             ranges = functional.weight_range([weight], group_size=group_size, range_scope=range_scope)
         _check_ranges(ranges, name)
+        short = None
+        if options is not None and weight.numel():
+            _check_options(options, range_scope, name)
+            ranges, short = fit_ranges(weight, widths, ranges, (group_size, range_scope), options)
+            _check_ranges(ranges, name)
         words = functional.quantize_pack(weight, widths, ranges, group_size=group_size, range_scope=range_scope)
     kept = ranges.reshape(-1) if range_scope == "tensor" else ranges
-    return PackedTensor(words, widths, kept, tuple(weight.shape), weight.dtype, group_size, range_scope)
+    shape, dtype = tuple(weight.shape), weight.dtype
+    return PackedTensor(words, widths, kept, shape, dtype, group_size, range_scope, short=short)
 
 
 def pack_levels(
@@ -184,6 +200,14 @@ def check_packable(who: str, name: str, values: Tensor, dtype: torch.dtype) -> N
         raise TypeError(f"{who}: {name}: expected {expected}, got {dtype}; convert the model first")
     if values.is_meta:
         raise ValueError(f"{who}: {name} must hold values, got a meta tensor")
+
+
+def _check_options(options: RangeOptions, range_scope: str, name: str) -> None:
+    if not 0 <= options.groups_per_unit <= MOST_GROUPS_PER_UNIT:
+        expected = f"groups_per_unit from 0 to {MOST_GROUPS_PER_UNIT:,}"
+        raise ValueError(f"pack_weight: {name}: expected {expected}, got {options.groups_per_unit}")
+    if options.groups_per_unit and range_scope != "group":
+        raise ValueError(f"pack_weight: {name}: ranges in 16 bits are those of groups, got range_scope={range_scope!r}")
 
 
 def _check_ranges(ranges: Tensor, name: str) -> None:

@@ -37,6 +37,7 @@ from .shadows import REPLICA, guard_of
 # The backward that this thread is running, as ``replay.inside_backward`` asks for it: each module's call passes here.
 _backward_here = torch._C._current_graph_task_id
 NO_BACKWARD = -1
+SCRIPT_ASKS = "__prepare_scriptable__"  # the method of a module that torch.jit.script calls
 
 
 class Draw(NamedTuple):
@@ -114,6 +115,7 @@ class Attachment:
         for module in self._members:
             self._handles.append(module.register_forward_pre_hook(self.before_inner))
             self._handles.append(module.register_forward_hook(self.after_inner, always_call=True))
+        self._model.__dict__[SCRIPT_ASKS] = self.refuse_script
         self._set_guards()
         forget_graphs(self._model)
 
@@ -122,6 +124,8 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if getattr(self._model.__dict__.get(SCRIPT_ASKS), "__self__", None) is self:
+            del self._model.__dict__[SCRIPT_ASKS]
         self._take()
         shadows.forget(self._entries)
         for module, learned in self._guarded().items():
@@ -148,6 +152,8 @@ class Attachment:
         if torch.compiler.is_compiling():
             self._trace_forward(module)
             return
+        if torch.jit.is_tracing():
+            raise self._not_as_it_is("traced, or exported to ONNX through a trace")
         if module is not self._model:
             raise RuntimeError(REPLICA.format(type(self.source).__name__))
         with self.nesting.lock:
@@ -224,8 +230,21 @@ class Attachment:
         for slot in slots:
             self._shown.pop(slot, None)
 
+    def refuse_script(self) -> nn.Module:
+        """What torch.jit.script calls first, on the root and on every module that it finds it in."""
+        raise self._not_as_it_is("compiled by TorchScript")
+
+    def _not_as_it_is(self, treated: str) -> RuntimeError:
+        return RuntimeError(
+            f"{type(self.source).__name__}: a model cannot be {treated} while a quantizer switches its weights; make "
+            "the quantised weights permanent first: copy.deepcopy(quantizer), then bake() on the copy, whose .model "
+            "is a plain one"
+        )
+
     def _trace_forward(self, module: nn.Module) -> None:
         """The same inside a compiled graph: nothing is remembered in Python."""
+        if torch.onnx.is_in_onnx_export():
+            raise self._not_as_it_is("exported to ONNX")
         if module.training:
             maker = self.source.traced_training()
             if maker is not None:

@@ -19,7 +19,7 @@ from .admission import refuse_foreign
 from .arguments import described, with_defaults, without_keyword_only
 from .attachment import Attachment, Draw
 from .eval_weights import EvalWeights
-from .export import ExportedModel, ExportedWeight, Exporter
+from .export import ExportedModel, ExportedWeight, Exporter, warn_of_unstorable
 from .learned_parameters import LearnedParameters
 from .lower_precision import LowerPrecision
 from .presence import Presence
@@ -57,6 +57,7 @@ class BaseQuantizer:
         self._learned: LearnedParameters | None = None
         self._eval = EvalWeights(self, model, self.selection, float16)
         self._exporter = Exporter(type(self).__name__, model, self.selection, float16, self._eval.float_values)
+        warn_of_unstorable(type(self).__name__, model, self.selection)
 
     # -- the scheme: what a subclass gives ---------------------------------------------------------------------------
 
@@ -116,8 +117,13 @@ class BaseQuantizer:
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
     def learn(self, suffix: str, initial: Callable[[QuantizedParameter], Tensor]) -> None:
-        """Give every untied weight a learned parameter ``<name><suffix>``, of the values ``initial(entry)``."""
+        """Give every untied weight a learned parameter ``<name><suffix>``, of the values ``initial(entry)``.
+
+        Call it when :meth:`rule` can answer. Raises TypeError where that gives None: a file could not be read again.
+        """
         self.suffix = suffix
+        if self.rule() is None:
+            raise TypeError(f"{type(self).__name__}: learn() was called but rule() gives None; files need the rule")
         self._learned = LearnedParameters(type(self).__name__, suffix, self.selection.originals, initial)
 
     def attach(self, lowering: LowerPrecision | None = None) -> None:
@@ -156,7 +162,8 @@ class BaseQuantizer:
         """Add what is learned to ``optimizer`` as one group with these options.
 
         Raises:
-            RuntimeError: the optimizer holds it already, or another one was set up.
+            RuntimeError: the optimizer holds it already, another one was set up, or a learning rate scheduler of the
+                optimizer counts its groups.
         """
         if self._learned is not None:
             self._learned.add_to(optimizer, **options)
@@ -269,7 +276,8 @@ class BaseQuantizer:
             self.tell_faults()
         total = self.quantised_bits(exact) + self.plain_bits()
         if not isinstance(total, Tensor):
-            device = self._qparams[0].param.device if self._qparams else torch.device("cpu")
+            slots = [*self._qparams, *self.selection.rest]
+            device = slots[0].param.device if slots else torch.device("cpu")
             return torch.tensor(total / BITS_PER_MB, dtype=torch.float32, device=device)
         return total / BITS_PER_MB
 

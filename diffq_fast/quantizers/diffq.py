@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,6 +108,8 @@ class DiffQuantizer(BaseQuantizer):
             raise ValueError(f"DiffQuantizer: noisy_dtype must be None or 'auto', got {noisy_dtype!r}")
         if noisy_dtype is not None and rng != "philox":
             raise ValueError(f"DiffQuantizer: noisy_dtype={noisy_dtype!r} needs rng='philox', got rng={rng!r}")
+        if not hasattr(group_size, "__index__"):
+            raise TypeError(f"DiffQuantizer: group_size must be a whole number, got {group_size!r}")
         if group_size < 0:
             raise ValueError(f"DiffQuantizer: group_size must be 0 (one group) or positive, got {group_size}")
         LearnedParameters.refuse_second(type(self).__name__, model, suffix)
@@ -116,14 +119,14 @@ class DiffQuantizer(BaseQuantizer):
         self.noise, self.init_bits, self.extra_bits = noise, init_bits, extra_bits
         self.rng, self.range_scope = rng, range_scope
         self.noisy_dtype = noisy_dtype
-        self.learn(suffix, self._initial_logits)
+        start = float(initial_logit(init_bits, min_bits, max_bits, param))
+        self.learn(suffix, partial(self._initial_logits, start))
         lowering = LowerPrecision(model, self.selection.quantised) if noisy_dtype == "auto" else None
         self._frozen = FrozenBits(self.selection.originals, self.widths_of, self._as_exported)
         self._training = TrainingWeights(self.selection, self._frozen, lowering)
         self.attach(lowering)
 
-    def _initial_logits(self, entry: QuantizedParameter) -> Tensor:
-        start = float(initial_logit(self.init_bits, self.min_bits, self.max_bits, self.param))
+    def _initial_logits(self, start: float, entry: QuantizedParameter) -> Tensor:
         groups = group_count(entry.param.numel(), self.group_size)
         return torch.full((groups,), start, dtype=torch.float32, device=entry.param.device)
 
@@ -136,7 +139,8 @@ class DiffQuantizer(BaseQuantizer):
             kwargs: other options of the group.
 
         Raises:
-            RuntimeError: the optimizer holds the logits already, or another one was set up.
+            RuntimeError: the optimizer holds the logits already, another one was set up, or a learning rate
+                scheduler was made before that cannot go on with one group more: make it afterwards.
         """
         super().setup_optimizer(optimizer, **{"lr": lr, "weight_decay": 0, **kwargs})
 
@@ -200,7 +204,7 @@ class DiffQuantizer(BaseQuantizer):
                 the end of a training: the weights settle around the rounding that will be used.
 
         Raises:
-            ValueError: no whole bits between min_bits and max_bits are as small as ``mb``.
+            ValueError: no whole bits between min_bits and max_bits are as small as ``mb``; or a logit is NaN.
         """
         self._frozen.freeze(self.rule(), self._widths_to_freeze(mb), rounds_weights=straight_through)
         forget_graphs(self.model)
@@ -212,6 +216,7 @@ class DiffQuantizer(BaseQuantizer):
 
     def _widths_to_freeze(self, mb: float | None) -> list[Tensor]:
         originals = self.selection.originals
+        self._refuse_nan_logits(originals)
         if mb is None:
             return [self.widths_of(entry) for entry in originals]
         budget = self.bit_budget()
@@ -237,7 +242,28 @@ class DiffQuantizer(BaseQuantizer):
         self._training.prepare()
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        if not torch.compiler.is_compiling():  # a graph cannot look at values, and other devices would be waited for
+            self._refuse_nan_logits([entry for entry in entries if entry.logit.device.type == "cpu"])
         return [self._as_exported([entry], [self.widths_of(entry)], None)[0] for entry in entries]
+
+    def _refuse_nan_logits(self, entries: Sequence[QuantizedParameter]) -> None:
+        """ValueError where logits are NaN, which give no bits. Waits for the weights' devices, once each."""
+        by_device: dict[torch.device, dict[str, Tensor]] = {}
+        for entry in entries:
+            if not entry.logit.is_meta:
+                flags = by_device.setdefault(entry.logit.device, {})
+                flags[entry.full_name] = entry.logit.detach().isnan().any()
+        for flags in by_device.values():
+            wrong = [name for name, flag in zip(flags, torch.stack([*flags.values()]).tolist(), strict=True) if flag]
+            if wrong:
+                raise ValueError(
+                    f"DiffQuantizer: the logits of {', '.join(wrong)} have NaN elements, which give no bits; load a "
+                    "state from before, or fill them anew"
+                )
+
+    def check_exportable(self) -> None:
+        super().check_exportable()
+        self._refuse_nan_logits(self.selection.originals)
 
     def eval_options(self) -> Hashable:
         return (self.extra_bits, self.min_bits, self.max_bits, self.param)
@@ -271,6 +297,10 @@ class DiffQuantizer(BaseQuantizer):
             )
 
     # -- size --------------------------------------------------------------------------------------------------------
+
+    def true_model_size(self) -> float:
+        self._refuse_nan_logits(self.selection.originals)
+        return super().true_model_size()
 
     def size_rule(self) -> SizeRule:
         """What decides the size of the quantised weights."""
@@ -317,10 +347,13 @@ class DiffQuantizer(BaseQuantizer):
 
     def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
         widths, known = self.widths_of(entry), ranges if self.range_scope == "tensor" else None
+        if not bool(widths.all()):
+            self._refuse_nan_logits([entry])  # which have 0 bits
         return ExportedWeight(entry.full_name, value, widths, self.group_size, self.range_scope, ranges=known)
 
     def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:
         self._refuse_stored(entry)
+        self._refuse_nan_logits([entry])
         stored = tuple(ranges[0].tolist())
         names: dict[str, Any] = {"min_bits": self.min_bits, "name": entry.full_name}
         if packed and not torch_pack and entry.param.numel():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..files.tensor_bytes import memory_keys
+from ..reference.quantize import PACKABLE
 from .selection import QuantizedParameter, Selection, Slot, learned_of, params_of
 
 
@@ -202,6 +204,32 @@ class Exporter:
         """The names, in the state_dict, of what is kept in half precision."""
         rest = places[len(self._selection.quantised) :] if self._float16 else []
         return {name for place in rest if place.param.is_floating_point() for name in place.names}
+
+
+def warn_of_unstorable(who: str, model: nn.Module, selection: Selection) -> None:
+    """Tell when a quantizer is attached what :func:`diffq_fast.save` will refuse at the end of the training."""
+    found = [
+        f"{entry.full_name} is {entry.param.dtype} (packed weights are float32, bfloat16 or float16: convert the "
+        "model, or exclude it)"
+        for entry in selection.originals
+        if entry.param.dtype not in PACKABLE
+    ]
+    plain = [(slot.full_name, slot.param) for slot in selection.rest] + list(_stored_buffers(model))
+    found += [f"{name} is not dense" for name, tensor in plain if tensor.layout != torch.strided or tensor.is_quantized]
+    if found:
+        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+        warnings.warn(
+            f"{who}: the model can be trained, but diffq_fast.save will refuse it: {'; '.join(found[:3])}{more}",
+            stacklevel=5,
+        )
+
+
+def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that are in the model's state_dict."""
+    for module_name, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield f"{module_name}.{name}" if module_name else name, buffer
 
 
 def json_value(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .schedulers import refuse_schedulers_without
 from .selection import QuantizedParameter
 
 
@@ -73,7 +74,9 @@ class LearnedParameters:
                 "optimizer before the quantizer"
             )
         if learned:
-            optimizer.add_param_group({"params": learned, **options})
+            group = {"params": learned, **options}
+            refuse_schedulers_without(who, optimizer, group)
+            optimizer.add_param_group(group)
         self.may_train = True
 
     def remove_from(self, optimizer: torch.optim.Optimizer) -> None:

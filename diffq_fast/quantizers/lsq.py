@@ -82,7 +82,8 @@ class LSQ(BaseQuantizer):
             kwargs: options of the group.
 
         Raises:
-            RuntimeError: the optimizer holds the scales already, or another one was set up.
+            RuntimeError: the optimizer holds the scales already, another one was set up, or a learning rate
+                scheduler was made before that cannot go on with one group more: make it afterwards.
         """
         super().setup_optimizer(optimizer, **kwargs)
 

@@ -96,6 +96,8 @@ class RateQuantizer(BaseQuantizer):
         rate_to_weights: bool = False,
         noisy_dtype: str | None = None,
     ) -> None:
+        if group_size is not None and not hasattr(group_size, "__index__"):
+            raise TypeError(f"RateQuantizer: group_size must be None or a whole number, got {group_size!r}")
         if group_size is not None and group_size < 0:
             raise ValueError(f"RateQuantizer: group_size must be None, 0 (one group) or positive, got {group_size}")
         if not init_step > 0 or not math.isfinite(init_step):

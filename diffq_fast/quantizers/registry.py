@@ -108,7 +108,16 @@ _schemes: dict[str, Scheme] = {}
 
 
 def register(scheme: Scheme) -> None:
-    """Make a quantizer known by its class's name."""
+    """Make a quantizer known by its class's name; a class that is defined anew replaces itself.
+
+    Raises:
+        ValueError: another class has the name.
+    """
+    known = _schemes.get(scheme.name)
+    if known is not None and known.stored_name != scheme.stored_name:
+        raise ValueError(
+            f"register: {known.stored_name} has the name {scheme.name} already; rename {scheme.stored_name}"
+        )
     _schemes[scheme.name] = scheme
 
 

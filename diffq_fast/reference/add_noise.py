@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,27 @@ def noisy_weight_backward(
     grad_flat = flat_grad + _range_gradient(flat, ranges, range_grad.to(flat.dtype), options)
     nonfinite = ~grad_logit.isfinite()
     return grad_flat.view(weight.shape).to(weight.dtype), grad_logit.masked_fill(nonfinite, 0), nonfinite.sum()
+
+
+def noisy_weight_second_backward(
+    grads: tuple[Tensor | None, Tensor | None], inputs: Sequence[Tensor], noise: Tensor, options: NoiseOptions
+) -> tuple[Tensor | None, ...]:
+    """Gradients of :func:`noisy_weight_backward` with respect to its ``inputs``: grad, weight and logit.
+
+    Differentiable in its turn. ``grads`` belong to the gradients of weight and logit; None: it took no part. Elements
+    at the minimum or the maximum are taken to stay there. All None where both took no part.
+    """
+    used = [index for index, each in enumerate(grads) if each is not None]
+    if not used:
+        return None, None, None
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [each if create_graph and each.requires_grad else each.detach().requires_grad_() for each in inputs]
+        grad, weight, logit = inputs
+        ranges = weight_range(weight, options.group_size, options.per_group)
+        made = noisy_weight_backward(grad, weight, logit, ranges, noise, options)
+        chosen = [made[index] for index in used], inputs, [grads[index] for index in used]
+        return torch.autograd.grad(*chosen, create_graph=create_graph, allow_unused=True)
 
 
 def _range_gradient(flat: Tensor, ranges: Tensor, range_grad: Tensor, options: NoiseOptions) -> Tensor:

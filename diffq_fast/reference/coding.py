@@ -24,9 +24,11 @@ from .words import pack_stream, unpack_stream
 
 
 def encode_levels(levels: Tensor, code: LevelCode) -> Tensor:
-    """int16 words of one stream. Raises ValueError where the code has no symbol for a level."""
+    """int16 words of one stream, none for no levels. Raises ValueError where the code has no symbol for a level."""
     levels = levels.reshape(-1).to(torch.int64)
-    if levels.numel() and (int(levels.min()) < LOWEST_VALUE or int(levels.max()) > HIGHEST_VALUE):
+    if not levels.numel():
+        return levels.to(torch.int16)
+    if int(levels.min()) < LOWEST_VALUE or int(levels.max()) > HIGHEST_VALUE:
         raise ValueError(f"encode_levels: levels must be between {LOWEST_VALUE} and {HIGHEST_VALUE}")
     offsets = levels - code.origin
     symbols = offsets >> code.low_bits

@@ -23,6 +23,7 @@ _ESCAPE_FLAG, _BLOCK_SHIFT = 32, 6
 _STATE_BITS = 24  # of a state's 32, lost in the mean
 BLOCK_CONTENTS = 1 << 16  # bits of a block of which the states are 1.2 per cent
 _MANY_BLOCKS = 8
+COUNTED = 1 << 16  # values that are counted at once: they stay in the cache as int64
 
 
 class CodeError(ValueError):
@@ -179,8 +180,13 @@ class _Reader:
 
 def histogram(values: Tensor) -> tuple[int, Tensor]:
     """The lowest value, and how many there are of it and of each one above it: int64 on the CPU."""
-    lowest = int(values.min()) if values.numel() else 0
-    return lowest, torch.bincount((values.reshape(-1) - lowest).long()).cpu()
+    if not values.numel():
+        return 0, torch.zeros(0, dtype=torch.int64, device="cpu")
+    lowest, highest = (int(limit) for limit in values.aminmax())
+    counts = torch.zeros(highest - lowest + 1, dtype=torch.int64, device=values.device)
+    for part in values.reshape(-1).split(max(COUNTED, len(counts))):
+        counts += torch.bincount(part.long() - lowest, minlength=len(counts))
+    return lowest, counts.cpu()
 
 
 def choose_code(lowest: int, counts: Tensor) -> tuple[LevelCode, float]:

@@ -9,6 +9,8 @@ from .bits import step_from_bits
 from .groups import per_element
 from .sizes import MAX_WIDTH
 
+PACKABLE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of a packed weight: levels are made in float32
+
 
 def quantize(weight: Tensor, widths: Tensor, ranges: Tensor, group_size: int) -> Tensor:
     """int32 levels ``round(((w - lo) / (hi - lo)) / u)``, ``u = 1 / (2**width - 1)``, in the weight's shape."""

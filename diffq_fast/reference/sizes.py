@@ -11,6 +11,7 @@ MAX_WIDTH = 16  # bits of a level
 LANES = 32
 BLOCK = 1024  # levels: 32 lanes of 32 rows
 ELEMENTS_PER_WORD = 512  # of a coded weight, for each 16-bit word, at most
+MOST_GROUPS_PER_UNIT = 1 << 30  # of short ranges
 
 
 def group_count(count: int, group_size: int) -> int:
@@ -39,3 +40,13 @@ def stream_words(count: int, width: int) -> int:
 def word_count(levels: Sequence[int]) -> int:
     """32-bit words of a weight: the sum over widths b of ``stream_words(levels of width b, b)``."""
     return sum([width * -(-count // LANES) for width, count in enumerate(levels)])
+
+
+def unit_count(groups: int, groups_per_unit: int) -> int:
+    """How many units the short ranges of so many groups have."""
+    return -(-groups // groups_per_unit)
+
+
+def short_range_bytes(groups: int, groups_per_unit: int) -> int:
+    """Bytes of short ranges: a float32 for each unit, two bytes for each group."""
+    return 4 * unit_count(groups, groups_per_unit) + 2 * groups

@@ -120,7 +120,7 @@ def test_a_long_suffix_costs_no_memory(tmp_path):
     length = (tmp_path / "a").stat().st_size
     tracemalloc.start()
     try:
-        assert diffq_fast.inspect(tmp_path / "a").bytes_by_purpose["logits"] == 0
+        assert diffq_fast.inspect(tmp_path / "a").bytes_by_purpose["learned values"] == 0
         with pytest.raises(ValueError, match="does not fit the model"):
             diffq_fast.load(tmp_path / "a", nn.Linear(1, 1))
         peak = tracemalloc.get_traced_memory()[1]

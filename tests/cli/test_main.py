@@ -125,6 +125,18 @@ def test_pack_by_logits_and_unpack(tmp_path, capsys):
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
+def test_unpack_takes_the_names_that_are_asked_for(tmp_path, capsys):
+    packed = DATA / "packed_v2_coded.safetensors"
+    assert run("unpack", packed, tmp_path / "all") == 0
+    assert run("unpack", packed, tmp_path / "some", "--names", "tied", "--names", "f[ei]*") == 0
+    some, whole = load_file(tmp_path / "some"), load_file(tmp_path / "all")
+    assert set(some) == {"tied", "few", "fine", "fixed"}
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in some.items())
+    assert run("unpack", packed, tmp_path / "none", "--names", "weights") == 1
+    assert "no entry of the file matches 'weights'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_pack_passes_the_quantizers_arguments_on(tmp_path):
     state = {"w": torch.randn(16, 8), "w_bits": torch.linspace(-9, 9, 32)}
     save_file(state, tmp_path / "plain")
@@ -158,6 +170,25 @@ def test_pack_at_bits(tmp_path, capsys):
     assert packed["a.weight"].range_scope == "group"
 
 
+def test_pack_clips_ranges_and_keeps_them_short(tmp_path, capsys):
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(2))
+    weight[::9, 7] *= 8
+    save_file({"w": weight}, tmp_path / "plain")
+    options = ["--coding", "fixed", "--bits", 3, "--group-size", 64, "--range-scope", "group"]
+    errors, sizes = [], []
+    for more in ([], ["--clip"], ["--clip", "--short-ranges"]):
+        assert run("pack", tmp_path / "plain", tmp_path / "packed", *options, *more) == 0
+        errors.append(float((read_packed(tmp_path / "packed").tensor("w") - weight).square().sum()))
+        sizes.append(os.path.getsize(tmp_path / "packed"))
+    assert errors[1] < 0.95 * errors[0]
+    assert errors[2] < 0.95 * errors[0]
+    assert sizes[2] < sizes[1] - 128 * 5
+    assert run("verify", tmp_path / "packed") == 0
+    capsys.readouterr()
+    assert run("inspect", tmp_path / "packed", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["bytes_by_purpose"]["ranges"] == 128 * 2 + 128 // 16 * 4
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -167,6 +198,9 @@ def test_pack_at_bits(tmp_path, capsys):
         (["--bits", "8", "--suffix", "_q"], "--suffix describe logits"),
         (["--bits", "8", "--range-scope", "group"], "--range-scope group needs a --group-size above 0"),
         (["--min-size", "1"], "--min-size only go with --bits"),
+        (["--clip"], "--clip only go with --bits"),
+        (["--bits", "4", "--short-ranges"], "--short-ranges needs --range-scope group"),
+        (["--target-mb", "1", "--clip"], "--clip go with --coding fixed or --bits: coded levels have no ranges"),
         (["--suffix", "_none"], "has no logits NAME_none"),
         (["--suffix", ""], "--suffix must not be empty"),
         (["--min-bits", "15"], "expected 0 < --min-bits < --max-bits <= 15, got 15 and 15"),

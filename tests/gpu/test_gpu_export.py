@@ -12,6 +12,10 @@ from support.gpu_tensors import COUNTS, EPSILON, assert_same, cuda, make, ops
 
 pytestmark = pytest.mark.gpu
 
+WIDEST = 16  # bits
+PLANE_COUNTS = (1, 2049, 100_003)
+PLANE_SHAPES = ((64, 32), (8, 10), (16, 5), (32, 3))
+
 
 @pytest.mark.parametrize("per_group", [False, True])
 @pytest.mark.parametrize("group_size", [0, 1, 8, 7])
@@ -21,7 +25,7 @@ def test_levels_words_and_weights_are_bit_equal(dtype, group_size, per_group):
         (weight,) = make((count,), dtype)
         generator = torch.Generator().manual_seed(2)
         groups = (group_count(count, group_size),)
-        widths = torch.randint(1, 17, groups, generator=generator, dtype=torch.uint8)
+        widths = torch.randint(1, WIDEST + 1, groups, generator=generator, dtype=torch.uint8)
         ranges, _ = default.weight_range([weight], group_size, per_group)
         (levels,) = default.quantize([weight], [widths], ranges, group_size, per_group)
         (restored,) = default.dequantize([levels], [widths], ranges, group_size, per_group, dtype)
@@ -41,10 +45,10 @@ def test_levels_words_and_weights_are_bit_equal(dtype, group_size, per_group):
 @pytest.mark.parametrize("group_size", [0, 8, 7])
 @pytest.mark.parametrize("dtype", EPSILON)
 def test_planes_of_a_weight_are_bit_equal(dtype, group_size):
-    for count in (1, 2049, 100_003):
+    for count in PLANE_COUNTS:
         (weight,) = make((count,), dtype)
         generator = torch.Generator().manual_seed(2)
-        widths = torch.randint(1, 17, (group_count(count, group_size),), generator=generator, dtype=torch.uint8)
+        widths = torch.randint(1, WIDEST + 1, (group_count(count, group_size),), generator=generator, dtype=torch.uint8)
         ranges, _ = default.weight_range([weight], group_size, False)
         width_of = per_element(widths, count, group_size)
         counts = [int((width_of == width).sum()) for width in range(1, 17)]
@@ -53,7 +57,7 @@ def test_planes_of_a_weight_are_bit_equal(dtype, group_size):
 
 
 def test_planes_are_bit_equal():
-    for rows, columns in ((64, 32), (8, 10), (16, 5), (32, 3)):
+    for rows, columns in PLANE_SHAPES:
         for count in (0, 1, 5000):
             values = torch.randint(0, 2**11, (count,)).to(torch.int16)
             planes = default.pack_planes(values, 11, rows, columns)

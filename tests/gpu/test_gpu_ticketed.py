@@ -13,6 +13,9 @@ pytestmark = pytest.mark.gpu
 KEY = torch.tensor(-0x123456789ABCDEF)
 # Empty, tiny, ragged and large weights: more tiles than programs run at a time.
 COUNTS = (0, 1, 9, 8191, 8192, 8193, 100_003, 3 * 2**20 + 5, 20_000_000, 1023)
+MANY = [8193, 50_001] + [700] * 1200
+LAUNCHES, SEVERAL = 1000, (3_000_000, 100, 8192 * 9)
+BESIDE, REPLAYED = (20_000_000, 500_000, 12_000_000), (8192, 100_003, 100)
 
 
 def make(counts, dtype=torch.float32, seed=0):
@@ -54,22 +57,22 @@ def test_one_launch_equals_two(dtype, noisy, group_size):
 
 
 def test_unaligned_views_and_many_small_weights_equal_two_launches():
-    weights = [weight[1:] for weight in make([8193, 50_001] + [700] * 1200)]
+    weights = [weight[1:] for weight in make(MANY)]
     two, one = passes(weights)
     assert_same(one(), two())
 
 
 def test_a_thousand_launches_leave_their_counters_at_zero():
-    two, one = passes(make((3_000_000, 100, 8192 * 9)))
+    two, one = passes(make(SEVERAL))
     expected = two()
-    for _ in range(1000):
+    for _ in range(LAUNCHES):
         got = one()
     assert_same(got, expected)
 
 
 def test_launches_of_several_streams_at_once_equal_two_launches():
     """Programs of other launches take multiprocessors away: nobody may wait for one that never runs."""
-    bucket = make((20_000_000, 500_000, 12_000_000))
+    bucket = make(BESIDE)
     two, one = passes(bucket)
     expected = two()
     torch.cuda.synchronize()
@@ -85,7 +88,7 @@ def test_launches_of_several_streams_at_once_equal_two_launches():
 
 
 def test_a_cuda_graph_replays_the_one_launch():
-    weights = make((8192, 100_003, 100))
+    weights = make(REPLAYED)
     two, one = passes(weights)
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
@@ -95,7 +98,7 @@ def test_a_cuda_graph_replays_the_one_launch():
     # The key and the logits are made anew by every call, so capture what the launcher itself does.
     from diffq_fast.backends.triton.add_noise import noisy_weights
 
-    logits, key = make((1024, 12_501, 13), seed=1), KEY.cuda()
+    logits, key = make([group_count(count, 8) for count in REPLAYED], seed=1), KEY.cuda()
     arguments = weights, logits, key, [0, 1, 2], NoiseOptions(8, noise_kind="uniform")
     with torch.cuda.graph(graph):
         noisy, ranges, _ = noisy_weights(*arguments, one_launch=True)

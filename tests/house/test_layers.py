@@ -17,6 +17,7 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "diffq_fast"
 
+WEIGHTS_OF_A_FILE = ("classes", "coding", "contents", "header", "layout", "tensor", "widths")
 # From the bottom to the top; a module belongs to the first layer with a pattern that fits.
 LAYERS = [
     ("version and names", ["_version", "compat", "compat.names"]),  # what every import of the package passes
@@ -28,9 +29,10 @@ LAYERS = [
     ("watch", ["watch", "watch.*"]),
     ("legacy", ["legacy", "legacy.*"]),
     ("quantizers", ["quantizers", "quantizers.*"]),
+    ("weights of a packed file", [f"packed.{name}" for name in WEIGHTS_OF_A_FILE]),
+    ("runtime", ["runtime", "runtime.*"]),
     ("packed", ["packed", "packed.*"]),
     ("post_training", ["post_training", "post_training.*"]),
-    ("runtime", ["runtime", "runtime.*"]),
     ("compat", ["compat.*"]),
     ("integrations", ["integrations", "integrations.*"]),
     ("command line", ["cli", "cli.*", "__main__"]),

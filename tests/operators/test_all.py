@@ -7,6 +7,7 @@ import torch
 
 from diffq_fast import functional
 from diffq_fast.backends import cpu
+from diffq_fast.reference.packed_rows import pack_rows
 from support.operators import KEY, check, leaves, ops, options_of
 
 WEIGHT, LEVELS = torch.linspace(-1, 1, 20), torch.arange(20, dtype=torch.int32) % 8
@@ -15,6 +16,7 @@ LOGITS, EXTREMES = torch.zeros(3), torch.tensor([[0, 19, 1, 1]])
 WORDS = functional.pack(LEVELS, WIDTHS)
 PLANES = functional.pack_planes(LEVELS, 3)
 CODED = functional.encode_levels(LEVELS)
+ROWS = *pack_rows(LEVELS.view(2, 10), torch.full((2, 1), 3, dtype=torch.uint8), 10), *RANGES.mT, [10, 10, 0, 0, 0]
 LEVELS_OF_WIDTH = [0, 0, 8, 8, 4] + [0] * 11
 FLOAT = torch.float32
 NOISE = [WEIGHT], [LOGITS], KEY, [0]
@@ -25,6 +27,8 @@ CALLS = {
     "weight_range": ([WEIGHT, WEIGHT[:9]], 8, True),
     "add_noise": (*NOISE, None, *options_of(8)),
     "add_noise_backward": ([WEIGHT], [WEIGHT], [LOGITS], RANGES, EXTREMES, KEY, [0], *options_of(8)),
+    "add_uniform_noise": ([WEIGHT], [LOGITS], KEY, [0], [8]),
+    "add_uniform_noise_backward": ([WEIGHT], [LOGITS], KEY, [0], [8]),
     "widths_from_logits": (LOGITS, 2.0, 15.0, "bits", 0.0),
     "count_widths": (WIDTHS,),
     "quantize": ([WEIGHT], [WIDTHS], RANGES, 8, False),
@@ -36,6 +40,8 @@ CALLS = {
     "unpack_dequantize": (WORDS, WIDTHS, RANGES, 8, False, [20], FLOAT),
     "encode_levels": (LEVELS, 0, 3, [], False, 17),
     "decode_levels": (CODED, 20),
+    "unpack_rows": (torch.tensor([1, 0]), *ROWS),
+    "packed_linear": (torch.ones(2, 10), *ROWS),
     "pack_planes": (LEVELS, 3, 64, 32),
     "pack_planes_seen": (LEVELS, 3, 64, 32),
     "quantize_planes": (WEIGHT, WIDTHS, RANGES, 8, LEVELS_OF_WIDTH),

@@ -87,9 +87,21 @@ def test_levels_of_every_integer_dtype_and_layout(dtype):
     assert torch.equal(functional.encode_levels(levels.t()), functional.encode_levels(levels.t().contiguous()))
 
 
-def test_no_levels():
-    assert len(functional.encode_levels(torch.empty(0, dtype=torch.int32))) == 2
-    assert functional.decode_levels(torch.empty(0, dtype=torch.int16), 0).shape == (0,)
+@pytest.mark.parametrize("name", [None, *CODES])
+def test_no_levels_have_no_stream(name):
+    nothing, code = torch.empty(0, dtype=torch.int32), CODES.get(name)
+    words = functional.encode_levels(nothing, code)
+    assert words.dtype == torch.int16
+    assert len(words) == functional.stream_size(words, 0) == 0
+    assert functional.decode_levels(words, 0).shape == (0,)
+    assert functional.stream_size(functional.encode_levels(nothing + 5), 0) == 0
+    if code is not None:
+        assert len(oracle.encode_levels(nothing, code)) == len(ops.encode_levels.default(nothing, *call(code))) == 0
+
+
+def test_no_levels_with_a_code_that_is_none_are_refused():
+    with pytest.raises(ValueError, match="17 low bits"):
+        functional.encode_levels(torch.empty(0, dtype=torch.int32), LevelCode(0, 17))
 
 
 @pytest.mark.parametrize("deviation", [0.15, 0.2, 0.3, 0.5, 2.0, 20.0, 100.0])

@@ -24,6 +24,10 @@ def i32(*values):
 
 WORDS = i32(*[0] * 3)  # 1 … 32 levels of 3 bits
 PLANES = torch.zeros(1, 3, 32, dtype=torch.int64)
+ROWS = F.PackedRows(
+    *F.pack_rows(i32(1, 3).view(1, 2), u8(2).view(1, 1), 2), *W[:2].split(1), F.RowForm(2, 2, 0, False, 0)
+)
+WIDE = PLANES[:, :0, :1].expand(1, 0, 2**60)
 
 # call -> error, words that the message must hold (who; which argument; what was expected; what came)
 BAD_CALLS = {
@@ -45,6 +49,7 @@ BAD_CALLS = {
     "weight_range([W, W.to('meta')])": (ValueError, "weight_range: one device cpu meta"),
     "weight_range([W], range_scope='row')": (ValueError, "weight_range: range_scope 'tensor', 'group' 'row'"),
     "weight_range([W], group_size=-1)": (ValueError, "weight_range: group_size positive -1"),
+    "weight_range([W], group_size=1.5)": (TypeError, "weight_range: group_size whole number 1.5"),
     "weight_range([W], group_size=2**63)": (ValueError, "weight_range: group_size below 2**63 9223372036854775808"),
     "weight_range([W.to_sparse()])": (TypeError, "weight_range: weights[0] dense torch.sparse_coo"),
     # noise
@@ -187,6 +192,7 @@ BAD_CALLS = {
     "pack_planes(i32(1), -1)": (ValueError, "pack_planes: width between 0 and 16 -1"),
     "pack_planes(i32(1), 3, columns=0)": (ValueError, "pack_planes: columns positive 0"),
     "pack_planes(NONE, 3, columns=-1)": (ValueError, "pack_planes: columns positive -1"),
+    "pack_planes(NONE, 3, columns=2**32)": (ValueError, "pack_planes: columns below 2**32 4294967296"),
     "pack_planes(i32(3, 8), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits 8"),
     "pack_planes(i32(3, -1), 3)": (ValueError, "pack_planes: values between 0 and 7 3 bits -1"),
     "quantize_planes(W, u8(3), RANGE)": (ValueError, "quantize_planes: widths [2] [1]"),
@@ -204,9 +210,33 @@ BAD_CALLS = {
     "decode_levels(WORDS, 5)": (TypeError, "decode_levels: words int16 torch.int32"),
     "decode_levels(WORDS.short(), -1)": (ValueError, "decode_levels: count 0 to 2**60 - 1 -1"),
     "decode_levels(WORDS.short()[:1], 5)": (ValueError, "decode_levels: cut off"),
+    # rows
+    "pack_rows(W, u8(3), 2)": (TypeError, "pack_rows: levels int32 [rows, columns] torch.float32"),
+    "pack_rows(i32(1, 2, 3, 4).view(1, 4), u8(3), 3)": (ValueError, "pack_rows: segment 4 columns 3"),
+    "pack_rows(i32(1, 2, 3, 4).view(1, 4), u8(3), 0)": (ValueError, "pack_rows: segment 4 columns 0"),
+    "pack_rows(i32(1, 2).view(1, 2), u8(3), 2)": (ValueError, "pack_rows: widths uint8 [1, 1] [1]"),
+    "pack_rows(i32(1, 2).view(1, 2), u8(0).view(1, 1), 2)": (ValueError, "pack_rows: between 1 and 16 0"),
+    "pack_rows(i32(1, 4).view(1, 2), u8(2).view(1, 1), 2)": (ValueError, "pack_rows: levels 2**width - 1 4"),
+    "pack_rows(i32(1, -4).view(1, 2), u8(2).view(1, 1), 2)": (ValueError, "pack_rows: levels 2**width - 1 -4"),
+    "unpack_rows(i32(0), ROWS)": (TypeError, "unpack_rows: indices flat int64 torch.int32"),
+    "unpack_rows(i32(1).long(), ROWS)": (ValueError, "unpack_rows: index"),
+    "unpack_rows(i32(0).long(), ROWS._replace(scales=NONE))": (TypeError, "unpack_rows: scales float32 int32"),
+    "packed_linear(i32(1, 2), ROWS)": (TypeError, "packed_linear: input floating torch.int32"),
+    "packed_linear(W[:3], ROWS)": (ValueError, "packed_linear: input 2 columns [3]"),
+    "packed_linear(W[:2], ROWS._replace(starts=i32(10**6, 0)))": (ValueError, "packed_linear: row out of bounds"),
+    "packed_linear(W[:2], ROWS._replace(starts=i32(0)))": (ValueError, "packed_linear: widths [0, 1] [1, 1]"),
+    "packed_linear(W[:2], ROWS._replace(scales=W[:0]))": (ValueError, "packed_linear: scales 1 0"),
+    "packed_linear(W[:2], ROWS._replace(form=F.RowForm(2, 3, 0, False, 0)))": (
+        ValueError,
+        "packed_linear: form segment=3",
+    ),
     "unpack_planes(PLANES.float(), 5)": (TypeError, "unpack_planes: planes torch.int64 torch.float32"),
     "unpack_planes(PLANES[0], 5)": (TypeError, "unpack_planes: planes 3-dimensional 2 dimensions"),
     "unpack_planes(PLANES, 2049)": (ValueError, "unpack_planes: length between 0 and 2048 2049"),
+    "unpack_planes(WIDE, 5)": (
+        ValueError,
+        "unpack_planes: columns 1152921504606846976",
+    ),
     "unpack_planes(PLANES, -1)": (ValueError, "unpack_planes: length between 0 and 2048 -1"),
     "unpack_planes(PLANES.expand(1, 3, 32).repeat(1, 6, 1), 5)": (ValueError, "unpack_planes: at most 16 planes 18"),
 }
@@ -227,7 +257,7 @@ def test_bad_arguments_are_answered_with_the_promised_words(call):
 
 def test_every_function_that_can_refuse_has_a_row():
     rows = {call.partition("(")[0] for call in BAD_CALLS}
-    assert set(F.__all__) - rows == {"draw_key", "empty_cache", "NoiseOptions", "LevelCode"}
+    assert set(F.__all__) - rows == {"draw_key", "empty_cache", "NoiseOptions", "LevelCode", "RowForm", "PackedRows"}
 
 
 def test_examples_in_the_docstrings_run():
@@ -243,9 +273,9 @@ def test_functions_are_listed_and_defined_in_the_order_of_the_data_flow():
     assert [name for name in F.__all__ if name in defined] == defined
     imported = [name for name in F.__all__ if name not in defined]
     rules = ["bits_from_logits", "logits_from_bits", "step_from_bits", "whole_bits"]
-    assert imported == ["NoiseOptions", *rules, "LevelCode"]
+    assert imported == ["NoiseOptions", *rules, "LevelCode", "RowForm", "PackedRows"]
     homes = {getattr(F, name).__module__ for name in imported}
-    assert homes == {f"diffq_fast.reference.{module}" for module in ("bits", "options", "level_code")}
+    assert homes == {f"diffq_fast.reference.{module}" for module in ("bits", "options", "level_code", "packed_rows")}
 
 
 def test_every_public_function_is_documented_and_typed():

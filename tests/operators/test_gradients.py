@@ -178,14 +178,6 @@ def test_nonfinite_counts_only_the_weights_in_the_loss():
     assert nonfinite.grad.tolist() == [0, 0, 1]
 
 
-def test_second_derivative_is_refused():
-    weights, logits = leaves([torch.randn(8)]), leaves([torch.zeros(1)])
-    (noisy,) = add_noise(weights, logits, *options_of(8))
-    (grad,) = torch.autograd.grad(noisy.square().sum(), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
 def test_no_noise_is_kept_for_the_backward():
     weights, logits = (
         leaves([torch.randn(100, 100), torch.randn(3000)]),
@@ -206,3 +198,94 @@ def test_half_precision_logits_get_half_precision_gradients():
     (weight,), (logit,) = leaves([torch.randn(4, 8)]), leaves([torch.randn(4).to(torch.bfloat16)])
     add_noise([weight], [logit], *options_of(8))[0].sum().backward()
     assert logit.grad.dtype == torch.bfloat16
+
+
+# -- second order ------------------------------------------------------------------------------------------------------
+
+
+def second_order(noisy_of, weights, logits, seed=5):
+    """Gradients of a function of the gradients, with respect to weights, logits and the gradient that came in."""
+    torch.manual_seed(seed)
+    weights, logits = leaves(weights), leaves(logits)
+    noisy = noisy_of(weights, logits)
+    grads = leaves([torch.randn_like(tensor) for tensor in noisy])
+    first = torch.autograd.grad(noisy, weights + logits, grads, create_graph=True)
+    total = sum((each.double() * torch.randn_like(each).double()).sum() for each in first)
+    return torch.autograd.grad(total, weights + logits + grads, materialize_grads=True)
+
+
+def noisy_of_oracle(options, kind):
+    def noisy(weights, logits):
+        chosen = NoiseOptions.from_operator(*options)
+        noise = [ops.noise(KEY, index, 0, weight.numel(), kind) for index, weight in enumerate(weights)]
+        made = zip(weights, logits, noise, strict=True)
+        return [add_noise_oracle.noisy_weight(*each, chosen) for each in made]
+
+    return noisy
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("param", PARAMS)
+@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize("group_size", [0, 1, 3, 8])
+def test_second_gradients_equal_the_oracle(group_size, per_group, param, kind):
+    """Autograd through the oracle's forward, twice; some weights have ties."""
+    weights = [*weights_of(), torch.tensor([3.0, -1.0, 0.0, 3.0, -1.0, 3.0, 0.5, 2.0, -1.0])]
+    logits = logits_of(weights, group_size)
+    options = options_of(group_size, param=param, kind=kind, per_group=per_group)
+    made = second_order(lambda *lists: add_noise(*lists, *options), weights, logits)
+    expected = second_order(noisy_of_oracle(options, kind), weights, logits)
+    for one, another in zip(made, expected, strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("param", PARAMS)
+@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize("group_size", [0, 3])
+def test_gradgradcheck(group_size, per_group, param, kind):
+    torch.manual_seed(2)
+    weights = [torch.randn(shape, dtype=torch.float64) for shape in ((2, 5), (4,))]
+    weights, logits = leaves(weights), leaves(logits_of(weights, group_size, torch.float64))
+    options = options_of(group_size, min_bits=1.5, max_bits=6.0, param=param, kind=kind, per_group=per_group)
+
+    def noisy(*tensors):
+        return tuple(add_noise(tensors[:2], tensors[2:], *options))
+
+    assert torch.autograd.gradgradcheck(noisy, (*weights, *logits))
+
+
+def test_third_gradients():
+    """Of one weight in one group, by the noise of another logit: the third derivative of the step."""
+    torch.manual_seed(3)
+    weights, logits = leaves([torch.randn(6)]), leaves([torch.randn(1)])
+    options = options_of(0)
+
+    def third(noisy):
+        grad = noisy[0].sum()
+        for _ in range(3):
+            (grad,) = torch.autograd.grad(grad.sum(), logits, create_graph=True)
+        return grad
+
+    made = third(add_noise(weights, logits, *options))
+    torch.testing.assert_close(made, third(noisy_of_oracle(options, "gaussian")(weights, logits)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_second_gradients_of_lower_dtypes_arrive_in_them(dtype):
+    made = second_order(lambda *lists: add_noise(*lists, *options_of(4)), weights_of(dtype), logits_of(weights_of(), 4))
+    count = len(weights_of())
+    assert [each.dtype for each in made] == [dtype] * count + [torch.float32] * count + [dtype] * count
+
+
+def test_the_second_gradient_of_one_weight_of_several():
+    """The others took no part in the loss, or not in the function of the gradients."""
+    weights = [torch.randn(7) for _ in range(3)]
+    weights, logits = leaves(weights), leaves(logits_of(weights, 4))
+    noisy = add_noise(weights, logits, *options_of(4))
+    first = torch.autograd.grad(noisy[0].square().sum() + noisy[2].sum(), [weights[0], logits[2]], create_graph=True)
+    made = torch.autograd.grad(first[0].sum(), [weights[0], logits[0]])
+    alone = add_noise(weights[:1], logits[:1], *options_of(4))
+    (again,) = torch.autograd.grad(alone[0].square().sum(), weights[0], create_graph=True)
+    for one, another in zip(made, torch.autograd.grad(again.sum(), [weights[0], logits[0]]), strict=True):
+        torch.testing.assert_close(one, another)

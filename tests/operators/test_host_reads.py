@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffq_fast import functional
 from diffq_fast.backends import default
+from support.no_reads import NoReads
 from support.operators import KEY, leaves, logits_of, options_of, weights_of, widths_of
-
-# A number, a bool, or a result whose size depends on values.
-READS = {"_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "bincount"}
-
-
-class NoReads(TorchDispatchMode):
-    """Refuses the operators that would wait for the device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in READS, f"{name} reads values on the host"
-        return func(*args, **kwargs or {})
 
 
 def noise_options(per_group):

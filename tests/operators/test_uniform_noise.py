@@ -68,6 +68,38 @@ def test_gradcheck():
     )
 
 
+def test_gradgradcheck():
+    """Of two weights; the first function of the gradients uses one of them only."""
+    torch.manual_seed(4)
+    weights, steps = (
+        leaves([torch.randn(3, 5).double(), torch.randn(7).double()]),
+        leaves([torch.rand(3).double() + 0.1, torch.rand(1).double() + 0.1]),
+    )
+
+    def squares(*tensors):
+        return [each**2 for each in ops.add_uniform_noise(tensors[:2], tensors[2:], KEY, [3, 8], [5, 0])]
+
+    for used in (slice(1), slice(2)):
+        assert torch.autograd.gradgradcheck(lambda *each, used=used: tuple(squares(*each)[used]), (*weights, *steps))
+
+
+@pytest.mark.parametrize("size", [0, 3])
+@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16])
+def test_second_gradients_equal_the_oracles(out, size):
+    """In the gradient that came in: the sums of grad * noise are linear in it."""
+    torch.manual_seed(5)
+    weight, grad = torch.randn(100), torch.randn(100).to(out).requires_grad_()
+    (steps,) = leaves(steps_of([weight], [size]))
+    (noisy,) = functional.add_uniform_noise([weight], [steps], KEY, group_sizes=[size], streams=[2], dtype=out)
+    (first,) = torch.autograd.grad(noisy, steps, grad, create_graph=True)
+    second = torch.randn_like(first)
+    (made,) = torch.autograd.grad(first, grad, second)
+    z = philox.uniform(KEY, 2, 0, 100)
+    expected = uniform_noise.noisy_weight(torch.zeros(100), second, z, size, out)
+    assert made.dtype == out
+    torch.testing.assert_close(made, expected, rtol=torch.finfo(out).eps, atol=1e-6)
+
+
 def test_a_weight_that_the_loss_does_not_use_gets_no_gradient():
     weights, steps = leaves([torch.randn(8), torch.randn(8)]), leaves([torch.ones(1), torch.ones(1)])
     functional.add_uniform_noise(weights, steps, KEY, group_sizes=[0, 0])[1].sum().backward()

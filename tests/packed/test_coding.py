@@ -8,7 +8,7 @@ from torch import nn
 
 import diffq_fast
 from diffq_fast import functional
-from diffq_fast.files.safetensors_reader import FileError
+from diffq_fast.files.safetensors_reader import FileError, read_header
 from diffq_fast.packed.coding import CodedTensor, code_levels, code_packed
 from diffq_fast.packed.contents import PackedContents, read_packed, write_packed
 from diffq_fast.packed.header import PackedFileError
@@ -216,6 +216,59 @@ def test_one_weight_of_a_file_decodes_alone(monkeypatch):
     monkeypatch.setattr(CodedTensor, "unpack", lambda self: decoded.append(self.shape) or torch.zeros(self.shape))
     contents.tensor("steps")
     assert decoded == [(40, 60)]
+
+
+def damaged_but(name, tmp_path):
+    """The golden file with the last byte of every tensor flipped, but for those of one weight."""
+    forgery = Forgery(GOLDEN)
+    whole = forgery.write(tmp_path / "whole").read_bytes()
+    with open(tmp_path / "whole", "rb") as file:
+        header = read_header(file, "whole")
+    damaged = bytearray(whole)
+    for each in header.tensors.values():
+        if not each.name.startswith(name + ".") and not each.name.endswith(".widths") and each.end > each.begin:
+            damaged[header.data_start + each.end - 1] ^= 1
+    (tmp_path / "damaged").write_bytes(damaged)
+    return tmp_path / "damaged"
+
+
+@pytest.mark.parametrize("name", ["steps", "classes", "blocks", "widths", "scaled", "fixed"])
+def test_a_weight_is_read_without_the_others(name, tmp_path):
+    path = damaged_but(name, tmp_path)
+    with pytest.raises(PackedFileError, match="damaged"):
+        read_packed(path)
+    contents = read_packed(path, names=[name])
+    assert list(contents.entries()) == [name]
+    assert torch.equal(contents.tensor(name), read_packed(GOLDEN).tensor(name))
+
+
+def test_a_tied_name_reads_what_it_is_tied_to(tmp_path):
+    contents = read_packed(damaged_but("steps", tmp_path), names=["tied"])
+    assert set(contents.entries()) == {"tied", "steps"}
+    assert torch.equal(contents.tensor("tied"), read_packed(GOLDEN).tensor("steps"))
+
+
+def test_names_may_be_patterns_and_must_match():
+    assert set(read_packed(GOLDEN, names=["f*", "bias"]).entries()) == {"fine", "few", "fixed", "bias"}
+    assert not read_packed(GOLDEN, names=[]).entries()
+    with pytest.raises(ValueError, match=r"packed_v2_coded.safetensors: no entry of the file matches 'g\*'"):
+        read_packed(GOLDEN, names=["few", "g*"])
+
+
+@pytest.mark.parametrize("low_bits", [0, 2])
+def test_threads_decode_and_encode_the_same(low_bits):
+    levels = rows(700, 1000, spread=2)[0].reshape(-1) << low_bits
+    levels[::10_007] = 20_000  # escapes in every block
+    before = torch.get_num_threads()
+    try:
+        made = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            words = functional.encode_levels(levels, functional.level_code(levels))
+            made.append((words, functional.decode_levels(words, levels.numel())))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(words, made[0][0]) and torch.equal(back, levels) for words, back in made)
 
 
 # -- files that lie ----------------------------------------------------------------------------------------------------

@@ -115,6 +115,23 @@ def test_what_cannot_be_written_is_seen_before_anything_is_changed(strict, tmp_p
     assert_unchanged(model, before)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("attached", [True, False])
+def test_a_weight_of_another_shape_is_refused_also_where_names_may_differ(attached, strict, tmp_path):
+    _, quantizer = trained()
+    save(quantizer, tmp_path / "a", logits=True)
+    model = Net()
+    name, weight = next(each for each in model.named_parameters() if each[1].dim() == 2)
+    owner, _, last = name.rpartition(".")
+    setattr(model.get_submodule(owner), last, nn.Parameter(torch.zeros(weight.shape[0] + 1, weight.shape[1])))
+    if attached:
+        DiffQuantizer(model, **quantizer.arguments)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=rf"does not fit the model: {name}: expected shape \[{weight.shape[0] + 1}"):
+        load(tmp_path / "a", model, strict=strict)
+    assert_unchanged(model, before)
+
+
 class Refusing(nn.Linear):
     """Its extra state is never right."""
 

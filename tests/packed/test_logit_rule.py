@@ -57,7 +57,7 @@ def test_stored_logits_are_restored_exactly(tmp_path):
     for name, tensor in model.state_dict().items():
         if name.endswith("_diffq"):
             assert torch.equal(other.state_dict()[name], tensor)
-    assert inspect(tmp_path / "a").bytes_by_purpose["logits"] == 4 * (12 + 13)
+    assert inspect(tmp_path / "a").bytes_by_purpose["learned values"] == 4 * (12 + 13)
 
 
 def test_a_plain_model_passes_over_stored_logits(tmp_path):

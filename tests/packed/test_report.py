@@ -43,7 +43,7 @@ def test_inspect_counts_bits_and_bytes(tmp_path):
     sizes = dict(report.bytes_by_purpose)
     assert sizes.pop("header") == report.file_bytes - sum(sizes.values())
     assert sizes == {
-        "levels": 36, "widths": 5, "ranges": 16, "plain parameters": 6, "buffers": 8, "logits": 20,
+        "levels": 36, "widths": 5, "ranges": 16, "plain parameters": 6, "buffers": 8, "learned values": 20,
     }  # fmt: skip
 
 

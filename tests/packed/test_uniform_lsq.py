@@ -89,7 +89,7 @@ def test_report_and_size(tmp_path):
     report = diffq_fast.inspect(tmp_path / "model.safetensors")
     assert report.quantizer == {"class": "LSQ", "arguments": {"bits": 4, "min_size": 0}}
     assert report.histogram == {4: 64 * 65}
-    assert report.bytes_by_purpose["logits"] == 8
+    assert report.bytes_by_purpose["learned values"] == 8
     assert report.bytes_by_purpose["ranges"] == 8
     assert report.bytes_by_purpose["levels"] == 64 * 65 // 2
     quantizer = attach("UniformQuantizer", nn.Linear(64, 64), 9.6)

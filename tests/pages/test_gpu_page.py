@@ -75,6 +75,22 @@ def test_predictions_are_those_that_are_stored():
         assert values[:3] == [f"{value:.3f}" for value in expected]
 
 
+def test_predictions_from_machine_code_are_those_that_are_stored():
+    chips = stored("gpu_predictions.json")["chips"]
+    kernels = [{row["kernel"]: row for row in chip["kernels"]} for chip in chips.values()]
+    shown = table("| kernel | resident | kB in flight |")
+    assert [row[0] for row in shown] == list(kernels[0])
+    for name, *cells in shown:
+        on_h200 = kernels[1][name]
+        expected = [str(on_h200["resident_programs"]), f"{on_h200['kilobytes_in_flight']:.0f}"]
+        for own in kernels:
+            expected += [f"{own[name]['predicted_picoseconds']:.2f}", own[name]["binding"]]
+        assert cells == [*expected, f"{on_h200['of_copy']:.2f}"]
+    small = chips["H200"]["small"]
+    expected = [[row["pass"], *(f"{time:.1f}" for time in row["microseconds"].values())] for row in small]
+    assert table("| pass over one weight, H200 |") == expected
+
+
 def test_the_page_says_whether_anything_was_measured():
     assert ("Nothing on this page has been measured" in PAGE) != (RESULTS / "gpu_operators.json").exists()
 

@@ -1,5 +1,9 @@
 """torch.compile: one graph, fresh noise at each step, the same numbers as eager."""
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import pytest
 import torch
 from torch import nn
@@ -133,6 +137,17 @@ def test_non_finite_logit_gradients_are_counted_in_a_compiled_graph_too():
     (forward(torch.randn(4, 16)).sum() * float("inf")).backward()
     with pytest.warns(UserWarning, match="non-finite gradients reached the logits"):
         quantizer.true_model_size()
+
+
+def test_attaching_while_another_thread_imports_dynamo(monkeypatch):
+    """A module that is being imported is in sys.modules already, without most of its names."""
+    half_made = ModuleType("torch._dynamo")
+    half_made.__spec__ = ModuleSpec("torch._dynamo", None)
+    half_made.__spec__._initializing = True
+    monkeypatch.setitem(sys.modules, "torch._dynamo", half_made)
+    quantizer = DiffQuantizer(sequential(), min_size=0)
+    quantizer.freeze_bits()
+    quantizer.detach()
 
 
 # -- attaching and freezing after something was compiled ---------------------------------------------------------------

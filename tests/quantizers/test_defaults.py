@@ -55,10 +55,10 @@ def life(name, plain, batch, folder):
     exact = quantizer.model_size(exact=True)
     diffq_fast.save(quantizer, folder / "file", logits=isinstance(quantizer, DiffQuantizer))
     diffq_fast.load(folder / "file", fresh)
-    quantizer.restore_quantized_state(quantizer.get_quantized_state()) if name != "ranges of groups" else None
-    diffq_fast.restore_quantized_state(
-        restored, quantizer.get_quantized_state()
-    ) if name != "ranges of groups" else None
+    if name != "ranges of groups":  # which diffq's states do not hold
+        state = quantizer.get_quantized_state()
+        quantizer.restore_quantized_state(state)
+        diffq_fast.restore_quantized_state(restored, state)
     made = [trained(batch).detach(), size, exact, *quantizer.learned_parameters()]
     return [*made, *fresh.state_dict().values(), *restored.state_dict().values()], (folder / "file").read_bytes()
 

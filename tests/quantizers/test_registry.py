@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import diffq_fast
-from diffq_fast.quantizers.registry import scheme_named, scheme_of, schemes
+from diffq_fast.quantizers.registry import Scheme, register, scheme_named, scheme_of, schemes
 from support.paths import ROOT
 from support.toy_quantizer import SignQuantizer
 
@@ -61,7 +61,28 @@ def test_its_training_goes_on_from_a_file(tmp_path, logits):
     for one, other in zip(again.weights, quantizer.weights, strict=True):
         assert torch.equal(one.learned, other.learned)
     assert torch.equal(resumed.eval()(inputs), model.eval()(inputs))
-    assert diffq_fast.inspect(tmp_path / "file").bytes_by_purpose["logits"] == (8 if logits else 0)
+    assert diffq_fast.inspect(tmp_path / "file").bytes_by_purpose["learned values"] == (8 if logits else 0)
+
+
+def test_a_second_class_of_one_name_is_refused():
+    other = type("SignQuantizer", (SignQuantizer,), {"__module__": "elsewhere"})
+    with pytest.raises(ValueError, match=r"register: .*toy_quantizer\.SignQuantizer has the name .*elsewhere\."):
+        register(Scheme(other))
+    register(scheme_named("SignQuantizer"))
+    assert scheme_named("SignQuantizer").quantizer is SignQuantizer
+
+
+def test_what_is_learned_needs_a_rule():
+    class Ruleless(SignQuantizer):
+        def rule(self):
+            return None
+
+    model = network()
+    names = list(model.state_dict())
+    with pytest.raises(TypeError, match=r"Ruleless: learn\(\) was called but rule\(\) gives None"):
+        Ruleless(model, min_size=0.0003)
+    assert not model._forward_pre_hooks
+    assert list(model.state_dict()) == names
 
 
 def test_its_file_is_refused_by_another_quantizer_and_the_other_way_round(tmp_path):
@@ -69,7 +90,9 @@ def test_its_file_is_refused_by_another_quantizer_and_the_other_way_round(tmp_pa
     diffq_fast.save(quantizer, tmp_path / "file")
     other = network()
     diffq_fast.DiffQuantizer(other, min_size=0.0003, exclude=["*bias"], group_size=8)
-    with pytest.raises(ValueError, match=r"the file \(SignQuantizer\) has 2 bits and a scale, this DiffQuantizer has"):
+    who = r"a file of SignQuantizer for a model with DiffQuantizer, does not fit the model"
+    what = r"the file \(SignQuantizer\) has 2 bits and a scale, this DiffQuantizer has"
+    with pytest.raises(ValueError, match=rf"{who}.*{what}"):
         diffq_fast.load(tmp_path / "file", other, strict=False)
 
 

@@ -63,7 +63,7 @@ def decode_weight(name: str, fields: dict, data: dict[str, bytes]) -> Decoded:
         streams[width] = iter(decode_stream(words, width, total))
         words = words[width * -(-total // 32) :]
     assert words == []
-    ranges = struct.unpack(f"<{len(data[name + '.range']) // 4}f", data[name + ".range"])
+    ranges = decode_ranges(data[name + ".range"], fields, groups)
     levels, values = [], []
     for group, width in enumerate(widths):
         bounds = ranges[2 * group : 2 * group + 2] if fields["range"] == "group" else ranges
@@ -75,6 +75,18 @@ def decode_weight(name: str, fields: dict, data: dict[str, bytes]) -> Decoded:
             else:
                 values.append(value_of(levels[-1], top, *bounds))
     return Decoded(fields["shape"], fields["dtype"], widths, levels, to_bytes(values, fields["dtype"]))
+
+
+def decode_ranges(data: bytes, fields: dict, groups: int) -> list[float]:
+    """lo, hi, lo, hi …, or the scale."""
+    if "groups_per_unit" not in fields:
+        return list(struct.unpack(f"<{len(data) // 4}f", data))
+    assert fields["range"] == "group"
+    each = fields["groups_per_unit"]
+    units = -(-groups // each)
+    assert len(data) == 4 * units + 2 * groups
+    unit, codes = struct.unpack(f"<{units}f", data[: 4 * units]), struct.unpack(f"<{2 * groups}b", data[4 * units :])
+    return [float32(code * unit[place // 2 // each]) for place, code in enumerate(codes)]
 
 
 T = (
@@ -100,7 +112,7 @@ def decode_coded_weight(
         streams[width] = iter(values)
     assert len(words) == max(place, -(-sum(sizes) // 512))
     assert not any(words[place:])
-    ranges = struct.unpack(f"<{len(data.get(name + '.range', b'')) // 4}f", data.get(name + ".range", b""))
+    ranges = decode_ranges(data.get(name + ".range", b""), fields, len(sizes))
     levels, values = [], []
     for group, (width, number) in enumerate(zip(widths, sizes, strict=True)):
         for _ in range(number):

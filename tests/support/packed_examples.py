@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from diffq_fast import functional
 from diffq_fast.packed.coding import CodedTensor
 from diffq_fast.packed.contents import PackedContents, write_packed
+from diffq_fast.packed.ranges import RangeOptions, ShortRanges
 from diffq_fast.packed.tensor import PackedTensor, pack_levels, pack_weight
 from diffq_fast.reference.level_code import LevelCode
 from diffq_fast.reference.sizes import group_count
@@ -51,13 +52,15 @@ def example_weight(
     dtype: torch.dtype = torch.float32,
     range_scope: str = "tensor",
     seed: int = 0,
+    options: RangeOptions | None = None,
 ) -> PackedTensor:
     """A packed weight of scattered values; the widths are repeated to one per group."""
     count = int(np.prod(shape))
     weight = torch.from_numpy(scattered(count, seed)).reshape(shape).to(dtype)
     cycle = [widths] if isinstance(widths, int) else widths
     per_group = np.resize(np.array(cycle, dtype=np.uint8), group_count(count, group_size))
-    return pack_weight(weight, torch.from_numpy(per_group), group_size=group_size, range_scope=range_scope)
+    scheme = {"group_size": group_size, "range_scope": range_scope, "options": options}
+    return pack_weight(weight, torch.from_numpy(per_group), **scheme)
 
 
 def documented() -> Example:
@@ -205,11 +208,43 @@ def coded() -> Example:
     return Example(packed, {"bias": torch.from_numpy(scattered(9, 10))}, {"tied": "steps"})
 
 
+def short_ranges() -> Example:
+    """Ranges of groups in 16 bits: units for one group, some, and all; every kind of weight that may have them."""
+    kinds = {
+        "each": ((7, 9), [4, 8], 8, 1, torch.float32),
+        "some": ((40, 33), 3, 16, 5, torch.float16),
+        "all": ((500,), [2, 5], 7, 1 << 30, torch.bfloat16),
+        "one": ((3, 3), 6, 0, 4, torch.float32),
+        "empty": ((0, 4), 5, 8, 2, torch.float32),
+    }
+    packed: dict[str, PackedTensor | CodedTensor] = {
+        name: example_weight(
+            shape, widths, size, dtype=dtype, range_scope="group", seed=30, options=RangeOptions(groups_per_unit=units)
+        )
+        for name, (shape, widths, size, units, dtype) in kinds.items()
+    }
+    zeros = torch.zeros(20)
+    zeros[:5] = torch.tensor([1, -2, 3, 0.5, -0.5])
+    width = torch.full((4,), 3, dtype=torch.uint8)
+    options = RangeOptions(groups_per_unit=2)
+    packed["zeros"] = pack_weight(zeros, width, group_size=5, range_scope="group", options=options)
+    codes, units = torch.tensor([[-127, 127], [3, 3], [-5, 90]], dtype=torch.int8), torch.tensor([0.25, 3.0])
+    short = ShortRanges(codes, units, 2)
+    levels = LevelCode(-4, 3)
+    packed["coded"] = replace(
+        coded_example((60,), [(cubed(60, 4, 31).clamp(-4, 3), levels)], 20, widths=3, scheme=("group", None)),
+        ranges=short.ranges(),
+        short=short,
+    )
+    return Example(packed, {"bias": torch.from_numpy(scattered(9, 10))}, {"tied": "each"})
+
+
 GOLDEN = {
     "packed_v1_documented": documented,
     "packed_v1_kinds": kinds,
     "packed_v1_even_and_scaled": even_and_scaled,
     "packed_v2_coded": coded,
+    "packed_v2_short_ranges": short_ranges,
 }
 
 if __name__ == "__main__":

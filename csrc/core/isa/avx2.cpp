@@ -57,6 +57,9 @@ DIFFQ_INLINE Uint larger(Uint a, Uint b) {
 DIFFQ_INLINE Float look_up(const float* table, Uint index) {
     return (Float)_mm256_i32gather_ps(table, (__m256i)index, 4);
 }
+DIFFQ_INLINE bool any_bit(Uint value) {
+    return _mm256_testz_si256((__m256i)value, (__m256i)value) == 0;
+}
 // table: 4096 slots.
 DIFFQ_INLINE Uint look_up_slots(const uint32_t* table, Uint index) {
     return (Uint)_mm256_i32gather_epi32(reinterpret_cast<const int*>(table), (__m256i)index, 4);

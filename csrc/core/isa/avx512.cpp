@@ -70,6 +70,9 @@ DIFFQ_INLINE Uint larger(Uint a, Uint b) {
 DIFFQ_INLINE Float look_up(const float* table, Uint index) {
     return (Float)_mm512_permutexvar_ps((__m512i)index, _mm512_loadu_ps(table));
 }
+DIFFQ_INLINE bool any_bit(Uint value) {
+    return _mm512_test_epi32_mask((__m512i)value, (__m512i)value) != 0;
+}
 // table: 4096 slots.
 DIFFQ_INLINE Uint look_up_slots(const uint32_t* table, Uint index) {
     return (Uint)_mm512_i32gather_epi32((__m512i)index, table, 4);

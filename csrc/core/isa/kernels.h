@@ -57,13 +57,16 @@ struct NoiseRun {
 constexpr int64_t kReadBehind = 16;
 
 // The table of a stream of coded levels, see coding.h: 4096 slots, and what makes levels of its symbols.
+// escape: the symbol that stands for others, or kNoSymbol.
 struct CodedSlots {
     const uint32_t* slots;
     int32_t origin;
     int low_bits;
+    uint32_t escape;
 };
 
-constexpr int64_t kCodedRows = 32;       // rows that one call decodes at most
+constexpr uint32_t kNoSymbol = 256;
+constexpr int64_t kCodedRows = 32;       // rows that one call decodes at most, a bit for each
 constexpr int64_t kCodedReadAhead = 32;  // words that may be read behind those that are taken
 
 // What the gradients of some groups' logits are made of: the logits, the sums of gradient times noise, and
@@ -73,6 +76,49 @@ struct GroupSums {
     float length;
     int64_t count;
 };
+
+// One row of a packed weight, see core/infer/packed_rows.h. scales, offsets: of the group that its first
+// element is in, `before` elements behind that group's beginning; group_size 0: all are in one. steps,
+// halves: by width. offsets: null where levels are centred.
+struct PackedRow {
+    const uint8_t *data, *widths;
+    int64_t segments, segment, columns, group_size, before;
+    const float *scales, *offsets, *steps, *halves, *scaled;
+};
+
+// The group of one segment of a row after the other.
+struct GroupCursor {
+    explicit GroupCursor(const PackedRow& row)
+        : group(0),
+          inside(row.before),
+          segment(row.segment),
+          size(row.group_size > 0 ? row.group_size : INT64_MAX) {}
+
+    void next_segment() {
+        inside += segment;
+        const bool over = inside >= size;
+        group += over ? 1 : 0;
+        inside -= over ? size : 0;
+    }
+
+    int64_t group, inside, segment, size;
+};
+
+// The width of a segment, among a row's half bytes.
+inline int width_of_segment(const uint8_t* widths, int64_t segment) {
+    return (widths[segment / 2] >> (segment % 2 * 4) & 15) + 1;
+}
+
+// Vectors that a row is multiplied with: `values` are `stride` apart and zero from the row's columns up to a
+// whole eight; sums [count][segments].
+struct RowVectors {
+    const float* values;
+    int64_t stride;
+    const float *sums, *totals;
+    int64_t count;  // at most kMostVectors
+};
+
+constexpr int64_t kMostVectors = 4;
 
 struct Kernels {
     const char* name;
@@ -124,9 +170,15 @@ struct Kernels {
     void (*unpack_words)(int width, const uint32_t* words, int64_t lanes, uint32_t* levels);
 
     // Whole rows of 32 lanes, at most kCodedRows: levels [rows][32]. Behind `words` so many times 32, and
-    // kCodedReadAhead more, are readable. Returns the place behind the last one that was taken.
+    // kCodedReadAhead more, are readable. Returns the place behind the last one that was taken. escaped: bit
+    // r is set where row r has the escape.
     const uint16_t* (*decode_rows)(const CodedSlots& code, uint32_t* states, const uint16_t* words,
-                                   int64_t rows, int32_t* levels);
+                                   int64_t rows, int32_t* levels, uint32_t* escaped);
+
+    // products[v] of the row with each vector, to rounding; values [columns] bit for bit. kReadBehindRows
+    // bytes behind the row are readable.
+    void (*multiply_row)(const PackedRow& row, const RowVectors& vectors, float* products);
+    void (*unpack_row)(const PackedRow& row, float* values);
 
     // Returns all values of the tile joined by "or", with their sign: what has a bit that a value has.
     uint64_t (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* planes);

@@ -48,6 +48,9 @@ DIFFQ_INLINE Uint larger(Uint a, Uint b) {
 DIFFQ_INLINE Float look_up(const float* table, Uint index) {
     return Float{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
 }
+DIFFQ_INLINE bool any_bit(Uint value) {
+    return vmaxvq_u32((uint32x4_t)value) != 0;
+}
 // table: 4096 slots.
 DIFFQ_INLINE Uint look_up_slots(const uint32_t* table, Uint index) {
     return Uint{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};

@@ -17,7 +17,8 @@
 
 namespace diffq_fast {
 
-// Null and the words of the stream, or what is wrong: the code, or a level that it has no symbol for.
+// Null and the words of the stream, none for no levels; or what is wrong: the code, or a level that it has no
+// symbol for.
 // `levels` are from -32768 to 32767.
 const char* encode_levels(const int32_t* levels, int64_t count, const LevelCode& code, int threads,
                           std::vector<uint16_t>& words);

@@ -12,6 +12,12 @@
 #include "core/simd/widths.h"
 #include "core/simd/words.h"
 #include "core/simd/coding.h"
+#include "core/scalar/packed_rows.h"
+#ifdef DIFFQ_X86_VECTORS
+#include "core/simd/packed_rows.h"
+#else
+#include "core/scalar/whole_rows.h"
+#endif
 #include "core/simd/planes.h"
 #include "core/simd/table.h"
 // clang-format on

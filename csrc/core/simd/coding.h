@@ -4,20 +4,32 @@
 
 constexpr int kRowVectors = kCodedLanes / kLanes;
 
-static const uint16_t* decode_rows(const CodedSlots& code, uint32_t* states, const uint16_t* words,
-                                   int64_t rows, int32_t* levels) {
+template <bool kEscapes>
+static const uint16_t* decode_coded_rows(const CodedSlots& code, uint32_t* states, const uint16_t* words,
+                                         int64_t rows, int32_t* levels, uint32_t* escaped) {
     Uint x[kRowVectors];
     for (int v = 0; v < kRowVectors; ++v) x[v] = load(states + v * kLanes);
     const Uint origin = Uint{} + static_cast<uint32_t>(code.origin);
     const uint32_t low_bits = static_cast<uint32_t>(code.low_bits);
+    *escaped = 0;
     for (int64_t row = 0; row < rows; ++row, levels += kCodedLanes) {
+        Uint any{};
         for (int v = 0; v < kRowVectors; ++v) {
             const Uint slot = look_up_slots(code.slots, x[v] & (kSlots - 1));
-            store(origin + ((slot >> 24) << low_bits), levels + v * kLanes);
+            const Uint symbol = slot >> 24;
+            if (kEscapes) any |= (Uint)(symbol == code.escape);
+            store(origin + (symbol << low_bits), levels + v * kLanes);
             x[v] = (slot >> 12 & (kSlots - 1)) * (x[v] >> kProbabilityBits) + (slot & (kSlots - 1));
         }
+        if (kEscapes) *escaped |= (any_bit(any) ? 1u : 0u) << row;
         for (int v = 0; v < kRowVectors; ++v) x[v] = take_words(x[v], words);
     }
     for (int v = 0; v < kRowVectors; ++v) store(x[v], states + v * kLanes);
     return words;
+}
+
+static const uint16_t* decode_rows(const CodedSlots& code, uint32_t* states, const uint16_t* words,
+                                   int64_t rows, int32_t* levels, uint32_t* escaped) {
+    return code.escape == kNoSymbol ? decode_coded_rows<false>(code, states, words, rows, levels, escaped)
+                                    : decode_coded_rows<true>(code, states, words, rows, levels, escaped);
 }

@@ -298,16 +298,26 @@ void rows_of_coded_levels_are_the_same() {
     for (uint16_t& word : words) word = static_cast<uint16_t>(generator());
     std::vector<uint32_t> begin(kCodedLanes);
     for (uint32_t& state : begin) state = generator() | kLowestState;
-    for (const CodedSlots code : {CodedSlots{slots.data(), -7, 0}, CodedSlots{slots.data(), 100, 5}}) {
+    for (const CodedSlots code : {CodedSlots{slots.data(), -7, 0, kNoSymbol},
+                                  CodedSlots{slots.data(), 100, 5, 6}, CodedSlots{slots.data(), 0, 0, 63}}) {
         for (const int64_t rows : {1, 2, 7, 31, 32}) {
             std::vector<uint32_t> expected(begin);
             std::vector<int32_t> room(static_cast<size_t>(rows * kCodedLanes));
-            const uint16_t* const behind =
-                scalar_kernels()->decode_rows(code, expected.data(), words.data(), rows, room.data());
+            uint32_t rows_seen = 7;
+            const uint16_t* const behind = scalar_kernels()->decode_rows(code, expected.data(), words.data(),
+                                                                         rows, room.data(), &rows_seen);
+            const int32_t marker = code.origin + static_cast<int32_t>(code.escape << code.low_bits);
+            for (int64_t row = 0; row < kCodedRows; ++row) {
+                const auto first = room.begin() + std::min(row, rows) * kCodedLanes;
+                const auto last = row < rows ? first + kCodedLanes : first;
+                CHECK((rows_seen >> row & 1) == (std::find(first, last, marker) == last ? 0 : 1));
+            }
             check_same<int32_t>(rows * kCodedLanes, [&](const Kernels& kernels, int32_t* levels) {
                 std::vector<uint32_t> states(begin);
-                CHECK(kernels.decode_rows(code, states.data(), words.data(), rows, levels) == behind);
-                CHECK(states == expected);
+                uint32_t escaped = 7;
+                CHECK(kernels.decode_rows(code, states.data(), words.data(), rows, levels, &escaped) ==
+                      behind);
+                CHECK(states == expected && escaped == rows_seen);
             });
         }
     }

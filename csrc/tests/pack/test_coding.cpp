@@ -11,7 +11,8 @@ namespace {
 const LevelCode kConstant{-7, 0, {}, false, 17}, kPlain{-20, 6, {}, false, 17},
     kTable{-2, 0, {300, 700, 2096, 700, 300}, false, 17},
     kLowBits{-20, 3, {300, 700, 2096, 700, 300}, false, 17}, kEscape{-1, 0, {1000, 2000, 1000, 96}, true, 17},
-    kLong{0, 0, {4000, 90, 6}, true, 19};
+    kLong{0, 0, {4000, 90, 6}, true, 19}, kEscapedLow{-4, 2, {2048, 2000, 48}, true, 17},
+    kRare{-5, 1, {1, 4094, 1}, false, 17};
 
 // Levels in about the frequencies of the code; escapes anywhere.
 std::vector<int32_t> levels_for(const LevelCode& code, int64_t count, uint32_t seed) {
@@ -42,11 +43,10 @@ const char* decoded(const std::vector<uint16_t>& words, std::vector<int32_t>& le
 }
 
 void every_code_and_count_round_trips() {
-    for (const LevelCode& code : {kConstant, kPlain, kTable, kLowBits, kEscape, kLong}) {
+    for (const LevelCode& code : {kConstant, kPlain, kTable, kLowBits, kEscape, kLong, kEscapedLow, kRare}) {
         std::vector<int64_t> counts = kAwkwardCounts;
         counts.insert(counts.end(), {63488, 63489, 70000, 131072, 131073, 300000, 600000});
         for (const int64_t count : counts) {
-            if (count == 0) continue;
             const auto levels = levels_for(code, count, 1);
             const auto words = encoded(code, levels);
             CHECK(words == encoded(code, levels, 3));
@@ -58,8 +58,12 @@ void every_code_and_count_round_trips() {
     }
 }
 
+void no_levels_have_no_words() {
+    for (const LevelCode& code : {kConstant, kPlain, kTable, kEscape}) CHECK(encoded(code, {}).empty());
+}
+
 void instruction_sets_decode_the_same() {
-    for (const LevelCode& code : {kTable, kLowBits, kEscape, kLong}) {
+    for (const LevelCode& code : {kTable, kLowBits, kEscape, kLong, kEscapedLow, kRare}) {
         const auto levels = levels_for(code, 140000, 2);
         const auto words = encoded(code, levels);
         for (const Kernels* each : supported_kernels()) {
@@ -99,6 +103,10 @@ void levels_and_codes_without_sense_are_refused() {
     CHECK(encode_levels(levels.data(), 3, kTable, 1, words) != nullptr);
     CHECK(encode_levels(levels.data(), 3, kConstant, 1, words) != nullptr);
     CHECK(encode_levels(levels.data(), 3, kEscape, 1, words) == nullptr);
+    for (const int32_t level : {-32769, 32768, INT32_MIN, INT32_MAX}) {  // beyond 16 bits
+        for (const LevelCode& code : {kEscape, kPlain, LevelCode{-32768, 16, {}, false, 17}})
+            CHECK(encode_levels(&level, 1, code, 1, words) != nullptr);
+    }
     const LevelCode wrong[] = {{0, 17, {}, false, 17},
                                {0, -1, {}, false, 17},
                                {0, 0, {4095}, false, 17},
@@ -115,5 +123,6 @@ void levels_and_codes_without_sense_are_refused() {
 
 }  // namespace
 
-RUN_TESTS(every_code_and_count_round_trips, instruction_sets_decode_the_same, a_stream_is_what_the_page_says,
-          no_part_of_a_stream_decodes, levels_and_codes_without_sense_are_refused)
+RUN_TESTS(every_code_and_count_round_trips, no_levels_have_no_words, instruction_sets_decode_the_same,
+          a_stream_is_what_the_page_says, no_part_of_a_stream_decodes,
+          levels_and_codes_without_sense_are_refused)

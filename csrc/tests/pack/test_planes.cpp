@@ -101,6 +101,9 @@ void no_planes_and_no_columns_write_nothing() {
     std::vector<int16_t> back(300, 9);
     unpack_planes({300, 0, 8, 70}, nullptr, back.data(), 1);
     CHECK(back == std::vector<int16_t>(300, 0));
+    // Without blocks, planes of any number of columns take no memory.
+    CHECK(pack_planes({0, 3, 64, int64_t{1} << 60}, values.data(), 8, nullptr, 1) == 0);
+    unpack_planes({0, 3, 64, int64_t{1} << 60}, nullptr, back.data(), 1);
 }
 
 }  // namespace

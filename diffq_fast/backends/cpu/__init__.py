@@ -23,6 +23,7 @@ if core is not None:
         add_noise,
         coding,
         noise,
+        packed_rows,
         planes,
         quantize,
         uniform_noise,

@@ -14,8 +14,8 @@ from .tensors import empty, guard_tensors
 @kernel
 def encode_levels(levels, origin, low_bits, frequencies, escape, block_bits):
     guard_tensors("encode_levels", [levels])
-    if levels.numel() and not LOWEST_VALUE <= int(levels.min()) <= int(levels.max()) <= HIGHEST_VALUE:
-        raise ValueError(f"encode_levels: levels must be between {LOWEST_VALUE} and {HIGHEST_VALUE}")
+    if levels.dtype == torch.int64:  # what is beyond 16 bits stays so, and the core refuses it
+        levels = levels.clamp(LOWEST_VALUE - 1, HIGHEST_VALUE + 1)
     levels = levels.to(torch.int32).contiguous()
     if not all(0 <= each < 2**16 for each in frequencies) or not all(
         abs(each) < 2**16 for each in (origin, low_bits, block_bits)
@@ -25,7 +25,7 @@ def encode_levels(levels, origin, low_bits, frequencies, escape, block_bits):
     problem, words = core.encode_levels(code, levels.data_ptr(), levels.numel(), torch.get_num_threads())
     if problem:
         raise ValueError(f"encode_levels: {problem}")
-    return torch.frombuffer(words, dtype=torch.int16)
+    return torch.frombuffer(words, dtype=torch.int16) if words else empty([0], torch.int16)  # it refuses no bytes
 
 
 @kernel

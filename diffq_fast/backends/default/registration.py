@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+from ..._ops import lasting_library
 
-from ..._ops import NAMESPACE
-
-_library = torch.library.Library(NAMESPACE, "IMPL")
+_library = lasting_library("IMPL")
 
 
 def kernel(function: Callable) -> Callable:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..._ops import NAMESPACE
+from ..._ops import lasting_library
 from . import add_noise, noise, planes, quantize, uniform_noise, weight_range, words
 
-_library = torch.library.Library(NAMESPACE, "IMPL")
+_library = lasting_library("IMPL")
 
 
 def _device_of(arguments: tuple) -> torch.device:

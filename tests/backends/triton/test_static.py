@@ -53,3 +53,22 @@ def test_broken_budgets_are_named(monkeypatch):
     assert broken_budgets(rows) == [f"registers: {one_launch['kernel']}: at most 128, found 129"]
     one_launch |= {"registers": 128, "narrow": 2, "rounded_otherwise": 1}
     assert [problem.split(":")[0] for problem in broken_budgets(rows)] == ["S4", "rounding"]
+
+
+def test_kernels_that_grew_are_named(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("interpreted kernels have no code")
+    from static_budgets import grown
+
+    kept = {"warps": 4, "shared_bytes": 0}
+    stored = [{"kernel": "loop", "instructions_per_weight": 20.0, "registers": 80, **kept}]
+    stored += [{"kernel": "none", "instructions_per_weight": None, "registers": 80, **kept}]
+    assert grown(stored, stored) == []
+    rows = [stored[0] | {"instructions_per_weight": 22.5}, stored[1] | {"registers": 88}]
+    assert [problem.split(", found")[0] for problem in grown(rows, stored)] == [
+        "loop: at most 1.1 times the stored 20.0 instructions per weight",
+        "none: 6 programs resident, as with the stored 80 registers",
+    ]
+    rows = [stored[0] | {"kernel": "another"}, stored[1] | {"instructions_per_weight": None, "registers": 72}]
+    assert [problem.split(":")[0] for problem in grown(rows, stored)] == ["another"]

@@ -1,0 +1,120 @@
+"""Products with packed weights beside float32's, and memory beside the file; writes ``results/packed_linear_*.json``.
+
+    python benchmarks/measure_packed_linear.py
+
+Eight layers of 4096 x 4096 take turns, so that none stays in the cache; one thread. "times" is float32's time over the
+packed one's in the same run, of ``torch.nn.functional.linear``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import Variant, machine_name, store, time_variants
+from torch import Tensor, nn
+
+import diffq_fast
+from diffq_fast import functional
+from diffq_fast.functional import PackedRows, RowForm
+from diffq_fast.runtime.weight import PackedWeight
+
+SIZE, LAYERS = 4096, 8
+# name: segment, a scale for each group of so many elements (0: one scale), widths that occur
+CASES = {
+    "4 bits, groups of 64": (64, 64, (4,)),
+    "2 bits, groups of 64": (64, 64, (2,)),
+    "1 to 8 bits, groups of 64": (64, 64, (1, 2, 3, 4, 5, 6, 7, 8)),
+    "4 and 5 bits, groups of 64": (64, 64, (4, 5)),
+    "4 bits, one scale a row": (SIZE, SIZE, (4,)),
+    "4 bits, groups of 8, one scale": (8, 0, (4,)),
+    "2 to 6 bits, groups of 8, one scale": (8, 0, (2, 3, 4, 5, 6)),
+}
+ROWS_AT_ONCE = 512
+
+
+def layer(segment: int, group_size: int, widths: tuple[int, ...]) -> PackedRows:
+    """Random levels; as many groups of each width."""
+    parts = []
+    width_of = torch.tensor(widths, dtype=torch.uint8)[torch.randint(len(widths), (SIZE, SIZE // segment))]
+    for some in width_of.split(ROWS_AT_ONCE):
+        top = (1 << some.int()).repeat_interleave(segment, 1)
+        parts.append(functional.pack_rows((torch.rand(top.shape) * top).int(), some, segment))
+    datas = [data[:-16] for data, _, _ in parts[:-1]] + [parts[-1][0]]
+    begins = itertools.accumulate((len(data) // 4 for data in datas[:-1]), initial=0)
+    starts = torch.cat([part[1][:-1] + begin for part, begin in zip(parts, begins, strict=True)] + [torch.zeros(1)])
+    groups = SIZE * SIZE // group_size if group_size else 1
+    form = RowForm(SIZE, segment, group_size, False, 0)
+    found = torch.cat([part[2] for part in parts])
+    return PackedRows(torch.cat(datas), starts.int(), found, torch.rand(groups), torch.randn(groups), form)
+
+
+def checked(rows: PackedRows, vectors: Tensor) -> None:
+    weight = functional.unpack_rows(torch.arange(16), rows)
+    products = functional.packed_linear(vectors, rows)[:, :16]
+    assert torch.allclose(products, vectors @ weight.mT, rtol=1e-3, atol=1e-2), "the product is wrong"
+
+
+def products(name: str, floats: list[Tensor]) -> dict[str, Any]:
+    layers = [layer(*CASES[name]) for _ in range(LAYERS)]
+    found: dict[str, Any] = {"bits": 8 * sum(part.numel() * part.element_size() for part in layers[0][:5]) / SIZE**2}
+    for vectors in (1, 8, 64):
+        inputs = torch.randn(vectors, SIZE)
+        packed, plain = itertools.cycle(layers), itertools.cycle(floats)
+        variants = [
+            Variant(
+                "packed",
+                lambda inputs=inputs, packed=packed: functional.packed_linear(inputs, next(packed)),
+                lambda inputs=inputs: checked(layers[0], inputs),
+            ),
+            Variant("float32", lambda inputs=inputs, plain=plain: nn.functional.linear(inputs, next(plain))),
+        ]
+        times = time_variants(variants, seconds=1.5, least=4 * LAYERS)
+        seconds = {each: times[each]["median"] for each in ("packed", "float32")}
+        found[f"{vectors} vectors"] = seconds | {"times": seconds["float32"] / seconds["packed"]}
+    shown = ", ".join(f"{each}: {got['times']:.2f}" for each, got in found.items() if isinstance(got, dict))
+    print(f"{name:<40}{found['bits']:6.2f} bits   {shown}", flush=True)
+    return found
+
+
+def memory() -> dict[str, Any]:
+    """A trained-like layer of each quantizer: bytes in memory over those of the file."""
+    found = {}
+    for name, attach in {
+        "DiffQ, groups of 8": lambda model: diffq_fast.DiffQuantizer(model, group_size=8),
+        "DiffQ, groups of 64": lambda model: diffq_fast.DiffQuantizer(model, group_size=64),
+        "LSQ": diffq_fast.LSQ,
+        "Rate": diffq_fast.RateQuantizer,
+    }.items():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(1024, 1024, bias=False))
+        quantizer: Any = attach(model)
+        model.eval()
+        if isinstance(quantizer, diffq_fast.DiffQuantizer):
+            for logits in quantizer.learned_parameters():
+                nn.init.normal_(logits, -1.5, 0.5)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "file")
+            diffq_fast.save(quantizer, path, coding="auto")
+            loaded = diffq_fast.load(path, nn.Sequential(nn.Linear(1024, 1024, bias=False)), packed=True)
+            size = os.path.getsize(path)
+        held = sum(module.bytes for module in loaded.modules() if isinstance(module, PackedWeight))
+        found[name] = {"file_bytes": size, "memory_bytes": held, "memory_over_file": held / size}
+        print(f"{name:<24}{size:>10,} bytes on disk, {held:>10,} in memory: {held / size:.3f}")
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    floats = [torch.randn(SIZE, SIZE) for _ in range(LAYERS)]
+    cases = {name: products(name, floats) for name in CASES}
+    print(store(f"packed_linear_{machine_name()}", {"products": cases, "memory": memory()}))
+
+
+if __name__ == "__main__":
+    main()

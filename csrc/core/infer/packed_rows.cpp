@@ -1,0 +1,147 @@
+#include "core/infer/packed_rows.h"
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "core/pack/quantize.h"
+#include "core/runtime/dispatch.h"
+#include "core/runtime/thread_pool.h"
+
+namespace diffq_fast {
+namespace {
+
+constexpr int64_t kRowsPerTask = 32;
+constexpr int64_t kEight = 8;
+
+int64_t bytes_of(int64_t elements, int width) {
+    return (elements * width + 7) / 8;
+}
+
+// Bytes of a row as its widths have it.
+int64_t row_bytes(const PackedRows& rows, const uint8_t* widths) {
+    int64_t bytes = 0, left = rows.columns;
+    for (int64_t s = 0; left > 0; ++s, left -= rows.segment)
+        bytes += bytes_of(std::min(left, rows.segment), width_of_segment(widths, s));
+    return bytes;
+}
+
+// What all rows of a weight have in common, made once.
+class RowReader {
+  public:
+    explicit RowReader(const PackedRows& rows)
+        : rows_(rows),
+          segments_(segments_of(rows)),
+          widest_(bytes_of(std::min(rows.segment, rows.columns), kMaxWidth) * segments_) {
+        for (int width = 1; width <= kMaxWidth; ++width) {
+            const LevelMeaning& meaning = rows.meaning;
+            steps_[width] = level_step(static_cast<uint8_t>(width));
+            if (meaning.level_count > 0)
+                steps_[width] = 1.0f / (static_cast<float>(meaning.level_count) - 1.0f);
+            if (meaning.centred) steps_[width] = 1.0f;
+            halves_[width] = meaning.centred ? static_cast<float>(1 << (width - 1)) : 0.0f;
+            if (has_one_scale()) scaled_[width] = steps_[width] * rows.scales[0];
+        }
+    }
+
+    // False where the row does not lie in the data.
+    bool open(int64_t index, PackedRow& row) const {
+        const int64_t start = rows_.starts[index] * kRowAlignment, half_bytes = (segments_ + 1) / 2;
+        row.widths = rows_.widths + index * half_bytes;
+        const int64_t room = rows_.bytes - kReadBehindRows - start;
+        if (room < 0 || (room < widest_ && room < row_bytes(rows_, row.widths))) return false;
+        row.data = rows_.data + start;
+        row.segments = segments_;
+        row.segment = rows_.segment;
+        row.columns = rows_.columns;
+        const int64_t first = index * rows_.columns;
+        row.group_size = rows_.group_size;
+        row.before = rows_.group_size > 0 ? first % rows_.group_size : 0;
+        const int64_t group = rows_.group_size > 0 ? first / rows_.group_size : 0;
+        row.scales = rows_.scales + group;
+        row.offsets = rows_.meaning.centred ? nullptr : rows_.offsets + group;
+        row.steps = steps_;
+        row.halves = halves_;
+        row.scaled = has_one_scale() ? scaled_ : nullptr;
+        return true;
+    }
+
+  private:
+    bool has_one_scale() const { return rows_.group_size == 0 && !rows_.meaning.centred; }
+
+    const PackedRows& rows_;
+    int64_t segments_, widest_;
+    float steps_[kMaxWidth + 1]{}, halves_[kMaxWidth + 1]{}, scaled_[kMaxWidth + 1]{};
+};
+
+// Vectors as the kernels read them: rows of whole eights, zeros behind the columns; and the sums of their
+// segments.
+struct PaddedVectors {
+    PaddedVectors(const PackedRows& rows, const float* vectors, int64_t count)
+        : stride((rows.columns + kEight - 1) / kEight * kEight),
+          segments(segments_of(rows)),
+          values(static_cast<size_t>(stride * count), 0.0f),
+          sums(static_cast<size_t>(segments * count)),
+          totals(static_cast<size_t>(count)) {
+        for (int64_t v = 0; v < count; ++v) {
+            const float* from = vectors + v * rows.columns;
+            std::copy(from, from + rows.columns, values.data() + v * stride);
+            totals[static_cast<size_t>(v)] = static_cast<float>(kernels().sum(from, rows.columns));
+            for (int64_t s = 0; s < segments; ++s) {
+                const int64_t begin = s * rows.segment, end = std::min(begin + rows.segment, rows.columns);
+                sums[static_cast<size_t>(v * segments + s)] =
+                    static_cast<float>(kernels().sum(from + begin, end - begin));
+            }
+        }
+    }
+
+    int64_t stride, segments;
+    std::vector<float> values, sums, totals;
+};
+
+}  // namespace
+
+bool multiply_rows(const PackedRows& rows, const float* vectors, int64_t count, float* results, int threads) {
+    const RowReader reader(rows);
+    const PaddedVectors padded(rows, vectors, count);
+    std::atomic<bool> inside{true};
+    const int64_t tasks = (rows.rows + kRowsPerTask - 1) / kRowsPerTask;
+    parallel_for(tasks, threads, [&](int64_t task) {
+        const int64_t end = std::min((task + 1) * kRowsPerTask, rows.rows);
+        for (int64_t r = task * kRowsPerTask; r < end; ++r) {
+            PackedRow row;
+            if (!reader.open(r, row)) {
+                inside = false;
+                return;
+            }
+            for (int64_t v = 0; v < count; v += kMostVectors) {
+                const int64_t some = std::min<int64_t>(kMostVectors, count - v);
+                const RowVectors of{padded.values.data() + v * padded.stride, padded.stride,
+                                    padded.sums.data() + v * padded.segments, padded.totals.data() + v, some};
+                float products[kMostVectors];
+                kernels().multiply_row(row, of, products);
+                for (int64_t i = 0; i < some; ++i) results[(v + i) * rows.rows + r] = products[i];
+            }
+        }
+    });
+    return inside;
+}
+
+bool unpack_rows(const PackedRows& rows, const int64_t* indices, int64_t count, float* values, int threads) {
+    const RowReader reader(rows);
+    std::atomic<bool> inside{true};
+    parallel_for((count + kRowsPerTask - 1) / kRowsPerTask, threads, [&](int64_t task) {
+        const int64_t end = std::min((task + 1) * kRowsPerTask, count);
+        for (int64_t i = task * kRowsPerTask; i < end; ++i) {
+            PackedRow row;
+            if (indices[i] < 0 || indices[i] >= rows.rows || !reader.open(indices[i], row)) {
+                inside = false;
+                return;
+            }
+            kernels().unpack_row(row, values + i * rows.columns);
+        }
+    });
+    return inside;
+}
+
+}  // namespace diffq_fast

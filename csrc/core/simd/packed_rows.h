@@ -1,0 +1,217 @@
+// Rows of packed levels, see core/infer/packed_rows.h, eight levels at a time: their b bytes are shuffled so
+// that each lane has the bytes of its level, and shifted. The same instructions for every width, whose tables
+// differ.
+
+// Eight levels of one width: which bytes a lane takes, how far they are shifted, and which bits are kept.
+struct EightTable {
+    alignas(32) uint8_t bytes[32];
+    alignas(32) uint32_t shifts[8], masks[8];
+};
+
+struct EightTables {
+    EightTable of[kMaxWidth + 1];
+
+    constexpr EightTables() : of() {
+        for (int width = 1; width <= kMaxWidth; ++width) {
+            for (int lane = 0; lane < 8; ++lane) {
+                const int bit = lane * width;
+                of[width].shifts[lane] = static_cast<uint32_t>(bit % 8);
+                of[width].masks[lane] = (uint32_t{1} << width) - 1;
+                for (int byte = 0; byte < 4; ++byte) {
+                    const int from = bit / 8 + byte;
+                    of[width].bytes[lane * 4 + byte] = static_cast<uint8_t>(from < 16 ? from : 0x80);
+                }
+            }
+        }
+    }
+};
+static constexpr EightTables kEightTables{};
+
+// Takes eights of one width.
+struct EightReader {
+    __m256i bytes, shifts, masks;
+
+    DIFFQ_MEMBER explicit EightReader(int width) {
+        const EightTable& table = kEightTables.of[width];
+        bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(table.bytes));
+        shifts = _mm256_load_si256(reinterpret_cast<const __m256i*>(table.shifts));
+        masks = _mm256_load_si256(reinterpret_cast<const __m256i*>(table.masks));
+    }
+
+    // Sixteen bytes are read.
+    DIFFQ_MEMBER __m256 levels(const uint8_t* from) const {
+        const __m256i both =
+            _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+        const __m256i lanes = _mm256_shuffle_epi8(both, bytes);
+        return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(lanes, shifts), masks));
+    }
+};
+
+DIFFQ_INLINE float sum_of_eight(__m256 value) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Segments that are no whole eights, before others: those of weights whose rows do not begin with a group.
+DIFFQ_INLINE bool has_broken_eights(const PackedRow& row) {
+    return row.segment % 8 != 0 && row.segments > 1;
+}
+
+static void unpack_row(const PackedRow& row, float* values) {
+    if (has_broken_eights(row)) return unpack_row_by_level(row, values);
+    const uint8_t* from = row.data;
+    GroupCursor at(row);
+    for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
+        const int width = width_of_segment(row.widths, s);
+        const int64_t begin = s * row.segment;
+        const int64_t length = std::min(row.segment, row.columns - begin);
+        const EightReader eight(width);
+        const __m256 half = _mm256_set1_ps(row.halves[width]), step = _mm256_set1_ps(row.steps[width]);
+        const __m256 scale = _mm256_set1_ps(row.scales[at.group]);
+        const __m256 offset = _mm256_set1_ps(row.offsets ? row.offsets[at.group] : 0.0f);
+        for (int64_t i = 0; i < length; i += 8) {
+            const __m256 level = _mm256_sub_ps(eight.levels(from + i / 8 * width), half);
+            __m256 value = _mm256_mul_ps(_mm256_mul_ps(level, step), scale);
+            if (row.offsets) value = _mm256_add_ps(value, offset);
+            float* const to = values + begin + i;
+            if (i + 8 <= length) {
+                _mm256_storeu_ps(to, value);
+            } else {
+                alignas(32) float last[8];
+                _mm256_store_ps(last, value);
+                std::copy(last, last + length - i, to);
+            }
+        }
+        from += (length * width + 7) / 8;
+    }
+}
+
+// What a level of a segment stands for is level * scale + offset.
+struct RowScale {
+    float scale, offset;
+
+    DIFFQ_MEMBER RowScale(const PackedRow& row, int width, int64_t group)
+        : scale(row.steps[width] * row.scales[group]),
+          offset(row.offsets ? row.offsets[group] : -row.halves[width] * scale) {}
+};
+
+// Segments of more than eight levels: four sums, so that one need not wait for another; scaled once a
+// segment.
+template <int kCount>
+DIFFQ_INLINE void multiply_long_segments(const PackedRow& row, const RowVectors& vectors, float* products) {
+    constexpr int kSums = kCount == 1 ? 4 : 2;
+    const uint8_t* from = row.data;
+    __m256 total[kCount];
+    float offsets[kCount];
+    for (int v = 0; v < kCount; ++v) total[v] = _mm256_setzero_ps(), offsets[v] = 0.0f;
+    GroupCursor at(row);
+    for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
+        const int width = width_of_segment(row.widths, s);
+        const int64_t begin = s * row.segment;
+        const int64_t length = std::min(row.segment, row.columns - begin);
+        const RowScale scale(row, width, at.group);
+        const EightReader eight(width);
+        const float* const vector = vectors.values + begin;
+        __m256 sums[kCount][kSums];
+        for (int v = 0; v < kCount; ++v)
+            for (int k = 0; k < kSums; ++k) sums[v][k] = _mm256_setzero_ps();
+        int64_t i = 0;
+        for (; i + 8 * kSums <= length; i += 8 * kSums) {
+            for (int k = 0; k < kSums; ++k) {
+                const __m256 levels = eight.levels(from + (i / 8 + k) * width);
+                for (int v = 0; v < kCount; ++v) {
+                    const __m256 x = _mm256_loadu_ps(vector + v * vectors.stride + i + 8 * k);
+                    sums[v][k] = _mm256_fmadd_ps(levels, x, sums[v][k]);
+                }
+            }
+        }
+        for (; i < length; i += 8) {
+            const __m256 levels = eight.levels(from + i / 8 * width);
+            for (int v = 0; v < kCount; ++v)
+                sums[v][0] =
+                    _mm256_fmadd_ps(levels, _mm256_loadu_ps(vector + v * vectors.stride + i), sums[v][0]);
+        }
+        for (int v = 0; v < kCount; ++v) {
+            for (int k = 1; k < kSums; ++k) sums[v][0] = _mm256_add_ps(sums[v][0], sums[v][k]);
+            total[v] = _mm256_fmadd_ps(sums[v][0], _mm256_set1_ps(scale.scale), total[v]);
+            offsets[v] += scale.offset * vectors.sums[v * row.segments + s];
+        }
+        from += (length * width + 7) / 8;
+    }
+    for (int v = 0; v < kCount; ++v) products[v] = sum_of_eight(total[v]) + offsets[v];
+}
+
+// Segments of eight levels: each is a vector of weights.
+template <int kCount>
+DIFFQ_INLINE void multiply_eights(const PackedRow& row, const RowVectors& vectors, float* products) {
+    const uint8_t* from = row.data;
+    __m256 sums[kCount][2];
+    for (int v = 0; v < kCount; ++v) sums[v][0] = sums[v][1] = _mm256_setzero_ps();
+    GroupCursor at(row);
+    for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
+        const int width = width_of_segment(row.widths, s);
+        const RowScale scale(row, width, at.group);
+        const __m256 weights = _mm256_fmadd_ps(EightReader(width).levels(from), _mm256_set1_ps(scale.scale),
+                                               _mm256_set1_ps(scale.offset));
+        for (int v = 0; v < kCount; ++v) {
+            const __m256 x = _mm256_loadu_ps(vectors.values + v * vectors.stride + 8 * s);
+            sums[v][s % 2] = _mm256_fmadd_ps(weights, x, sums[v][s % 2]);
+        }
+        from += width;
+    }
+    for (int v = 0; v < kCount; ++v) products[v] = sum_of_eight(_mm256_add_ps(sums[v][0], sums[v][1]));
+}
+
+// The same where all have one scale and one offset, which counts once: two segments, whose widths are one
+// byte, at a time.
+template <int kCount>
+DIFFQ_INLINE void multiply_eights_of_one_scale(const PackedRow& row, const RowVectors& vectors,
+                                               float* products) {
+    const uint8_t* from = row.data;
+    __m256 sums[kCount][2];
+    for (int v = 0; v < kCount; ++v) sums[v][0] = sums[v][1] = _mm256_setzero_ps();
+    const auto take = [&](int64_t s, int half, int width) {
+        const __m256 scale = _mm256_broadcast_ss(row.scaled + width);
+        const __m256 weights = _mm256_mul_ps(EightReader(width).levels(from), scale);
+        for (int v = 0; v < kCount; ++v) {
+            const __m256 x = _mm256_loadu_ps(vectors.values + v * vectors.stride + 8 * s);
+            sums[v][half] = _mm256_fmadd_ps(weights, x, sums[v][half]);
+        }
+        from += width;
+    };
+    for (int64_t s = 0; s + 2 <= row.segments; s += 2) {
+        const int widths = row.widths[s / 2];
+        take(s, 0, (widths & 15) + 1);
+        take(s + 1, 1, (widths >> 4) + 1);
+    }
+    if (row.segments % 2 != 0) take(row.segments - 1, 0, width_of_segment(row.widths, row.segments - 1));
+    for (int v = 0; v < kCount; ++v)
+        products[v] =
+            sum_of_eight(_mm256_add_ps(sums[v][0], sums[v][1])) + row.offsets[0] * vectors.totals[v];
+}
+
+template <int kCount>
+DIFFQ_INLINE void multiply_some(const PackedRow& row, const RowVectors& vectors, float* products) {
+    if (row.segment == 8 && row.scaled) {
+        multiply_eights_of_one_scale<kCount>(row, vectors, products);
+    } else if (row.segment == 8) {
+        multiply_eights<kCount>(row, vectors, products);
+    } else {
+        multiply_long_segments<kCount>(row, vectors, products);
+    }
+}
+
+static void multiply_row(const PackedRow& row, const RowVectors& vectors, float* products) {
+    if (has_broken_eights(row)) return multiply_row_by_level(row, vectors, products);
+    switch (vectors.count) {
+        case 1:
+            return multiply_some<1>(row, vectors, products);
+        case 2:
+            return multiply_some<2>(row, vectors, products);
+        case 3:
+            return multiply_some<3>(row, vectors, products);
+        default:
+            return multiply_some<4>(row, vectors, products);
+    }
+}

@@ -1,0 +1,135 @@
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "core/infer/packed_rows.h"
+#include "core/runtime/dispatch.h"
+#include "tests/check.h"
+
+using namespace diffq_fast;
+
+namespace {
+
+// Rows of random levels, and what they stand for.
+struct Weight {
+    Weight(int64_t rows, int64_t columns, int64_t segment, int64_t group_size, LevelMeaning meaning,
+           int most_width)
+        : values(static_cast<size_t>(rows * columns)) {
+        const int64_t segments = columns / segment;
+        std::mt19937 generator(static_cast<uint32_t>(rows + columns + segment));
+        const int64_t groups = group_size > 0 ? (rows * columns + group_size - 1) / group_size : 1;
+        scales = random_floats(groups, 1);
+        offsets = random_floats(groups, 2);
+        widths.assign(static_cast<size_t>(rows * ((segments + 1) / 2)), 0);
+        for (int64_t r = 0; r < rows; ++r) {
+            data.resize((data.size() + kRowAlignment - 1) / kRowAlignment * kRowAlignment);
+            starts.push_back(static_cast<uint32_t>(data.size() / kRowAlignment));
+            for (int64_t s = 0; s < segments; ++s) {
+                const int width = 1 + static_cast<int>(generator() % static_cast<uint32_t>(most_width));
+                widths[static_cast<size_t>(r * ((segments + 1) / 2) + s / 2)] |=
+                    static_cast<uint8_t>((width - 1) << (s % 2 * 4));
+                const size_t begin = data.size();
+                data.resize(begin + static_cast<size_t>((segment * width + 7) / 8));
+                for (int64_t i = 0; i < segment; ++i) {
+                    const uint32_t level = generator() & ((uint32_t{1} << width) - 1);
+                    for (int64_t bit = 0; bit < width; ++bit) {
+                        const int64_t at = i * width + bit;
+                        data[begin + static_cast<size_t>(at / 8)] |=
+                            static_cast<uint8_t>((level >> bit & 1) << (at % 8));
+                    }
+                    const int64_t element = r * columns + s * segment + i;
+                    const auto group = static_cast<size_t>(group_size > 0 ? element / group_size : 0);
+                    const float top = static_cast<float>(meaning.level_count > 0 ? meaning.level_count - 1
+                                                                                 : (int64_t{1} << width) - 1);
+                    const float centred = static_cast<float>(level) - static_cast<float>(1 << (width - 1));
+                    const float scaled = static_cast<float>(level) * (1.0f / top) * scales[group];
+                    origins.push_back(std::fabs(meaning.centred
+                                                    ? static_cast<float>(1 << (width - 1)) * scales[group]
+                                                    : offsets[group]));
+                    values[static_cast<size_t>(element)] =
+                        meaning.centred ? centred * scales[group] : scaled + offsets[group];
+                }
+            }
+        }
+        starts.push_back(static_cast<uint32_t>((data.size() + kRowAlignment - 1) / kRowAlignment));
+        data.resize(data.size() + kReadBehindRows);
+        rows_ = {data.data(),   static_cast<int64_t>(data.size()),
+                 starts.data(), widths.data(),
+                 scales.data(), offsets.data(),
+                 rows,          columns,
+                 segment,       group_size,
+                 meaning};
+    }
+
+    std::vector<uint8_t> data, widths;
+    std::vector<uint32_t> starts;
+    std::vector<float> scales, offsets, values;
+    std::vector<float> origins;  // how far from zero a level of 0 is
+    PackedRows rows_;
+};
+
+struct Shape {
+    int64_t rows, columns, segment, group_size;
+};
+const std::vector<Shape> kShapes = {{5, 64, 8, 0},    {3, 40, 8, 8},   {4, 27, 1, 8},   {2, 100, 100, 0},
+                                    {3, 256, 64, 64}, {6, 96, 32, 64}, {7, 1, 1, 4},    {40, 8, 8, 0},
+                                    {2, 8, 4, 4},     {3, 17, 17, 34}, {1, 1000, 8, 0}, {2, 1000, 200, 0}};
+
+void check(const Shape& shape, LevelMeaning meaning) {
+    const int most_width = meaning.level_count > 0 ? 3 : kMaxWidth;
+    const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, meaning, most_width);
+    std::vector<int64_t> indices;
+    for (int64_t r = 0; r < shape.rows; ++r) indices.push_back(r);
+    std::vector<float> back(weight.values.size());
+    CHECK(unpack_rows(weight.rows_, indices.data(), shape.rows, back.data(), 2));
+    CHECK(std::memcmp(back.data(), weight.values.data(), 4 * back.size()) == 0);
+    for (const int64_t count : {1, 2, 3, 4, 5, 9}) {
+        const std::vector<float> vectors = random_floats(count * shape.columns, 3);
+        std::vector<float> products(static_cast<size_t>(count * shape.rows));
+        CHECK(multiply_rows(weight.rows_, vectors.data(), count, products.data(), 2));
+        for (int64_t v = 0; v < count; ++v) {
+            for (int64_t r = 0; r < shape.rows; ++r) {
+                double product = 0, size = 0;
+                for (int64_t c = 0; c < shape.columns; ++c) {
+                    const double x = vectors[static_cast<size_t>(v * shape.columns + c)];
+                    const double w = weight.values[static_cast<size_t>(r * shape.columns + c)];
+                    product += x * w;
+                    size += std::fabs(x) *
+                            (std::fabs(w) + weight.origins[static_cast<size_t>(r * shape.columns + c)]);
+                }
+                const double found = products[static_cast<size_t>(v * shape.rows + r)];
+                CHECK(std::fabs(found - product) <= size * 0x1p-21);
+            }
+        }
+    }
+}
+
+void every_instruction_set_unpacks_and_multiplies() {
+    for (const Kernels* kernels : supported_kernels()) {
+        CHECK(use_kernels(kernels->name));
+        for (const Shape& shape : kShapes)
+            for (const LevelMeaning meaning :
+                 {LevelMeaning{false, 0}, LevelMeaning{true, 0}, LevelMeaning{false, 7}})
+                check(shape, meaning);
+    }
+}
+
+void rows_outside_of_their_data_are_refused() {
+    Weight weight(4, 64, 8, 0, {false, 0}, 4);
+    const std::vector<float> vector = random_floats(64, 1);
+    std::vector<float> results(4 * 64);
+    const std::vector<int64_t> bad = {-1, 4, INT64_MIN, INT64_MAX};
+    for (const int64_t& index : bad) CHECK(!unpack_rows(weight.rows_, &index, 1, results.data(), 1));
+    weight.starts[2] = UINT32_MAX;
+    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    weight.starts[2] = weight.starts[4];
+    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    weight.starts[2] = 0;
+    CHECK(multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    weight.rows_.bytes = kReadBehindRows;
+    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+}
+
+}  // namespace
+
+RUN_TESTS(every_instruction_set_unpacks_and_multiplies, rows_outside_of_their_data_are_refused)

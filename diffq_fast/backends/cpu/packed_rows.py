@@ -1,0 +1,95 @@
+"""Products with rows that stay packed, and the rows themselves, through the compiled core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...reference.packed_rows import READ_BEHIND, RowForm
+from .loading import core
+from .registration import kernel
+from .tensors import empty, guard_tensors
+
+MOST_VECTORS = 8  # more are multiplied by torch, with blocks of unpacked rows
+BLOCK_ELEMENTS = 1 << 17  # of a block, half a megabyte: it stays in the second-level cache
+
+
+@kernel
+def unpack_rows(indices, data, starts, widths, scales, offsets, form):
+    guard_tensors("unpack_rows", [indices])
+    rows, row_form, _kept = _given("unpack_rows", (data, starts, widths, scales, offsets), form)
+    if indices.dtype != torch.int64 or indices.dim() != 1:
+        raise ValueError(f"unpack_rows: indices: expected int64 [rows], got {indices.dtype} {list(indices.shape)}")
+    return _unpacked("unpack_rows", indices.contiguous(), rows, row_form)
+
+
+@kernel
+def packed_linear(input, data, starts, widths, scales, offsets, form):
+    guard_tensors("packed_linear", [input])
+    rows, row_form, _kept = _given("packed_linear", (data, starts, widths, scales, offsets), form)
+    columns, count = form[0], len(starts) - 1
+    if input.dim() < 1 or input.shape[-1] != columns or not input.is_floating_point():
+        raise ValueError(
+            f"packed_linear: expected a floating input of {columns} columns, got {input.dtype} {list(input.shape)}"
+        )
+    vectors = input.reshape(-1, columns).float().contiguous()
+    if len(vectors) <= MOST_VECTORS:
+        results = torch.empty((len(vectors), count), dtype=torch.float32, device="cpu")
+        given = vectors.data_ptr(), len(vectors), results.data_ptr(), torch.get_num_threads()
+        if not core.multiply_rows(rows, row_form, *given):
+            raise _outside("packed_linear")
+    else:
+        results = _by_blocks(vectors, rows, row_form, count)
+    return results.view(*input.shape[:-1], count).to(input.dtype)
+
+
+def _by_blocks(vectors: Tensor, rows: tuple[int, ...], form: tuple[int, ...], count: int) -> Tensor:
+    """The products with many vectors: a block of rows is unpacked at a time."""
+    results = torch.empty((len(vectors), count), dtype=torch.float32, device="cpu")
+    block = max(1, BLOCK_ELEMENTS // max(vectors.shape[1], 1))
+    for indices in torch.arange(count, dtype=torch.int64, device="cpu").split(block):
+        weight = _unpacked("packed_linear", indices, rows, form)
+        begin = int(indices[0])
+        results[:, begin : begin + len(indices)] = vectors @ weight.mT
+    return results
+
+
+def _unpacked(who: str, indices: Tensor, rows: tuple[int, ...], form: tuple[int, ...]) -> Tensor:
+    values = empty([len(indices), form[0]], torch.float32)
+    given = indices.data_ptr(), len(indices), values.data_ptr(), torch.get_num_threads()
+    if not core.unpack_rows(rows, form, *given):
+        raise _outside(who)
+    return values
+
+
+def _given(who: str, tensors: Sequence[Tensor], form: Sequence[int]) -> tuple[tuple[int, ...], tuple, list[Tensor]]:
+    """What the core is told of rows, and the tensors to be kept while it reads them."""
+    guard_tensors(who, tensors)
+    if len(form) != 5 or not 0 < form[0] < 2**31 or not 0 < form[1] <= form[0] or not 0 <= form[2] < 2**62:
+        raise ValueError(f"{who}: form: expected columns, segment, group_size, centred, level_count, got {list(form)}")
+    row_form = RowForm.of(form)
+    data, starts, widths, scales, offsets = kept = [tensor.contiguous() for tensor in tensors]
+    rows = len(starts) - 1 if starts.dim() == 1 else -1
+    dtypes = [tensor.dtype for tensor in kept]
+    if dtypes != [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32] or rows < 0:
+        raise ValueError(f"{who}: expected uint8 data, int32 starts, uint8 widths, float32 scales and offsets")
+    groups = row_form.group_count(rows) if rows else 0
+    whole = row_form.columns % row_form.segment == 0 or row_form.segment == row_form.columns
+    fits = row_form.group_size == 0 or row_form.group_size % row_form.segment == 0
+    if (
+        data.numel() < READ_BEHIND
+        or widths.numel() != rows * row_form.width_bytes
+        or scales.numel() < groups
+        or (not row_form.centred and offsets.numel() < groups)
+        or not (whole and fits)
+    ):
+        shapes = [list(tensor.shape) for tensor in kept]
+        raise ValueError(f"{who}: data, starts, widths, scales, offsets of the shapes {shapes} do not fit {row_form}")
+    addresses = tuple(tensor.data_ptr() for tensor in kept)
+    return (*addresses, data.numel(), rows), tuple(row_form), kept
+
+
+def _outside(who: str) -> ValueError:
+    return ValueError(f"{who}: an index or a row is out of bounds")

@@ -1,0 +1,166 @@
+"""The oracle of weights as packed layers keep them in memory: rows of levels that each decode alone.
+
+A row is made of segments of ``segment`` elements. The levels of a segment have one width of 1 to 16 bits, and stand one
+after the other in a little-endian run of bits, in as many whole bytes as it needs. A row begins at a multiple of four
+bytes. A row's widths are half bytes, width - 1, the first one low, in whole bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROW_ALIGNMENT = 4  # bytes
+READ_BEHIND = 16  # bytes behind the last row, which the core may read
+_ROWS_AT_ONCE = 1 << 20  # elements
+
+
+class RowForm(NamedTuple):
+    """How the rows of a packed weight are cut, and what their levels stand for.
+
+    columns: elements of a row. segment: elements that have one width. group_size: elements of all rows, one after the
+    other, that have one scale and offset; 0: all have one. centred: a level stands for ``(level - 2**(width - 1)) *
+    scale``, else for ``level * u * scale + offset``. level_count: ``u = 1 / (level_count - 1)``; 0: ``u = 1 /
+    (2**width - 1)``.
+    """
+
+    columns: int
+    segment: int
+    group_size: int
+    centred: bool
+    level_count: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> RowForm:
+        """From the numbers that the operators are given."""
+        columns, segment, group_size, centred, level_count = numbers
+        return cls(columns, segment, group_size, bool(centred), level_count)
+
+    @property
+    def segments(self) -> int:
+        """Segments of a row."""
+        return -(-self.columns // self.segment)
+
+    @property
+    def width_bytes(self) -> int:
+        """Bytes of a row's widths."""
+        return -(-self.segments // 2)
+
+    def group_count(self, rows: int) -> int:
+        """Scales of so many rows."""
+        return -(-rows * self.columns // self.group_size) if self.group_size else 1
+
+
+class PackedRows(NamedTuple):
+    """Rows of packed levels.
+
+    data: uint8 ``[bytes]``. starts: int32, read as uint32, ``[rows + 1]``: where each row begins in ``data``, in fours
+    of bytes. widths: half bytes, uint8 ``[rows, width_bytes]``. scales, offsets: float32 ``[groups]``, offsets empty
+    where levels are centred.
+    """
+
+    data: Tensor
+    starts: Tensor
+    widths: Tensor
+    scales: Tensor
+    offsets: Tensor
+    form: RowForm
+
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[int]]:
+        """As the operators take them."""
+        return (*self[:5], [int(each) for each in self.form])
+
+
+def segment_size(columns: int, group_size: int) -> int:
+    """The most elements of a row that lie in one group wherever the row begins; ``group_size`` 0: all do."""
+    return math.gcd(columns, group_size) if group_size else columns
+
+
+def pack_rows(levels: Tensor, widths: Tensor, segment: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of levels, packed.
+
+    Args:
+        levels: int32 ``[rows, columns]``, each from 0 to ``2**width - 1``.
+        widths: uint8 ``[rows, segments]``, 1 … 16.
+
+    Returns:
+        data: uint8; starts: int32, read as uint32, ``[rows + 1]``, where each row begins in it, in fours of bytes; half
+        bytes of the widths, uint8 ``[rows, width_bytes]``.
+    """
+    rows, columns = levels.shape
+    sizes = (_lengths(columns, segment, levels.device) * widths.long() + 7) // 8
+    row_sizes = -(-sizes.sum(1) // ROW_ALIGNMENT)
+    starts = torch.nn.functional.pad(row_sizes.cumsum(0), (1, 0))
+    begins = starts[:-1, None] * ROW_ALIGNMENT + sizes.cumsum(1) - sizes
+    total = int(starts[-1]) * ROW_ALIGNMENT
+    if total >= ROW_ALIGNMENT << 32:
+        raise ValueError(f"pack_rows: expected less than 2**34 bytes of levels, got {total:,}")
+    data = torch.zeros(total + READ_BEHIND, dtype=torch.uint8, device=levels.device)
+    padded = torch.nn.functional.pad(levels, (0, -columns % segment)).view(rows, -1, segment)
+    for width in widths.unique().tolist():
+        places = (widths == width).nonzero()
+        for some in places.split(max(1, _ROWS_AT_ONCE // segment)):
+            row, number = some.unbind(1)
+            made = _bytes_of(padded[row, number], width)
+            targets = begins[row, number][:, None] + torch.arange(made.shape[1], dtype=torch.int64, device=data.device)
+            inside = targets < (begins + sizes)[row, number][:, None]
+            data[targets[inside]] = made[inside]
+    return data, (starts - (starts >> 31 << 32)).to(torch.int32), _half_bytes(widths)
+
+
+def unpack_rows(indices, data, starts, widths, scales, offsets, form):
+    """float32 ``[len(indices), columns]``: what the levels of some rows stand for."""
+    form = RowForm.of(form)
+    width_of = _whole_bytes(widths[indices])[:, : form.segments].long() + 1
+    sizes = (_lengths(form.columns, form.segment, data.device) * width_of + 7) // 8
+    begins = (starts[indices].long() & 0xFFFFFFFF)[:, None] * ROW_ALIGNMENT + sizes.cumsum(1) - sizes
+    column = torch.arange(form.columns, dtype=torch.int64, device=data.device)
+    segment = column // form.segment
+    width = width_of[:, segment]
+    bit = (column % form.segment) * width
+    place = begins[:, segment] + bit // 8
+    word = data[place].long() | data[place + 1].long() << 8 | data[place + 2].long() << 16
+    levels = (word >> bit % 8 & ((1 << width) - 1)).float()
+    group = (indices[:, None] * form.columns + column) // form.group_size if form.group_size else 0
+    if form.centred:
+        return (levels - (1 << width - 1)) * scales[group]
+    steps = 1 / ((1 << width).float() - 1)
+    if form.level_count:
+        steps = 1 / (torch.full_like(levels, form.level_count) - 1)
+    return levels * steps * scales[group] + offsets[group]
+
+
+def packed_linear(input, data, starts, widths, scales, offsets, form):
+    """``input @ weight.T``, a block of rows at a time; float32 ``[..., rows]``."""
+    rows, columns = len(starts) - 1, form[0]
+    parts = []
+    for indices in torch.arange(rows, dtype=torch.int64, device=data.device).split(max(1, _ROWS_AT_ONCE // columns)):
+        parts.append(input @ unpack_rows(indices, data, starts, widths, scales, offsets, form).mT)
+    return torch.cat(parts, -1) if parts else input.new_empty((*input.shape[:-1], 0))
+
+
+def _lengths(columns: int, segment: int, device: torch.device) -> Tensor:
+    """Elements of each segment of a row."""
+    begins = torch.arange(0, columns, segment, dtype=torch.int64, device=device)
+    return (columns - begins).clamp(max=segment)
+
+
+def _bytes_of(levels: Tensor, width: int) -> Tensor:
+    """uint8 ``[segments, bytes]`` of levels ``[segments, elements]``."""
+    shifts = torch.arange(width, dtype=torch.int32, device=levels.device)
+    bits = (levels[:, :, None] >> shifts & 1).flatten(1)
+    bits = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 8)).view(len(levels), -1, 8)
+    return (bits << torch.arange(8, dtype=torch.int32, device=levels.device)).sum(2).to(torch.uint8)
+
+
+def _half_bytes(widths: Tensor) -> Tensor:
+    pairs = torch.nn.functional.pad(widths - 1, (0, widths.shape[1] % 2)).view(len(widths), -1, 2)
+    return pairs[:, :, 0] | pairs[:, :, 1] << 4
+
+
+def _whole_bytes(widths: Tensor) -> Tensor:
+    return torch.stack([widths & 15, widths >> 4], 2).flatten(1)

@@ -1,0 +1,33 @@
+"""The oracle of short ranges: lo and hi of each group as a byte each, in a unit that some groups share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MOST_UNITS = 127  # an end of a range is from -127 to 127 units
+
+
+def unit_of_groups(units: Tensor, groups: int, groups_per_unit: int) -> Tensor:
+    """The unit of each group, ``[groups, 1]``."""
+    return units[torch.arange(groups, dtype=torch.int64, device=units.device) // groups_per_unit, None]
+
+
+def decode_ranges(codes: Tensor, units: Tensor, groups_per_unit: int) -> Tensor:
+    """float32 ranges ``[groups, 2]``: code * unit, rounded once. codes: int8 ``[groups, 2]``; units: float32."""
+    return codes.to(torch.float32) * unit_of_groups(units, len(codes), groups_per_unit)
+
+
+def encode_ranges(ranges: Tensor, groups_per_unit: int) -> tuple[Tensor, Tensor]:
+    """int8 codes ``[groups, 2]`` and float32 units of the narrowest short ranges around ``ranges`` ``[groups, 2]``.
+
+    A unit is the largest end of its groups over 127, so that end is exact but for rounding.
+    """
+    groups = len(ranges)
+    together = min(groups_per_unit, max(groups, 1))
+    ends = torch.nn.functional.pad(ranges.abs().amax(1), (0, -groups % together)).view(-1, together)
+    units = ends.amax(1) / MOST_UNITS
+    of_group = unit_of_groups(units, groups, together)
+    quotients = torch.where(of_group > 0, ranges / of_group, 0.0)
+    codes = torch.stack([quotients[:, 0].floor(), quotients[:, 1].ceil()], dim=1)
+    return codes.clamp(-MOST_UNITS, MOST_UNITS).to(torch.int8), units

@@ -1,0 +1,62 @@
+"""Put the packed weights of a file into a model's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..packed.coding import CodedTensor
+from ..packed.contents import PackedContents
+from .layers import pack_parameter, takes_packed
+from .weight import PackedWeight
+
+
+def packed_weights(
+    model: nn.Module, contents: PackedContents, keys: Mapping[str, Hashable], wanted: Mapping[str, str]
+) -> dict[str, PackedWeight]:
+    """The weights that layers of the model can keep packed, by name in its state_dict; the model is not changed.
+
+    Args:
+        keys: the memory of the model's tensors, by name. One tensor under several names stays packed if every place
+            takes it so.
+        wanted: name in the model -> name in the file, of all quantised weights.
+    """
+    places = {name: module for name, module, _ in _places(model)}
+    refused = {keys[name] for name in wanted if name not in places}
+    made: dict[tuple[str, Any, Any], PackedWeight] = {}
+    weights = {}
+    for name, stored in wanted.items():
+        packed = contents.packed[stored]
+        if keys[name] in refused or len(packed.shape) < 2 or packed.count == 0:
+            continue
+        target: Tensor = places[name].get_parameter(name.rpartition(".")[2])
+        kind = stored, target.dtype, target.device
+        if kind not in made:
+            made[kind] = _made(contents, stored, packed, target)
+        weights[name] = made[kind]
+    return weights
+
+
+def put_packed(model: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
+    """Take the parameters of these names out of their layers, and put the packed weights in their places."""
+    for name, module, parameter in list(_places(model)):
+        if name in weights:
+            pack_parameter(module, parameter, weights[name])
+
+
+def _made(contents: PackedContents, name: str, packed: Any, target: Tensor) -> PackedWeight:
+    if isinstance(packed, CodedTensor):
+        with contents.naming(name):
+            return PackedWeight(packed, target.dtype).to(target.device)
+    return PackedWeight(packed, target.dtype).to(target.device)
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(name in the state_dict, module, name of its parameter) of every weight that a packed layer can hold."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if takes_packed(module):
+            for parameter, value in module._parameters.items():
+                if value is not None:
+                    yield f"{prefix}.{parameter}" if prefix else parameter, module, parameter

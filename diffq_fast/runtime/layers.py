@@ -1,0 +1,139 @@
+"""torch's layers with weights that stay packed. They are instances of torch's classes, and what reads ``layer.weight``
+gets the weight, unpacked for this once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from .weight import PackedWeight
+
+
+class PackedParameters(nn.Module):
+    """Beside a class of torch: weights, by name, that are unpacked when they are read.
+
+    Each is a :class:`.PackedWeight`, a submodule of the name ``packed_<name>``.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("packed_"):
+            packed = self.__dict__["_modules"].get(f"packed_{name}")
+            if packed is not None:
+                return packed.unpack()
+        return super().__getattr__(name)
+
+
+class PackedLinear(PackedParameters, nn.Linear):
+    """A linear layer that multiplies with its packed weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.packed_weight.linear(input, self.bias)
+
+
+class PackedOutputProjection(PackedParameters, NonDynamicallyQuantizableLinear):
+    """That of :class:`torch.nn.MultiheadAttention`, which reads its weight."""
+
+
+class PackedEmbedding(PackedParameters, nn.Embedding):
+    """An embedding that unpacks the rows which it looks up. ``max_norm`` is applied to those, and not to the table."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        vectors = self.packed_weight.rows(input)
+        if self.max_norm is not None:
+            norms = vectors.norm(self.norm_type, -1, keepdim=True)
+            vectors = torch.where(norms > self.max_norm, vectors * (self.max_norm / (norms + 1e-7)), vectors)
+        return vectors
+
+
+class PackedMultiheadAttention(PackedParameters, nn.MultiheadAttention):
+    """Its projections are unpacked in each forward."""
+
+
+class PackedRecurrent(nn.Module):
+    """Before PackedParameters: recurrent layers hand all their weights to one function of torch's."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_flat_weights":
+            return [getattr(self, each) for each in self._flat_weights_names]
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "_flat_weights":  # torch's code keeps them; they would stay unpacked
+            super().__setattr__(name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.pop("_flat_weights", None)
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: the weights are made in each forward."""
+
+
+class PackedLSTM(PackedRecurrent, PackedParameters, nn.LSTM):
+    """Its weights are unpacked in each forward."""
+
+
+class PackedGRU(PackedRecurrent, PackedParameters, nn.GRU):
+    """Its weights are unpacked in each forward."""
+
+
+class PackedRNN(PackedRecurrent, PackedParameters, nn.RNN):
+    """Its weights are unpacked in each forward."""
+
+
+class PackedConv1d(PackedParameters, nn.Conv1d):
+    """Its weight is unpacked in each forward."""
+
+
+class PackedConv2d(PackedParameters, nn.Conv2d):
+    """Its weight is unpacked in each forward."""
+
+
+class PackedConv3d(PackedParameters, nn.Conv3d):
+    """Its weight is unpacked in each forward."""
+
+
+class PackedConvTranspose1d(PackedParameters, nn.ConvTranspose1d):
+    """Its weight is unpacked in each forward."""
+
+
+class PackedConvTranspose2d(PackedParameters, nn.ConvTranspose2d):
+    """Its weight is unpacked in each forward."""
+
+
+class PackedConvTranspose3d(PackedParameters, nn.ConvTranspose3d):
+    """Its weight is unpacked in each forward."""
+
+
+PACKED_CLASSES: dict[type[nn.Module], type[PackedParameters]] = {
+    nn.Linear: PackedLinear,
+    NonDynamicallyQuantizableLinear: PackedOutputProjection,
+    nn.Embedding: PackedEmbedding,
+    nn.MultiheadAttention: PackedMultiheadAttention,
+    nn.LSTM: PackedLSTM,
+    nn.GRU: PackedGRU,
+    nn.RNN: PackedRNN,
+    nn.Conv1d: PackedConv1d,
+    nn.Conv2d: PackedConv2d,
+    nn.Conv3d: PackedConv3d,
+    nn.ConvTranspose1d: PackedConvTranspose1d,
+    nn.ConvTranspose2d: PackedConvTranspose2d,
+    nn.ConvTranspose3d: PackedConvTranspose3d,
+}
+
+
+def pack_parameter(module: nn.Module, name: str, packed: PackedWeight) -> None:
+    """Put a packed weight in the place of the module's parameter ``name``; the class becomes its packed one."""
+    if type(module) in PACKED_CLASSES:
+        module.__class__ = PACKED_CLASSES[type(module)]
+        module.__dict__.pop("_flat_weights", None)
+    del module._parameters[name]
+    module.add_module(f"packed_{name}", packed)
+
+
+def takes_packed(module: nn.Module) -> bool:
+    """Whether there is a packed class for the module."""
+    return type(module) in PACKED_CLASSES or isinstance(module, PackedParameters)

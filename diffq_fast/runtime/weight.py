@@ -1,0 +1,134 @@
+"""One weight that stays packed: its rows decode alone, and are multiplied without being unpacked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..packed.coding import CodedTensor
+from ..packed.tensor import PackedTensor
+from ..reference.packed_rows import PackedRows, RowForm, pack_rows, segment_size
+
+_PARTS = ("data", "starts", "widths", "scales", "offsets")
+
+
+class PackedWeight(nn.Module):
+    """A weight as rows of packed levels, as many as its first dimension has.
+
+    A module of buffers (uint8 ``data``, int32 ``starts``, uint8 ``widths``, float32 ``scales`` and ``offsets``), so
+    that ``to``, ``state_dict``, copies and pickles take it along. ``half()`` and ``bfloat16()`` change the dtype of
+    what comes of it, and not its scales.
+
+    Attributes:
+        shape: of the weight.
+        dtype: of the weight, once unpacked; stored_dtype: the one that it had, to which it is rounded first.
+        form: how its rows are cut, and what levels stand for.
+    """
+
+    data: Tensor
+    starts: Tensor
+    widths: Tensor
+    scales: Tensor
+    offsets: Tensor
+
+    def __init__(self, packed: PackedTensor | CodedTensor, dtype: torch.dtype | None = None) -> None:
+        """``packed``: on the CPU, of two dimensions or more. CodeError where its streams are damaged."""
+        super().__init__()
+        rows = packed.shape[0]
+        columns = packed.count // rows if rows else 0
+        if len(packed.shape) < 2 or packed.count == 0:
+            raise ValueError(f"PackedWeight: expected a matrix with elements, got the shape {list(packed.shape)}")
+        self.shape, self.dtype, self.stored_dtype = torch.Size(packed.shape), dtype or packed.dtype, packed.dtype
+        group_size = 0 if packed.group_size >= packed.count else packed.group_size
+        segment = segment_size(columns, group_size)
+        levels, widths = _levels_and_widths(packed, rows, columns, group_size, segment)
+        one = packed.range_scope in ("tensor", "scale")
+        centred = packed.range_scope in ("scale", "steps")
+        self.form = RowForm(columns, segment, 0 if one else group_size, centred, packed.level_count or 0)
+        scales, offsets = _scales_and_offsets(packed)
+        for name, part in zip(_PARTS, (*pack_rows(levels, widths, segment), scales, offsets), strict=True):
+            self.register_buffer(name, part.contiguous())
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """``[*indices.shape, *shape[1:]]``: some rows of the weight, in its dtype. ``indices``: int64."""
+        flat = indices.reshape(-1).to(torch.int64)
+        values = functional.unpack_rows(flat, self._rows())
+        return values.view(*indices.shape, *self.shape[1:]).to(self.stored_dtype).to(self.dtype)
+
+    def unpack(self) -> Tensor:
+        """The weight: bit for bit as :meth:`.PackedTensor.unpack` gives it."""
+        return self.rows(torch.arange(self.shape[0], dtype=torch.int64, device=self.data.device))
+
+    def linear(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``torch.nn.functional.linear(input, weight, bias)`` for a matrix, to rounding. Differentiable in the input.
+
+        The product is made in float32, with the weight as the levels give it; in float64 where the input has that.
+        """
+        if input.dtype == torch.float64 or (torch.is_grad_enabled() and input.requires_grad):
+            return nn.functional.linear(input, self.unpack().to(input.dtype), bias)
+        product = functional.packed_linear(input, self._rows())
+        return product if bias is None else product + bias.to(product.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """In memory."""
+        return sum(part.numel() * part.element_size() for part in self._parts())
+
+    def extra_repr(self) -> str:
+        count = math.prod(self.shape)
+        return f"{list(self.shape)}, {8 * self.bytes / count:.2f} bits a weight, {self.dtype}"
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.data, self.starts, self.widths, self.scales, self.offsets
+
+    def _rows(self) -> PackedRows:
+        return PackedRows(*self._parts(), self.form)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scales, offsets = self.scales, self.offsets
+        super()._apply(fn, recurse)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scales.device)).dtype
+        self.scales, self.offsets = scales.to(self.data.device), offsets.to(self.data.device)
+        return self
+
+
+def _levels_and_widths(
+    packed: PackedTensor | CodedTensor, rows: int, columns: int, group_size: int, segment: int
+) -> tuple[Tensor, Tensor]:
+    """Levels from 0 on, int32 ``[rows, columns]``, and the width of each segment."""
+    if isinstance(packed, CodedTensor):
+        levels = packed.levels().reshape(rows, columns)
+    else:
+        flat = functional.unpack(packed.words, packed.widths, packed.count, group_size=packed.group_size)
+        levels = flat.view(rows, columns)
+    if packed.range_scope == "steps":
+        return _centred(levels.view(rows, -1, segment))
+    of_groups = packed.widths.to(torch.uint8)
+    if not group_size:
+        return levels, of_groups.expand(rows, 1)
+    begins = torch.arange(0, packed.count, segment, dtype=torch.int64, device="cpu")
+    return levels, of_groups[begins // group_size].view(rows, -1)
+
+
+def _centred(levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Signed levels ``[rows, segments, segment]`` on the fewest bits that hold each segment's."""
+    lowest, highest = levels.amin(2), levels.amax(2)
+    most = torch.maximum(-lowest, highest + 1)  # a width w holds -2**(w - 1) … 2**(w - 1) - 1
+    widths = torch.ceil(torch.log2(most.clamp(min=1).double())).to(torch.int64) + 1
+    shifted = levels + (1 << widths - 1)[:, :, None]
+    return shifted.to(torch.int32).flatten(1), widths.to(torch.uint8)
+
+
+def _scales_and_offsets(packed: PackedTensor | CodedTensor) -> tuple[Tensor, Tensor]:
+    none = torch.empty(0, dtype=torch.float32, device="cpu")
+    if isinstance(packed, CodedTensor) and packed.range_scope == "steps":
+        return packed.steps(), none
+    if packed.range_scope == "scale":
+        return packed.ranges.reshape(-1).float(), none
+    lows, highs = packed.ranges.reshape(-1, 2).float().unbind(1)
+    return highs - lows, lows

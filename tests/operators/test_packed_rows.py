@@ -1,0 +1,187 @@
+"""Weights as rows that stay packed: the operators against the oracle, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffq_fast.backends import cpu
+from diffq_fast.reference import packed_rows as oracle
+from diffq_fast.reference.packed_rows import RowForm, pack_rows, segment_size
+from support.operators import check, ops
+
+# rows, columns, group size of the widths, of the scales, centred, level count
+FORMS = {
+    "one width and scale": (5, 100, 0, 0, False, 0),
+    "groups of 8": (5, 64, 8, 0, False, 0),
+    "an odd number of groups": (7, 40, 8, 0, False, 0),
+    "groups of 8 with a scale each": (6, 48, 8, 8, False, 0),
+    "groups of 64 with a scale each": (3, 256, 64, 64, True, 0),
+    "groups of two rows": (8, 64, 128, 128, True, 0),
+    "groups cut by rows": (6, 96, 64, 64, False, 0),
+    "rows that begin within an eight": (6, 27, 8, 8, False, 0),
+    "columns alone": (9, 1, 8, 8, True, 0),
+    "a number of levels": (3, 13, 0, 0, False, 11),
+    "one scale, centred": (4, 31, 0, 0, True, 0),
+}
+needs_core = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
+
+
+class Rows:
+    """A random weight of one of FORMS: what the operators are given, and what its levels stand for."""
+
+    def __init__(self, name, most_width=16, seed=0):
+        rows, columns, group_size, scale_size, centred, level_count = FORMS[name]
+        generator = torch.Generator().manual_seed(seed)
+        draw = lambda *shape: torch.rand(shape, generator=generator)  # noqa: E731
+        groups = -(-rows * columns // group_size) if group_size else 1
+        group_of = torch.arange(rows * columns) // group_size if group_size else torch.zeros(rows * columns).long()
+        width_of_group = (draw(groups) * most_width).long() + 1
+        if level_count:
+            width_of_group[:] = 4
+        self.segment = segment_size(columns, group_size)
+        self.form = RowForm(columns, self.segment, scale_size, centred, level_count)
+        width = width_of_group[group_of].view(rows, columns)
+        self.widths = width.view(rows, -1, self.segment)[:, :, 0].to(torch.uint8)
+        self.levels = (draw(rows, columns) * 2.0**width).int()
+        if level_count:
+            self.levels.clamp_(max=level_count - 1)
+        count = self.form.group_count(rows)
+        self.scales, self.offsets = draw(count) + 0.1, draw(count) - 0.5
+        scale_group = group_of.view(rows, columns) if scale_size else torch.zeros(rows, columns).long()
+        scale, offset = self.scales[scale_group], self.offsets[scale_group]
+        steps = 1 / ((1 << width).float() - 1) if not level_count else torch.full_like(scale, 1 / (level_count - 1))
+        self.weight = self.levels * steps * scale + offset
+        self.offset = offset.expand(rows, columns)  # levels count from there on
+        if centred:
+            self.offset = -(1 << width - 1) * scale
+            self.weight, self.offsets = (self.levels - (1 << width - 1)) * scale, torch.empty(0)
+        self.rows = rows
+        self.packed = pack_rows(self.levels, self.widths, self.segment)
+
+    def arguments(self):
+        return (*self.packed, self.scales, self.offsets, [int(each) for each in self.form])
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_rows_are_what_their_levels_stand_for(name):
+    given = Rows(name)
+    indices = torch.tensor([given.rows - 1, 0, 1, 1])
+    for unpack in (ops.unpack_rows, oracle.unpack_rows):
+        assert torch.equal(unpack(indices, *given.arguments()), given.weight[indices])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 8, 9, 20])
+@pytest.mark.parametrize("name", FORMS)
+def test_products_equal_those_of_the_weight_to_rounding(name, count):
+    given = Rows(name, most_width=8)
+    vectors = torch.randn(count, given.form.columns, generator=torch.Generator().manual_seed(1))
+    product = ops.packed_linear(vectors, *given.arguments())
+    exact = vectors.double() @ given.weight.double().mT
+    size = vectors.abs().double() @ (given.weight.abs() + given.offset.abs()).double().mT
+    assert product.shape == exact.shape
+    assert bool(((product - exact).abs() <= 2**-21 * size).all())
+
+
+@pytest.mark.parametrize("width", range(1, 17))
+def test_every_width(width):
+    levels = torch.arange(4 * 24).view(4, 24).int() * 40503 % 2**width
+    widths = torch.full((4, 3), width, dtype=torch.uint8)
+    packed = pack_rows(levels, widths, 8)
+    form = [24, 8, 0, True, 0]
+    scales, none = torch.ones(1), torch.empty(0)
+    values = ops.unpack_rows(torch.arange(4), *packed, scales, none, form)
+    assert torch.equal(values, levels.float() - 2 ** (width - 1))
+    assert packed[0].numel() == 4 * 4 * -(-3 * width // 4) + oracle.READ_BEHIND
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (2, 3, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vectors_of_any_shape_and_dtype(shape, dtype):
+    given = Rows("groups of 8")
+    vectors = torch.linspace(-1, 1, 64).expand(shape).to(dtype)
+    product = ops.packed_linear(vectors, *given.arguments())
+    assert product.shape == (*shape[:-1], given.rows)
+    assert product.dtype == dtype
+    rows = vectors.reshape(-1, 64)
+    assert torch.equal(product.view(-1, given.rows), ops.packed_linear(rows, *given.arguments()))
+
+
+def test_threads_change_nothing():
+    given = Rows("groups of 8")
+    vectors = torch.randn(3, 64)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(ops.packed_linear(vectors, *given.arguments()))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_opcheck():
+    given = Rows("groups of 8")
+    check(ops.unpack_rows.default, torch.tensor([2, 0]), *given.arguments())
+    check(ops.packed_linear.default, torch.randn(2, 64), *given.arguments())
+
+
+@needs_core
+@pytest.mark.parametrize("index", [-1, 5, 2**40])
+def test_an_index_out_of_bounds_is_refused(index):
+    with pytest.raises(ValueError, match="unpack_rows: an index or a row is out of bounds"):
+        ops.unpack_rows(torch.tensor([0, index]), *Rows("groups of 8").arguments())
+
+
+@needs_core
+@pytest.mark.parametrize("place", range(6))
+def test_rows_beyond_their_data_are_refused(place):
+    data, starts, widths, *rest = Rows("groups of 8").arguments()
+    if place < 5:
+        starts = starts.clone()
+        starts[place] = [2**30, -1, len(data) // 4, -(2**31), 2**31 - 1][place]
+    else:
+        data = data[: oracle.READ_BEHIND]
+    with pytest.raises(ValueError, match="out of bounds"):
+        ops.packed_linear(torch.randn(1, 64), data, starts, widths, *rest)
+    with pytest.raises(ValueError, match="out of bounds"):
+        ops.unpack_rows(torch.arange(5), data, starts, widths, *rest)
+
+
+@needs_core
+def test_wider_widths_than_the_data_has_are_refused():
+    data, starts, widths, *rest = Rows("groups of 8", most_width=2).arguments()
+    with pytest.raises(ValueError, match="out of bounds"):
+        ops.packed_linear(torch.randn(1, 64), data, starts, torch.full_like(widths, 255), *rest)
+
+
+@needs_core
+@pytest.mark.parametrize(
+    "form",
+    [[], [64, 8, 0], [0, 0, 0, 0, 0], [64, 0, 0, 0, 0], [64, 7, 0, 0, 0], [64, 128, 0, 0, 0], [64, 8, 4, 0, 0],
+     [2**40, 8, 0, 0, 0], [64, 8, -8, 0, 0], [-64, 8, 0, 0, 0], [72, 8, 0, 0, 0], [64, 8, 8, 0, 0]],
+)  # fmt: skip
+def test_forms_that_do_not_fit_are_refused(form):
+    *tensors, _ = Rows("groups of 8").arguments()
+    with pytest.raises(ValueError, match="packed_linear: "):
+        ops.packed_linear(torch.randn(1, 64), *tensors, form)
+    with pytest.raises(ValueError, match="unpack_rows: "):
+        ops.unpack_rows(torch.arange(5), *tensors, form)
+
+
+@needs_core
+@pytest.mark.parametrize("place", range(5))
+def test_tensors_of_other_dtypes_are_refused(place):
+    *tensors, form = Rows("groups of 8").arguments()
+    tensors[place] = tensors[place].to(torch.float64)
+    with pytest.raises(ValueError, match="expected uint8 data, int32 starts, uint8 widths, float32 scales"):
+        ops.packed_linear(torch.randn(1, 64), *tensors, form)
+
+
+@needs_core
+@pytest.mark.parametrize("vectors", [torch.randn(1, 63), torch.ones(1, 64, dtype=torch.int64), torch.tensor(1.0)])
+def test_vectors_that_do_not_fit_are_refused(vectors):
+    with pytest.raises(ValueError, match="packed_linear: expected a floating input of 64 columns"):
+        ops.packed_linear(vectors, *Rows("groups of 8").arguments())

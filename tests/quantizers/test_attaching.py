@@ -1,0 +1,205 @@
+"""What attaching costs, and what it refuses or tells at once instead of at the end of a training."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+import diffq_fast
+from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer
+from support.models import mlp
+
+
+def experts(number):
+    """Two small weights in each."""
+    made = [nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)) for _ in range(number)]
+    return nn.ModuleList(nn.ModuleList(made[start : start + 16]) for start in range(0, number, 16))
+
+
+def calls_of(function):
+    """Calls of Python and C functions."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("quantizer", [DiffQuantizer, UniformQuantizer, LSQ, RateQuantizer])
+def test_attaching_takes_a_few_calls_for_each_weight(quantizer):
+    some, more = experts(32), experts(128)
+    quantizer(nn.Linear(2, 2), min_size=0)  # what is made once
+    calls = [calls_of(lambda model=model: quantizer(model, min_size=0.0001)) for model in (some, more)]
+    assert calls[1] < 4.2 * calls[0]
+    assert calls[1] < 300 * 256
+
+
+# -- told at once ------------------------------------------------------------------------------------------------------
+
+
+def told(make):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make()
+    return [str(each.message) for each in caught]
+
+
+def test_what_save_will_refuse_is_told_when_a_quantizer_is_attached(tmp_path):
+    model = mlp().double()
+    model.register_buffer("graph", torch.eye(4).to_sparse())
+    model.register_buffer("scratch", torch.eye(4).to_sparse(), persistent=False)
+    (text,) = told(lambda: UniformQuantizer(model, min_size=0.001))
+    assert all(words in text for words in ("0.weight is torch.float64", "graph is not dense", "diffq_fast.save"))
+    assert not any(words in text for words in ("scratch", "bias"))
+    quantizer = UniformQuantizer(mlp().double(), min_size=0)
+    with pytest.raises(TypeError, match="float64"):
+        diffq_fast.save(quantizer, tmp_path / "file")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_that_can_be_saved_is_attached_in_silence(dtype):
+    model = mlp().to(dtype)
+    model.register_buffer("table", torch.eye(4))
+    assert told(lambda: DiffQuantizer(model, min_size=0)) == []
+
+
+@pytest.mark.parametrize("group_size", [1.5, 8.0, "8", None])
+def test_a_group_size_that_is_no_whole_number_is_refused(group_size):
+    with pytest.raises(TypeError, match=f"group_size must be a whole number, got {group_size!r}"):
+        DiffQuantizer(mlp(), group_size=group_size)
+    if group_size is not None:  # one group for each row there
+        with pytest.raises(TypeError, match=f"group_size must be None or a whole number, got {group_size!r}"):
+            RateQuantizer(mlp(), group_size=group_size)
+
+
+def test_sizes_are_on_the_device_of_the_weights_also_where_nothing_is_quantised():
+    for make in (DiffQuantizer, UniformQuantizer, LSQ, RateQuantizer):
+        for min_size in (0, 100):
+            quantizer = make(mlp().to("meta"), min_size=min_size)
+            assert quantizer.model_size().device.type == "meta"
+            assert quantizer.model_size(exact=True).device.type == "meta"
+
+
+# -- NaN logits --------------------------------------------------------------------------------------------------------
+
+
+def test_nan_logits_are_told_as_such(tmp_path):
+    model = mlp()
+    quantizer = DiffQuantizer(model, min_size=0, group_size=8)
+    quantizer.no_optimizer()
+    with torch.no_grad():
+        model[2].weight_diffq[3] = float("nan")
+    model.eval()
+    attempts = [
+        lambda: model(torch.ones(1, 64)),
+        lambda: diffq_fast.save(quantizer, tmp_path / "file"),
+        quantizer.get_quantized_state,
+        quantizer.true_model_size,
+        quantizer.freeze_bits,
+        quantizer.quantize,
+        quantizer.check_exportable,
+    ]
+    for attempt in attempts:
+        with pytest.raises(ValueError, match=r"the logits of 2\.weight have NaN elements"):
+            attempt()
+    assert not (tmp_path / "file").exists()
+
+
+# -- TorchScript and ONNX ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [DiffQuantizer, UniformQuantizer, LSQ, RateQuantizer])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*jit.*")
+def test_a_live_model_is_not_traced_or_scripted_and_its_baked_copy_is(make):
+    model, inputs = mlp().eval(), torch.ones(1, 64)
+    quantizer = make(model, min_size=0)
+    attempts = [
+        lambda: torch.jit.trace(model, inputs),
+        lambda: torch.jit.script(model),
+        lambda: torch.jit.script(nn.Sequential(model)),
+        lambda: torch.onnx.export(model, (inputs,), "never_written", dynamo=False),
+    ]
+    for attempt in attempts:
+        with pytest.raises(RuntimeError, match=r"bake\(\)"):
+            attempt()
+    expected = model(inputs)
+    quantizer.bake()
+    assert torch.equal(torch.jit.script(model)(inputs), expected)
+    assert torch.equal(torch.jit.trace(model, inputs)(inputs), expected)
+
+
+def test_an_onnx_export_of_a_compiled_graph_is_refused(monkeypatch):
+    model = mlp().eval()
+    UniformQuantizer(model, min_size=0)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    with pytest.raises(RuntimeError, match=r"exported to ONNX .*bake\(\)"):
+        torch.export.export(model, (torch.ones(1, 64),))
+
+
+# -- schedulers made before setup_optimizer ----------------------------------------------------------------------------
+
+TAKES_A_GROUP = {
+    "StepLR": lambda optimizer: lr_scheduler.StepLR(optimizer, 2),
+    "CosineAnnealingLR": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 5),
+    "ReduceLROnPlateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=0),
+    "ChainedScheduler": lambda optimizer: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+    ),
+}
+COUNTS_GROUPS = {
+    "LambdaLR": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch),
+    "MultiplicativeLR": lambda optimizer: lr_scheduler.MultiplicativeLR(optimizer, lambda epoch: 0.5),
+    "OneCycleLR": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10),
+    "CyclicLR": lambda optimizer: lr_scheduler.CyclicLR(optimizer, 0.01, 0.1),
+    "SequentialLR": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer, [lr_scheduler.LinearLR(optimizer), lr_scheduler.LambdaLR(optimizer, lambda epoch: 1)], [2]
+    ),
+}
+
+
+def optimizer_of(model):
+    return torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+
+def trains(optimizer, scheduler):
+    arguments = [1.0] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step(*arguments)
+    assert len(scheduler.get_last_lr()) == len(optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize("name", TAKES_A_GROUP)
+def test_a_scheduler_made_before_that_takes_a_new_group_goes_on(name):
+    model = mlp()
+    optimizer = optimizer_of(model)
+    scheduler = TAKES_A_GROUP[name](optimizer)
+    DiffQuantizer(model, min_size=0).setup_optimizer(optimizer)
+    trains(optimizer, scheduler)
+
+
+@pytest.mark.parametrize("name", COUNTS_GROUPS)
+def test_a_scheduler_made_before_that_counts_groups_is_refused_at_setup_optimizer(name):
+    """And nothing has changed then; one that is made afterwards trains."""
+    model = mlp()
+    optimizer, another = optimizer_of(model), optimizer_of(model)
+    scheduler = COUNTS_GROUPS[name](optimizer)
+    quantizer = DiffQuantizer(model, min_size=0)
+    before = [dict(group) for group in optimizer.param_groups], scheduler.get_last_lr(), scheduler.last_epoch
+    with pytest.raises(RuntimeError, match=r"setup_optimizer: the optimizer's .*LR was made .* after setup_optimizer"):
+        quantizer.setup_optimizer(optimizer)
+    assert before == ([*optimizer.param_groups], scheduler.get_last_lr(), scheduler.last_epoch)
+    quantizer.setup_optimizer(another)
+    trains(another, COUNTS_GROUPS[name](another))

@@ -1,0 +1,309 @@
+"""Models whose layers keep their weights packed: the same outputs as unpacked, in less memory, in every road of use."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import diffq_fast
+from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer
+from diffq_fast.runtime.layers import PACKED_CLASSES, PackedLinear
+from diffq_fast.runtime.weight import PackedWeight
+
+
+class Network(nn.Module):
+    """Every layer that there is a packed one for."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 32)
+        self.convolution = nn.Conv1d(32, 24, 3, padding=1)
+        self.transposed = nn.ConvTranspose1d(24, 32, 3, padding=1)
+        self.lstm = nn.LSTM(32, 24, 2, bidirectional=True, batch_first=True)
+        self.gru = nn.GRU(48, 32, batch_first=True)
+        self.rnn = nn.RNN(32, 32, batch_first=True)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.linear = nn.Linear(32, 27)
+        self.head = nn.Linear(27, 50)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        x = self.transposed(torch.relu(self.convolution(x.mT))).mT
+        for layer in (self.lstm, self.gru, self.rnn):
+            x, _ = layer(x)
+        x = self.attention(x, x, x)[0]
+        return self.head(torch.relu(self.linear(x)))
+
+
+class Images(nn.Module):
+    """Convolutions of two and three dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.plane = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, groups=2))
+        self.space = nn.Sequential(nn.Conv3d(8, 8, (1, 3, 3)), nn.ReLU(), nn.ConvTranspose3d(8, 4, (1, 3, 3)))
+
+    def forward(self, images):
+        return self.space(self.plane(images)[:, :, None])
+
+
+QUANTIZERS = {
+    "groups of 8": lambda model: DiffQuantizer(model, group_size=8, min_size=0.0001),
+    "groups of 64, range per group": lambda model: DiffQuantizer(
+        model, group_size=64, min_size=0.0001, range_scope="group"
+    ),
+    "one group": lambda model: DiffQuantizer(model, group_size=0, min_size=0.0001),
+    "a scale": lambda model: LSQ(model, min_size=0.0001),
+    "one width": lambda model: UniformQuantizer(model, bits=4, min_size=0.0001),
+    "11 levels": lambda model: UniformQuantizer(model, bits=3.5, min_size=0.0001),
+    "steps": lambda model: RateQuantizer(model, min_size=0.0001),
+}
+TOKENS = torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["fixed", "coded"])
+def coding(request):
+    return request.param
+
+
+def saved(path, quantizer="groups of 8", coding="fixed", network=Network, dtype=None):
+    torch.manual_seed(0)
+    model = network() if dtype is None else network().to(dtype)
+    attached = QUANTIZERS[quantizer](model)
+    model.eval()
+    if isinstance(attached, DiffQuantizer):
+        for parameter in attached.learned_parameters():
+            nn.init.normal_(parameter)
+    diffq_fast.save(attached, path, coding=coding)
+    return path
+
+
+def both(path, network=Network, dtype=None):
+    """The model with unpacked weights, and with packed ones."""
+    made = [network() if dtype is None else network().to(dtype) for _ in range(2)]
+    return diffq_fast.load(path, made[0]).eval(), diffq_fast.load(path, made[1], packed=True).eval()
+
+
+def weights_of(model):
+    return [module for module in model.modules() if isinstance(module, PackedWeight)]
+
+
+def close(a, b, count):
+    """To float32's rounding, of sums of so many products."""
+    return torch.allclose(a, b, rtol=0, atol=2**-20 * count * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_a_packed_model_has_the_unpacked_one_s_weights_and_outputs(tmp_path, quantizer, coding):
+    plain, packed = both(saved(tmp_path / "file", quantizer, coding))
+    assert len(weights_of(packed)) == 19
+    for name, parameter in plain.named_parameters():
+        module, _, attribute = name.rpartition(".")
+        assert torch.equal(getattr(packed.get_submodule(module), attribute), parameter), name
+    with torch.no_grad():
+        assert close(packed(TOKENS), plain(TOKENS), 32)
+        assert close(packed(TOKENS[:1, :1]), plain(TOKENS[:1, :1]), 32)
+
+
+def test_convolutions_of_images(tmp_path, coding):
+    plain, packed = both(saved(tmp_path / "file", coding=coding, network=Images), Images)
+    images = torch.randn(2, 3, 9, 9)
+    assert len(weights_of(packed)) == 4
+    assert torch.equal(packed(images), plain(images))
+
+
+def test_every_class_is_tried():
+    tried = {type(module) for network in (Network(), Images()) for module in network.modules()}
+    assert set(PACKED_CLASSES) <= tried | {nn.Conv1d}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_lower_precision(tmp_path, dtype):
+    plain, packed = both(saved(tmp_path / "file", dtype=dtype), dtype=dtype)
+    assert torch.equal(packed.linear.weight, plain.linear.weight)
+    assert packed.linear.weight.dtype == dtype
+    with torch.no_grad():
+        assert torch.allclose(packed(TOKENS), plain(TOKENS), atol=0.05, rtol=0.05)
+
+
+def test_a_lower_stored_precision_is_what_the_model_sees(tmp_path):
+    plain, packed = both(saved(tmp_path / "file", dtype=torch.bfloat16))
+    assert packed.linear.weight.dtype == torch.float32
+    assert torch.equal(packed.linear.weight, plain.linear.weight)
+
+
+def test_casts_change_the_result_and_not_the_scales(tmp_path):
+    _, packed = both(saved(tmp_path / "file"))
+    scales = packed.linear.packed_weight.scales.clone()
+    packed.bfloat16()
+    assert packed(TOKENS).dtype == packed.linear.weight.dtype == torch.bfloat16
+    packed.float()
+    assert torch.equal(packed.linear.packed_weight.scales, scales)
+    assert packed(TOKENS).dtype == torch.float32
+    packed.double()
+    assert packed.linear(torch.randn(2, 32, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_memory_is_close_to_the_file_s(tmp_path):
+    class Large(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(512, 1024, bias=False)
+
+    for quantizer in ("groups of 8", "one group", "a scale"):
+        path = saved(tmp_path / "file", quantizer, network=Large)
+        packed = diffq_fast.load(path, Large(), packed=True)
+        assert sum(weight.bytes for weight in weights_of(packed)) <= 1.3 * os.path.getsize(path)
+        assert not list(packed.parameters())
+
+
+def test_a_tied_weight_is_one(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(50, 32)
+            self.head = nn.Linear(32, 50, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, tokens):
+            return self.head(self.embedding(tokens))
+
+    plain, packed = both(saved(tmp_path / "file", network=Tied), Tied)
+    assert packed.head.packed_weight is packed.embedding.packed_weight
+    assert torch.allclose(packed(TOKENS), plain(TOKENS), atol=1e-5)
+
+
+def test_a_weight_that_no_layer_can_keep_packed_is_unpacked(tmp_path):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own = nn.Parameter(torch.randn(32, 32))
+            self.linear = nn.Linear(32, 32)
+
+        def forward(self, x):
+            return self.linear(x @ self.own)
+
+    plain, packed = both(saved(tmp_path / "file", network=Own), Own)
+    assert torch.equal(packed.own, plain.own)
+    assert isinstance(packed.linear, PackedLinear)
+    assert isinstance(packed.linear, nn.Linear)
+
+
+def test_a_weight_shared_with_such_a_place_is_unpacked_everywhere(tmp_path):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(32, 32)
+            self.own = self.linear.weight
+
+    plain, packed = both(saved(tmp_path / "file", network=Shared), Shared)
+    assert packed.own is packed.linear.weight
+    assert torch.equal(packed.own, plain.own)
+
+
+def test_copies_pickles_and_state_dicts(tmp_path, coding):
+    _, packed = both(saved(tmp_path / "file", coding=coding))
+    expected = packed(TOKENS)
+    stream = io.BytesIO()
+    torch.save(packed, stream)
+    stream.seek(0)
+    copies = [copy.deepcopy(packed), pickle.loads(pickle.dumps(packed)), torch.load(stream, weights_only=False)]
+    for other in copies:
+        assert torch.equal(other(TOKENS), expected)
+        assert "_flat_weights" not in other.lstm.__dict__
+    changed = copies[0]
+    changed.linear.packed_weight.scales.mul_(2)
+    assert not torch.equal(changed(TOKENS), expected)
+    changed.load_state_dict(packed.state_dict())
+    assert torch.equal(changed(TOKENS), expected)
+
+
+def test_gradients_reach_the_inputs(tmp_path):
+    plain, packed = both(saved(tmp_path / "file"))
+    grads = []
+    for model in (plain, packed):
+        vectors = torch.linspace(-1, 1, 64).view(2, 32).requires_grad_()
+        model.linear(vectors).square().sum().backward()
+        grads.append(vectors.grad)
+    assert torch.allclose(*grads, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_and_exported(tmp_path):
+    _, packed = both(saved(tmp_path / "file"))
+    layer, vectors = packed.linear, torch.randn(3, 32)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(vectors), layer(vectors))
+        program = torch.export.export(layer, (vectors,))
+        assert torch.equal(program.module()(vectors), layer(vectors))
+
+
+def test_several_threads_at_once(tmp_path):
+    _, packed = both(saved(tmp_path / "file"))
+    with torch.no_grad():
+        expected, results = packed(TOKENS), []
+
+        def run():
+            with torch.no_grad():
+                results.extend(packed(TOKENS) for _ in range(5))
+
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(results) == 20
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_the_norm_of_looked_up_rows_is_bounded(tmp_path):
+    class Bounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(50, 32, max_norm=1.5)
+
+        def forward(self, tokens):
+            return self.embedding(tokens)
+
+    plain, packed = both(saved(tmp_path / "file", network=Bounded), Bounded)
+    assert torch.allclose(packed(TOKENS), plain(TOKENS), atol=1e-6)
+    assert float(packed(TOKENS).norm(dim=-1).max()) < 1.5001
+
+
+def test_a_model_with_a_quantizer_is_refused(tmp_path):
+    path, model = saved(tmp_path / "file"), Network()
+    quantizer = QUANTIZERS["groups of 8"](model)
+    with pytest.raises(
+        ValueError, match=r"load: packed=True is for a model without a quantizer, found a DiffQuantizer"
+    ):
+        diffq_fast.load(path, model, packed=True)
+    quantizer.detach()
+    assert weights_of(diffq_fast.load(path, model, packed=True))
+
+
+def test_without_a_model_there_is_nothing_to_keep_packed(tmp_path):
+    with pytest.raises(TypeError, match=r"load: packed=True .* give one"):
+        diffq_fast.load(saved(tmp_path / "file"), packed=True)
+
+
+def test_a_model_that_does_not_fit_is_unchanged(tmp_path):
+    path, model = saved(tmp_path / "file"), Network()
+    model.head = nn.Linear(27, 51)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="does not fit the model"):
+        diffq_fast.load(path, model, packed=True)
+    assert not weights_of(model)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_loading_again_into_a_packed_model_is_refused_by_names(tmp_path):
+    path = saved(tmp_path / "file")
+    _, packed = both(path)
+    with pytest.raises(ValueError, match=r"does not fit the model: missing in the file: .*packed_weight\.data"):
+        diffq_fast.load(path, packed, packed=True)
