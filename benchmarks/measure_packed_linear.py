@@ -44,13 +44,13 @@ def layer(segment: int, group_size: int, widths: tuple[int, ...]) -> PackedRows:
     for some in width_of.split(ROWS_AT_ONCE):
         top = (1 << some.int()).repeat_interleave(segment, 1)
         parts.append(functional.pack_rows((torch.rand(top.shape) * top).int(), some, segment))
-    datas = [data[:-16] for data, _, _ in parts[:-1]] + [parts[-1][0]]
-    begins = itertools.accumulate((len(data) // 4 for data in datas[:-1]), initial=0)
+    parts_of_data = [data[:-16] for data, _, _ in parts[:-1]] + [parts[-1][0]]
+    begins = itertools.accumulate((len(data) // 4 for data in parts_of_data[:-1]), initial=0)
     starts = torch.cat([part[1][:-1] + begin for part, begin in zip(parts, begins, strict=True)] + [torch.zeros(1)])
     groups = SIZE * SIZE // group_size if group_size else 1
     form = RowForm(SIZE, segment, group_size, False, 0)
     found = torch.cat([part[2] for part in parts])
-    return PackedRows(torch.cat(datas), starts.int(), found, torch.rand(groups), torch.randn(groups), form)
+    return PackedRows(torch.cat(parts_of_data), starts.int(), found, torch.rand(groups), torch.randn(groups), form)
 
 
 def checked(rows: PackedRows, vectors: Tensor) -> None:

@@ -1,8 +1,8 @@
 # ruff: noqa: E402 (what is to be guided by must be imported first, by atheris)
 """Feeds the reader of packed files damaged and forged ones: each loads, or is refused with the reader's own error.
 
-    python tests/fuzz_file_reader.py [runs] [seed]      mutations drawn at random
-    python tests/fuzz_file_reader.py --guided [options]  with the reader's coverage for a guide; options of libFuzzer
+    python tests/fuzz_file_reader.py [runs] [seed] [--processes N]  mutations drawn at random
+    python tests/fuzz_file_reader.py --guided [options]             guided by the reader's coverage; libFuzzer's options
 
 The second form needs `pip install atheris`. Both change the golden files and the small ones of `seeds`: bytes as they
 are, or fields of the header and the layout, sealed again with right checksums, so that what lies behind these is
@@ -13,16 +13,13 @@ folder.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import sys
 import tempfile
-import time
 import warnings
 import zlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +39,10 @@ from diffq_fast.files.safetensors_reader import ITEM_BYTES
 from diffq_fast.packed.coding import CodedTensor
 from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.save_load import inspect, load, read_packed
-from support.fuzz_limits import bounded, thrice
-from support.packed_examples import GOLDEN, Example, example_weight
+from diffq_fast.reference.level_code import LevelCode
+from support.fuzz_limits import bounded
+from support.fuzz_runs import main
+from support.packed_examples import GOLDEN, Example, coded_example, example_weight
 from support.packed_forgery import Forgery, compact
 
 # Of four readings: inspect, read, decode, load. A header has a tensor in 77 bytes, each read and checked in Python.
@@ -69,8 +68,10 @@ class Model(nn.Module):
         self.b = nn.Parameter(torch.full((1,), 9.0))
 
 
-def seeds(folder: Path) -> list[bytes]:
-    """The golden files, and files with little but one coding, dtype or scope each."""
+def seeds(folder: Path) -> tuple[list[bytes], list[bytes]]:
+    """Files with little but one coding, dtype or scope each, and the golden files, which have everything."""
+    levels, one = torch.tensor([0, 3, -1, 0, 0, 1, -40]), LevelCode(-9, 0)
+    table = LevelCode(-1, 0, (1000, 2096, 1000), escape=True)
     small = {
         "fixed": Example({"w": example_weight((5, 7), [2, 3], 4)}),
         "runs": Example({"w": example_weight((70,), [4] * 20 + [9] * 50, 1)}),
@@ -79,9 +80,14 @@ def seeds(folder: Path) -> list[bytes]:
             {"w": example_weight((6,), 5, 0, dtype=torch.float16)}, {"b": torch.ones(2)}, {"v": "w"}, {"b"}
         ),
         "plain": Example({}, {"b": torch.arange(3), "mask": torch.tensor([True])}, buffers={"mask"}),
+        "steps": Example({"w": coded_example((7,), [(torch.tensor([-9, -9]), one), (levels, table)], 4)}),
+        "coded": Example(
+            {"w": coded_example((6,), [(levels[:6], table)], 0, widths=4, ranges=[-1.0], scheme=("scale", None))}
+        ),
     }
     written = [example.write(folder / name).read_bytes() for name, example in small.items()]
-    return [(DATA / f"{name}.safetensors").read_bytes() for name in GOLDEN] + written
+    golden = [(DATA / f"{name}.safetensors").read_bytes() for name in GOLDEN]
+    return [*written, golden[0]], golden[1:]
 
 
 class Mutation:
@@ -113,7 +119,7 @@ class Mutation:
         changes = (self._weight, self._weight, self._tensor, self._tensor, self._data, self._metadata, self._names)
         for _ in range(self.random.choice((1, 1, 2, 3))):
             self.random.choice(changes)(forgery)
-        if self.random.random() < 0.02:
+        if self.random.random() < 0.004:
             self.random.choice((self._many, self._long, self._large))(forgery)
         return forgery.blob(self._text if self.random.random() < 0.2 else None)[:LARGEST]
 
@@ -168,7 +174,7 @@ class Mutation:
 
     def _many(self, forgery: Forgery) -> None:
         """A weight, a tensor or a tie again and again, under other names."""
-        kind, count = self.random.randrange(3), self.random.choice((300, 3000))
+        kind, count = self.random.randrange(3), self.random.choice((30, 300, 300, 300, 3000))
         if kind == 0:
             weights = forgery.layout["weights"]
             first = self.random.choice([*weights])
@@ -241,62 +247,60 @@ class Reader:
     """Reads bytes as a packed file in every way there is, and checks what comes of it."""
 
     def __init__(self) -> None:
-        self.descriptor, self.path = tempfile.mkstemp(suffix=".safetensors")
-        os.unlink(self.path)  # nothing stays behind; the name below opens it
+        self.descriptor = os.memfd_create("fuzzed")
         self.path = f"/proc/self/fd/{self.descriptor}"
-        self.loaded = 0
+        self.model, self.filled = Model(), Model().state_dict()
 
-    def warm_up(self, data: bytes) -> None:
-        """Modules are loaded when they are first used, which takes longer than a file may."""
-        os.pwrite(self.descriptor, data, 0)
-        self._read()
-        self.loaded = 0
-
-    def __call__(self, data: bytes) -> None:
+    def __call__(self, data: bytes) -> bool:
+        """Whether it is a packed file."""
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, data, 0)
         header = min(int.from_bytes(data[:8], "little"), len(data))
         seconds = SECONDS_PER_MEGABYTE * len(data) + SECONDS_PER_MEGABYTE_OF_HEADER * header
         with bounded(len(data), seconds / 2**20):
-            self._read()
+            return self.read(zlib.crc32(data))
 
-    def _read(self) -> None:
+    def read(self, choice: int) -> bool:
+        """``choice``: a number that is drawn from the file, so that it is read in the same ways each time."""
         report = refused(lambda: inspect(self.path), self.path)
         if report is not None:
             report.table(), report.to_json()
         contents = refused(lambda: read_packed(self.path), self.path)
-        if contents is not None:
-            self.loaded += 1
-            if report is None:
-                raise AssertionError("read a file that inspect refuses")
-            state = refused(contents.state_dict, self.path)
-            if state is not None:
-                self._check(contents, state)
-            elif not any(isinstance(weight, CodedTensor) for weight in contents.packed.values()):
-                raise AssertionError("read a file that cannot be decoded, and not for its streams")
-        self._load(contents)
+        if contents is None:
+            if choice % 8 == 0:  # load reads the whole file before anything else, and refuses it for the same reason
+                self._load(None, choice)
+            return False
+        if report is None:
+            raise AssertionError("read a file that inspect refuses")
+        state = refused(contents.state_dict, self.path)
+        if state is not None:
+            self._check(contents, state)
+        elif not any(isinstance(weight, CodedTensor) for weight in contents.packed.values()):
+            raise AssertionError("read a file that cannot be decoded, and not for its streams")
+        self._load(contents, choice)
+        return True
 
     def _check(self, contents: Any, state: dict[str, torch.Tensor]) -> None:
         for name, entry in contents.entries().items():
             if (tuple(state[name].shape), state[name].dtype) != (entry.shape, entry.dtype):
                 raise AssertionError(f"{name!a}: {state[name].shape} {state[name].dtype}")
 
-    def _load(self, contents: Any) -> None:
+    def _load(self, contents: Any, choice: int) -> None:
         """Into a model: all of it or nothing."""
-        model = Model()
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        strict = zlib.crc32(os.pread(self.descriptor, LARGEST, 0)) % 2 == 0
-        done = refused(lambda: load(self.path, model, strict=strict), self.path, ValueError)
+        model = self.model
+        done = refused(lambda: load(self.path, model, strict=choice % 16 < 8), self.path, ValueError)
         if done is not None and contents is None:
             raise AssertionError("loaded a file that cannot be read")
         entries = {} if done is None else contents.entries()
         for name, tensor in model.state_dict().items():
-            expected = before[name]
+            expected = self.filled[name]
             stored = [each for each in (name, *TIED.get(name, ())) if each in entries]
             if stored:
                 expected = contents.tensor(stored[0]).to(expected.dtype)
             if not torch.equal(tensor.view(torch.int32), expected.view(torch.int32)):
                 raise AssertionError(f"{name} is {tensor}, expected {expected}; loaded: {done is not None}")
+        if done is not None:
+            self.model = Model()
 
 
 def quiet() -> None:
@@ -304,40 +308,40 @@ def quiet() -> None:
     torch.set_num_threads(1)
 
 
-def run(runs: int, seed: int) -> None:
-    reader = Reader()
-    with tempfile.TemporaryDirectory() as folder:
-        files = seeds(Path(folder))
-    quiet()
-    reader.warm_up(files[0])
-    start = time.perf_counter()
-    for index in range(seed, seed + runs):
-        mutation = Mutation(index)
-        data = mutation.random.choice(files)
-        for _ in range(mutation.random.choice((0, 1, 1, 1, 2, 3))):
+class Fuzzer:
+    """Files that are changed at random."""
+
+    suffix = ".safetensors"
+
+    def __init__(self) -> None:
+        quiet()
+        self.read = Reader()
+        with tempfile.TemporaryDirectory() as folder:
+            self.small, self.golden = seeds(Path(folder))
+        for data in (*self.small, *self.golden):  # modules are loaded when first used, which takes longer than a file
+            os.pwrite(self.read.descriptor, data, 0)
+            if not self.read.read(0):
+                raise AssertionError("expected files that are valid before they are changed")
+            os.ftruncate(self.read.descriptor, 0)
+
+    def draw(self, seed: int) -> bytes:
+        mutation = Mutation(seed)
+        draw = mutation.random
+        data = draw.choice(self.golden if draw.random() < 0.05 else self.small)
+        for _ in range(draw.choice((0, 1, 1, 1, 2, 3)) if draw.random() < 0.99 else 20):
             data = mutation.changed(data)
-        try:
-            thrice(partial(reader, data))
-        except BaseException:
-            name = f"refute_{hashlib.sha256(data).hexdigest()[:12]}.safetensors"
-            Path(name).write_bytes(data)
-            print(f"run {index}: {name}", file=sys.stderr)
-            raise
-    speed = runs / (time.perf_counter() - start)
-    print(f"{runs} files read without a finding, {reader.loaded} of them valid; {speed:.0f} a second")
-    if runs >= 100 and not 0 < reader.loaded < runs:
-        raise AssertionError("expected some files that load and some that do not")
+        return data
 
 
 def run_guided(options: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for index, data in enumerate(seeds(Path(folder))):
-            Path(folder, f"seed_{index}").write_bytes(data)
-        for written in ("fixed", "runs", "per_group", "tied", "plain"):
-            Path(folder, written).unlink()
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as corpus:
+        small, golden = seeds(Path(folder))
+        for index, data in enumerate([*small, *golden]):
+            Path(corpus, f"seed_{index}").write_bytes(data)
         quiet()
         mutate = lambda data, _size, seed: Mutation(seed).changed(data)  # noqa: E731
-        atheris.Setup([sys.argv[0], *options, folder], Reader(), custom_mutator=mutate)
+        reader = Reader()
+        atheris.Setup([sys.argv[0], *options, corpus], lambda data: (reader(data), None)[1], custom_mutator=mutate)
         atheris.Fuzz()
 
 
@@ -345,4 +349,4 @@ if __name__ == "__main__":
     if GUIDED:
         run_guided([option for option in sys.argv[1:] if option != "--guided"])
     else:
-        run(int(sys.argv[1]) if len(sys.argv) > 1 else 2000, int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+        main(Fuzzer)

@@ -11,18 +11,23 @@ import math
 import os
 import re
 import stat
+import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, BinaryIO
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**60  # of a tensor, less one: its strides and bytes fit 64 bits
 MAX_NESTING = 64  # of lists and objects in JSON
+SPARE_PARSED, PARSED_RATIO = 32 << 20, 19  # bytes of a parsed JSON text, and for each of its characters
 CHUNK_BYTES = 1 << 24  # read, or written, at once
-_NO_BRACKET = re.compile(r"[^][{}]+")
-_EMPTY_PAIR = re.compile(r"\[\]|\{\}")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_DEEPER = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_SURROGATES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u[dD][89a-fA-F]")  # a pair, or half of one
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -56,16 +61,21 @@ def escaped(text: str) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
-def too_deep(text: str) -> bool:
-    """Whether the lists and objects of a JSON text lie more than 64 deep in one another."""
+def json_problem(text: str) -> str | None:
+    """Why a JSON text is not parsed, or None: its lists and objects lie too deep in one another, or are too many.
+
+    Python takes about 80 bytes for a list or an object and 200 for a member of one, so that "{}," grows 27 times. A
+    tensor's entry grows 12 times.
+    """
     without_quotes_inside = text.replace("\\\\", "").replace('\\"', "")
     outside = "".join(without_quotes_inside.split('"')[::2])
-    brackets = _NO_BRACKET.sub("", outside)
-    for _ in range(MAX_NESTING):
-        brackets, found = _EMPTY_PAIR.subn("", brackets)  # takes away the innermost ones
-        if not found:
-            return False
-    return _EMPTY_PAIR.search(brackets) is not None
+    brackets = outside.encode("utf-8", "surrogatepass").translate(None, _NO_BRACKETS)
+    if max(accumulate(map(_DEEPER.__getitem__, brackets)), default=0) > MAX_NESTING:
+        return f"nested too deeply (more than {MAX_NESTING}), or not closed; damaged or hostile"
+    parsed = 80 * (brackets.count(b"[") + brackets.count(b"{")) + 200 * outside.count(":")
+    if parsed + sys.getsizeof(text) > SPARE_PARSED + PARSED_RATIO * len(text):
+        return f"of far more values than a header of {len(text):,} characters has; hostile"
+    return None
 
 
 @dataclass(frozen=True)
@@ -155,17 +165,15 @@ def read_json(text: str | bytes, path: str, where: str, expected: type = dict, f
 
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        if too_deep(text):
-            raise file_error(
-                path,
-                where,
-                f"the JSON is nested too deeply (more than {MAX_NESTING}), or not closed; damaged or hostile",
-            )
+        problem = json_problem(text)
+        if problem:
+            raise file_error(path, where, f"the JSON is {problem}")
         number = float if floats else refuse
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=refuse, parse_float=number)
-    except RecursionError:
-        problem = f"the JSON is nested too deeply, more than {MAX_NESTING} times; damaged or hostile"
-        raise file_error(path, where, problem) from None
+        if any(len(found[0]) < 12 for found in _SURROGATES.finditer(text.replace("\\\\", ".."))):
+            raise ValueError("half of a surrogate pair")
+    except FileError:
+        raise
     except ValueError as error:
         raise file_error(path, where, f"not the JSON that was expected ({error}); damaged") from None
     if not isinstance(value, expected):
@@ -174,14 +182,10 @@ def read_json(text: str | bytes, path: str, where: str, expected: type = dict, f
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key[:200]!r} occurs twice")
-        for text in (key, value):
-            if isinstance(text, str):
-                text.encode("utf-8")  # a lone surrogate raises UnicodeEncodeError, a ValueError
-        result[key] = value
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice[:200]!r} occurs twice")
     return result
 
 

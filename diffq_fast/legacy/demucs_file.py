@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from torch import Tensor
 
-from ..files.safetensors_reader import begins_like_safetensors, read_header, read_tensors
+from ..files.safetensors_reader import begins_like_safetensors, json_problem, read_header, read_tensors
 from ..files.tensor_bytes import tensors_from_bytes
-from .unpickler import inert_class
+from .unpickler import COST_OF_CLASS, Effort, inert_class
 
 
 def is_safetensors(file: BinaryIO) -> bool:
@@ -32,29 +32,49 @@ def read_safetensors(file: BinaryIO, name: str) -> dict[str, Any]:
     try:
         header = read_header(file, name)
         tensors, texts = tensors_from_bytes(header, read_tensors(file, header)), header.metadata
-        values = {key: json.loads(texts[key]) for key in ("args", "kwargs", "structure")}
-        return {"klass": texts["klass"], "state": _from_tree(values["structure"], tensors),
+        values = {key: _parsed(texts[key]) for key in ("args", "kwargs", "structure")}
+        found = _Found(tensors, {}, Effort(len(texts["structure"])))
+        return {"klass": texts["klass"], "state": _from_tree(values["structure"], found),
                 "args": _from_plain(values["args"]), "kwargs": _from_plain(values["kwargs"])}  # fmt: skip
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
         raise ValueError(f"{name}: not a readable safetensors package of Demucs 4.1 ({problem:.300})") from error
 
 
-def _from_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _parsed(text: str) -> Any:
+    problem = json_problem(text)
+    if problem:
+        raise ValueError(f"the JSON is {problem}")
+    return json.loads(text)
+
+
+class _Found(NamedTuple):
+    """What the nodes of one file name, and what it may still cost."""
+
+    tensors: Mapping[str, Tensor]
+    classes: dict[str, type]
+    effort: Effort
+
+
+def _from_tree(node: Any, found: _Found) -> Any:
     """The value of one node of ``structure``."""
     if not isinstance(node, dict):
-        return [_from_tree(child, tensors) for child in node] if isinstance(node, list) else node
+        return [_from_tree(child, found) for child in node] if isinstance(node, list) else node
     if len(node) != 1:
         raise ValueError(f"a node with {len(node)} keys")
     ((form, content),) = node.items()
     if form == "_tensor":
-        return tensors[content]
+        return found.tensors[content]
     if form == "_class":
-        return inert_class(content)
+        if content not in found.classes:
+            found.effort.spend(COST_OF_CLASS)
+            found.classes[content] = inert_class(content)
+        return found.classes[content]
     if form == "_dict":
-        return {key: _from_tree(child, tensors) for key, child in content}
+        found.effort.check_keys(key for key, _ in content)
+        return {key: _from_tree(child, found) for key, child in content}
     if form in ("_list", "_tuple"):
-        children = [_from_tree(child, tensors) for child in content]
+        children = [_from_tree(child, found) for child in content]
         return children if form == "_list" else tuple(children)
     raise ValueError(f"a node of the unknown kind {form:.40}")
 

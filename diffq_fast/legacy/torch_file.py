@@ -40,7 +40,7 @@ def read_zip(file: BinaryIO) -> Any:
             raise pickle.UnpicklingError("a zip file that torch.save did not write (a TorchScript archive, perhaps)")
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
             raise pickle.UnpicklingError("a zip file with compressed members; torch.save stores them")
-        if sum(info.file_size for info in members.values()) > file_bytes:
+        if sum(max(info.file_size, info.compress_size) for info in members.values()) > file_bytes:
             raise pickle.UnpicklingError("a zip file whose members are longer than the file")
         if roots[0] + "byteorder" in members and archive.read(roots[0] + "byteorder") != b"little":
             raise pickle.UnpicklingError("a file from a big-endian machine; save it again on a little-endian one")

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..files.safetensors_reader import MAX_DIMENSIONS
 from .written_out import check_written_out
 
 _STORAGE_DTYPES = {
@@ -43,14 +44,19 @@ _FRACTION = re.compile(r"[+-]?\d{1,100}(/\d{1,100})?")
 _PLAIN_KEYS = (str, bytes, int, float, type(None))
 _MAX_KEY = 2**31  # of whole numbers as keys; multiples of 2**61 - 1 all have one hash
 _MAX_TUPLE_KEYS = 1000  # of one file; the hash of a tuple of numbers can be foreseen
+_MAX_NUMBER_KEYS = 10_000  # of one file: small ones can still be chosen to fall into one part of a dictionary
+_MAX_KEY_PARTS = 16  # of a tuple, whose hash is made anew at each use
+_MAX_TEXT = 4096  # characters of a text as a key, or as a name: equal ones are compared, names are put together
+_LARGEST = 2**63  # of the sizes and strides of a tensor
 _MAX_FRACTION_BITS = 1024
 _MAX_MARKS = 1000  # open at once
+COST_OF_CLASS = 1500  # bytes
 _COSTS = {  # bytes of what an opcode builds
     **dict.fromkeys(("EMPTY_LIST", "LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), 60),
     "EMPTY_DICT": 70,
     "EMPTY_SET": 220,
     "MEMOIZE": 100,
-    **dict.fromkeys(("NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"), 400),
+    **dict.fromkeys(("PERSID", "BINPERSID"), 400),
 }
 
 
@@ -107,7 +113,9 @@ def legacy_name(klass: object) -> str:
 
 def rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     """A view of the flat ``storage``; refused when it reaches outside or repeats elements."""
-    sizes_fit = len(size) == len(stride) and all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride))
+    lists = isinstance(size, list | tuple) and isinstance(stride, list | tuple) and len(size) == len(stride)
+    short = lists and len(size) <= MAX_DIMENSIONS
+    sizes_fit = short and all(isinstance(n, int) and 0 <= n < _LARGEST for n in (offset, *size, *stride))
     if not sizes_fit or not isinstance(storage, Tensor):
         raise pickle.UnpicklingError("a tensor whose storage, offset, size or stride is of the wrong kind")
     count, last = 1, offset
@@ -163,12 +171,12 @@ class _StorageType:
         self.dtype = dtype
 
 
-class _Effort:
+class Effort:
     """The memory that a pickle's objects take: its length bounds that, so that a short one cannot fill the memory."""
 
     def __init__(self, pickle_bytes: int) -> None:
         self.left = 20_000_000 + 20 * pickle_bytes
-        self.tuple_keys = _MAX_TUPLE_KEYS
+        self.tuple_keys, self.number_keys = _MAX_TUPLE_KEYS, _MAX_NUMBER_KEYS
 
     def spend(self, size: int) -> None:
         """Count so many bytes that are about to be built."""
@@ -186,6 +194,11 @@ class _Effort:
             parts = key if isinstance(key, tuple) else (key,)
             if not all(isinstance(part, (*_PLAIN_KEYS, type)) for part in parts):
                 raise pickle.UnpicklingError(f"a dictionary key or set element of type {type(key).__name__}")
+            if len(parts) > _MAX_KEY_PARTS or any(isinstance(p, str | bytes) and len(p) > _MAX_TEXT for p in parts):
+                raise pickle.UnpicklingError("a dictionary key or set element that is long")
+            self.number_keys -= isinstance(key, int | float)
+            if self.number_keys < 0:
+                raise pickle.UnpicklingError(f"more than {_MAX_NUMBER_KEYS:,} dictionary keys that are numbers")
             if any(isinstance(part, int) and abs(part) >= _MAX_KEY for part in parts):
                 raise pickle.UnpicklingError("a whole number of more than 31 bits as a dictionary key")
             self.tuple_keys -= isinstance(key, tuple)
@@ -228,8 +241,9 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def __init__(self, file: Any, load_storage: Callable[[tuple], Tensor] | None = None) -> None:
         self._file_bytes = _length_of(file)
-        super().__init__(_Bounded(file, self._file_bytes), encoding="utf-8")
-        self.effort = _Effort(self._file_bytes)
+        bounded = file if type(file) is io.BytesIO else _Bounded(file, self._file_bytes)  # memory gives what it has
+        super().__init__(bounded, encoding="utf-8")
+        self.effort = Effort(self._file_bytes)
         self._load_storage = load_storage
         self._inert: dict[str, type[Inert]] = {}
 
@@ -239,13 +253,15 @@ class RestrictedUnpickler(pickle._Unpickler):
         return value
 
     def find_class(self, module: str, name: str) -> Any:
+        if len(module) + len(name) > _MAX_TEXT:
+            raise pickle.UnpicklingError(f"a name of more than {_MAX_TEXT:,} characters")
         full = f"{module}.{name}"
         if full in _KNOWN:
             return _KNOWN[full]
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
             return _StorageType(_STORAGE_DTYPES[name])
         if full not in self._inert:
-            self.effort.spend(1500)
+            self.effort.spend(COST_OF_CLASS)
             self._inert[full] = inert_class(full)
         return self._inert[full]
 
@@ -256,8 +272,9 @@ class RestrictedUnpickler(pickle._Unpickler):
         if (
             not isinstance(storage_type, _StorageType)
             or not isinstance(key, str)
+            or len(key) > _MAX_TEXT
             or type(count) is not int
-            or count < 0
+            or not 0 <= count < _LARGEST
         ):
             raise pickle.UnpicklingError("a storage whose type, key or size is of the wrong kind")
         return self._load_storage(pid)
@@ -274,11 +291,28 @@ def _load_build(self: Any) -> None:
         raise pickle.UnpicklingError(f"it sets the state of a {type(target).__name__}")
 
 
+def _load_int(self: Any) -> None:
+    """A number as text, or a bool; not one of many digits, which is slow to look at wherever it is named again."""
+    line = self.readline()
+    if len(line) > 40:
+        raise pickle.UnpicklingError("a number of many digits")
+    self.append(line[:-1] == b"01" if line[:-1] in (b"00", b"01") else int(line))
+
+
 def _load_reduce(self: Any) -> None:
+    """Call a known function or an inert class. What is passed is counted: one tuple or text may serve many calls."""
     function, arguments = self.stack[-2:]
-    self.effort.spend(400)
+    if not isinstance(arguments, tuple):
+        raise pickle.UnpicklingError(f"a call with a {type(arguments).__name__} in place of arguments")
+    self.effort.spend(400 + 8 * len(arguments))
     if function is collections.OrderedDict and arguments:
-        self.effort.check_keys(key for key, _ in arguments[0])
+        pairs = arguments[0]
+        if not isinstance(pairs, list | tuple) or not all(isinstance(pair, list | tuple) for pair in pairs):
+            raise pickle.UnpicklingError("an OrderedDict of something else than a list of pairs")
+        self.effort.spend(100 * len(pairs))
+        self.effort.check_keys(key for key, _ in pairs)
+    elif function is _encode and arguments and isinstance(arguments[0], str):
+        self.effort.spend(len(arguments[0]))
     pickle._Unpickler.load_reduce(self)  # type: ignore[attr-defined]
 
 
@@ -289,6 +323,31 @@ def _checking_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], 
         hashed = self.stack[keys]
         self.effort.spend(60 * len(hashed))
         self.effort.check_keys(hashed)
+        load(self)
+
+    return checked
+
+
+def _load_newobj(self: Any) -> None:
+    """Make an object without a call, of an inert class or an OrderedDict; its arguments are counted."""
+    klass, arguments = self.stack[-2:]
+    known = isinstance(klass, type) and issubclass(klass, Inert | collections.OrderedDict)
+    if not known or not isinstance(arguments, tuple):
+        raise pickle.UnpicklingError("a new object of no class, or arguments that are no tuple")
+    self.effort.spend(400 + 8 * len(arguments))
+    pickle._Unpickler.load_newobj(self)  # type: ignore[attr-defined]
+
+
+def _filling(load: Callable[[Any], None], place: int | None, kinds: tuple[type, ...]) -> Callable[[Any], None]:
+    """The opcode ``load``, after a look at what it fills: at ``place`` on the stack, or for None below the mark.
+
+    A tensor that is filled by a key would be written as a whole, at each of these opcodes.
+    """
+
+    def checked(self: Any) -> None:
+        target = self.metastack[-1][-1] if place is None else self.stack[place]
+        if not isinstance(target, kinds):
+            raise pickle.UnpicklingError(f"it fills a {type(target).__name__}")
         load(self)
 
     return checked
@@ -311,8 +370,8 @@ def _counting(load: Callable[[Any], None], cost: int) -> Callable[[Any], None]:
 
 
 def _restrict(dispatch: dict[int, Callable[[Any], None]]) -> None:
-    refused = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.INST, pickle.OBJ)
-    for opcode in (*refused, pickle.EXT1, pickle.EXT2, pickle.EXT4):  # torch.save writes none of them
+    refused = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX)
+    for opcode in (*refused, pickle.LONG, pickle.EXT1, pickle.EXT2, pickle.EXT4):  # torch.save writes none of them
         del dispatch[opcode[0]]
     for name, cost in _COSTS.items():
         opcode = getattr(pickle, name)[0]
@@ -320,6 +379,8 @@ def _restrict(dispatch: dict[int, Callable[[Any], None]]) -> None:
     dispatch[pickle.MARK[0]] = _load_mark
     dispatch[pickle.BUILD[0]] = _load_build
     dispatch[pickle.REDUCE[0]] = _load_reduce
+    dispatch[pickle.NEWOBJ[0]] = _load_newobj
+    dispatch[pickle.INT[0]] = _load_int
     hashing = {
         pickle.SETITEM: slice(-2, -1),
         pickle.SETITEMS: slice(0, None, 2),  # the stack holds what came since the mark: key, value, key, …
@@ -329,6 +390,15 @@ def _restrict(dispatch: dict[int, Callable[[Any], None]]) -> None:
     }
     for opcode, keys in hashing.items():
         dispatch[opcode[0]] = _checking_keys(dispatch[opcode[0]], keys)
+    filling: dict[bytes, tuple[int | None, tuple[type, ...]]] = {
+        pickle.APPEND: (-2, (list, Inert)),
+        pickle.APPENDS: (None, (list, Inert)),
+        pickle.SETITEM: (-3, (dict, Inert)),
+        pickle.SETITEMS: (None, (dict, Inert)),
+        pickle.ADDITEMS: (None, (set,)),
+    }
+    for opcode, (place, kinds) in filling.items():
+        dispatch[opcode[0]] = _filling(dispatch[opcode[0]], place, kinds)
 
 
 _restrict(RestrictedUnpickler.dispatch)

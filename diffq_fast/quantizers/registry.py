@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -123,10 +124,15 @@ def register(scheme: Scheme) -> None:
 
 def schemes() -> dict[str, Scheme]:
     """All registered quantizers by name; those of this folder are imported first."""
+    _import_all()
+    return dict(_schemes)
+
+
+@cache
+def _import_all() -> None:
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{__package__}.{module.name}")
-    return dict(_schemes)
 
 
 def scheme_named(name: str) -> Scheme | None:

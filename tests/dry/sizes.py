@@ -19,9 +19,9 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "test_gpu_streams": {},
     "test_gpu_ticketed": {
-        "COUNTS": (0, 1, 9, 8193, 70, 100),
+        "COUNTS": (0, 1, 9, 1000, 70, 100),
         "LAUNCHES": 2,
-        "MANY": [8193, 501] + [70] * 12,
+        "MANY": [1000, 501] + [70] * 6,
         "SEVERAL": (300, 100),
         "BESIDE": (300, 9, 100),
         "REPLAYED": (300, 9, 100),

@@ -15,6 +15,7 @@ from diffq_fast.files.safetensors_reader import (
     TensorEntry,
     open_file,
     read_header,
+    read_json,
 )
 from support.packed_examples import DATA
 from support.packed_forgery import compact, header_bytes
@@ -65,6 +66,8 @@ HOSTILE = {
     "deep nesting": ('{"a":' * 100_000, 0, "nested too deeply", True),
     "deep list": ('{"a":' + "[" * 1_000_000, 0, "nested too deeply", True),
     "lone surrogate": ('{"\\ud800":' + compact(entry()) + "}", 4, "header: not the JSON", True),
+    "half a pair": ('{"\\ud83d\\\\\\ude00":' + compact(entry()) + "}", 4, "half of a surrogate pair", True),
+    "half a pair in a list": ('{"a":{"shape":["\\ude00"]}}', 0, "half of a surrogate pair", True),
     "duplicate key": (f'{{"a":{compact(entry())},"a":{compact(entry())}}}', 4, "'a' occurs twice", False),
     "duplicate dtype": ('{"a":{"dtype":"U8","dtype":"U8"}}', 0, "'dtype' occurs twice", True),
     "NaN": ('{"a":{"dtype":"U8","shape":[NaN],"data_offsets":[0,1]}}', 1, "NaN is not allowed", True),
@@ -141,3 +144,7 @@ def test_read_header_refuses_a_header_beyond_the_limit(tmp_path):
         file.truncate(200_000_000)
     with pytest.raises(FileError, match="100,000,001 bytes"):
         read(path)
+
+
+def test_whole_pairs_and_escaped_backslashes_are_no_halves():
+    assert read_json(r'{"\ud83d\ude00":"\\ud800"}', "a", "header") == {"\U0001f600": r"\ud800"}

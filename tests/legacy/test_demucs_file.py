@@ -61,6 +61,10 @@ def with_metadata(data, end, **texts):
     return len(raw).to_bytes(8, "little") + raw + data[end:]
 
 
+MANY_CLASSES = [{"_class": f"{index:x}"} for index in range(40_000)]  # of 1,500 bytes each
+COLLIDING = [[index * (2**61 - 1), 0] for index in range(1, 1000)]  # all of one hash
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -72,6 +76,9 @@ def with_metadata(data, end, **texts):
         lambda data, end: data[:8] + data[8:end].replace(b"_tensor", b"_tenser") + data[end:],
         lambda data, end: with_metadata(data, end, structure='{"_tensor":"missing"}'),
         lambda data, end: with_metadata(data, end, structure='{"_list":[' * 5000 + "]}" * 5000),
+        lambda data, end: with_metadata(data, end, structure=json.dumps({"_list": MANY_CLASSES})),
+        lambda data, end: with_metadata(data, end, structure=json.dumps({"_dict": COLLIDING})),
+        lambda data, end: with_metadata(data, end, kwargs='{"a":[' + "{}," * (3 << 19) + "0]}"),
         lambda data, end: with_metadata(data, end, kwargs="3}"),
         lambda data, end: (10**8).to_bytes(8, "little") + b"{",
     ],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 SPARE_BYTES = 64 << 20  # of address space, beside what is in use
@@ -35,8 +35,7 @@ def bounded(length: int, extra_seconds: float) -> Iterator[None]:
 
     ``extra_seconds``: of processor time, beside CPU_SECONDS.
     """
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    memory = pages * resource.getpagesize() + SPARE_BYTES + BYTES_PER_BYTE * length
+    memory = _pages_in_use() * resource.getpagesize() + SPARE_BYTES + BYTES_PER_BYTE * length
     seconds = CPU_SECONDS + extra_seconds
 
     def too_long(*_: Any) -> None:
@@ -50,3 +49,13 @@ def bounded(length: int, extra_seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+_statm: list[int] = []  # the descriptor, opened once in each process
+
+
+def _pages_in_use() -> int:
+    """Of address space."""
+    if not _statm:
+        _statm.append(os.open("/proc/self/statm", os.O_RDONLY))
+    return int(os.pread(_statm[0], 100, 0).split()[0])

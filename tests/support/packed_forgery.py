@@ -39,6 +39,27 @@ class Forgery:
             for name, entry in self.tensors.items()
         }
 
+    @classmethod
+    def empty(cls, source: str | Path | bytes) -> Forgery:
+        """Without a tensor or a layout."""
+        forgery = cls(source)
+        forgery.tensors, forgery.data, forgery.layout = {}, {}, {"weights": {}}
+        return forgery
+
+    def add_weight(self, name: str, count: int, group_size: int = 0, width: int = 1) -> None:
+        """A flat weight of `count` elements, all of one width, in the range 0 … 1."""
+        words = width * -(-count // 32)
+        fields = {
+            "shape": [count],
+            "dtype": "F32",
+            "group_size": group_size,
+            "range": "tensor",
+            "widths": ["one", width],
+        }
+        self.layout["weights"][name] = fields
+        self.set_data(name + ".range", bytes(6) + b"\x80\x3f", "F32")
+        self.set_data(name + ".words", b"\x55" * (4 * words), "U32")
+
     def set_data(self, name: str, data: bytes, dtype: str = "U8", shape: list[int] | None = None) -> None:
         """Add or replace a tensor; without a shape it is flat."""
         size = {"U8": 1, "BOOL": 1, "F16": 2, "F32": 4, "U32": 4, "I64": 8}[dtype]
