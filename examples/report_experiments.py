@@ -8,6 +8,7 @@ Reads benchmarks/results/experiment_*.json; writes docs/figures/experiment_*.png
 from pathlib import Path
 
 from experiments.grid import TASKS
+from experiments.minilm_table import put_tables
 from experiments.peer_table import peer_table
 from experiments.penalty_table import penalty_table
 from experiments.plots import plot
@@ -40,6 +41,7 @@ def main() -> None:
     penalty = results_path("penalty", quick=False)
     if penalty.exists():
         put(PAGE, "penalty", penalty_table(task_named("text"), read(penalty)["rows"]))
+    put_tables()
     put(PAGE, "summary", "\n".join(short))
 
 

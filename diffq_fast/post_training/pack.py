@@ -80,8 +80,9 @@ def pack_checkpoint(
         target_mb: size of the whole file in MB (2^20 bytes), in its place. The file is at most that, and 2 % below it
             at most unless it would be as good as the original.
         quality: in their place, decibels of signal to noise: 10 · log10 of the weighted squares of all packed weights
-            over those of their errors. The weights are, without calibration, 1 over each row's mean square, so that 20
-            is an error of a tenth; with it those of :func:`diffq_fast.calibrate`. About 6 decibels are one bit.
+            over those of their errors. The weights are, without calibration, 1 over each row's mean square (less in
+            long embeddings), so that 20 is an error of a tenth; with it those of :func:`diffq_fast.calibrate`. About 6
+            decibels are one bit.
         keep: fnmatch pattern of names -> bits per weight for these, or None to keep them as they are.
         calibration: what :func:`diffq_fast.calibrate` gives, or a safetensors file of it.
         min_size: MB of float32; smaller tensors, and those of one dimension, are kept.

@@ -3,12 +3,13 @@
 At a step Δ a row of n elements has the error a · n · m · Δ² / 12, where a is the row's importance and m the mean cost
 of an element's error, and takes n · (h − log2 Δ) bits. The sum of all errors at a given sum of bits is the smallest
 where another bit gains the same everywhere, that is where a · m · Δ² is one number for all rows: ``scale``.
-Without activations a row's importance is 1 over its mean square: steps are then in proportion to it, and what is equal
-is the relative error.
+Without activations a row's importance is 1 over its mean square: steps are then in proportion to its size, and what is
+equal is the relative error, but for long embedding tables, whose elements are worth less.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from .rounding import Feedback, Price, bits_of_levels, feedback_of, round_weight
 
 BIT_PRICE = 0.1  # the price of a bit, in units of the scale: a step's slope of error over bits is ln(2) / 6 = 0.116
 FEWEST_COLUMNS = 64  # of a group: shorter rows share a step
+EMBEDDING = re.compile(r"(^|[._])(emb|embd|embeds?|embeddings?|wte)([._]|$)")
+LONG_TABLE = 4  # times as many rows as columns, as the longest linear layers of a transformer have
 RELATIVE_FLOOR = 1e-3  # of a weight's mean importance: a row that calibration never saw is not worthless
 
 
@@ -74,7 +77,7 @@ def sensitivity_of(matrix: Tensor, moments: Moments | None, name: str) -> Sensit
     rows, columns = matrix.shape
     squares = matrix.square().mean(1)
     floor = RELATIVE_FLOOR * squares.mean()
-    relative = 1 / (squares.clamp(min=float(floor)) + torch.finfo(torch.float32).tiny)
+    relative = table_worth(name, rows, columns) / (squares.clamp(min=float(floor)) + torch.finfo(torch.float32).tiny)
     if moments is None or (moments.columns is None and moments.rows is None):
         return Sensitivity(relative)
     feedback, column_cost = None, 1.0
@@ -93,6 +96,18 @@ def sensitivity_of(matrix: Tensor, moments: Moments | None, name: str) -> Sensit
     if moments.columns is None:  # without them the unit is not known: only what the rows are worth against each other
         importance = importance / float((importance * squares).mean() + torch.finfo(torch.float32).tiny)
     return Sensitivity(importance, column_cost, feedback)
+
+
+def table_worth(name: str, rows: int, columns: int) -> float:
+    """What an element of this weight is worth beside one of a linear layer, if nothing is known but its name and shape.
+
+    An input uses every row of a linear layer, but one row of an embedding: as a whole a long table is worth no more
+    than a layer, and its elements less the more rows it has. It may be the output layer too, where they are worth as
+    much as others; what is taken is the geometric mean of the two.
+    """
+    if not EMBEDDING.search(name.lower()):
+        return 1.0
+    return float(min(1.0, LONG_TABLE * columns / max(rows, 1)) ** 0.5)
 
 
 def _check(name: str, what: str, given: Tensor, *shapes: list[int]) -> None:

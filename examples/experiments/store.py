@@ -21,19 +21,26 @@ class Store:
         self.path = path
         self.conditions = mnist_claim.conditions() | {"recipe": recipe.stored()}
         self.commit = mnist_claim.commit()
-        self.rows: list[dict[str, Any]] = []
-        if path.exists():
-            stored = json.loads(path.read_text())
-            if {name: stored[name] for name in self.conditions} == self.conditions:
-                self.rows = stored["rows"]
-            else:
-                print(f"{path} was measured under other conditions: beginning anew", flush=True)
+        self.rows = self._stored()
+
+    def _stored(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        stored = json.loads(self.path.read_text())
+        if {name: stored[name] for name in self.conditions} == self.conditions:
+            return list(stored["rows"])
+        print(f"{self.path} was measured under other conditions: beginning anew", flush=True)
+        return []
 
     def has(self, label: str, seed: int) -> bool:
         return any(row["label"] == label and row["seed"] == seed for row in self.rows)
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows in the place of earlier ones of the same label and seed, and write the file all at once."""
+        """Add rows in the place of earlier ones of the same label and seed, and write the file all at once.
+
+        What another process has added meanwhile stays.
+        """
+        self.rows = self._stored()
         fresh = {(row["label"], row["seed"]) for row in rows}
         kept = [row for row in self.rows if (row["label"], row["seed"]) not in fresh]
         self.rows = sorted(kept + [row | {"commit": self.commit} for row in rows], key=lambda row: row["seed"])

@@ -15,7 +15,7 @@ import diffq_fast
 from support.paths import ROOT
 
 NAMES = ("task", "methods", "training", "store", "grid", "summary", "tables", "plots", "peer_table", "images", "text")
-NAMES += ("penalty_table",)
+NAMES += ("penalty_table", "minilm_table")
 
 
 @pytest.fixture
@@ -415,6 +415,25 @@ def test_the_figures_on_the_page_are_those_that_are_stored(modules, monkeypatch,
     made = modules.tables.full_table(task, modules.summary.summarise(task, rows)).splitlines()
     assert len(rows) > 10
     assert shown == [line.rsplit(" (", 1)[0] for line in made if line.startswith("| ")]
+
+
+def test_the_tables_of_minilm_are_made_from_what_is_stored(modules, monkeypatch):
+    """All but the intervals, whose bootstrap takes long."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(modules.summary.mnist_claim, "bootstrap_interval", lambda differences: (0.0, 0.0))
+    tables = modules.minilm_table
+    packed, trained, peers = (tables.rows_of(name) for name in ("post_training", "rate_minilm", "minilm_peers"))
+    ours = [row for row in packed + trained if row["method"] in tables.OURS]
+    for page, mark, made in (
+        ("experiments", "post_training", tables.post_training_table(packed)),
+        ("experiments", "minilm_peers", tables.peer_table(peers, ours)),
+        ("post_training", "minilm", tables.short_table(packed + peers)),
+    ):
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        section = text.split(f"<!-- {mark} -->")[1].split(f"<!-- end of {mark} -->")[0]
+        shown = [line.rsplit(" (", 1)[0] for line in section.strip().splitlines()]
+        assert len(shown) > 6
+        assert shown == [line.rsplit(" (", 1)[0] for line in made.splitlines()]
 
 
 def test_the_summary_shows_rows_of_the_whole_tables():

