@@ -278,7 +278,7 @@ CALLS: dict[str, Callable[[Arguments], Any]] = {
         [a.weight()], [a.logits()], a.key(), group_sizes=[a.group_size], streams=streams(a)
     ),
     "pack_rows": lambda a: functional.pack_rows(
-        *(a.levels().view(1, -1), a.widths().view(1, -1)), a.often(a.count, a.group_size, 1, 0, -1)
+        *(a.levels().reshape(1, -1), a.widths().reshape(1, -1)), a.often(a.count, a.group_size, 1, 0, -1)
     ),
     "unpack_rows": lambda a: functional.unpack_rows(torch.zeros(a.often(1, 3), dtype=torch.int64), packed_rows(a)),
     "packed_linear": lambda a: functional.packed_linear(torch.ones(a.often(24, 8, 5)), packed_rows(a)),
