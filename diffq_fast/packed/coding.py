@@ -6,18 +6,19 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import functional
 from ..quantizers.export import ExportedWeight
+from ..reference.classes import choose_classes
 from ..reference.even_levels import dequantize_evenly
 from ..reference.groups import per_element
 from ..reference.level_code import CodeError
 from ..reference.log_steps import HIGHEST_STEP_CODE, LOWEST_STEP_CODE
 from ..reference.sizes import ELEMENTS_PER_WORD, group_count
-from .classes import choose_classes
 from .ranges import ShortRanges
 from .tensor import PackedTensor, check_packable, pack_exported, range_bits
 from .widths import encode_widths, stream_levels
@@ -237,7 +238,8 @@ def code_exported(weights: Iterable[ExportedWeight], coding: str) -> dict[str, P
     for each in weights:
         if each.range_scope == "steps" and each.levels is not None and each.ranges is not None:
             size, dtype = int(each.group_size), each.weight.dtype
-            made[each.name] = code_levels(each.levels, each.ranges, group_size=size, dtype=dtype, name=each.name)
+            options: dict[str, Any] = {"group_size": size, "dtype": dtype, "classes": each.widths, "name": each.name}
+            made[each.name] = code_levels(each.levels, each.ranges, **options)
         else:
             made[each.name] = with_coding(pack_exported([each])[each.name], coding)
     return made

@@ -1,6 +1,6 @@
 """The size of a file of coded levels: from a sample of the weights with its slopes, or from all of them.
 
-Nothing here waits for the device.
+A sampled size does not wait for the device.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..reference.classes import choose_classes, class_bytes
+from ..reference.groups import per_element
 from ..reference.log_steps import codes_from_steps
 from ..reference.rate import HIGHEST_LEVEL, entropy_of_sample, fixed_bits, level_costs, stream_bits
 from ..reference.sizes import ELEMENTS_PER_WORD, group_count
@@ -30,11 +32,15 @@ _MIXER = 0x5851F42D4C957F2D
 
 
 class Coded(NamedTuple):
-    """A weight whose levels are coded, and the natural logarithms of its groups' steps."""
+    """A weight whose levels are coded, and the natural logarithms of its groups' steps.
+
+    classes: of groups that share a table, uint8 ``[groups]``; None: those that its levels give.
+    """
 
     weight: Tensor
     log_steps: Tensor
     group_size: int
+    classes: Tensor | None = None
 
     @property
     def groups(self) -> int:
@@ -231,18 +237,48 @@ def step_code_bits(coded: Sequence[Coded]) -> Tensor:
     return torch.zeros((), dtype=torch.float64, device="cpu") if total is None else total
 
 
-def level_bits(weight: Tensor, steps: Tensor, group_size: int, beside: int = 0) -> Tensor:
-    """float64, 0-dim: bits of the stream of a weight's levels, every element counted.
+def level_bits(coded: Coded, steps: Tensor, beside: int = 0) -> Tensor:
+    """float64, 0-dim: bits of the streams of a weight's levels and of its classes, every element counted.
 
-    At least those of the fewest words that a file has for so many levels, less the bits of the streams ``beside`` it.
+    At least those of the fewest words that a file has for so many levels, less the bits of the streams ``beside`` them.
     """
-    levels = in_steps(weight, steps, group_size).round().reshape(-1)
-    # A file's table has 256 symbols: where there are more levels, they have low bits that are not coded.
+    levels, low_bits = _fine_levels(coded, steps)
+    classes = coded.classes
+    if classes is None:
+        classes = choose_classes(levels, coded.group_size)
+    count = levels.numel()
+    if class_bytes(classes) == 0:
+        bits = stream_bits(_all_counts(levels + _MOST_FINE, 1), count)[0]
+    else:
+        span = 2 * _MOST_FINE
+        begins = per_element(classes.int() - 1, count, coded.group_size) * span + _MOST_FINE
+        counts = _all_counts(levels + begins, int(classes.max()))
+        totals = counts.sum(1).long().tolist()
+        parts = [stream_bits(counts[index : index + 1], total)[0] for index, total in enumerate(totals) if total]
+        bits = torch.stack(parts).sum() + 8 * class_bytes(classes)
+    return (bits + low_bits * count).clamp(min=16.0 * -(-count // ELEMENTS_PER_WORD) - beside)
+
+
+def classes_of(coded: Coded, steps: Tensor) -> Tensor:
+    """The classes that the levels of these steps give."""
+    return choose_classes(_fine_levels(coded, steps)[0], coded.group_size)
+
+
+def _fine_levels(coded: Coded, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """int32 levels, flat, without their low bits; and how many low bits there are.
+
+    A file's table has 256 symbols: where there are more levels, they have low bits that are not coded.
+    """
+    levels = in_steps(coded.weight, steps, coded.group_size).round().reshape(-1)
     low_bits = (levels.square().mean().sqrt() / FINE_LEVELS).clamp(min=1).log2().ceil()
-    levels = (levels / low_bits.exp2()).floor().nan_to_num().clamp(-_MOST_FINE, _MOST_FINE - 1).to(torch.int32)
-    counts = torch.zeros((1, 2 * _MOST_FINE), dtype=torch.float64, device=weight.device)
-    for chunk in (levels + _MOST_FINE).split(COUNTED_AT_ONCE):
-        counts = counts + _counts(chunk[None].long(), 2 * _MOST_FINE)
-    count = weight.numel()
-    bits = stream_bits(counts, count)[0] + low_bits * count
-    return bits.clamp(min=16.0 * -(-count // ELEMENTS_PER_WORD) - beside)
+    levels = (levels / low_bits.exp2()).floor().nan_to_num().clamp(-_MOST_FINE, _MOST_FINE - 1)
+    return levels.to(torch.int32), low_bits
+
+
+def _all_counts(places: Tensor, classes: int) -> Tensor:
+    """float64 ``[classes, 2 * _MOST_FINE]``, a part of the elements at a time."""
+    number = classes * 2 * _MOST_FINE
+    counts = torch.zeros((1, number), dtype=torch.float64, device=places.device)
+    for chunk in places.split(COUNTED_AT_ONCE):
+        counts = counts + _counts(chunk[None].long(), number)
+    return counts.view(classes, -1)

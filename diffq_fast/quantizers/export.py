@@ -21,7 +21,7 @@ class ExportedWeight(NamedTuple):
 
     Where the levels are not those of ``functional.quantize`` they are given, with their ranges, see
     :func:`diffq_fast.packed.tensor.pack_levels`. With ``range_scope`` "steps" the levels are signed, and the ranges are
-    the groups' step codes, see :func:`diffq_fast.packed.coding.code_levels`; the widths do not matter.
+    the groups' step codes, see :func:`diffq_fast.packed.coding.code_levels`; the widths are the groups' classes.
     """
 
     name: str

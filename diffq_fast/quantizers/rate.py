@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..reference.classes import choose_classes
 from ..reference.groups import grouped
 from ..reference.log_steps import (
     HIGHEST_STEP_CODE,
@@ -282,7 +283,8 @@ class RateQuantizer(BaseQuantizer):
         return Coded(entry.param, log_steps, self.elements_per_group(entry))
 
     def _level_bits(self, entry: QuantizedParameter, beside: int = 0) -> Tensor:
-        return level_bits(self.storable(entry), self.stored_steps(entry), self.elements_per_group(entry), beside)
+        coded = Coded(self.storable(entry), entry.logit, self.elements_per_group(entry))
+        return level_bits(coded, self.stored_steps(entry), beside)
 
     def bit_budget(self) -> RateBudget:
         """What a size target asks: the least size, and of what it is made."""
@@ -305,7 +307,7 @@ class RateQuantizer(BaseQuantizer):
     def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
         group_size, steps = self.elements_per_group(entry), self._sound_steps(entry)
         levels = levels_of_steps(value.float(), steps, group_size).to(torch.int32)
-        classes = torch.ones(len(steps), dtype=torch.uint8, device=levels.device)
+        classes = choose_classes(levels.reshape(-1), group_size)
         codes = self._codes_of(entry)
         return ExportedWeight(entry.full_name, value, classes, group_size, "steps", levels=levels, ranges=codes)
 

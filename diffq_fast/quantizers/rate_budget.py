@@ -11,7 +11,7 @@ from torch import Tensor
 from ..reference.log_steps import HIGHEST_STEP_CODE, LOWEST_STEP_CODE, STEPS_PER_OCTAVE, steps_from_codes
 from ..reference.rate import least_fixed_bits
 from ..reference.sizes import ELEMENTS_PER_WORD
-from .coded_sizes import Coded, level_bits, step_code_bits
+from .coded_sizes import Coded, classes_of, level_bits, step_code_bits
 
 LEAST_SHIFT, MOST_SHIFT = -16.0 * STEPS_PER_OCTAVE, 24.0 * STEPS_PER_OCTAVE
 CLOSE_ENOUGH = 1e-3  # of the budget
@@ -52,9 +52,11 @@ def fitting_codes(coded: Sequence[Coded], budget: float) -> list[Tensor]:
     """Step codes, int16 ``[groups]`` of each weight, that take at most ``budget`` bits, and nearly as many.
 
     All codes are moved by one real number before they are rounded; then those of weights of many groups once more,
-    while the others keep theirs. Waits for the device.
+    while the others keep theirs. Which groups share a table is what the present steps give: a file chooses anew, and
+    for the better. Waits for the device.
     """
     exact = [_real_codes(each) for each in coded]
+    coded = [each._replace(classes=classes_of(each, each.log_steps.detach().exp())) for each in coded]
     codes, bits = _fit(coded, exact, [None] * len(coded), budget)
     kept = [code if len(code) < LARGE_GROUPS else None for code in codes]
     if bits < (1 - CLOSE_ENOUGH) * budget and any(each is None for each in kept):
@@ -114,5 +116,5 @@ def _bits(coded: Sequence[Coded], codes: Sequence[Tensor]) -> float:
     moved = [each._replace(log_steps=step.log()) for each, step in zip(coded, steps, strict=True)]
     total = float(step_code_bits(moved))
     for each, step in zip(coded, steps, strict=True):
-        total += float(level_bits(each.weight.detach(), step, each.group_size))
+        total += float(level_bits(each._replace(weight=each.weight.detach()), step))
     return total

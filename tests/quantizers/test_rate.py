@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -12,8 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 import diffq_fast
 from diffq_fast import RateQuantizer, SizeTarget
+from diffq_fast.packed.widths import encode_widths
 from diffq_fast.quantizers.attachment import attached_to
 from diffq_fast.quantizers.coded_sizes import Coded, Strata, sampled_size
+from diffq_fast.reference.classes import class_bytes
 from diffq_fast.reference.log_steps import codes_from_steps, steps_from_codes
 from diffq_fast.reference.rate import HIGHEST_LEVEL, fixed_bits, level_costs
 
@@ -387,3 +390,44 @@ def test_a_model_with_nothing_to_quantise_has_its_plain_size():
     quantizer = RateQuantizer(nn.Linear(4, 4))
     assert quantizer.true_model_size() == 20 * 4 / 2**20
     assert quantizer.model_size().item() == pytest.approx(20 * 4 / 2**20)
+
+
+def rows_of_different_sizes():
+    """A layer whose rows have deviations from 0.02 to 2, with one step for all: small and large levels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(512, 256, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(256, 512) * torch.logspace(-1.7, 0.3, 256)[:, None])
+    quantizer = RateQuantizer(model, min_size=0)
+    with torch.no_grad():
+        quantizer.learned_parameters()[0].fill_(math.log(0.1))
+    return model, quantizer
+
+
+def test_the_size_counts_the_classes_that_a_file_has(tmp_path):
+    _, quantizer = rows_of_different_sizes()
+    diffq_fast.save(quantizer, tmp_path / "file")
+    report = diffq_fast.inspect(tmp_path / "file")
+    assert len(report.weights[0].histogram) > 1, "expected rows of several classes"
+    written = report.file_bytes - report.bytes_by_purpose["header"]
+    assert quantizer.true_model_size() * 2**20 == pytest.approx(written, rel=0.005)
+
+
+def test_a_size_that_fits_is_met_on_disk_where_a_file_has_classes(tmp_path):
+    _, quantizer = rows_of_different_sizes()
+    wanted = 0.9 * quantizer.true_model_size()
+    quantizer.freeze_bits(mb=wanted)
+    diffq_fast.save(quantizer, tmp_path / "file")
+    report = diffq_fast.inspect(tmp_path / "file")
+    written = (report.file_bytes - report.bytes_by_purpose["header"]) / 2**20
+    assert 0.99 * wanted <= written <= wanted
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_bytes_of_classes_are_those_of_the_file(seed):
+    generator = torch.Generator().manual_seed(seed)
+    number = int(torch.randint(0, 400, (1,), generator=generator))
+    lengths = torch.randint(1, (2, 20, 3000)[seed % 3], (number,), generator=generator)
+    classes = torch.randint(1, 2 + seed % 9, (number,), generator=generator).to(torch.uint8)
+    classes = classes.repeat_interleave(lengths)
+    assert class_bytes(classes) == len(encode_widths(classes.numpy())[1])

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference.groups import grouped, per_element
-from ..reference.sizes import group_count
-from .widths import encode_widths
+from .groups import grouped, per_element
+from .sizes import group_count, stream_words
 
 CLASSES = (2, 4, 8)  # tried, and one
 LARGEST = 127  # levels beyond count as this: they are escapes
@@ -50,5 +49,17 @@ def _bits(levels: Tensor, classes: Tensor, group_size: int) -> float:
     chances = table / table.sum(1, keepdim=True).clamp(min=1)
     entropy = float(-(table * chances.clamp(min=1e-300).log2()).sum())
     used = int((table > 0).sum())
-    coded = len(encode_widths(classes.cpu().numpy())[1])
-    return entropy + TABLE_BITS * int(table.any(1).sum()) + SYMBOL_BITS * used + 8 * coded
+    return entropy + TABLE_BITS * int(table.any(1).sum()) + SYMBOL_BITS * used + 8 * class_bytes(classes)
+
+
+def class_bytes(classes: Tensor) -> int:
+    """Bytes of the classes in a file: nothing where there is one, else of the smaller of a stream and of runs."""
+    if not classes.numel():
+        return 0
+    lowest, highest = (int(each) for each in classes.aminmax())
+    if lowest == highest:
+        return 0
+    values, lengths = torch.unique_consecutive(classes, return_counts=True)
+    runs = (lengths - 1) * 16 + values.long() - 1
+    varints = sum(int((runs >= 1 << shift).sum()) for shift in range(0, 63, 7)) + int((runs == 0).sum())
+    return min(varints, 4 * stream_words(classes.numel(), (highest - lowest).bit_length()))
