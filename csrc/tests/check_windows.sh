@@ -67,6 +67,7 @@ enum class align_val_t : size_t {};
 void* operator new(size_t, void*) noexcept;
 void operator delete(void*, void*) noexcept;
 void* operator new(size_t, std::align_val_t);
+void* operator new(size_t, std::align_val_t, const std::nothrow_t&) noexcept;
 void operator delete(void*, std::align_val_t) noexcept;
 void* _aligned_malloc(size_t, size_t);
 void _aligned_free(void*);

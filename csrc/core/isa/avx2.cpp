@@ -8,6 +8,7 @@
 #include <immintrin.h>
 #ifdef _MSC_VER  // clang-cl leaves these out where the whole file is not compiled for them
 // clang-format off
+#include <popcntintrin.h>
 #include <avxintrin.h>
 #include <avx2intrin.h>
 #include <fmaintrin.h>

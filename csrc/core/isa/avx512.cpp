@@ -8,8 +8,10 @@
 #ifdef _MSC_VER  // clang-cl leaves these out where the whole file is not compiled for them
 // clang-format off
 #include <smmintrin.h>
+#include <popcntintrin.h>
 #include <avxintrin.h>
 #include <avx2intrin.h>
+#include <fmaintrin.h>
 #include <avx512fintrin.h>
 // clang-format on
 #endif

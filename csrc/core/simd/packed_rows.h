@@ -50,7 +50,7 @@ struct EightReader {
 DIFFQ_INLINE float sum_of_eight(__m256 value) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
 // Segments that are no whole eights, before others: those of weights whose rows do not begin with a group.
