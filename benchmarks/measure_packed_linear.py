@@ -60,7 +60,8 @@ def checked(rows: PackedRows, vectors: Tensor) -> None:
 
 
 def products(name: str, floats: list[Tensor]) -> dict[str, Any]:
-    layers = [layer(*CASES[name]) for _ in range(LAYERS)]
+    first = layer(*CASES[name])
+    layers = [PackedRows(*(part.clone() for part in first[:5]), first.form) for _ in range(LAYERS)]
     found: dict[str, Any] = {"bits": 8 * sum(part.numel() * part.element_size() for part in layers[0][:5]) / SIZE**2}
     for vectors in (1, 8, 64):
         inputs = torch.randn(vectors, SIZE)

@@ -14,6 +14,8 @@ from ..packed.coding import CodedTensor
 from ..packed.tensor import PackedTensor
 from ..reference.packed_rows import PackedRows, RowForm, pack_rows, segment_size
 
+# Levels around zero may have other widths than the file's: as many bits as the largest of so many needs.
+SHORT_SEGMENT, LEAST_SEGMENT = 64, 32
 _PARTS = ("data", "starts", "widths", "scales", "offsets")
 
 
@@ -46,9 +48,11 @@ class PackedWeight(nn.Module):
         self.shape, self.dtype, self.stored_dtype = torch.Size(packed.shape), dtype or packed.dtype, packed.dtype
         group_size = 0 if packed.group_size >= packed.count else packed.group_size
         segment = segment_size(columns, group_size)
-        levels, widths = _levels_and_widths(packed, rows, columns, group_size, segment)
         one = packed.range_scope in ("tensor", "scale")
         centred = packed.range_scope in ("scale", "steps")
+        if centred and math.gcd(segment, SHORT_SEGMENT) >= LEAST_SEGMENT:
+            segment = math.gcd(segment, SHORT_SEGMENT)
+        levels, widths = _levels_and_widths(packed, rows, columns, group_size, segment)
         self.form = RowForm(columns, segment, 0 if one else group_size, centred, packed.level_count or 0)
         scales, offsets = _scales_and_offsets(packed)
         for name, part in zip(_PARTS, (*pack_rows(levels, widths, segment), scales, offsets), strict=True):
@@ -100,13 +104,15 @@ class PackedWeight(nn.Module):
 def _levels_and_widths(
     packed: PackedTensor | CodedTensor, rows: int, columns: int, group_size: int, segment: int
 ) -> tuple[Tensor, Tensor]:
-    """Levels from 0 on, int32 ``[rows, columns]``, and the width of each segment."""
+    """Levels from 0 on, int32 ``[rows, columns]``, and the width of each segment: the file's, or the least."""
     if isinstance(packed, CodedTensor):
         levels = packed.levels().reshape(rows, columns)
     else:
         flat = functional.unpack(packed.words, packed.widths, packed.count, group_size=packed.group_size)
         levels = flat.view(rows, columns)
-    if packed.range_scope == "steps":
+    if packed.range_scope == "scale":
+        levels = levels - (1 << int(packed.widths[0]) - 1)
+    if packed.range_scope in ("scale", "steps"):
         return _centred(levels.view(rows, -1, segment))
     of_groups = packed.widths.to(torch.uint8)
     if not group_size:

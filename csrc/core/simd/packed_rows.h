@@ -96,7 +96,9 @@ struct RowScale {
           offset(row.offsets ? row.offsets[group] : -row.halves[width] * scale) {}
 };
 
-// Segments of more than eight levels: four sums, so that one need not wait for another; scaled once a
+constexpr int64_t kShortSegment = 64;
+
+// Long segments: four sums, so that one need not wait for another; scaled once a
 // segment.
 template <int kCount>
 DIFFQ_INLINE void multiply_long_segments(const PackedRow& row, const RowVectors& vectors, float* products) {
@@ -142,29 +144,43 @@ DIFFQ_INLINE void multiply_long_segments(const PackedRow& row, const RowVectors&
     for (int v = 0; v < kCount; ++v) products[v] = sum_of_eight(total[v]) + offsets[v];
 }
 
-// Segments of eight levels: each is a vector of weights.
+// Short segments of whole eights: each eight becomes a vector of weights, so that nothing has to be summed up
+// between segments.
 template <int kCount>
-DIFFQ_INLINE void multiply_eights(const PackedRow& row, const RowVectors& vectors, float* products) {
+DIFFQ_INLINE void multiply_short_segments(const PackedRow& row, const RowVectors& vectors, float* products) {
+    constexpr int kSums = kCount == 1 ? 4 : 2;
     const uint8_t* from = row.data;
-    __m256 sums[kCount][2];
-    for (int v = 0; v < kCount; ++v) sums[v][0] = sums[v][1] = _mm256_setzero_ps();
+    const float* vector = vectors.values;
+    const int64_t eights = row.segment / 8;
+    __m256 sums[kCount][kSums];
+    for (int v = 0; v < kCount; ++v)
+        for (int k = 0; k < kSums; ++k) sums[v][k] = _mm256_setzero_ps();
+    const auto take = [&](int k, const EightReader& eight, int width, __m256 scale, __m256 offset) {
+        const __m256 weights = _mm256_fmadd_ps(eight.levels(from), scale, offset);
+        for (int v = 0; v < kCount; ++v)
+            sums[v][k] = _mm256_fmadd_ps(weights, _mm256_loadu_ps(vector + v * vectors.stride), sums[v][k]);
+        from += width;
+        vector += 8;
+    };
     GroupCursor at(row);
     for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
         const int width = width_of_segment(row.widths, s);
-        const RowScale scale(row, width, at.group);
-        const __m256 weights = _mm256_fmadd_ps(EightReader(width).levels(from), _mm256_set1_ps(scale.scale),
-                                               _mm256_set1_ps(scale.offset));
-        for (int v = 0; v < kCount; ++v) {
-            const __m256 x = _mm256_loadu_ps(vectors.values + v * vectors.stride + 8 * s);
-            sums[v][s % 2] = _mm256_fmadd_ps(weights, x, sums[v][s % 2]);
-        }
-        from += width;
+        const RowScale found(row, width, at.group);
+        const __m256 scale = _mm256_set1_ps(found.scale), offset = _mm256_set1_ps(found.offset);
+        const EightReader eight(width);
+        int64_t e = 0;
+        for (; e + kSums <= eights; e += kSums)
+            for (int k = 0; k < kSums; ++k) take(k, eight, width, scale, offset);
+        for (; e < eights; ++e) take(static_cast<int>(s % 2), eight, width, scale, offset);
     }
-    for (int v = 0; v < kCount; ++v) products[v] = sum_of_eight(_mm256_add_ps(sums[v][0], sums[v][1]));
+    for (int v = 0; v < kCount; ++v) {
+        for (int k = 1; k < kSums; ++k) sums[v][0] = _mm256_add_ps(sums[v][0], sums[v][k]);
+        products[v] = sum_of_eight(sums[v][0]);
+    }
 }
 
-// The same where all have one scale and one offset, which counts once: two segments, whose widths are one
-// byte, at a time.
+// Segments of eight levels where all have one scale and one offset, which counts once: two segments, whose
+// widths are one byte, at a time.
 template <int kCount>
 DIFFQ_INLINE void multiply_eights_of_one_scale(const PackedRow& row, const RowVectors& vectors,
                                                float* products) {
@@ -195,8 +211,8 @@ template <int kCount>
 DIFFQ_INLINE void multiply_some(const PackedRow& row, const RowVectors& vectors, float* products) {
     if (row.segment == 8 && row.scaled) {
         multiply_eights_of_one_scale<kCount>(row, vectors, products);
-    } else if (row.segment == 8) {
-        multiply_eights<kCount>(row, vectors, products);
+    } else if (row.segment % 8 == 0 && row.segment <= kShortSegment) {
+        multiply_short_segments<kCount>(row, vectors, products);
     } else {
         multiply_long_segments<kCount>(row, vectors, products);
     }
