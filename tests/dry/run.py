@@ -63,14 +63,11 @@ def main() -> int:
     sys.path.insert(0, TESTS)
     from dry.devices import install
     from ptx.launch import Settings
-    from ptx.schedules import SCHEDULES
     from ptx.triton_driver import emulated
 
     sys.path.remove(TESTS)  # what gpu_check.sh does not copy must not be found there
     emulator: Any
-    # Where programs wait for each other, all have their turns: without a schedule, those that wait go on for ever.
-    settings = Settings(schedule=SCHEDULES["random"](0))
-    with emulated(90, settings) as emulator:
+    with emulated(90, Settings()) as emulator:
         install(emulator)
         status = _run(sys.argv[1:])
     if sys.argv[0].endswith(".py") and "measure" in sys.argv[0] and not emulator.launches:
