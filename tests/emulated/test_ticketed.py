@@ -50,6 +50,12 @@ def test_one_launch_equals_two(emulator, arch, group_size, noise_kind, dtype, no
     assert_forms_equal(emulator, make(COUNTS, dtype), group_size, noise_kind, noisy)
 
 
+@pytest.mark.parametrize("counts", [(300, 100), (300, 9, 100)])
+def test_without_a_schedule_nobody_waits_for_ever(emulator, counts):
+    for _ in range(2):
+        assert_forms_equal(emulator, make(counts), 8, "uniform")
+
+
 @pytest.mark.parametrize("programs", [1, 3, 7])
 @pytest.mark.parametrize("order", ["random", "starving", "greedy"])
 def test_one_launch_ends_and_equals_two_in_any_order(emulator, monkeypatch, order, programs):

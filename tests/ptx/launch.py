@@ -22,6 +22,8 @@ from .shared_memory import SharedMemory
 from .threads import Clocks, Threads
 from .warps import Warps
 
+TURN = 16  # steps, of which one is that of the threads which stand last
+
 
 @dataclass
 class Program:
@@ -171,13 +173,17 @@ class Wave:
                 if together is not None:
                     together = self._step(together, None)
                     continue
-                chosen = self._choose()
+                chosen = self._choose(steps % TURN == 0)
                 if chosen is None:
                     return
                 together = self._step(*chosen)
 
-    def _choose(self) -> tuple[int, np.ndarray | None] | None:
-        """The block of code to run next, and the threads that do (None: all)."""
+    def _choose(self, last: bool) -> tuple[int, np.ndarray | None] | None:
+        """The block of code to run next, and the threads that do (None: all).
+
+        Without a schedule the earliest one, so that threads meet again; or the ``last`` one, in turn: threads that wait
+        for others, earlier in the code, would go on for ever.
+        """
         ready = (self.place >= 0) & ~self.waiting
         if not ready.any():
             if self.waiting.any():
@@ -185,7 +191,8 @@ class Wave:
             return None
         if self.launch.schedule is not None:
             ready &= self._unit(ready)
-        at = int(self.place[ready].min())
+        in_turn = last and self.launch.schedule is None
+        at = int(self.place[ready].max() if in_turn else self.place[ready].min())
         running = ready & (self.place == at)
         return at, None if running.all() else np.flatnonzero(running)
 
