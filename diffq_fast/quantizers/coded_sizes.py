@@ -244,10 +244,10 @@ def level_bits(coded: Coded, steps: Tensor, beside: int = 0) -> Tensor:
     """
     levels, low_bits = _fine_levels(coded, steps)
     classes = coded.classes
-    if classes is None:
+    if classes is None and not levels.is_meta:
         classes = choose_classes(levels, coded.group_size)
     count = levels.numel()
-    if class_bytes(classes) == 0:
+    if classes is None or class_bytes(classes) == 0:
         bits = stream_bits(_all_counts(levels + _MOST_FINE, 1), count)[0]
     else:
         span = 2 * _MOST_FINE
