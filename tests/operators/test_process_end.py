@@ -26,5 +26,5 @@ widths = torch.tensor([3], dtype=torch.uint8)
 
 
 def test_operators_answer_behind_the_exit_handlers_of_torch():
-    ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout.strip(), ended.stderr) == (0, "answered", "")

@@ -8,9 +8,15 @@ from .registration import kernel
 
 @kernel
 def unpack_rows(indices, data, starts, widths, scales, offsets, form):
-    return reference.unpack_rows(indices, data, starts, widths, scales, offsets, form)
+    try:
+        return reference.unpack_rows(indices, data, starts, widths, scales, offsets, form)
+    except IndexError:
+        raise ValueError("unpack_rows: an index or a row is out of bounds") from None
 
 
 @kernel
 def packed_linear(input, data, starts, widths, scales, offsets, form):
-    return reference.packed_linear(input.float(), data, starts, widths, scales, offsets, form).to(input.dtype)
+    try:
+        return reference.packed_linear(input.float(), data, starts, widths, scales, offsets, form).to(input.dtype)
+    except IndexError:
+        raise ValueError("packed_linear: a row is out of bounds") from None
