@@ -98,8 +98,7 @@ struct RowScale {
 
 constexpr int64_t kShortSegment = 64;
 
-// Long segments: four sums, so that one need not wait for another; scaled once a
-// segment.
+// Long segments: several sums, so that one need not wait for another; scaled once a segment.
 template <int kCount>
 DIFFQ_INLINE void multiply_long_segments(const PackedRow& row, const RowVectors& vectors, float* products) {
     constexpr int kSums = kCount == 1 ? 4 : 2;
