@@ -218,9 +218,10 @@ def test_gradients_flow_through_autograd():
 
 
 def test_operators_pass_opcheck():
-    """Results of several weights are pieces of one buffer, which the check of fakes takes for aliases."""
+    """Results of several weights are pieces of one buffer: two of the checks take those for aliases of each other
+    (that of compiled calls warns, and fails where the environment has CI), so they are made with one weight."""
     weights, logits = cuda(make((64, 9))), cuda(make((8, 2), seed=1))
-    others = "test_schema", "test_autograd_registration", "test_aot_dispatch_dynamic"
+    others = "test_schema", "test_autograd_registration"
     both = weights, logits, KEY.cuda(), [0, 1], None, *options()
     torch.library.opcheck(ops.add_noise.default, both, test_utils=others)
     torch.library.opcheck(ops.add_noise.default, (weights[:1], logits[:1], KEY.cuda(), [0], None, *options()))
