@@ -175,6 +175,45 @@ class BaseQuantizer:
             self._learned.may_train = True
             self.training_may_begin()
 
+    def parameter_groups(
+        self,
+        model: nn.Module | None = None,
+        *,
+        lr: float | None = None,
+        bits_lr: float | None = None,
+        matrices: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Groups for an optimizer that other code makes: the parameters of ``model``, then what is learned.
+
+        ``torch.optim.AdamW(quantizer.parameter_groups(lr=1e-4, bits_lr=0.02))`` stands for making the optimizer and
+        :meth:`setup_optimizer`; schedulers made of it know all groups. What is learned gets ``weight_decay`` 0.
+
+        Args:
+            model: the quantizer's, or a module around it, such as one with a head or a loss; None: the quantizer's.
+            lr: learning rate of the model's own parameters; None: the optimizer's.
+            bits_lr: of what is learned (bits, or steps); None: the optimizer's.
+            matrices: give three groups, the first one with the parameters of two dimensions alone, for optimizers
+                that take no others (``torch.optim.Muon``); the other two are for a second optimizer.
+
+        Raises:
+            RuntimeError: an optimizer was set up already. ValueError: ``model`` lacks what is learned.
+        """
+        weights: dict[str, Any] = {} if lr is None else {"lr": lr}
+        learned = {"weight_decay": 0.0} if bits_lr is None else {"weight_decay": 0.0, "lr": bits_lr}
+        model = self.model if model is None else model
+        if self._learned is None:
+            groups = [{"params": list(model.parameters()), **weights}]
+        else:
+            groups = self._learned.groups(model, weights, learned)
+            self.training_may_begin()
+        if matrices:
+            first, rest = groups[0], groups[1:]
+            split: list[list[nn.Parameter]] = [[], []]
+            for param in first["params"]:
+                split[param.dim() != 2].append(param)
+            groups = [{**first, "params": params} for params in split] + rest
+        return groups
+
     def training_may_begin(self) -> None:
         """Make what a compiled forward cannot make."""
 

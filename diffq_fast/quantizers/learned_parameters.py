@@ -79,6 +79,28 @@ class LearnedParameters:
             optimizer.add_param_group(group)
         self.may_train = True
 
+    def groups(self, model: nn.Module, weights: dict[str, Any], learned: dict[str, Any]) -> list[dict[str, Any]]:
+        """The parameters of ``model`` as one group with the first options, these as one with the second; training may
+        begin."""
+        who = f"{self._who}.parameter_groups"
+        if self.may_train:
+            raise RuntimeError(
+                f"{who}: an optimizer was set up already (or no_optimizer() was called); make the groups once, or call "
+                "clear_optimizer(optimizer) first"
+            )
+        own = {id(param) for param in self.parameters()}
+        every = list(model.parameters())
+        if not own <= {id(param) for param in every}:
+            raise ValueError(
+                f"{who}: model must hold the quantised weights and what is learned for them, got a "
+                f"{type(model).__name__} without; give the quantizer's model, or a module around it"
+            )
+        self.may_train = True
+        return [
+            {"params": [param for param in every if id(param) not in own], **weights},
+            {"params": self.parameters(), **learned},
+        ]
+
     def remove_from(self, optimizer: torch.optim.Optimizer) -> None:
         """Remove the parameters, and what the optimizer remembers of them, from all its groups."""
         learned = {id(param) for param in self.parameters()}
