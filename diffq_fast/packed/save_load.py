@@ -48,6 +48,11 @@ def save(
     Raises:
         ValueError: a NaN or infinite weight, named. TypeError: an entry that no safetensors file can hold.
     """
+    write_packed(path, packed_contents(quantizer, logits=logits, coding=coding), progress)
+
+
+def packed_contents(quantizer: Any, *, logits: bool = False, coding: str = "fixed") -> PackedContents:
+    """What :func:`save` writes, in memory."""
     exported = quantizer.export_model(learned=logits)
     info = exported.quantizer
     if exported.suffix is not None and learned_suffix(info) != exported.suffix:
@@ -61,7 +66,7 @@ def save(
     ties = tied_names(exported.plain)
     plain = {name: tensor for name, tensor in exported.plain.items() if name not in ties}
     half = {ties.get(name, name) for name in exported.half}
-    contents = PackedContents(
+    return PackedContents(
         packed=packed,
         plain=plain,
         ties={alias: weight.name for weight in exported.weights for alias in weight.aliases} | ties,
@@ -69,7 +74,6 @@ def save(
         buffers=exported.buffers & plain.keys(),
         quantizer=info,
     )
-    write_packed(path, contents, progress)
 
 
 @overload

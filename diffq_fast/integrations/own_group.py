@@ -1,0 +1,61 @@
+"""A group of their own for some of an optimizer's parameters, for the time of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class OwnGroup:
+    """Gives parameters a learning rate of their own, and no weight decay, in an optimizer that somebody else made.
+
+    Loops such as Trainer's make one optimizer of all parameters of a model, then a scheduler that counts its groups,
+    and checkpoints that fit both. So the group is there only while the optimizer steps: hooks put it in and take it
+    away. Moments stay where they are, since an optimizer keeps them by parameter.
+
+    Args:
+        optimizer: one of torch's, or a subclass.
+        params: those that get the group. Groups of the optimizer that hold nothing else stay as they are.
+        lr: while the optimizer's schedule is at its start; it follows the schedule of the group that holds them.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, params: Iterable[nn.Parameter], lr: float) -> None:
+        self.optimizer, self.lr = optimizer, lr
+        self._own = {id(param) for param in params}
+        self._split: list[tuple[dict[str, Any], list[nn.Parameter]]] = []
+        self._count = 0
+        self._handles = [
+            optimizer.register_step_pre_hook(lambda *_: self.put()),
+            optimizer.register_step_post_hook(lambda *_: self.take()),
+        ]
+
+    def put(self) -> None:
+        """Put the group in."""
+        self.take()  # where a step has failed half way
+        groups = self.optimizer.param_groups
+        self._count = len(groups)
+        for group in list(groups):
+            own = [param for param in group["params"] if id(param) in self._own]
+            if own and len(own) < len(group["params"]):
+                self._split.append((group, group["params"]))
+                start = group.get("initial_lr")
+                lr = self.lr * (group["lr"] / start) if start else self.lr
+                groups.append({**group, "params": own, "lr": lr, "weight_decay": 0.0})
+                group["params"] = [param for param in group["params"] if id(param) not in self._own]
+
+    def take(self) -> None:
+        """Take the group away: the optimizer is as it was made."""
+        if self._split:
+            del self.optimizer.param_groups[self._count :]
+        for group, params in self._split:
+            group["params"] = params
+        self._split = []
+
+    def remove(self) -> None:
+        """Let the optimizer go."""
+        self.take()
+        for handle in self._handles:
+            handle.remove()
