@@ -175,8 +175,9 @@ def _checkpoint(args: TrainingArguments, step: int) -> Path:
 
 def _save(model: nn.Module, folder: Path, quantizer: BaseQuantizer) -> None:
     """The model as it saves itself, packed; one that does not is written as a packed file alone."""
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
+    own: Any = getattr(model, "save_pretrained", None)
+    if own is not None:
+        own(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     save(quantizer, folder / "model.safetensors")

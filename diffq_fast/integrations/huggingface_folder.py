@@ -71,9 +71,10 @@ def renamed(contents: PackedContents, rename: Callable[[str], str | None]) -> Pa
             ties[new] = lost[stored]
         else:
             lost[stored] = new
-            (packed if stored in contents.packed else plain)[new] = (  # type: ignore[index]
-                contents.packed[stored] if stored in contents.packed else contents.plain[stored]
-            )
+            if stored in contents.packed:
+                packed[new] = contents.packed[stored]
+            else:
+                plain[new] = contents.plain[stored]
     stood_in = {new: stored for stored, new in lost.items()}
     origin = {new: name for name, new in names.items() if new is not None} | stood_in
     half = {new: contents.half[origin[new]] for new in plain if origin[new] in contents.half}
@@ -95,7 +96,7 @@ def of_files(model: PreTrainedModel, loaded: PackedContents, stored_names: Mappi
         state = model.state_dict()
         inside = {
             f"{name}.{part}"
-            for name, module in model.named_modules()
+            for name, module in model.named_modules(remove_duplicate=False)
             if isinstance(module, PackedWeight)
             for part, _ in module.named_buffers()
         }
@@ -218,7 +219,7 @@ def write_files(folder: Path, contents: PackedContents, max_shard_size: int | st
         write_packed(folder / stem, contents)
         return
     (folder / stem).unlink(missing_ok=True)
-    places = {}
+    places: dict[str, str] = {}
     for file, names in split.filename_to_tensors.items():
         shard = _part(contents, names)
         write_packed(folder / file, shard)

@@ -20,7 +20,7 @@ from .training import Goal, MakesQuantizer, QuantizedTraining
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError:  # the same code under its older name
-    from pytorch_lightning import Callback, LightningModule, Trainer  # type: ignore[no-redef]
+    from pytorch_lightning import Callback, LightningModule, Trainer
 
 __all__ = ["DiffqFastCallback"]
 
@@ -93,11 +93,11 @@ class DiffqFastCallback(Callback):
         root = _part(pl_module, self._module)
         self._training.attach(root)
         self._was_called = False
-        handle = root.register_forward_pre_hook(lambda *_: self._see_call(handle))
+        self._handle = root.register_forward_pre_hook(self._see_call)
 
-    def _see_call(self, handle: Any) -> None:
+    def _see_call(self, *_: Any) -> None:
         self._was_called = True
-        handle.remove()
+        self._handle.remove()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches if self._total_steps is None else self._total_steps
@@ -163,10 +163,10 @@ def _part(pl_module: LightningModule, name: str | None) -> nn.Module:
             ) from None
     if type(pl_module).forward is not LightningModule.forward:
         return pl_module
-    parts = [(name, part) for name, part in pl_module.named_children() if any(True for _ in part.parameters())]
-    if len(parts) != 1:
+    trained = {each: part for each, part in pl_module.named_children() if any(True for _ in part.parameters())}
+    if len(trained) != 1:
         raise ValueError(
-            f"DiffqFastCallback: the {type(pl_module).__name__} has no forward and {len(parts)} parts with parameters "
-            f"({', '.join(name for name, _ in parts)}); give module= the name of the one that training_step calls"
+            f"DiffqFastCallback: {type(pl_module).__name__} has no forward, and {len(trained)} parts with parameters "
+            f"({', '.join(trained)}); give module= the name of the one that training_step calls"
         )
-    return parts[0][1]
+    return next(iter(trained.values()))

@@ -160,11 +160,12 @@ class QuantizedTraining:
         Args:
             scaled: what the loop does to its loss before its backward (a GradScaler, accumulation).
         """
-        if self.target is None and self.goal.penalty is None:
+        target, penalty = self.target, self.goal.penalty
+        if target is None and penalty is None:
             return
         learned = [param for param in self.quantizer.learned_parameters() if param.requires_grad]
         with torch.enable_grad():
-            price = self.goal.penalty * self.quantizer.model_size() if self.target is None else self.target.penalty()
+            price = target.penalty() if penalty is None else penalty * self.quantizer.model_size()  # type: ignore[union-attr]
             grads = torch.autograd.grad(scaled(price), learned, allow_unused=True)
         for param, grad in zip(learned, grads, strict=True):
             if grad is not None:

@@ -17,7 +17,7 @@ from diffq_fast.integrations.lightning import DiffqFastCallback  # noqa: E402
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and loggers
 
-SMALL = partial(DiffQuantizer, group_size=8, min_size=0.001)
+SMALL = partial(DiffQuantizer, group_size=8, min_size=0.0005)
 STEPS = 16
 
 
