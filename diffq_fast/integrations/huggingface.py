@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from ..packed.save_load import save
 from ..quantizers.base import BaseQuantizer
 from ..quantizers.diffq import DiffQuantizer
 from ..watch.bits_log import BitsLog
 from .huggingface_folder import write_adapted_base
-from .huggingface_loading import DiffqFastConfig, DiffqFastHfQuantizer, pack_on_save, save_float
+from .huggingface_loading import DiffqFastConfig, DiffqFastHfQuantizer, outermost, pack_on_save, save_float
 from .training import Goal, MakesQuantizer, QuantizedTraining
 
 __all__ = ["DiffqFastCallback", "DiffqFastConfig", "DiffqFastHfQuantizer", "pack_on_save", "save_float"]
 
-STATE = "diffq_fast.pt"  # in a checkpoint's folder
+STATE = "diffq_fast_state.pt"  # in a checkpoint's folder
 
 
 class DiffqFastCallback(TrainerCallback):
@@ -88,12 +88,12 @@ class DiffqFastCallback(TrainerCallback):
                 "DiffqFastCallback: deepspeed and fsdp of TrainingArguments shard the weights that the quantizer looks "
                 "at; train on one device or with DDP"
             )
-        self._training.attach(kwargs["model"])
+        self._training.attach(_quantised_part(kwargs["model"]))
         if kwargs.get("optimizer") is not None:  # the user's; the scheduler will be made of all its groups
             self._training.take_groups([_unwrapped(kwargs["optimizer"])])
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self._training.attach(kwargs["model"])
+        self._training.attach(_quantised_part(kwargs["model"]))
         save_float(self.quantizer)
         self._training.begin([_unwrapped(kwargs["optimizer"])], state.max_steps)
         if state.global_step:
@@ -146,7 +146,7 @@ class DiffqFastCallback(TrainerCallback):
             processing.save_pretrained(folder)
 
     def _pack_on_save(self) -> None:
-        if any(isinstance(module, PreTrainedModel) for module in self.quantizer.model.modules()):
+        if any(True for _ in outermost(self.quantizer.model)):
             pack_on_save(self.quantizer, self._config)
 
     def _stored(self, args: TrainingArguments, step: int) -> Any:
@@ -162,6 +162,15 @@ class DiffqFastCallback(TrainerCallback):
             f"{' or '.join(map(str, folders))}; give TrainingArguments(resume_from_checkpoint=...) the folder of the "
             "checkpoint, made with this callback"
         )
+
+
+def _quantised_part(model: nn.Module) -> nn.Module:
+    """The model, or the one transformers model inside of what only calls its parts, as a SentenceTransformer does."""
+    if isinstance(model, nn.Sequential):
+        parts = list(outermost(model))
+        if len(parts) == 1:
+            return parts[0]
+    return model
 
 
 def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
@@ -239,15 +239,14 @@ def pack_on_save(quantizer: BaseQuantizer, config: DiffqFastConfig | None = None
     """From now on ``save_pretrained`` and ``push_to_hub`` of the quantizer's model write packed folders.
 
     Args:
-        quantizer: on a transformers model, or on a module that holds some (a ``SentenceTransformer``), each of which
-            then writes its own.
+        quantizer: on a transformers model, or on a module that holds some, each of which then writes its own.
         config: what the folder's ``config.json`` says.
 
     Raises:
         TypeError: there is no transformers model.
     """
     config = DiffqFastConfig() if config is None else config
-    models = list(_outermost(quantizer))
+    models = list(outermost(quantizer.model))
     if not models:
         raise TypeError(
             f"pack_on_save: expected a quantizer of a transformers model, got one of a "
@@ -262,17 +261,17 @@ def pack_on_save(quantizer: BaseQuantizer, config: DiffqFastConfig | None = None
 
 def save_float(quantizer: BaseQuantizer) -> None:
     """Undo :func:`pack_on_save`: ``save_pretrained`` writes what transformers writes, as checkpoints of a training."""
-    for model in _outermost(quantizer):
+    for model in outermost(quantizer.model):
         unhook_saving(model)
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if name in vars(owner):
                 delattr(owner, name)
 
 
-def _outermost(quantizer: BaseQuantizer) -> Iterator[PreTrainedModel]:
-    """The transformers models that are in no other one."""
+def outermost(model: nn.Module) -> Iterator[PreTrainedModel]:
+    """The transformers models that a module is or holds, without those inside of another one."""
     inside: set[int] = set()
-    for module in quantizer.model.modules():
+    for module in model.modules():
         if isinstance(module, PreTrainedModel) and id(module) not in inside:
             inside |= {id(each) for each in module.modules()}
             yield module

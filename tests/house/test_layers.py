@@ -171,7 +171,8 @@ def test_operators_are_called_through_functional():
 
 def test_only_declared_packages_are_imported_and_optional_ones_inside_of_functions():
     declared = {"torch", "numpy"}
-    optional = {"matplotlib", "mlxtend", "triton", "lightning", "pytorch_lightning", "transformers"}
+    optional = {"matplotlib", "mlxtend", "triton"}
+    optional |= {"huggingface_hub", "lightning", "pytorch_lightning", "transformers"}
     for module, path in SOURCES.items():
         foreign = imports_of(module)[1] - set(sys.stdlib_module_names)
         assert foreign <= declared | optional, module
