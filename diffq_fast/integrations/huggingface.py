@@ -12,15 +12,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
-
 from ..packed.save_load import save
 from ..quantizers.base import BaseQuantizer
 from ..quantizers.diffq import DiffQuantizer
 from ..watch.bits_log import BitsLog
-from .huggingface_folder import write_adapted_base
-from .huggingface_loading import DiffqFastConfig, DiffqFastHfQuantizer, outermost, pack_on_save, save_float
 from .training import Goal, MakesQuantizer, QuantizedTraining
+
+try:
+    from transformers import TrainerCallback, TrainingArguments
+
+    from .huggingface_folder import write_adapted_base
+    from .huggingface_loading import DiffqFastConfig, DiffqFastHfQuantizer, outermost, pack_on_save, save_float
+except ImportError as error:
+    raise ImportError(
+        f"diffq_fast.integrations.huggingface needs transformers 5.24 or newer: pip install 'diffq_fast[hf]' ({error})"
+    ) from error
 
 __all__ = ["DiffqFastCallback", "DiffqFastConfig", "DiffqFastHfQuantizer", "pack_on_save", "save_float"]
 

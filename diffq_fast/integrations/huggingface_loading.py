@@ -65,7 +65,7 @@ class DiffqFastConfig(QuantizationConfigMixin):
 
 
 # transformers takes loading attributes from the classes of this tuple alone; registering a method does not add it.
-auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*auto.LOADING_ATTRIBUTES_CONFIG_TYPES, DiffqFastConfig)
+auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*getattr(auto, "LOADING_ATTRIBUTES_CONFIG_TYPES", ()), DiffqFastConfig)
 
 
 class UnpackWeight(ConversionOps):

@@ -19,8 +19,12 @@ from .training import Goal, MakesQuantizer, QuantizedTraining
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError:  # the same code under its older name
-    from pytorch_lightning import Callback, LightningModule, Trainer
+except ImportError as error:
+    try:  # the same code under its older name
+        from pytorch_lightning import Callback, LightningModule, Trainer
+    except ImportError:
+        needs = "diffq_fast.integrations.lightning needs Lightning: pip install 'diffq_fast[lightning]'"
+        raise ImportError(f"{needs} ({error})") from error
 
 __all__ = ["DiffqFastCallback"]
 

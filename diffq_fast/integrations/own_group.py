@@ -20,9 +20,17 @@ class OwnGroup:
         optimizer: one of torch's, or a subclass.
         params: those that get the group. Groups of the optimizer that hold nothing else stay as they are.
         lr: while the optimizer's schedule is at its start; it follows the schedule of the group that holds them.
+
+    Raises:
+        TypeError: it is no optimizer of torch, which tells when it steps.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, params: Iterable[nn.Parameter], lr: float) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"diffq_fast: expected an optimizer of torch to give bits a learning rate of their own, got a "
+                f"{type(optimizer).__name__}; make one of quantizer.parameter_groups() and give it to the Trainer"
+            )
         self.optimizer, self.lr = optimizer, lr
         self._own = {id(param) for param in params}
         self._split: list[tuple[dict[str, Any], list[nn.Parameter]]] = []

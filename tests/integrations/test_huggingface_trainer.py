@@ -246,11 +246,11 @@ def peft_training(folder, **options):
             ids = super().__getitem__(index)["input_ids"]
             return {"input_ids": ids, "labels": ids}
 
-    quantizer = partial(SMALL, exclude=["*lora_*"])
+    quantizer = partial(SMALL, float16=False, exclude=["*lora_*"])  # PEFT keeps adapters in float32
     settings = {"max_steps": 8, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "report_to": "none"}
     settings |= {"save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "seed": 1}
     args = transformers.TrainingArguments(str(folder), **settings | options)
-    callback = DiffqFastCallback(quantizer, bits_per_weight=6.0)
+    callback = DiffqFastCallback(quantizer, bits_per_weight=7.0)
     trainer = transformers.Trainer(adapted, args, train_dataset=Text(), callbacks=[callback])
     return trainer, auto, inputs, peft
 
@@ -261,7 +261,7 @@ def test_adapters_train_on_a_base_that_is_quantised(tmp_path):
     expected = output(trainer.model, inputs)
     base = auto.from_pretrained(tmp_path / "packed")
     model = peft.PeftModel.from_pretrained(base, tmp_path / "packed" / "adapter")
-    torch.testing.assert_close(output(model, inputs), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output(model, inputs), expected, rtol=1e-5, atol=1e-6)
     names = diffq_fast.load(tmp_path / "packed" / "model.safetensors")
     assert not [name for name in names if "lora_" in name or "base_layer" in name]
 

@@ -70,6 +70,14 @@ def test_a_step_that_fails_leaves_no_group_behind_in_the_next():
     assert len(optimizer.param_groups[0]["params"]) == 2
 
 
+def test_what_tells_nothing_of_its_steps_is_refused():
+    class Wrapped:
+        param_groups = ()
+
+    with pytest.raises(TypeError, match=r"expected an optimizer of torch .* got a Wrapped"):
+        OwnGroup(Wrapped(), [], lr=0.3)
+
+
 def test_a_group_that_holds_nothing_else_stays():
     weight, bits = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([{"params": [weight]}, {"params": [bits], "lr": 0.5}], lr=0.01)
