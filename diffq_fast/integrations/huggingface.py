@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+
 from ..packed.save_load import save
 from ..quantizers.base import BaseQuantizer
 from ..quantizers.diffq import DiffQuantizer
