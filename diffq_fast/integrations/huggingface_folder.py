@@ -161,13 +161,12 @@ def _save_pretrained(
 ) -> None:
     """``PreTrainedModel.save_pretrained`` with a packed ``model.safetensors``, or several and their index.
 
-    Its arguments, but ``state_dict``: the file holds what the model has.
+    Its arguments; ``state_dict`` is passed over, since the file holds what the model has.
     """
     if getattr(model, "_hf_peft_config_loaded", False):
         type(model).save_pretrained(model, save_directory, is_main_process=is_main_process, **options)
         return  # adapters alone
-    if options.pop("state_dict", None) is not None and not is_main_process:
-        return
+    options.pop("state_dict", None)
     push = options.pop("push_to_hub", False)
     size, variant = options.pop("max_shard_size", "50GB"), options.pop("variant", None)
     hub = {name: options.pop(name) for name in ("repo_id", "commit_message", "create_pr", "private") if name in options}

@@ -31,6 +31,9 @@ from .huggingface_folder import Contents, hook_saving, of_files, of_quantizer, u
 
 METHOD = "diffq_fast"
 CODINGS = ("fixed", "coded", "auto")
+# What transformers sets on a model that it has loaded through a quantizer.
+OF_MODEL = {"hf_quantizer", "is_quantized", "quantization_method"}
+OF_CONFIG = {"quantization_config", "_is_quantized"}
 
 
 class PackedConv1D(PackedParameters, Conv1D):
@@ -263,8 +266,8 @@ def save_float(quantizer: BaseQuantizer) -> None:
     """Undo :func:`pack_on_save`: ``save_pretrained`` writes what transformers writes, as checkpoints of a training."""
     for model in outermost(quantizer.model):
         unhook_saving(model)
-        for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-            if name in vars(owner):
+        for owner, names in ((model, OF_MODEL), (model.config, OF_CONFIG)):
+            for name in names & vars(owner).keys():
                 delattr(owner, name)
 
 

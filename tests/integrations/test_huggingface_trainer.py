@@ -184,6 +184,19 @@ def test_quantizers_without_learned_bits_train_and_are_saved(scheme, tmp_path):
     assert torch.equal(output(loaded, inputs), output(trainer.model, inputs))
 
 
+def test_a_training_may_begin_with_a_packed_folder(tmp_path):
+    for number in range(2):
+        start = classifier()
+        if number:
+            start = type(start).from_pretrained(tmp_path / "0" / "packed")
+        trainer = trainer_of(tmp_path / str(number), DiffqFastCallback(SMALL, penalty=1.0), start, max_steps=3)
+        trainer.train()
+        trainer_of(tmp_path, None, start)  # a Trainer takes it for what it is: a model that can be trained
+    inputs = {"input_ids": tokens()}
+    loaded = type(start).from_pretrained(tmp_path / "1" / "packed")
+    assert torch.equal(output(loaded, inputs), output(start, inputs))
+
+
 def test_a_size_of_a_quantizer_without_bits_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"needs a quantizer that learns bits .* got UniformQuantizer"):
         trainer_of(tmp_path, DiffqFastCallback(UniformQuantizer, mb=1.0))
