@@ -128,9 +128,26 @@ class FrozenBits:
             _frozen.add(self)
 
 
-def _drop_gradients(*_: Any) -> None:
+def _drop_gradients() -> None:
     for frozen in _frozen:
         frozen.drop_gradients()
 
 
-register_optimizer_step_pre_hook(_drop_gradients)
+def _before_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+    """Drop the gradients, and once more where a closure, which is called inside of the step, makes them anew."""
+    _drop_gradients()
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None or not _frozen:
+        return None
+
+    def dropping() -> Any:
+        loss = closure()
+        _drop_gradients()
+        return loss
+
+    if len(args) > 1:
+        return (args[0], dropping, *args[2:]), kwargs
+    return args, {**kwargs, "closure": dropping}
+
+
+register_optimizer_step_pre_hook(_before_step)

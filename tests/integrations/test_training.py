@@ -83,7 +83,7 @@ def test_what_is_learned_has_the_rate_of_bits_or_the_optimizers():
 def test_a_state_of_another_quantizer_is_refused():
     training, _ = begun(network(), Goal(SMALL, penalty=1.0))
     other, _ = begun(network(), Goal(partial(DiffQuantizer, group_size=4, min_size=0.0005), penalty=1.0))
-    with pytest.raises(ValueError, match="was made with another quantizer: 0.weight"):
+    with pytest.raises(ValueError, match=r"was made with another quantizer: 0\.weight"):
         training.load_state_dict(other.state_dict())
 
 

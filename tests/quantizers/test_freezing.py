@@ -77,6 +77,34 @@ def test_no_optimizer_moves_frozen_logits(optimizer):
     assert quantizer.true_model_size() == size
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_nor_does_one_whose_closure_makes_the_gradients(named):
+    torch.manual_seed(0)
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    quantizer = DiffQuantizer(model, **OPTIONS)
+    quantizer.setup_optimizer(optimizer, lr=0.3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.randn(4, next(model.parameters()).shape[-1])).square().mean() + quantizer.model_size()
+        loss.backward()
+        return loss
+
+    def step():
+        return optimizer.step(closure=closure) if named else optimizer.step(closure)
+
+    for _ in range(3):  # momentum
+        step()
+    quantizer.freeze_bits()
+    logits = [logit.detach().clone() for logit in quantizer.learned_parameters()]
+    weight = model[0].weight.detach().clone()
+    assert step().item() > 0
+    assert not torch.equal(model[0].weight, weight)
+    for logit, before in zip(quantizer.learned_parameters(), logits, strict=True):
+        assert torch.equal(logit, before)
+
+
 def test_unfrozen_bits_are_learned_again_from_their_whole_numbers():
     quantizer, step = training()
     quantizer.freeze_bits()
