@@ -116,6 +116,7 @@ class DiffqFastCallback(TrainerCallback):
             self._training.add_price(scaler.scale)
 
     def on_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self._training.check_called("make a quantizer of the part that is called, and give it to the callback")
         self._training.step()
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
@@ -172,9 +173,10 @@ class DiffqFastCallback(TrainerCallback):
 
 
 def _quantised_part(model: nn.Module) -> nn.Module:
-    """The model, or the one transformers model inside of what only calls its parts, as a SentenceTransformer does."""
+    """The model; of a Sequential, whose parts may be called alone as a SentenceTransformer's are, the one part with a
+    transformers model. That part and not its model, whose ``forward`` it calls by itself."""
     if isinstance(model, nn.Sequential):
-        parts = list(outermost(model))
+        parts = [part for part in model.children() if any(True for _ in outermost(part))]
         if len(parts) == 1:
             return parts[0]
     return model

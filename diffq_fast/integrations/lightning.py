@@ -79,7 +79,6 @@ class DiffqFastCallback(Callback):
         self._log: BitsLog | None = None
         self._restored: Mapping[str, Any] | None = None
         self._steps = 0
-        self._was_called = False
 
     @property
     def quantizer(self) -> BaseQuantizer:
@@ -94,14 +93,7 @@ class DiffqFastCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        root = _part(pl_module, self._module)
-        self._training.attach(root)
-        self._was_called = False
-        self._handle = root.register_forward_pre_hook(self._see_call)
-
-    def _see_call(self, *_: Any) -> None:
-        self._was_called = True
-        self._handle.remove()
+        self._training.attach(_part(pl_module, self._module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches if self._total_steps is None else self._total_steps
@@ -119,11 +111,7 @@ class DiffqFastCallback(Callback):
             self._log = BitsLog(self.quantizer, csv=Path(trainer.default_root_dir, self._csv))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if not self._was_called:
-            raise RuntimeError(
-                f"DiffqFastCallback: training_step has not called the {type(self.quantizer.model).__name__} that is "
-                "quantised, so its weights had no noise; give module= the name of the part that it calls"
-            )
+        self._training.check_called("give module= the name of the part that training_step calls")
         scaler, batches = getattr(trainer.precision_plugin, "scaler", None), trainer.accumulate_grad_batches
         self._training.add_price(lambda price: (price if scaler is None else scaler.scale(price)) / batches)
 

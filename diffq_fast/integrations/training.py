@@ -64,6 +64,8 @@ class QuantizedTraining:
         self.target: SizeTarget | None = None
         self._quantizer: BaseQuantizer | None = None
         self._groups: list[OwnGroup] = []
+        self._called: Any = None  # the hook that waits for the model's first call
+        self._was_called = False
 
     # -- before the training -------------------------------------------------------------------------------------------
 
@@ -93,6 +95,23 @@ class QuantizedTraining:
                 f"got {type(quantizer).__name__}"
             )
         quantizer.no_optimizer()
+        self._called = quantizer.model.register_forward_pre_hook(self._see_call)
+
+    def _see_call(self, *_: Any) -> None:
+        self._was_called = True
+
+    def check_called(self, advice: str) -> None:
+        """RuntimeError where the model has not been called by the time of its first gradients: a quantizer acts in calls
+        of the model that it is on, and not in those of its parts or of its ``forward``."""
+        if self._called is None:
+            return
+        if not self._was_called:
+            raise RuntimeError(
+                f"{self.who}: the training has not called the {type(self.quantizer.model).__name__} that is quantised, "
+                f"so its weights had no noise; {advice}"
+            )
+        self._called.remove()
+        self._called = None
 
     def _check_same(self, model: nn.Module) -> None:
         if all(module is not self.quantizer.model for module in model.modules()):
@@ -214,7 +233,7 @@ class QuantizedTraining:
         }
         stored = state["learned"]
         wrong = sorted(own.keys() ^ stored.keys())
-        wrong += [name for name in own.keys() & stored.keys() if own[name].shape != stored[name].shape]
+        wrong += [name for name in own if name in stored and own[name].shape != stored[name].shape]
         if wrong:
             raise ValueError(
                 f"{self.who}: the checkpoint was made with another quantizer: {', '.join(wrong[:3])} do not fit; give "

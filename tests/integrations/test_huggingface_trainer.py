@@ -202,6 +202,21 @@ def test_a_size_of_a_quantizer_without_bits_is_refused(tmp_path):
         trainer_of(tmp_path, DiffqFastCallback(UniformQuantizer, mb=1.0))
 
 
+def test_a_part_that_is_never_called_is_told(tmp_path):
+    class Bypassing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier()
+
+        def forward(self, **inputs):
+            return self.inner.forward(**inputs)
+
+    model = Bypassing()
+    callback = DiffqFastCallback(SMALL(model.inner), penalty=1.0, save_to=None)
+    with pytest.raises(RuntimeError, match="has not called the BertForSequenceClassification that is quantised"):
+        trainer_of(tmp_path, callback, model).train()
+
+
 def test_a_penalty_beside_a_size_is_refused():
     with pytest.raises(ValueError, match="expected penalty, or a size"):
         DiffqFastCallback(penalty=1.0, mb=1.0)

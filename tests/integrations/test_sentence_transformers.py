@@ -38,8 +38,7 @@ def tiny_encoder(folder):
 
 def round_trip(encoder, folder, **options):
     """What the quantised encoder gives for the sentences, and what the loaded folder gives."""
-    model = next(module for module in encoder.modules() if isinstance(module, transformers.PreTrainedModel))
-    quantizer = DiffQuantizer(model, **options)  # encode() calls the parts of a SentenceTransformer, not itself
+    quantizer = DiffQuantizer(encoder[0], **options)  # what encode() calls
     with torch.no_grad():
         for number, logit in enumerate(quantizer.learned_parameters()):
             logit.sub_(0.3 * (number % 3))

@@ -19,11 +19,11 @@ def network():
     return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 3))
 
 
-def begun(model, goal, steps=20):
+def begun(model, goal, steps=20, made=torch.optim.Adam):
     """A training and the optimizer of a loop that is somebody else's."""
     training = QuantizedTraining("Callback", goal)
     training.attach(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = made(model.parameters(), lr=1e-3)
     training.begin([optimizer], steps)
     return training, optimizer
 
@@ -39,7 +39,7 @@ def step(model, training, optimizer):
 @pytest.mark.parametrize("goal", [Goal(SMALL, penalty=3.0), Goal(SMALL, bits_per_weight=6.0)], ids=["penalty", "size"])
 def test_a_step_reads_nothing_on_the_host(goal, monkeypatch):
     model = network()
-    training, optimizer = begun(model, goal)
+    training, optimizer = begun(model, goal, made=torch.optim.SGD)  # Adam itself reads its count of steps
     step(model, training, optimizer)
     monkeypatch.setattr(BaseQuantizer, "_is_on_cpu", lambda quantizer: False)
     monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))
