@@ -101,7 +101,7 @@ class QuantizedTraining:
         self._was_called = True
 
     def check_called(self, advice: str) -> None:
-        """RuntimeError where the model has not been called when its first gradients are there: a quantizer acts in calls
+        """RuntimeError where the first gradients are there and the model has not been called: a quantizer acts in calls
         of the model that it is on, and not in those of its parts or of its ``forward``."""
         if self._called is None:
             return
