@@ -110,14 +110,20 @@ inline int width_of_segment(const uint8_t* widths, int64_t segment) {
 }
 
 // Vectors that a row is multiplied with: `values` are `stride` apart and zero from the row's columns up to a
-// whole eight; sums [count][segments].
+// whole sixteen; sums [count][segments]. Of vectors of whole numbers `integers` are those, as far apart, each
+// of whose blocks of kBlockColumns stands for as many times its one of `units` [count][blocks]; `values` are
+// what they stand for. Null: of other vectors.
 struct RowVectors {
     const float* values;
     int64_t stride;
     const float *sums, *totals;
     int64_t count;  // at most kMostVectors
+    const int16_t* integers = nullptr;
+    const float* units = nullptr;
+    int64_t blocks = 0;
 };
 
+constexpr int64_t kBlockColumns = 64;
 constexpr int64_t kMostVectors = 4;
 
 struct Kernels {

@@ -206,9 +206,108 @@ DIFFQ_INLINE void multiply_eights_of_one_scale(const PackedRow& row, const RowVe
             sum_of_eight(_mm256_add_ps(sums[v][0], sums[v][1])) + row.offsets[0] * vectors.totals[v];
 }
 
+// Sixteen levels of up to eight bits as whole numbers of 16 bits: the two bytes that have a level are shifted
+// left, which drops the levels behind it, and then right, which drops those before.
+struct SixteenTable {
+    alignas(16) uint8_t bytes[16];
+    alignas(16) uint16_t factors[8];
+};
+
+constexpr int kMostSixteenWidth = 8;
+
+struct SixteenTables {
+    SixteenTable of[kMostSixteenWidth + 1];
+
+    constexpr SixteenTables() : of() {
+        for (int width = 1; width <= kMostSixteenWidth; ++width) {
+            for (int lane = 0; lane < 8; ++lane) {
+                const int bit = lane * width;
+                of[width].factors[lane] = static_cast<uint16_t>(1 << (16 - width - bit % 8));
+                for (int byte = 0; byte < 2; ++byte)
+                    of[width].bytes[lane * 2 + byte] = static_cast<uint8_t>(bit / 8 + byte);
+            }
+        }
+    }
+};
+static constexpr SixteenTables kSixteenTables{};
+
+struct SixteenReader {
+    __m256i bytes, factors;
+    __m128i shift;
+    int width;
+
+    DIFFQ_MEMBER explicit SixteenReader(int of) : width(of) {
+        const SixteenTable& table = kSixteenTables.of[width];
+        bytes = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table.bytes)));
+        factors =
+            _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table.factors)));
+        shift = _mm_cvtsi32_si128(16 - width);
+    }
+
+    // Of fewer than sixteen, `count`, the others have no meaning. Sixteen bytes from the first level on, and
+    // from the ninth, if it is there, are read.
+    DIFFQ_MEMBER __m256i levels(const uint8_t* from, int64_t count) const {
+        const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+        const __m128i high =
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(count > 8 ? from + width : from));
+        const __m256i pairs = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), bytes);
+        return _mm256_srl_epi16(_mm256_mullo_epi16(pairs, factors), shift);
+    }
+};
+
+// Vectors of whole numbers: the products of a block with the levels of one segment are summed up as such.
+template <int kCount>
+DIFFQ_INLINE void multiply_integers(const PackedRow& row, const RowVectors& vectors, float* products) {
+    const uint8_t* from = row.data;
+    __m256 total[kCount];
+    float offsets[kCount];
+    for (int v = 0; v < kCount; ++v) total[v] = _mm256_setzero_ps(), offsets[v] = 0.0f;
+    GroupCursor at(row);
+    for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
+        const int width = width_of_segment(row.widths, s);
+        const int64_t begin = s * row.segment, end = std::min(begin + row.segment, row.columns);
+        const RowScale scale(row, width, at.group);
+        if (width <= kMostSixteenWidth) {
+            const SixteenReader sixteen(width);
+            for (int64_t i = begin; i < end;) {
+                const int64_t block = i / kBlockColumns;
+                const int64_t until = std::min(end, (block + 1) * kBlockColumns);
+                __m256i sums[kCount];
+                for (int v = 0; v < kCount; ++v) sums[v] = _mm256_setzero_si256();
+                for (; i < until; i += 16) {
+                    const __m256i levels = sixteen.levels(from + (i - begin) / 8 * width, end - i);
+                    for (int v = 0; v < kCount; ++v) {
+                        const __m256i x = _mm256_loadu_si256(
+                            reinterpret_cast<const __m256i*>(vectors.integers + v * vectors.stride + i));
+                        sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(levels, x));
+                    }
+                }
+                for (int v = 0; v < kCount; ++v) {
+                    const float unit = scale.scale * vectors.units[v * vectors.blocks + block];
+                    total[v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[v]), _mm256_set1_ps(unit), total[v]);
+                }
+            }
+        } else {
+            const EightReader eight(width);
+            for (int64_t i = begin; i < end; i += 8) {
+                const __m256 levels =
+                    _mm256_mul_ps(eight.levels(from + (i - begin) / 8 * width), _mm256_set1_ps(scale.scale));
+                for (int v = 0; v < kCount; ++v)
+                    total[v] = _mm256_fmadd_ps(
+                        levels, _mm256_loadu_ps(vectors.values + v * vectors.stride + i), total[v]);
+            }
+        }
+        for (int v = 0; v < kCount; ++v) offsets[v] += scale.offset * vectors.sums[v * row.segments + s];
+        from += ((end - begin) * width + 7) / 8;
+    }
+    for (int v = 0; v < kCount; ++v) products[v] = sum_of_eight(total[v]) + offsets[v];
+}
+
 template <int kCount>
 DIFFQ_INLINE void multiply_some(const PackedRow& row, const RowVectors& vectors, float* products) {
-    if (row.segment == 8 && row.scaled) {
+    if (vectors.integers && (row.segment % 16 == 0 || row.segments == 1)) {
+        multiply_integers<kCount>(row, vectors, products);
+    } else if (row.segment == 8 && row.scaled) {
         multiply_eights_of_one_scale<kCount>(row, vectors, products);
     } else if (row.segment % 8 == 0 && row.segment <= kShortSegment) {
         multiply_short_segments<kCount>(row, vectors, products);

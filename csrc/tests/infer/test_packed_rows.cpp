@@ -71,12 +71,23 @@ struct Weight {
 struct Shape {
     int64_t rows, columns, segment, group_size;
 };
-const std::vector<Shape> kShapes = {{5, 64, 8, 0},    {3, 40, 8, 8},   {4, 27, 1, 8},   {2, 100, 100, 0},
-                                    {3, 256, 64, 64}, {6, 96, 32, 64}, {7, 1, 1, 4},    {40, 8, 8, 0},
-                                    {2, 8, 4, 4},     {3, 17, 17, 34}, {1, 1000, 8, 0}, {2, 1000, 200, 0}};
+const std::vector<Shape> kShapes = {{5, 64, 8, 0},    {3, 40, 8, 8},   {4, 27, 1, 8},       {2, 100, 100, 0},
+                                    {3, 256, 64, 64}, {6, 96, 32, 64}, {7, 1, 1, 4},        {40, 8, 8, 0},
+                                    {2, 8, 4, 4},     {3, 17, 17, 34}, {1, 1000, 8, 0},     {2, 1000, 200, 0},
+                                    {3, 96, 32, 32},  {4, 9, 9, 0},    {2, 1024, 256, 256}, {3, 73, 73, 0}};
 
-void check(const Shape& shape, LevelMeaning meaning) {
-    const int most_width = meaning.level_count > 0 ? 3 : kMaxWidth;
+// A vector's blocks in whole numbers, in double precision.
+void round_to_int8(float* vector, int64_t columns) {
+    for (int64_t begin = 0; begin < columns; begin += kBlockColumns) {
+        const int64_t end = std::min(begin + kBlockColumns, columns);
+        float most = 0;
+        for (int64_t i = begin; i < end; ++i) most = std::max(most, std::fabs(vector[i]));
+        for (int64_t i = begin; i < end; ++i)
+            vector[i] = static_cast<float>(std::nearbyint(double{vector[i]} * 127.0 / most) * most / 127.0);
+    }
+}
+
+void check(const Shape& shape, LevelMeaning meaning, Activations activations, int most_width) {
     const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, meaning, most_width);
     std::vector<int64_t> indices;
     for (int64_t r = 0; r < shape.rows; ++r) indices.push_back(r);
@@ -84,9 +95,12 @@ void check(const Shape& shape, LevelMeaning meaning) {
     CHECK(unpack_rows(weight.rows_, indices.data(), shape.rows, back.data(), 2));
     CHECK(std::memcmp(back.data(), weight.values.data(), 4 * back.size()) == 0);
     for (const int64_t count : {1, 2, 3, 4, 5, 9}) {
-        const std::vector<float> vectors = random_floats(count * shape.columns, 3);
+        std::vector<float> vectors = random_floats(count * shape.columns, 3);
         std::vector<float> products(static_cast<size_t>(count * shape.rows));
-        CHECK(multiply_rows(weight.rows_, vectors.data(), count, products.data(), 2));
+        CHECK(multiply_rows(weight.rows_, vectors.data(), count, activations, products.data(), 2));
+        if (activations == Activations::int8)
+            for (int64_t v = 0; v < count; ++v)
+                round_to_int8(vectors.data() + v * shape.columns, shape.columns);
         for (int64_t v = 0; v < count; ++v) {
             for (int64_t r = 0; r < shape.rows; ++r) {
                 double product = 0, size = 0;
@@ -110,7 +124,9 @@ void every_instruction_set_unpacks_and_multiplies() {
         for (const Shape& shape : kShapes)
             for (const LevelMeaning meaning :
                  {LevelMeaning{false, 0}, LevelMeaning{true, 0}, LevelMeaning{false, 7}})
-                check(shape, meaning);
+                for (const Activations activations : {Activations::exact, Activations::int8})
+                    for (const int most_width : {8, kMaxWidth})
+                        check(shape, meaning, activations, meaning.level_count > 0 ? 3 : most_width);
     }
 }
 
@@ -121,13 +137,13 @@ void rows_outside_of_their_data_are_refused() {
     const std::vector<int64_t> bad = {-1, 4, INT64_MIN, INT64_MAX};
     for (const int64_t& index : bad) CHECK(!unpack_rows(weight.rows_, &index, 1, results.data(), 1));
     weight.starts[2] = UINT32_MAX;
-    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
     weight.starts[2] = weight.starts[4];
-    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
     weight.starts[2] = 0;
-    CHECK(multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    CHECK(multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
     weight.rows_.bytes = kReadBehindRows;
-    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...reference.packed_rows import READ_BEHIND, RowForm
+from ...reference.packed_rows import READ_BEHIND, RowForm, round_activations
 from .loading import core
 from .registration import kernel
 from .tensors import empty, guard_tensors
@@ -26,7 +26,7 @@ def unpack_rows(indices, data, starts, widths, scales, offsets, form):
 
 
 @kernel
-def packed_linear(input, data, starts, widths, scales, offsets, form):
+def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False):
     guard_tensors("packed_linear", [input])
     rows, row_form, _kept = _given("packed_linear", (data, starts, widths, scales, offsets), form)
     columns, count = form[0], len(starts) - 1
@@ -37,11 +37,11 @@ def packed_linear(input, data, starts, widths, scales, offsets, form):
     vectors = input.reshape(-1, columns).float().contiguous()
     if len(vectors) <= MOST_VECTORS:
         results = torch.empty((len(vectors), count), dtype=torch.float32, device="cpu")
-        given = vectors.data_ptr(), len(vectors), results.data_ptr(), torch.get_num_threads()
+        given = vectors.data_ptr(), len(vectors), int8, results.data_ptr(), torch.get_num_threads()
         if not core.multiply_rows(rows, row_form, *given):
             raise _outside("packed_linear")
     else:
-        results = _by_blocks(vectors, rows, row_form, count)
+        results = _by_blocks(round_activations(vectors) if int8 else vectors, rows, row_form, count)
     return results.view(*input.shape[:-1], count).to(input.dtype)
 
 
