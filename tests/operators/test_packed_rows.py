@@ -33,13 +33,13 @@ needs_core = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
 class Rows:
     """A random weight of one of FORMS: what the operators are given, and what its levels stand for."""
 
-    def __init__(self, name, most_width=16, seed=0):
+    def __init__(self, name, most_width=16, seed=0, least_width=1):
         rows, columns, group_size, scale_size, centred, level_count = FORMS[name]
         generator = torch.Generator().manual_seed(seed)
         draw = lambda *shape: torch.rand(shape, generator=generator)  # noqa: E731
         groups = -(-rows * columns // group_size) if group_size else 1
         group_of = torch.arange(rows * columns) // group_size if group_size else torch.zeros(rows * columns).long()
-        width_of_group = (draw(groups) * most_width).long() + 1
+        width_of_group = (draw(groups) * (most_width + 1 - least_width)).long() + least_width
         if level_count:
             width_of_group[:] = 4
         self.segment = segment_size(columns, group_size)
@@ -96,11 +96,11 @@ def in_int8(vectors):
     return rounded
 
 
-@pytest.mark.parametrize("most_width", [4, 8, 16])
+@pytest.mark.parametrize("widths", [(1, 4), (1, 8), (1, 16), (2, 2), (4, 4)])
 @pytest.mark.parametrize("count", [1, 3, 8, 9])
 @pytest.mark.parametrize("name", FORMS)
-def test_products_in_int8_are_those_of_the_rounded_vectors(name, count, most_width):
-    given = Rows(name, most_width)
+def test_products_in_int8_are_those_of_the_rounded_vectors(name, count, widths):
+    given = Rows(name, widths[1], least_width=widths[0])
     vectors = torch.randn(count, given.form.columns, generator=torch.Generator().manual_seed(1))
     product = ops.packed_linear(vectors, *given.arguments(), True)
     rounded = in_int8(vectors)

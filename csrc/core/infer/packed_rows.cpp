@@ -129,6 +129,8 @@ struct PaddedVectors {
                       totals.data() + begin, count};
         if (!integers.empty()) {
             of.integers = integers.data() + begin * stride;
+            of.halves = halves.data() + begin * blocks * kBlockColumns;
+            of.quarters = quarters.data() + begin * blocks * kBlockColumns;
             of.units = units.data() + begin * blocks;
             of.blocks = blocks;
         }
@@ -138,15 +140,26 @@ struct PaddedVectors {
     int64_t stride, segments, blocks;
     std::vector<float> values, sums, totals, units;
     std::vector<int16_t> integers;
+    std::vector<int8_t> halves, quarters;
 
   private:
     void round(int64_t columns, int64_t count) {
         integers.assign(values.size(), 0);
+        halves.assign(static_cast<size_t>(blocks * kBlockColumns * count), 0);
+        quarters = halves;
         for (int64_t v = 0; v < count; ++v)
-            for (int64_t begin = 0; begin < columns; begin += kBlockColumns)
-                units.push_back(round_block(values.data() + v * stride + begin,
-                                            integers.data() + v * stride + begin,
-                                            std::min(kBlockColumns, columns - begin)));
+            for (int64_t block = 0; block < blocks; ++block) {
+                const int64_t begin = block * kBlockColumns,
+                              length = std::min(kBlockColumns, columns - begin);
+                int16_t* const of = integers.data() + v * stride + begin;
+                units.push_back(round_block(values.data() + v * stride + begin, of, length));
+                const int64_t place = (v * blocks + block) * kBlockColumns;
+                for (int64_t i = 0; i < length; ++i) {
+                    const auto whole = static_cast<int8_t>(of[i]);
+                    halves[static_cast<size_t>(place + i / 2 + i % 2 * (kBlockColumns / 2))] = whole;
+                    quarters[static_cast<size_t>(place + i / 4 + i % 4 * (kBlockColumns / 4))] = whole;
+                }
+            }
     }
 };
 

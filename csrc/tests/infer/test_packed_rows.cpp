@@ -10,10 +10,14 @@ using namespace diffq_fast;
 
 namespace {
 
+struct Widths {
+    int least, most;
+};
+
 // Rows of random levels, and what they stand for.
 struct Weight {
     Weight(int64_t rows, int64_t columns, int64_t segment, int64_t group_size, LevelMeaning meaning,
-           int most_width)
+           Widths of_segments)
         : values(static_cast<size_t>(rows * columns)) {
         const int64_t segments = columns / segment;
         std::mt19937 generator(static_cast<uint32_t>(rows + columns + segment));
@@ -25,7 +29,8 @@ struct Weight {
             data.resize((data.size() + kRowAlignment - 1) / kRowAlignment * kRowAlignment);
             starts.push_back(static_cast<uint32_t>(data.size() / kRowAlignment));
             for (int64_t s = 0; s < segments; ++s) {
-                const int width = 1 + static_cast<int>(generator() % static_cast<uint32_t>(most_width));
+                const auto choices = static_cast<uint32_t>(of_segments.most - of_segments.least + 1);
+                const int width = of_segments.least + static_cast<int>(generator() % choices);
                 widths[static_cast<size_t>(r * ((segments + 1) / 2) + s / 2)] |=
                     static_cast<uint8_t>((width - 1) << (s % 2 * 4));
                 const size_t begin = data.size();
@@ -87,8 +92,8 @@ void round_to_int8(float* vector, int64_t columns) {
     }
 }
 
-void check(const Shape& shape, LevelMeaning meaning, Activations activations, int most_width) {
-    const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, meaning, most_width);
+void check(const Shape& shape, LevelMeaning meaning, Activations activations, Widths widths) {
+    const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, meaning, widths);
     std::vector<int64_t> indices;
     for (int64_t r = 0; r < shape.rows; ++r) indices.push_back(r);
     std::vector<float> back(weight.values.size());
@@ -125,13 +130,14 @@ void every_instruction_set_unpacks_and_multiplies() {
             for (const LevelMeaning meaning :
                  {LevelMeaning{false, 0}, LevelMeaning{true, 0}, LevelMeaning{false, 7}})
                 for (const Activations activations : {Activations::exact, Activations::int8})
-                    for (const int most_width : {8, kMaxWidth})
-                        check(shape, meaning, activations, meaning.level_count > 0 ? 3 : most_width);
+                    for (const Widths widths :
+                         {Widths{1, 8}, Widths{1, kMaxWidth}, Widths{2, 2}, Widths{4, 4}, Widths{8, 8}})
+                        check(shape, meaning, activations, meaning.level_count > 0 ? Widths{1, 3} : widths);
     }
 }
 
 void rows_outside_of_their_data_are_refused() {
-    Weight weight(4, 64, 8, 0, {false, 0}, 4);
+    Weight weight(4, 64, 8, 0, {false, 0}, {1, 4});
     const std::vector<float> vector = random_floats(64, 1);
     std::vector<float> results(4 * 64);
     const std::vector<int64_t> bad = {-1, 4, INT64_MIN, INT64_MAX};
