@@ -444,6 +444,9 @@ DIFFQ_INLINE void multiply_piece(const uint8_t* from, int width, float scale, co
         total[v] = _mm256_fmadd_ps(_mm256_add_ps(sums[v], others[v]), _mm256_set1_ps(scale), total[v]);
 }
 
+// How far ahead of its use a row is asked for: the hardware stops at the ends of pages.
+constexpr int64_t kRowAhead = 2048;
+
 // Rows of whole pieces, but for the last one: 64 elements, or 32, of one width, scale and block of vectors.
 template <int kCount, int kPiece>
 DIFFQ_INLINE void multiply_pieces(const PackedRow& row, const RowVectors& vectors, float* products) {
@@ -457,8 +460,10 @@ DIFFQ_INLINE void multiply_pieces(const PackedRow& row, const RowVectors& vector
         pieces.take(count);
         const bool bytes = kPiece == kBlockColumns && vectors.integers;
         if (bytes && pieces.all_have(4, count)) {
-            for (int64_t k = 0; k < count; ++k, begin += kPiece, from += kPiece / 2)
+            for (int64_t k = 0; k < count; ++k, begin += kPiece, from += kPiece / 2) {
+                _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
                 multiply_block<kCount, HalfBytes>(from, pieces.scales[k], vectors, begin / kPiece, total);
+            }
             continue;
         }
         if (bytes && pieces.all_have(2, count)) {
@@ -468,6 +473,7 @@ DIFFQ_INLINE void multiply_pieces(const PackedRow& row, const RowVectors& vector
         }
         for (int64_t k = 0; k < count; ++k, begin += kPiece) {
             const int width = pieces.widths[k];
+            _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
             multiply_piece<kCount, kPiece>(from, width, pieces.scales[k], vectors, begin, kPiece, total);
             from += kPiece / 8 * width;
         }
