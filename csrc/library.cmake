@@ -42,3 +42,11 @@ configure_file(csrc/interface/diffq_fast.pc.in diffq_fast.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/diffq_fastConfig.cmake
   ${CMAKE_CURRENT_BINARY_DIR}/diffq_fastConfigVersion.cmake DESTINATION ${package} COMPONENT c)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/diffq_fast.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT c)
+
+if(DIFFQ_FAST_TESTS) # the header is C, and C programs need nothing but the library
+  enable_language(C)
+  add_executable(c_program csrc/tests/interface/c_program.c)
+  set_target_properties(c_program PROPERTIES C_STANDARD 99 C_STANDARD_REQUIRED ON C_EXTENSIONS OFF)
+  target_link_libraries(c_program PRIVATE diffq_fast)
+  add_test(NAME c_program COMMAND c_program ${CMAKE_CURRENT_SOURCE_DIR}/tests/data/packed_v1_documented.safetensors)
+endif()

@@ -18,17 +18,8 @@ size_t endings_of(bool second_version) {
 }
 
 // Fields of a weight's layout, as bits.
-enum Field : unsigned {
-    kShape = 1,
-    kType = 2,
-    kGroupSize = 4,
-    kScope = 8,
-    kCoding = 16,
-    kRequired = 31,
-    kLevels = 32,
-    kRans = 64,
-    kPerUnit = 128,
-};
+constexpr unsigned kShape = 1, kType = 2, kGroupSize = 4, kScope = 8, kCoding = 16, kRequired = 31,
+                   kLevels = 32, kRans = 64, kPerUnit = 128;
 
 bool read_coding(JsonReader& reader, WidthCoding& coding) {
     JsonString form;

@@ -137,8 +137,8 @@ bool shift_levels(int32_t* levels, int64_t count, int width) {
 bool decode_stream(const PackedFile& file, const Weight& weight, StreamWalk& walk, int width, int32_t* levels,
                    Failure& failure) {
     const int64_t count = weight.level_counts[static_cast<size_t>(width)];
-    const uint16_t* words;
-    int64_t size;
+    const uint16_t* words = nullptr;
+    int64_t size = 0;
     const char* problem = walk.next(count, words, size);
     if (problem == nullptr) problem = decode_levels(words, size, count, levels, 1);
     if (problem == nullptr && weight.scope != Scope::steps && !shift_levels(levels, count, width))
@@ -168,8 +168,8 @@ bool changed(const Weight& weight, Failure& failure) {
 bool decode_levels_of(const PackedFile& file, const Weight& weight, int32_t* levels, Failure& failure) {
     const Aligned<uint16_t> coded(file.hooks(), file.data(weight.levels));
     StreamWalk walk(coded.data(), coded.size());
-    const uint16_t* words;
-    int64_t size;
+    const uint16_t* words = nullptr;
+    int64_t size = 0;
     if (weight.scope == Scope::steps && weight.groups > 0) {
         const char* const problem = walk.next(weight.groups, words, size);
         if (problem != nullptr) return bad_stream(file, weight, problem, failure);
@@ -353,8 +353,8 @@ const char* problem_of_streams(const PackedFile& file, const Weight& weight) {
     static constexpr char kWrongSize[] = "another number of coded words than its levels have";
     const Aligned<uint16_t> coded(file.hooks(), file.data(weight.levels));
     StreamWalk walk(coded.data(), coded.size());
-    const uint16_t* words;
-    int64_t size;
+    const uint16_t* words = nullptr;
+    int64_t size = 0;
     if (weight.scope == Scope::steps && weight.groups > 0) {
         const char* const problem = walk.next(weight.groups, words, size);
         if (problem != nullptr) return problem;
