@@ -71,8 +71,6 @@ class Model {
 struct Maps {
     size_t channels, side;
     Floats values;
-
-    float at(size_t channel, size_t y, size_t x) const { return values[(channel * side + y) * side + x]; }
 };
 
 // A convolution of 3 x 3 with a border of zeros, its batch norm, ReLU, and the largest of each 2 x 2.
@@ -107,19 +105,17 @@ class Block {
     }
 
   private:
+    // One tap of the kernel after the other: what it adds to all places at once.
     static Floats convolve(const Maps& input, const float* weight) {
-        Floats sums(input.side * input.side, 0.0f);
-        for (size_t channel = 0; channel < input.channels; ++channel) {
-            for (size_t y = 0; y < input.side; ++y) {
-                for (size_t x = 0; x < input.side; ++x) {
-                    float sum = 0.0f;
-                    for (size_t i = 0; i < 9; ++i) {
-                        const size_t row = y + i / 3 - 1, column = x + i % 3 - 1;  // below 0 is far above
-                        if (row < input.side && column < input.side)
-                            sum += weight[channel * 9 + i] * input.at(channel, row, column);
-                    }
-                    sums[y * input.side + x] += sum;
-                }
+        const size_t side = input.side;
+        Floats sums(side * side, 0.0f);
+        for (size_t tap = 0; tap < 9 * input.channels; ++tap) {
+            const size_t down = tap % 9 / 3, across = tap % 3;  // 1 is the middle
+            const float* const from = input.values.data() + tap / 9 * side * side;
+            for (size_t y = down == 0 ? 1 : 0; y < side - (down == 2 ? 1 : 0); ++y) {
+                const float* const row = from + (y + down - 1) * side;
+                for (size_t x = across == 0 ? 1 : 0; x < side - (across == 2 ? 1 : 0); ++x)
+                    sums[y * side + x] += weight[tap] * row[x + across - 1];
             }
         }
         return sums;

@@ -181,6 +181,72 @@ def test_corrupted_files_are_refused_or_read_as_python_does(library, tmp_path):
     assert min(outcomes.values()) > MUTATIONS // 20, outcomes
 
 
+DEEP = "[" * 62 + "]" * 62  # in an object of an object
+QUANTIZERS = {  # texts of the metadata's "quantizer", and whether they are read
+    '{"class":"none","arguments":{}}': True,
+    ' { "arguments" : { } ,\t"class" : "none" }\n': True,
+    '{"class":"none","arguments":{"a":1.5e999,"b":-0.0,"c":[null,true]},"more":[{}]}': True,
+    '{"class":"none","arguments":{"a":NaN}}': False,
+    '{"class":"none","arguments":{"a":-Infinity}}': False,
+    '{"class":"none","arguments":{"a":01}}': False,
+    '{"class":"none","arguments":{"a":' + "9" * 4300 + "}}": True,
+    '{"class":"none","arguments":{"a":' + "9" * 4301 + "}}": False,
+    '{"class":"none","arguments":{"a":' + DEEP + "}}": True,
+    '{"class":"none","arguments":{"a":[' + DEEP + "]}}": False,
+    '{"class":"none","arguments":{"a":1,"a":2}}': False,
+    '{"class":"none","arguments":{"a":1,"\\u0061":2}}': False,
+    '{"class":"none","arguments":{"a":"\\ud83d\\ude00"}}': True,
+    '{"class":"none","arguments":{"a":"\\ud83d"}}': False,
+    '{"class":"none","arguments":{"a":"\\\\ud83d"}}': True,
+    '{"class":"none","arguments":{"a":"\x01"}}': False,
+    '{"class":"none","arguments":{"a":"\\x"}}': False,
+    '{"class":"none","arguments":{"a":1,}}': False,
+    '{"class":"none","arguments":{}}x': False,
+    '\ufeff{"class":"none","arguments":{}}': False,
+    '{"class":"none","arguments":[]}': False,
+    '{"class":null,"arguments":{}}': False,
+    '{"arguments":{}}': False,
+    "[]": False,
+    "": False,
+}
+HEADERS = {  # a part of the header's text, what stands in its place, and whether it is read
+    ('"data_offsets":[0,8]', '"data_offsets" : [ -0 , 8 ]'): True,
+    ('"data_offsets":[0,8]', '"data_offsets":[0.0,8]'): False,
+    ('"data_offsets":[0,8]', '"data_offsets":[00,8]'): False,
+    ('"data_offsets":[0,8]', '"data_offsets":[0,8,8]'): False,
+    ('"data_offsets":[0,8]', '"data_offsets":[0,18446744073709551624]'): False,
+    ('"data_offsets":[0,8]', '"data_offsets":[0,8],"more":1'): False,
+    ('"dtype":"F32"', '"dtype":"\\u0046\\u00332"'): True,
+    ('"dtype":"F32"', '"dtype":"F32","dtype":"F32"'): False,
+    ('"w.range":', '"\\u0077.r\\u0061nge":'): True,
+    ('"w.range":', '"w.range\\u0000":'): False,
+    ('"format":"diffq_fast"', '"format":"diffq\\u005ffast"'): True,
+    ('"format":"diffq_fast"', '"format":1'): False,
+    ('"version":"1"', '"version":"2"'): False,
+    ('"version":"1"', '"version":"1","unknown":"\\u00e9"'): True,
+}
+
+
+@pytest.mark.parametrize(("text", "sound"), QUANTIZERS.items(), ids=range(len(QUANTIZERS)))
+def test_odd_texts_are_read_by_both_or_by_none(library, text, sound, tmp_path):
+    forgery = Forgery(DATA / "packed_v1_documented.safetensors")
+    forgery.metadata["quantizer"] = text
+    path = forgery.write(tmp_path / "forged")
+    assert (given(lambda: read_packed(path)) is not None) == sound
+    assert given(lambda: library.open_file(path).close() or "read") == ("read" if sound else None)
+
+
+@pytest.mark.parametrize(("change", "sound"), HEADERS.items(), ids=range(len(HEADERS)))
+def test_odd_headers_are_read_by_both_or_by_none(library, change, sound, tmp_path):
+    def changed(text: str) -> str:
+        assert change[0] in text
+        return text.replace(*change, 1)
+
+    path = Forgery(DATA / "packed_v1_documented.safetensors").write(tmp_path / "forged", changed)
+    assert (given(lambda: read_packed(path)) is not None) == sound
+    assert given(lambda: library.open_file(path).close() or "read") == ("read" if sound else None)
+
+
 def test_errors_name_the_file_and_the_tensor(library, tmp_path):
     path = tmp_path / "damaged.safetensors"
     data = bytearray((DATA / "packed_v1_documented.safetensors").read_bytes())

@@ -35,7 +35,7 @@ void what_is_no_json_is_refused() {
                              "{a:1}",     "{1:1}",     "'a'",         "\"a",  "\"\\",
                              "\"\\x\"",   "\"\\u12\"", "\"\\u12g4\"", "01",   "-",
                              "+1",        ".5",        "1.",          "1e",   "1e+",
-                             "tru",       "True",      "nul",         "NaN",  "Infinity",
+                             "trux",      "True",      "nul",         "NaN",  "Infinity",
                              "-Infinity", "1 2",       "{}{}",        "[]]",  "\"a\nb\"",
                              "// a\n1",   "[1]x",      "{\"a\":1}}"})
         CHECK(!sound(text));
