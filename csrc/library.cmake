@@ -38,6 +38,7 @@ file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/diffq_fastConfig.cmake
   "include(CMakeFindDependencyMacro)\nfind_dependency(Threads)\n"
   "include(\${CMAKE_CURRENT_LIST_DIR}/diffq_fastTargets.cmake)\n")
 write_basic_package_version_file(diffq_fastConfigVersion.cmake VERSION ${version} COMPATIBILITY SameMinorVersion)
+file(RELATIVE_PATH up /${CMAKE_INSTALL_LIBDIR}/pkgconfig /) # the package may be moved
 configure_file(csrc/interface/diffq_fast.pc.in diffq_fast.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/diffq_fastConfig.cmake
   ${CMAKE_CURRENT_BINARY_DIR}/diffq_fastConfigVersion.cmake DESTINATION ${package} COMPONENT c)

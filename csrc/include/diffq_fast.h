@@ -103,8 +103,8 @@ typedef struct diffq_fast_tensor {
 /* "0.1.0": of the library. */
 DIFFQ_FAST_API const char* diffq_fast_version(void);
 
-/* A few words for a status. */
-DIFFQ_FAST_API const char* diffq_fast_status_text(diffq_fast_status status);
+/* A few words for a status, which may be any number. */
+DIFFQ_FAST_API const char* diffq_fast_status_text(int status);
 
 /* Opens a packed file. Where the system can, it is mapped: it must not be changed before the handle is closed
  * (replaced by another file it may be). path: UTF-8 under Windows, else as the system has it. options: may be

@@ -234,7 +234,7 @@ const char* diffq_fast_version(void) {
     return kVersion;
 }
 
-const char* diffq_fast_status_text(diffq_fast_status status) {
+const char* diffq_fast_status_text(int status) {
     static const char* const kTexts[] = {"no error",    "bad argument",  "cannot open the file",
                                          "bad file",    "out of memory", "not found",
                                          "unsupported", "internal error"};
