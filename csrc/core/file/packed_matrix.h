@@ -29,7 +29,7 @@ class PackedMatrix {
 
     // vectors [count][columns], results [count][rows].
     bool multiply(const float* vectors, int64_t count, float* results) const {
-        return multiply_rows(rows_, vectors, count, results, 1);
+        return multiply_rows(rows_, vectors, count, Activations::exact, results, 1);
     }
     // values [count][columns], rounded to the weight's own type; false where an index is out of bounds.
     bool unpack(const int64_t* indices, int64_t count, float* values) const;
