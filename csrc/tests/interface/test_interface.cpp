@@ -234,7 +234,8 @@ void bad_arguments_are_statuses() {
     CHECK(diffq_fast_open_path(nullptr, nullptr, &file, &error) == DIFFQ_FAST_BAD_ARGUMENT);
     CHECK(diffq_fast_open_path("no/such/file", nullptr, &file, &error) == DIFFQ_FAST_CANNOT_OPEN);
     CHECK(std::strstr(error.message, "no/such/file") != nullptr);
-    CHECK(diffq_fast_open_path(DIFFQ_FAST_DATA, nullptr, &file, &error) == DIFFQ_FAST_BAD_FILE);  // a folder
+    const diffq_fast_status folder = diffq_fast_open_path(DIFFQ_FAST_DATA, nullptr, &file, &error);
+    CHECK(folder == DIFFQ_FAST_BAD_FILE || folder == DIFFQ_FAST_CANNOT_OPEN);  // as the system has it
     CHECK(diffq_fast_open_memory(nullptr, 5, nullptr, &file, &error) == DIFFQ_FAST_BAD_ARGUMENT);
     CHECK(diffq_fast_open_memory(nullptr, 0, nullptr, &file, &error) == DIFFQ_FAST_BAD_FILE);
     CHECK(diffq_fast_open_memory("", 0, nullptr, nullptr, &error) == DIFFQ_FAST_BAD_ARGUMENT);
