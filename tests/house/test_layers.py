@@ -32,6 +32,7 @@ LAYERS = [
     ("weights of a packed file", [f"packed.{name}" for name in WEIGHTS_OF_A_FILE]),
     ("runtime", ["runtime", "runtime.*"]),
     ("packed", ["packed", "packed.*"]),
+    ("exporters", ["exporters", "exporters.*"]),
     ("post_training", ["post_training", "post_training.*"]),
     ("compat", ["compat.*"]),
     ("integrations", ["integrations", "integrations.*"]),
@@ -45,10 +46,12 @@ WITHOUT_TORCH = (
     "packed.header",
     "packed.layout",
     "packed.report",
+    "packed.report_page",
     "watch.bits_plot",
     "watch.bits_log",
     "cli.commands",
     "cli.coded",
+    "cli.export",
 )
 
 
@@ -171,7 +174,7 @@ def test_operators_are_called_through_functional():
 
 def test_only_declared_packages_are_imported_and_optional_ones_inside_of_functions():
     declared = {"torch", "numpy"}
-    optional = {"matplotlib", "mlxtend", "triton", "lightning", "pytorch_lightning", "transformers"}
+    optional = {"matplotlib", "mlxtend", "triton", "onnx", "gguf", "lightning", "pytorch_lightning", "transformers"}
     for module, path in SOURCES.items():
         foreign = imports_of(module)[1] - set(sys.stdlib_module_names)
         assert foreign <= declared | optional, module
