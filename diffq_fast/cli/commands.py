@@ -27,6 +27,7 @@ from .convert import add_arguments as add_convert_arguments
 from .convert import convert_file
 from .export import add_arguments as add_export_arguments
 from .export import export_file
+from .looking import add_bench_arguments, add_diff_arguments, compare_files, measure_file
 
 
 class UsageError(Exception):
@@ -111,15 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_progress(added)
     text = "Say which tensors of two files differ, and by how much; 0: none, 1: some, 2: a failure."
     added = command("diff", run_diff, text)
-    added.set_defaults(failure=2)
-    added.add_argument("first", help="packed file, or ordinary safetensors checkpoint")
-    added.add_argument("second", help="the same")
+    add_diff_arguments(added)
     _add_progress(added)
     text = "Measure how fast a file is read, decoded, unpacked and multiplied with here, against float32."
     added = command("bench", run_bench, text)
-    added.add_argument("file")
-    text = "how often each work is measured (default 10)"
-    added.add_argument("--repetitions", type=int, default=10, metavar="N", help=text)
+    add_bench_arguments(added)
     _add_progress(added)
     added = command("pack", run_pack, "Pack an ordinary checkpoint: by its logits, or to a size or quality.")
     _add_pack_arguments(added)
@@ -206,22 +203,18 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_diff(arguments: argparse.Namespace) -> int:
-    from ..packed.compare import compare, comparison_table
-
     with ProgressLine("comparing", arguments.progress) as progress:
-        comparison = compare(arguments.first, arguments.second, progress)
-    _print(arguments, comparison.to_dict(), comparison_table(comparison))
-    return 0 if comparison.equal else 1
+        equal, result, text = compare_files(arguments, progress)
+    _print(arguments, result, text)
+    return 0 if equal else 1
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
     if arguments.repetitions < 1:
         raise UsageError(f"--repetitions must be 1 or more, got {arguments.repetitions}")
-    from ..packed.speed import measure
-
     with ProgressLine("measuring", arguments.progress) as progress:
-        report = measure(arguments.file, arguments.repetitions, progress)
-    _print(arguments, report.to_dict(), report.table())
+        result, text = measure_file(arguments, progress)
+    _print(arguments, result, text)
     return 0
 
 

@@ -20,10 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--graph", metavar="ONNX", help=text)
     text = "onnx: standard operators alone; without it MatMulNBits of onnxruntime where it fits"
     parser.add_argument("--portable", action="store_true", help=text)
-    text = "gguf: the relative error up to which a smaller type is taken (default 0.01)"
+    text = "gguf, compressed-tensors: the relative error up to which a weight may be rounded again (default 0.01)"
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="E", help=text)
     text = "write weights that the format cannot express as floats, in place of refusing the file"
     parser.add_argument("--keep-float", action="store_true", help=text)
+    text = "write weights whose name matches as floats in any case; may be repeated"
+    parser.add_argument("--float", action="append", default=[], dest="floats", metavar="PATTERN", help=text)
 
 
 def export_file(arguments: argparse.Namespace, progress: Callable[[str, int, int], None]) -> tuple[dict[str, Any], str]:
@@ -31,6 +33,6 @@ def export_file(arguments: argparse.Namespace, progress: Callable[[str, int, int
     from ..exporters.export import export
 
     names = ("dtype", "graph", "portable", "tolerance", "keep_float", "max_bytes")
-    options = {name: getattr(arguments, name) for name in names}
+    options = {name: getattr(arguments, name) for name in names} | {"floats": tuple(arguments.floats)}
     report = export(arguments.file, arguments.output, to=arguments.to, progress=progress, **options)
     return report.to_dict(), report.table()

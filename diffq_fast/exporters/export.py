@@ -28,7 +28,8 @@ def export(
         path: a packed file; all of it is verified first.
         output: the new file. Left out, it stands beside `path` with the format's ending, and must not exist yet.
         to: "safetensors", "onnx", "gguf" or "compressed-tensors".
-        options: fields of :class:`.ExportOptions`: dtype, graph, portable, tolerance, keep_float, max_bytes, progress.
+        options: fields of :class:`.ExportOptions`: dtype, graph, portable, tolerance, keep_float, floats,
+            max_bytes, progress.
 
     Returns:
         what became of each tensor, and the error of each and of all against the packed file's weights.

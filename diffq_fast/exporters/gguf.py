@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import numpy as np
@@ -101,7 +102,8 @@ def _check(name: str, shape: tuple[int, ...]) -> None:
 def _stored(contents: PackedContents, name: str, options: ExportOptions) -> tuple[Stored, ExportedTensor]:
     tensor, entry = contents.tensor(name), contents.entries()[name]
     shape = tuple(tensor.shape) or (1,)
-    if entry.stored_name in contents.packed and tensor.numel() and tensor.dim() > 1 and shape[-1] % BLOCK == 0:
+    packed = entry.stored_name in contents.packed and not any(fnmatchcase(name, each) for each in options.floats)
+    if packed and tensor.numel() and tensor.dim() > 1 and shape[-1] % BLOCK == 0:
         levels = levels_of(contents, entry.stored_name)
         found = smallest(tensor.float().numpy().reshape(-1, BLOCK), levels, options.tolerance)
         if found is not None:
@@ -109,8 +111,8 @@ def _stored(contents: PackedContents, name: str, options: ExportOptions) -> tupl
             kept = Stored(name, found.type, shape, found.data)
             return kept, ExportedTensor(name, found.type.name, found.data.nbytes, error)
     if tensor.is_floating_point():
-        kind, changed = _float_type(tensor, entry.stored_name in contents.packed, options)
-        changed = cast(NAME, name, tensor, changed)
+        kind, dtype = _float_type(tensor, packed, options)
+        changed = cast(NAME, name, tensor, dtype)
     elif tensor.dtype in INTEGERS:
         kind, changed = INTEGERS[tensor.dtype], tensor.to(torch.int8) if tensor.dtype == torch.bool else tensor
     else:

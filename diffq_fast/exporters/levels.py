@@ -74,3 +74,14 @@ def _scales_and_offsets(weight: PackedTensor | CodedTensor) -> tuple[np.ndarray,
         most = torch.pow(2.0, weight.widths.double()).sub(1).float()
     scales = (1 / most) * (highs - lows)
     return scales.numpy(), lows.expand(len(scales)).contiguous().numpy()
+
+
+def packed_bytes(levels: np.ndarray, width: int) -> bytes:
+    """Little-endian integers of 2, 4, 8 or 16 bits, the lower places of a byte first; padded with zeros to a byte."""
+    if width >= 8:
+        return levels.astype("<u2" if width == 16 else np.uint8).tobytes()
+    a_byte = 8 // width
+    padded = np.zeros(-(-len(levels) // a_byte) * a_byte, np.uint8)
+    padded[: len(levels)] = levels.astype(np.int64) & ((1 << width) - 1)
+    places = padded.reshape(-1, a_byte) << (np.arange(a_byte, dtype=np.uint8) * width)
+    return np.bitwise_or.reduce(places, axis=1).astype(np.uint8).tobytes()

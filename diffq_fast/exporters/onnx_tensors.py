@@ -7,26 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .levels import Levels
+from .levels import Levels, packed_bytes
 
 LEAST_BLOCK, MOST_BLOCK = 16, 256  # of MatMulNBits, a power of two
-NBITS = (4, 8)
+NBITS = (4, 8)  # onnxruntime has float zero points, which ranges need, for 4 bits alone
 
 
 def container(bits: int, available: tuple[int, ...]) -> int | None:
     """The least of the available widths that holds `bits`."""
     return next((width for width in sorted(available) if width >= bits), None)
-
-
-def packed_bytes(levels: np.ndarray, width: int) -> bytes:
-    """Little-endian integers of 2, 4, 8 or 16 bits, the lower places of a byte first; padded with zeros to a byte."""
-    if width >= 8:
-        return levels.astype("<u2" if width == 16 else np.uint8).tobytes()
-    a_byte = 8 // width
-    padded = np.zeros(-(-len(levels) // a_byte) * a_byte, np.uint8)
-    padded[: len(levels)] = levels.astype(np.int64) & ((1 << width) - 1)
-    places = padded.reshape(-1, a_byte) << (np.arange(a_byte, dtype=np.uint8) * width)
-    return np.bitwise_or.reduce(places, axis=1).astype(np.uint8).tobytes()
 
 
 class Grouped(NamedTuple):
@@ -92,7 +81,7 @@ def blocks(levels: Levels, shape: tuple[int, ...]) -> Blocks | None:
     """A matrix for MatMulNBits; None where its groups or the bits of its levels do not fit."""
     if len(shape) != 2 or not len(levels.levels):
         return None
-    bits, block = container(levels.bits, NBITS), block_size(levels, shape[1])
+    bits, block = container(levels.bits, NBITS if levels.signed else NBITS[:1]), block_size(levels, shape[1])
     if bits is None or block is None:
         return None
     rows, columns = shape

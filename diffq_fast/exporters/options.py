@@ -18,8 +18,9 @@ class ExportOptions(NamedTuple):
     dtype: of the floating tensors that are not quantised in the new file, a key of DTYPES.
     graph: an ONNX model whose initialisers have the names of the file's tensors.
     portable: standard ONNX operators alone.
-    tolerance: the relative error up to which a smaller GGUF type is taken.
+    tolerance: the relative error up to which GGUF and compressed-tensors may round a weight again.
     keep_float: write a weight that the format cannot express as floats, in place of refusing the file.
+    floats: fnmatch patterns of weights to be written as floats in any case.
     max_bytes: of the tensors of the new file; None: ten times what the packed one holds, and 64 MiB.
     progress: called as progress(tensor name, done, in all).
     """
@@ -29,6 +30,7 @@ class ExportOptions(NamedTuple):
     portable: bool = False
     tolerance: float = 0.01
     keep_float: bool = False
+    floats: tuple[str, ...] = ()
     max_bytes: int | None = None
     progress: Progress | None = None
 

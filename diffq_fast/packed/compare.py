@@ -220,7 +220,7 @@ def compare(
     """
     with ExitStack() as stack:
         one, two = (stack.enter_context(open_weights(path)) for path in (first, second))
-        names = list(one.entries() | two.entries())
+        names = list(dict.fromkeys([*one.entries(), *two.entries()]))
         differences, overall = [], NO_ERROR
         for done, name in enumerate(names, 1):
             difference, error = _compare_tensor(name, one, two)
@@ -254,7 +254,7 @@ def _compare_tensor(name: str, one: Weights, two: Weights) -> tuple[TensorDiffer
 
 def comparison_table(comparison: Comparison) -> str:
     """The comparison as text: one line for each tensor that differs, then what all come to."""
-    rows = [("tensor", "differs in", "elements", "largest", "rms/rms", "bits", "bytes")]
+    rows: list[tuple[str, ...]] = [("tensor", "differs in", "elements", "largest", "rms/rms", "bits", "bytes")]
     for each in comparison.differences:
         what = each.what
         if what in ("shape", "dtype"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -54,6 +55,15 @@ def test_diff_answers_0_for_equal_1_for_different_and_2_for_failures(tmp_path, c
     code, _, error = run(capsys, "diff", KINDS, CODED, "--progress")
     assert "comparing 100 %" in error
     assert code == 1
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_diff_refuses_a_pipe_at_once(second, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    files = [KINDS, tmp_path / "pipe"] if second else [tmp_path / "pipe", KINDS]
+    code, out, error = run(capsys, "diff", *files)
+    assert (code, out) == (2, "")
+    assert "is not a regular file" in error
 
 
 def test_diff_takes_ordinary_checkpoints(tmp_path, capsys):

@@ -113,7 +113,7 @@ def operators(path):
     return [node.op_type for node in onnx.load(path).graph.node]
 
 
-def assert_answers_like(model, packed, exported):
+def assert_answers_like(packed, exported):
     unpacked = diffq_fast.load(packed, network())
     with torch.no_grad():
         expected = unpacked(INDICES)
@@ -128,12 +128,12 @@ def test_onnxruntime_answers_what_the_unpacked_model_answers(pack, portable, tmp
     graph = float_graph(model, tmp_path / "float.onnx", do_constant_folding=False)
     packed = packed_file(model, tmp_path / "packed", pack)
     report = export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph), portable=portable)
-    assert_answers_like(model, packed, tmp_path / "out.onnx")
+    assert_answers_like(packed, tmp_path / "out.onnx")
     assert report.error.relative < 1e-6
     assert {each.name for each in report.tensors} == set(model.state_dict())
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"))
     assert ("MatMulNBits" in operators(tmp_path / "out.onnx")) == (
-        not portable and pack in (four_bits, whole, scaled, stepped)
+        not portable and pack in (four_bits, scaled, stepped)
     )
     floats = [each for each in onnx.load(tmp_path / "out.onnx").graph.initializer if each.name in WEIGHTS]
     assert floats == []
@@ -146,8 +146,9 @@ def test_weights_that_an_exporter_renamed_and_transposed_are_found_by_their_valu
     names = {each.name for each in onnx.load(graph).graph.initializer}
     assert not {"up.weight", "down.weight"} & names  # folded: transposed, under names of the exporter's own
     packed = packed_file(model, tmp_path / "packed", pack)
-    export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph))
-    assert_answers_like(model, packed, tmp_path / "out.onnx")
+    report = export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph))
+    assert_answers_like(packed, tmp_path / "out.onnx")
+    assert sorted(each.name for each in report.tensors) == sorted([*model.state_dict(), "table.weight"])
 
 
 def test_the_file_gets_small_and_so_do_its_tensors(tmp_path):
@@ -164,13 +165,24 @@ def test_the_file_gets_small_and_so_do_its_tensors(tmp_path):
     assert report.bytes == os.path.getsize(tmp_path / "out.onnx") < 0.45 * os.path.getsize(graph)
 
 
+def test_scales_of_one_range_and_few_widths_are_a_table_and_its_places(tmp_path):
+    model = network()
+    graph = float_graph(model, tmp_path / "float.onnx", do_constant_folding=False)
+    packed = packed_file(model, tmp_path / "packed", learned)
+    report = export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph))
+    (up,) = (each for each in report.tensors if each.name == "up.weight")
+    count = 96 * 48
+    # Levels of 2, 3 and 5 bits in 8; a place of 4 bits for each group of 8; three steps; one end of the range.
+    assert up.bytes == count + count // 8 // 2 + 3 * 4 + 4
+
+
 def test_a_table_that_is_looked_up_and_multiplied_has_both_forms(tmp_path):
     model = network()
     graph = float_graph(model, tmp_path / "float.onnx", do_constant_folding=False)
-    packed = packed_file(model, tmp_path / "packed", whole)
+    packed = packed_file(model, tmp_path / "packed", scaled)
     report = export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph))
     (table,) = (each for each in report.tensors if each.name == "table.weight")
-    assert table.stored == "MatMulNBits, 8 bits in blocks of 64 and uint8, DequantizeLinear"
+    assert table.stored == "MatMulNBits, 4 bits in blocks of 64 and int4, DequantizeLinear"
 
 
 def test_an_old_opset_has_eight_bits_and_refuses_more(tmp_path, monkeypatch):
@@ -183,7 +195,7 @@ def test_an_old_opset_has_eight_bits_and_refuses_more(tmp_path, monkeypatch):
     packed = packed_file(model, tmp_path / "packed", learned)
     report = export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph))
     assert "stays at opset 17, with 8 bits for 4: no adapter" in report.notes[0]
-    assert_answers_like(model, packed, tmp_path / "out.onnx")
+    assert_answers_like(packed, tmp_path / "out.onnx")
     packed = packed_file(model, tmp_path / "packed", wide)
     (tmp_path / "out.onnx").unlink()
     with pytest.raises(
@@ -193,7 +205,7 @@ def test_an_old_opset_has_eight_bits_and_refuses_more(tmp_path, monkeypatch):
     assert not (tmp_path / "out.onnx").exists()
     report = export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph), keep_float=True)
     assert any("float32 (too many bits" in each.stored for each in report.tensors)
-    assert_answers_like(model, packed, tmp_path / "out.onnx")
+    assert_answers_like(packed, tmp_path / "out.onnx")
 
 
 def test_weights_that_are_not_in_the_graph_are_refused_by_name(tmp_path):
@@ -216,9 +228,78 @@ def test_what_is_no_graph_is_refused(tmp_path):
         export(packed, tmp_path / "out.onnx", to="onnx", graph=str(tmp_path / "text.onnx"))
     with pytest.raises(FileNotFoundError):
         export(packed, tmp_path / "out.onnx", to="onnx", graph=str(tmp_path / "none.onnx"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        export(packed, tmp_path / "out.onnx", to="onnx", graph=str(tmp_path / "pipe"))
     graph = float_graph(network(), tmp_path / "float.onnx")
     with pytest.raises(ValueError, match="keeps the float type of the graph"):
         export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph), dtype="float16")
     with pytest.raises(ValueError, match="is the input itself"):
         export(packed, graph, to="onnx", graph=str(graph))
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_model_and_its_file_become_one_graph(tmp_path):
+    model = network()
+    packed = packed_file(model, tmp_path / "packed", stepped)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stated = {"input_names": ["indices"], "dynamic_axes": {"indices": {0: "batch"}}}
+    report = diffq_fast.export_onnx(packed, model, (INDICES,), tmp_path / "out.onnx", graph_options=stated)
+    assert report.error.relative < 1e-6
+    assert_answers_like(packed, tmp_path / "out.onnx")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    session = onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"indices": INDICES[:1].numpy()})[0].shape == (1, 32)
+    with pytest.raises(ValueError, match="is in train mode"):
+        diffq_fast.export_onnx(packed, model.train(), (INDICES,), tmp_path / "out.onnx")
+
+
+def test_a_recurrent_layer_is_refused_by_name(tmp_path):
+    torch.manual_seed(1)
+    model = nn.LSTM(8, 8).eval()
+    packed = {"weight_ih_l0": example_weight((32, 8), 4, 8), "weight_hh_l0": example_weight((32, 8), 4, 8, seed=1)}
+    plain = {name: value for name, value in model.state_dict().items() if name not in packed}
+    path = Example(packed, plain).write(tmp_path / "a")
+    with pytest.raises(ExportError, match="weight_ih_l0: onnx cannot express it: no initialiser"):
+        diffq_fast.export_onnx(path, model, (torch.randn(3, 1, 8),), tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+class Normalised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, images):
+        return self.norm(self.conv(images))
+
+
+def normalised(path):
+    """A model with a normalisation that does something, its packed file, and inputs."""
+    torch.manual_seed(2)
+    model = Normalised().eval()
+    with torch.no_grad():
+        model.norm.weight.copy_(torch.linspace(0.8, 1.2, 8))
+        model.norm.running_mean.copy_(torch.linspace(-1, 1, 8))
+    state = dict(model.state_dict())
+    packed = {"conv.weight": learned(state.pop("conv.weight"))}
+    return model, Example(packed, state).write(path), torch.randn(1, 3, 9, 9)
+
+
+def test_a_weight_with_a_normalisation_folded_into_it_is_not_taken_for_the_files(tmp_path):
+    model, packed, images = normalised(tmp_path / "packed")
+    with pytest.warns(DeprecationWarning, match="ONNX export"):
+        torch.onnx.export(model, (images,), str(tmp_path / "folded.onnx"), dynamo=False, opset_version=18)
+    assert not {each.name for each in onnx.load(tmp_path / "folded.onnx").graph.initializer} & {"conv.weight"}
+    with pytest.raises(ExportError, match=r"conv.weight: onnx cannot express it: no initialiser of"):
+        export(packed, tmp_path / "out.onnx", to="onnx", graph=str(tmp_path / "folded.onnx"))
+
+
+def test_a_graph_made_here_has_its_normalisations_apart(tmp_path):
+    model, packed, images = normalised(tmp_path / "packed")
+    diffq_fast.export_onnx(packed, model, (images,), tmp_path / "out.onnx", graph_options={"input_names": ["images"]})
+    session = onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        expected = diffq_fast.load(packed, model)(images)
+    torch.testing.assert_close(torch.from_numpy(answer), expected, rtol=2e-4, atol=2e-5)

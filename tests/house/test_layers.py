@@ -52,6 +52,7 @@ WITHOUT_TORCH = (
     "cli.commands",
     "cli.coded",
     "cli.export",
+    "cli.looking",
 )
 
 
