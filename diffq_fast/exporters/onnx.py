@@ -30,6 +30,7 @@ from .report import ExportedTensor, ExportReport
 NAME = "onnx"
 MOST_BYTES = (1 << 31) - 1  # of a protobuf message
 LEAST_PLACES = 64  # groups whose scales are worth a table
+MOST_SPREAD, MOST_CHANCE, MOST_FACTOR = 0.05, 4.0, 0.1  # of factors that rounding leaves: see is_rounding_of
 MOST_DISTANCE = 0.5  # of an initialiser from the weight that it is, against the weight's norm
 
 
@@ -56,8 +57,12 @@ def write(contents: PackedContents, output: str, options: ExportOptions) -> Expo
     matches, missing = _matched(onnx, model, contents)
     if missing and not options.keep_float:
         raise ExportError(NAME, missing[0], f"no initialiser of {options.graph} has its name or its values")
+    by_value = [match for match in matches if match.initialiser.name != match.entry]
+    if by_value:
+        pairs = ", ".join(f"{printable(each.entry)} = {printable(each.initialiser.name)}" for each in by_value[:5])
+        notes.append(f"{len(by_value)} found by their values: {pairs}{', …' if len(by_value) > 5 else ''}")
     if missing:
-        notes.append(f"{len(missing)} weights are not in the graph: {', '.join(map(printable, missing[:3]))}, …")
+        notes.append(f"{len(missing)} weights are not in the graph: {', '.join(map(printable, missing[:5]))}")
     tensors = []
     for done, match in enumerate(matches, 1):
         tensors.append(weights.replace(match))
@@ -138,18 +143,25 @@ def _same_values(onnx: Any, value: np.ndarray, initialisers: list[Any]) -> Itera
 
 
 def is_rounding_of(value: np.ndarray, exact: np.ndarray) -> bool:
-    """Whether `value` may be what packing made of `exact`, both of one shape.
+    """Whether `value` may be what packing made of `exact`, both of one shape, of two dimensions or more.
 
     Two weights that have nothing to do with each other are their norms' root of two apart; a weight and what packing
-    makes of it, less than half. A weight into which an exporter has folded a normalisation is close too, but there a
-    factor for each row explains most of the distance.
+    makes of it, less than half. A weight into which an exporter has folded a normalisation, or another factor, may be
+    as close. But rounding leaves one factor for all rows, about 1; those of a normalisation differ by more than chance.
     """
     rows, others = (each.reshape(len(each), -1).astype(np.float64) for each in (value, exact))
     norms, products = np.square(rows).sum(1), (rows * others).sum(1)
-    distance = float(np.square(rows - others).sum())
-    factors = products / np.where(norms == 0, 1, norms)
+    norm, distance = float(norms.sum()), float(np.square(rows - others).sum())
+    if distance > MOST_DISTANCE**2 * norm:
+        return False
+    if not distance:
+        return True
+    whole, factors = products.sum() / norm, products / np.where(norms == 0, 1, norms)
     left = float(np.square(rows * factors[:, None] - others).sum())
-    return distance <= MOST_DISTANCE**2 * float(norms.sum()) and (distance == 0 or left > distance / 2)
+    spread = float((norms * np.square(factors - whole)).sum())  # what a factor for each row explains
+    by_chance = left * max(len(rows) - 1, 0) / max(rows.size - len(rows), 1)
+    differing = spread > MOST_SPREAD**2 * norm and spread > MOST_CHANCE * by_chance
+    return abs(whole - 1) < MOST_FACTOR and not differing
 
 
 class _Weights:

@@ -148,7 +148,8 @@ def test_each_weight_has_the_smallest_type_that_keeps_it(tmp_path):
     assert kinds["ragged"] == kinds["vector"] == "F16"
     assert (kinds["bias"], kinds["count"], kinds["mask"]) == ("F32", "I64", "I8")
     own = {each.name: each.error.relative for each in report.tensors}
-    assert all(own[name] < 1e-3 for name in ("q4_1", "q5_1", "q4_0", "q5_0", "q8_0", "scaled"))
+    # Steps in float16 are off by 2^-11 at most, and so are the ends of ranges, up to four times the weights' rms here.
+    assert all(own[name] < 5 * 2**-11 for name in ("q4_1", "q5_1", "q4_0", "q5_0", "q8_0", "scaled"))
 
 
 def test_the_tolerance_chooses(tmp_path):

@@ -11,6 +11,7 @@ from torch import nn
 
 import diffq_fast
 from diffq_fast.exporters.export import export
+from diffq_fast.exporters.onnx import is_rounding_of
 from diffq_fast.exporters.options import ExportError
 from diffq_fast.packed.coding import code_levels
 from diffq_fast.packed.tensor import pack_levels, pack_weight
@@ -148,6 +149,7 @@ def test_weights_that_an_exporter_renamed_and_transposed_are_found_by_their_valu
     packed = packed_file(model, tmp_path / "packed", pack)
     report = export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph))
     assert_answers_like(packed, tmp_path / "out.onnx")
+    assert "3 found by their values: " in report.notes[0]
     assert sorted(each.name for each in report.tensors) == sorted([*model.state_dict(), "table.weight"])
 
 
@@ -254,15 +256,19 @@ def test_a_model_and_its_file_become_one_graph(tmp_path):
         diffq_fast.export_onnx(packed, model.train(), (INDICES,), tmp_path / "out.onnx")
 
 
-def test_a_recurrent_layer_is_refused_by_name(tmp_path):
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of a batch of more than one, and of tracing
+def test_a_recurrent_layer_whose_gates_the_exporter_sorts_in_the_graph(tmp_path):
     torch.manual_seed(1)
-    model = nn.LSTM(8, 8).eval()
+    model, inputs = nn.LSTM(8, 8).eval(), torch.randn(3, 1, 8)
     packed = {"weight_ih_l0": example_weight((32, 8), 4, 8), "weight_hh_l0": example_weight((32, 8), 4, 8, seed=1)}
     plain = {name: value for name, value in model.state_dict().items() if name not in packed}
     path = Example(packed, plain).write(tmp_path / "a")
-    with pytest.raises(ExportError, match="weight_ih_l0: onnx cannot express it: no initialiser"):
-        diffq_fast.export_onnx(path, model, (torch.randn(3, 1, 8),), tmp_path / "out.onnx")
-    assert not (tmp_path / "out.onnx").exists()
+    diffq_fast.export_onnx(path, model, (inputs,), tmp_path / "out.onnx", graph_options={"input_names": ["inputs"]})
+    session = onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])
+    answer = session.run(None, {"inputs": inputs.numpy()})[0]
+    with torch.no_grad():
+        expected = diffq_fast.load(path, model)(inputs)[0]
+    torch.testing.assert_close(torch.from_numpy(answer), expected, rtol=2e-4, atol=2e-5)
 
 
 class Normalised(nn.Module):
@@ -279,7 +285,7 @@ def normalised(path):
     torch.manual_seed(2)
     model = Normalised().eval()
     with torch.no_grad():
-        model.norm.weight.copy_(torch.linspace(0.8, 1.2, 8))
+        model.norm.weight.copy_(torch.linspace(0.5, 1.5, 8))
         model.norm.running_mean.copy_(torch.linspace(-1, 1, 8))
     state = dict(model.state_dict())
     packed = {"conv.weight": learned(state.pop("conv.weight"))}
@@ -303,3 +309,18 @@ def test_a_graph_made_here_has_its_normalisations_apart(tmp_path):
     with torch.no_grad():
         expected = diffq_fast.load(packed, model)(images)
     torch.testing.assert_close(torch.from_numpy(answer), expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 8])
+def test_a_weight_is_told_from_its_rounding_and_from_others(width):
+    generator = torch.Generator().manual_seed(width)
+    exact = torch.randn(64, 96, generator=generator) * 0.05
+    packed = pack_weight(exact, widths(exact, 32, [width]), group_size=32, range_scope="group").unpack()
+    value, there = packed.numpy(), exact.numpy()
+    assert is_rounding_of(there, there)
+    assert is_rounding_of(value, there)
+    factors = np.linspace(0.7, 1.3, 64, dtype=np.float32)[:, None]
+    assert not is_rounding_of(value, there * factors)
+    assert not is_rounding_of(value, there * np.float32(1.2))
+    assert not is_rounding_of(value, np.roll(there, 1, axis=0))
+    assert not is_rounding_of(value, -there)
