@@ -54,15 +54,17 @@ def write(contents: PackedContents, output: str, options: ExportOptions) -> Expo
     onnx = imported("onnx")
     model, notes = _loaded(onnx, str(options.graph))
     weights = _Weights(onnx, model, contents, options)
-    matches, missing = _matched(onnx, model, contents)
+    matches, missing, left = _matched(onnx, model, contents)
     if missing and not options.keep_float:
         raise ExportError(NAME, missing[0], f"no initialiser of {options.graph} has its name or its values")
+    if left:
+        notes.append(f"{len(left)} matrices of the graph stay as they are, in floats: {_listed(left)}")
     by_value = [match for match in matches if match.initialiser.name != match.entry]
     if by_value:
-        pairs = ", ".join(f"{printable(each.entry)} = {printable(each.initialiser.name)}" for each in by_value[:5])
-        notes.append(f"{len(by_value)} found by their values: {pairs}{', …' if len(by_value) > 5 else ''}")
+        pairs = [f"{each.entry} = {each.initialiser.name}" for each in by_value]
+        notes.append(f"{len(by_value)} found by their values: {_listed(pairs)}")
     if missing:
-        notes.append(f"{len(missing)} weights are not in the graph: {', '.join(map(printable, missing[:5]))}")
+        notes.append(f"{len(missing)} weights are not in the graph: {_listed(missing)}")
     tensors = []
     for done, match in enumerate(matches, 1):
         tensors.append(weights.replace(match))
@@ -105,8 +107,12 @@ def _loaded(onnx: Any, path: str) -> tuple[Any, list[str]]:
     return model, notes
 
 
-def _matched(onnx: Any, model: Any, contents: PackedContents) -> tuple[list[Match], list[str]]:
-    """The initialisers that are entries of the file, and the names of packed weights that none is."""
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(printable, names[:5])) + (", …" if len(names) > 5 else "")
+
+
+def _matched(onnx: Any, model: Any, contents: PackedContents) -> tuple[list[Match], list[str], list[str]]:
+    """The initialisers that are entries of the file; the packed weights that none is; the matrices that no entry is."""
     entries = contents.entries()
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
     matches, nameless = [], []
@@ -126,7 +132,8 @@ def _matched(onnx: Any, model: Any, contents: PackedContents) -> tuple[list[Matc
         matches += [Match(initialiser, name, transposed) for initialiser, transposed in same]
         nameless = [each for each in nameless if not any(each is taken for taken, _ in same)]
         found |= {name} if same else set()
-    return matches, [name for name in contents.packed if name not in found]
+    left = [each.name for each in nameless if len(each.dims) > 1]
+    return matches, [name for name in contents.packed if name not in found], left
 
 
 def _same_values(onnx: Any, value: np.ndarray, initialisers: list[Any]) -> Iterator[tuple[Any, bool]]:
@@ -147,7 +154,8 @@ def is_rounding_of(value: np.ndarray, exact: np.ndarray) -> bool:
 
     Two weights that have nothing to do with each other are their norms' root of two apart; a weight and what packing
     makes of it, less than half. A weight into which an exporter has folded a normalisation, or another factor, may be
-    as close. But rounding leaves one factor for all rows, about 1; those of a normalisation differ by more than chance.
+    as close. But rounding leaves one factor for all rows, of 1 less what the errors add to the norm; those of a
+    normalisation differ by more than chance.
     """
     rows, others = (each.reshape(len(each), -1).astype(np.float64) for each in (value, exact))
     norms, products = np.square(rows).sum(1), (rows * others).sum(1)
@@ -161,7 +169,7 @@ def is_rounding_of(value: np.ndarray, exact: np.ndarray) -> bool:
     spread = float((norms * np.square(factors - whole)).sum())  # what a factor for each row explains
     by_chance = left * max(len(rows) - 1, 0) / max(rows.size - len(rows), 1)
     differing = spread > MOST_SPREAD**2 * norm and spread > MOST_CHANCE * by_chance
-    return abs(whole - 1) < MOST_FACTOR and not differing
+    return bool(1 - distance / norm - MOST_FACTOR < whole < 1 + MOST_FACTOR) and not differing
 
 
 class _Weights:

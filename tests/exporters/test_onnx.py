@@ -149,7 +149,7 @@ def test_weights_that_an_exporter_renamed_and_transposed_are_found_by_their_valu
     packed = packed_file(model, tmp_path / "packed", pack)
     report = export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph))
     assert_answers_like(packed, tmp_path / "out.onnx")
-    assert "3 found by their values: " in report.notes[0]
+    assert [note.split(":")[0] for note in report.notes] == ["3 found by their values"]
     assert sorted(each.name for each in report.tensors) == sorted([*model.state_dict(), "table.weight"])
 
 
@@ -217,7 +217,8 @@ def test_weights_that_are_not_in_the_graph_are_refused_by_name(tmp_path):
     with pytest.raises(ExportError, match=r"elsewhere.weight: onnx cannot express it: no initialiser of .*float.onnx"):
         export(others, tmp_path / "out.onnx", to="onnx", graph=str(graph))
     report = export(others, tmp_path / "out.onnx", to="onnx", graph=str(graph), keep_float=True)
-    assert "elsewhere.weight" in report.notes[-1]
+    assert "1 weights are not in the graph: elsewhere.weight" in report.notes[-1]
+    assert not any("stay as they are" in note for note in report.notes)
     shaped = Example({"up.weight": example_weight((95, 48), 4, 8)}).write(tmp_path / "q")
     with pytest.raises(ExportError, match=r"up.weight: .*the graph has the shape \[96, 48\], the file \(95, 48\)"):
         export(shaped, tmp_path / "no.onnx", to="onnx", graph=str(graph))
@@ -321,6 +322,6 @@ def test_a_weight_is_told_from_its_rounding_and_from_others(width):
     assert is_rounding_of(value, there)
     factors = np.linspace(0.7, 1.3, 64, dtype=np.float32)[:, None]
     assert not is_rounding_of(value, there * factors)
-    assert not is_rounding_of(value, there * np.float32(1.2))
+    assert not is_rounding_of(value, there * np.float32(1.5))
     assert not is_rounding_of(value, np.roll(there, 1, axis=0))
     assert not is_rounding_of(value, -there)
