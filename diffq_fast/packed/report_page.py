@@ -22,10 +22,10 @@ from .report import PURPOSES, PackedReport, WeightReport, report_of
 MOST_CELLS = 64  # of the picture of a weight's widths in the order of its groups
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 HEADS = (
-    ("weight", False), ("shape", False), ("elements", True), ("group", True), ("bits per weight", True),
-    ("widths", True), ("bytes", True), ("of the file", True),
+    ("weight", False), ("shape", False), ("elements", True), ("group", True), ("bits per<br/>weight", True),
+    ("widths", True), ("bytes", True), ("of the<br/>file", True),
 )  # fmt: skip
-CODED_HEADS = (("coding", False), ("levels coded", True), ("levels at widths", True))
+CODED_HEADS = (("coding", False), ("levels<br/>coded", True), ("levels<br/>at widths", True))
 
 
 def write_page(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
