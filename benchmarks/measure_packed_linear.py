@@ -1,9 +1,11 @@
 """Products with packed weights beside float32's, and memory beside the file; writes ``results/packed_linear_*.json``.
 
+    pip install -e '.[runtimes]'
     python benchmarks/measure_packed_linear.py
 
-Eight layers of 4096 x 4096 take turns, so that none stays in the cache; one thread. "times" is float32's time over the
-packed one's in the same run, of ``torch.nn.functional.linear``.
+Eight layers of 4096 x 4096 take turns, so that none stays in the cache; one thread. "times" is float32's time over a
+packed one's in the same run, of ``torch.nn.functional.linear``. Other libraries, those that are installed, stand beside
+the layers of one width.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from typing import Any
 
 import torch
 from harness import Variant, machine_name, store, time_variants
+from packed_linear_peers import GROUP, Peer, installed
 from torch import Tensor, nn
 
 import diffq_fast
 from diffq_fast import functional
 from diffq_fast.functional import PackedRows, RowForm
+from diffq_fast.reference.packed_rows import ACTIVATIONS, round_activations
 from diffq_fast.runtime.weight import PackedWeight
 
 SIZE, LAYERS = 4096, 8
@@ -53,32 +57,48 @@ def layer(segment: int, group_size: int, widths: tuple[int, ...]) -> PackedRows:
     return PackedRows(torch.cat(parts_of_data), starts.int(), found, torch.rand(groups), torch.randn(groups), form)
 
 
-def checked(rows: PackedRows, vectors: Tensor) -> None:
+def checked(rows: PackedRows, vectors: Tensor, activations: str) -> None:
     weight = functional.unpack_rows(torch.arange(16), rows)
-    products = functional.packed_linear(vectors, rows)[:, :16]
-    assert torch.allclose(products, vectors @ weight.mT, rtol=1e-3, atol=1e-2), "the product is wrong"
+    products = functional.packed_linear(vectors, rows, activations=activations)[:, :16]
+    given = vectors if activations == "float" else round_activations(vectors)
+    assert torch.allclose(products, given @ weight.mT, rtol=1e-3, atol=1e-2), "the product is wrong"
+
+
+def packed_variant(layers: list[PackedRows], inputs: Tensor, activations: str) -> Variant:
+    turns = itertools.cycle(layers)
+    return Variant(
+        "packed" if activations == "float" else f"packed, {activations}",
+        lambda: functional.packed_linear(inputs, next(turns), activations=activations),
+        lambda: checked(layers[0], inputs, activations),
+    )
+
+
+def peer_variant(name: str, layers: list[Peer], inputs: Tensor) -> Variant:
+    turns = itertools.cycle(layers)
+    return Variant(name, lambda: next(turns).run(inputs), lambda: layers[0].check(inputs))
 
 
 def products(name: str, floats: list[Tensor]) -> dict[str, Any]:
-    first = layer(*CASES[name])
+    segment, group_size, widths = CASES[name]
+    first = layer(segment, group_size, widths)
     layers = [PackedRows(*(part.clone() for part in first[:5]), first.form) for _ in range(LAYERS)]
+    peers: dict[str, list[Peer]] = {}
+    if (segment, group_size, len(widths)) == (GROUP, GROUP, 1):
+        peers = {each: [peer(SIZE, widths[0]) for _ in range(LAYERS)] for each, peer in installed(widths[0]).items()}
     found: dict[str, Any] = {"bits": 8 * sum(part.numel() * part.element_size() for part in layers[0][:5]) / SIZE**2}
-    for vectors in (1, 8, 64):
-        inputs = torch.randn(vectors, SIZE)
-        packed, plain = itertools.cycle(layers), itertools.cycle(floats)
-        variants = [
-            Variant(
-                "packed",
-                lambda inputs=inputs, packed=packed: functional.packed_linear(inputs, next(packed)),
-                lambda inputs=inputs: checked(layers[0], inputs),
-            ),
-            Variant("float32", lambda inputs=inputs, plain=plain: nn.functional.linear(inputs, next(plain))),
-        ]
-        times = time_variants(variants, seconds=1.5, least=4 * LAYERS)
-        seconds = {each: times[each]["median"] for each in ("packed", "float32")}
-        found[f"{vectors} vectors"] = seconds | {"times": seconds["float32"] / seconds["packed"]}
-    shown = ", ".join(f"{each}: {got['times']:.2f}" for each, got in found.items() if isinstance(got, dict))
-    print(f"{name:<40}{found['bits']:6.2f} bits   {shown}", flush=True)
+    for count in (1, 8, 64):
+        inputs, plain = torch.randn(count, SIZE), itertools.cycle(floats)
+        variants = [packed_variant(layers, inputs, activations) for activations in ACTIVATIONS]
+        variants += [peer_variant(each, made, inputs) for each, made in peers.items()]
+        float32 = Variant("float32", lambda inputs=inputs, plain=plain: nn.functional.linear(inputs, next(plain)))
+        times = time_variants([*variants, float32], seconds=1.0, least=2 * LAYERS)
+        seconds = {each: got["median"] for each, got in times.items()}
+        faster = {each: seconds["float32"] / got for each, got in seconds.items() if each != "float32"}
+        found[f"{count} vectors"] = {"seconds": seconds, "times": faster}
+    print(f"{name}, {found['bits']:.2f} bits: times over float32 at 1, 8 and 64 vectors")
+    for each in faster:
+        figures = [found[f"{count} vectors"]["times"][each] for count in (1, 8, 64)]
+        print(f"    {each:<44}" + "".join(f"{figure:8.2f}" for figure in figures), flush=True)
     return found
 
 

@@ -397,10 +397,11 @@ PackedRows rows_of(const RowsTuple& rows, const RowFormTuple& form) {
 void bind_inference(py::module_& module) {
     module.def(
         "multiply_rows",
-        [](const RowsTuple& rows, const RowFormTuple& form, Address vectors, int64_t count, Address results,
-           int threads) {
-            return multiply_rows(rows_of(rows, form), at<const float>(vectors), count, at<float>(results),
-                                 threads);
+        [](const RowsTuple& rows, const RowFormTuple& form, Address vectors, int64_t count, bool int8,
+           Address results, int threads) {
+            const Activations activations = int8 ? Activations::int8 : Activations::exact;
+            return multiply_rows(rows_of(rows, form), at<const float>(vectors), count, activations,
+                                 at<float>(results), threads);
         },
         Release());
     module.def(

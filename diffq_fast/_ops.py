@@ -413,8 +413,8 @@ def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     return data.new_empty((indices.shape[0], form[0]), dtype=torch.float32)
 
 
-@_operator(f"(Tensor input, {_ROWS}) -> Tensor")
-def packed_linear(input, data, starts, widths, scales, offsets, form):
+@_operator(f"(Tensor input, {_ROWS}, bool int8=False) -> Tensor")
+def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False):
     return input.new_empty((*input.shape[:-1], starts.shape[0] - 1))
 
 

@@ -21,6 +21,7 @@ from . import backends as _backends
 from ._checks import (
     check_add_noise,
     check_add_uniform_noise,
+    check_choice,
     check_coded_levels,
     check_coded_words,
     check_groups,
@@ -534,25 +535,28 @@ def unpack_rows(indices: Tensor, rows: PackedRows) -> Tensor:
     return _ops.unpack_rows.default(indices, *rows.arguments())
 
 
-def packed_linear(input: Tensor, rows: PackedRows) -> Tensor:
+def packed_linear(input: Tensor, rows: PackedRows, *, activations: str = "float") -> Tensor:
     """``input @ weight.T`` with a weight whose levels stay packed: ``[..., rows]`` in the input's dtype.
 
     Sums are made in float32, and differ from those of the unpacked weight by rounding. Not differentiable.
 
     Args:
         input: floating ``[..., columns]``.
+        activations: "float", or "int8": each 64 columns of an input vector are rounded to whole numbers from -127 to
+            127 times their largest absolute value over 127. A block with an element that is not finite is NaN.
 
     Raises:
         ValueError: another number of columns, or rows that do not lie in their data.
     """
     check_packed_rows("packed_linear", rows)
+    check_choice("packed_linear", "activations", activations, packed_rows.ACTIVATIONS)
     if not input.is_floating_point():
         raise TypeError(f"packed_linear: input must be floating, got {input.dtype}")
     if input.dim() == 0 or input.shape[-1] != rows.form.columns:
         raise ValueError(
             f"packed_linear: input: expected {rows.form.columns} columns, got the shape {list(input.shape)}"
         )
-    return _ops.packed_linear.default(input, *rows.arguments())
+    return _ops.packed_linear.default(input, *rows.arguments(), activations == "int8")
 
 
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ OPERATORS: dict[str, Callable[[Arguments], Any]] = {
         torch.randint(a.often(0, -3), a.often(1, 5, 2**40), (a.often(2, 0),)), *rows_in_memory(a)
     ),
     "packed_linear": lambda a: ops.packed_linear(
-        torch.ones(a.often(1, 5, 20, 0), a.often(24, 8, 5)), *rows_in_memory(a)
+        torch.ones(a.often(1, 5, 20, 0), a.often(24, 8, 5)), *rows_in_memory(a), a.often(False, True)
     ),
     "count_widths": lambda a: ops.count_widths(a.widths()),
     "widths_from_logits": lambda a: ops.widths_from_logits(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
+from ..reference.packed_rows import ACTIVATIONS
 from ..runtime.fill import packed_weights, put_packed
 from .coding import CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
@@ -75,9 +76,21 @@ def save(
 @overload
 def load(path: str | os.PathLike[str], model: None = None, *, strict: bool = True) -> dict[str, Tensor]: ...
 @overload
-def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True, packed: bool = False) -> nn.Module: ...
 def load(
-    path: str | os.PathLike[str], model: nn.Module | None = None, *, strict: bool = True, packed: bool = False
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    strict: bool = True,
+    packed: bool = False,
+    activations: str = "float",
+) -> nn.Module: ...
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    strict: bool = True,
+    packed: bool = False,
+    activations: str = "float",
 ) -> dict[str, Tensor] | nn.Module:
     """Load a packed file.
 
@@ -91,6 +104,8 @@ def load(
             shape is refused in any case.
         packed: keep quantised weights packed in memory, in layers that take their place (docs/runtime.md). For a model
             that is not trained, without a quantizer.
+        activations: "float"; or, with ``packed``, "int8": linear layers round what they are given to eight bits, 64
+            columns with one scale, which is faster.
 
     Returns:
         the model; without one, the state dict (float tensors under every name, tied names share one tensor).
@@ -104,6 +119,10 @@ def load(
         raise TypeError(f"load: expected a torch.nn.Module, got {type(model).__name__}; a quantizer has it as .model")
     if packed and model is None:
         raise TypeError("load: packed=True keeps weights packed in the layers of a model; give one")
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"load: activations must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activations!r}")
+    if activations != "float" and not packed:
+        raise ValueError(f"load: activations={activations!r} is for layers that keep their weights packed: packed=True")
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()
@@ -115,7 +134,7 @@ def load(
     values = learned_values(match, strict)
     weights = {name: entries[name].stored_name for name in targets if name in entries}
     weights = {name: stored for name, stored in weights.items() if stored in contents.packed}
-    kept = packed_weights(model, contents, match.keys, weights) if packed else {}
+    kept = packed_weights(model, contents, match.keys, weights, activations) if packed else {}
     filled = [name for name in targets if name in entries and name not in values and name not in kept]
     devices = {name: targets[name].device for name in filled}
     fill(model, values | contents.tensors(devices), targets, weights.keys() - kept.keys(), f"load: {contents.path}")

@@ -16,6 +16,10 @@ from torch import Tensor
 
 ROW_ALIGNMENT = 4  # bytes
 READ_BEHIND = 16  # bytes behind the last row, which the core may read
+ACTIVATIONS = ("float", "int8")
+BLOCK_COLUMNS = 64  # of vectors, that are rounded together
+MOST_INT8 = 127
+LEAST_BLOCK = 2.0**-100  # a block of smaller values is zero
 _ROWS_AT_ONCE = 1 << 20  # elements
 
 
@@ -141,6 +145,18 @@ def packed_linear(input, data, starts, widths, scales, offsets, form):
     for indices in torch.arange(rows, dtype=torch.int64, device=data.device).split(max(1, _ROWS_AT_ONCE // columns)):
         parts.append(input @ unpack_rows(indices, data, starts, widths, scales, offsets, form).mT)
     return torch.cat(parts, -1) if parts else input.new_empty((*input.shape[:-1], 0))
+
+
+def round_activations(vectors: Tensor) -> Tensor:
+    """Each block of 64 columns of float32 ``[..., columns]`` rounded to whole numbers of -127 to 127 times its largest
+    absolute value over 127; NaN where an element of the block is not finite."""
+    columns = vectors.shape[-1]
+    blocks = torch.nn.functional.pad(vectors, (0, -columns % BLOCK_COLUMNS)).unflatten(-1, (-1, BLOCK_COLUMNS))
+    most = blocks.abs().amax(-1, keepdim=True) if columns else blocks.new_zeros(())
+    unit = torch.where(most.isfinite(), most / MOST_INT8, torch.nan)
+    inverse = torch.where(most.isfinite() & (most >= LEAST_BLOCK), MOST_INT8 / most, 0.0)
+    whole = torch.where(most.isfinite(), (blocks * inverse).round(), 0.0)
+    return (whole * unit).flatten(-2)[..., :columns]
 
 
 def _lengths(columns: int, segment: int, device: torch.device) -> Tensor:

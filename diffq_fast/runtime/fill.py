@@ -7,14 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..packed.coding import CodedTensor
 from ..packed.contents import PackedContents
 from .layers import pack_parameter, takes_packed
 from .weight import PackedWeight
 
 
 def packed_weights(
-    model: nn.Module, contents: PackedContents, keys: Mapping[str, Hashable], wanted: Mapping[str, str]
+    model: nn.Module,
+    contents: PackedContents,
+    keys: Mapping[str, Hashable],
+    wanted: Mapping[str, str],
+    activations: str = "float",
 ) -> dict[str, PackedWeight]:
     """The weights that layers of the model can keep packed, by name in its state_dict; the model is not changed.
 
@@ -22,6 +25,7 @@ def packed_weights(
         keys: the memory of the model's tensors, by name. One tensor under several names stays packed if every place
             takes it so.
         wanted: name in the model -> name in the file, of all quantised weights.
+        activations: "float" or "int8", how linear layers take their inputs.
     """
     places = {name: module for name, module, _ in _places(model)}
     refused = {keys[name] for name in wanted if name not in places}
@@ -34,7 +38,7 @@ def packed_weights(
         target: Tensor = places[name].get_parameter(name.rpartition(".")[2])
         kind = stored, target.dtype, target.device
         if kind not in made:
-            made[kind] = _made(contents, stored, packed, target)
+            made[kind] = _made(contents, stored, (packed, target.dtype, activations)).to(target.device)
         weights[name] = made[kind]
     return weights
 
@@ -46,11 +50,10 @@ def put_packed(model: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
             pack_parameter(module, parameter, weights[name])
 
 
-def _made(contents: PackedContents, name: str, packed: Any, target: Tensor) -> PackedWeight:
-    if isinstance(packed, CodedTensor):
-        with contents.naming(name):
-            return PackedWeight(packed, target.dtype).to(target.device)
-    return PackedWeight(packed, target.dtype).to(target.device)
+def _made(contents: PackedContents, name: str, arguments: tuple[Any, ...]) -> PackedWeight:
+    """Damaged streams are told with the weight's name."""
+    with contents.naming(name):
+        return PackedWeight(*arguments)
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

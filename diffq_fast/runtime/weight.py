@@ -30,6 +30,7 @@ class PackedWeight(nn.Module):
         shape: of the weight.
         dtype: of the weight, once unpacked; stored_dtype: the one that it had, to which it is rounded first.
         form: how its rows are cut, and what levels stand for.
+        activations: "float" or "int8", how :meth:`linear` takes its inputs, see ``functional.packed_linear``.
     """
 
     data: Tensor
@@ -38,9 +39,12 @@ class PackedWeight(nn.Module):
     scales: Tensor
     offsets: Tensor
 
-    def __init__(self, packed: PackedTensor | CodedTensor, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, packed: PackedTensor | CodedTensor, dtype: torch.dtype | None = None, activations: str = "float"
+    ) -> None:
         """``packed``: on the CPU, of two dimensions or more. CodeError where its streams are damaged."""
         super().__init__()
+        self.activations = activations
         rows = packed.shape[0]
         columns = packed.count // rows if rows else 0
         if len(packed.shape) < 2 or packed.count == 0:
@@ -71,11 +75,12 @@ class PackedWeight(nn.Module):
     def linear(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """``torch.nn.functional.linear(input, weight, bias)`` for a matrix, to rounding. Differentiable in the input.
 
-        The product is made in float32, with the weight as the levels give it; in float64 where the input has that.
+        The product is made in float32, with the weight as the levels give it. A float64 input, and one that needs a
+        gradient, is multiplied with the unpacked weight, as it is.
         """
         if input.dtype == torch.float64 or (torch.is_grad_enabled() and input.requires_grad):
             return nn.functional.linear(input, self.unpack().to(input.dtype), bias)
-        product = functional.packed_linear(input, self._rows())
+        product = functional.packed_linear(input, self._rows(), activations=self.activations)
         return product if bias is None else product + bias.to(product.dtype)
 
     @property

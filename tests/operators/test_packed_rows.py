@@ -23,6 +23,9 @@ FORMS = {
     "columns alone": (9, 1, 8, 8, True, 0),
     "a number of levels": (3, 13, 0, 0, False, 11),
     "one scale, centred": (4, 31, 0, 0, True, 0),
+    "groups of 32 with a scale each": (4, 96, 32, 32, False, 0),
+    "segments longer than blocks of vectors": (3, 384, 192, 192, True, 0),
+    "a row within its second sixteen": (2, 73, 0, 0, False, 0),
 }
 needs_core = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
 
@@ -30,13 +33,13 @@ needs_core = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
 class Rows:
     """A random weight of one of FORMS: what the operators are given, and what its levels stand for."""
 
-    def __init__(self, name, most_width=16, seed=0):
+    def __init__(self, name, most_width=16, seed=0, least_width=1):
         rows, columns, group_size, scale_size, centred, level_count = FORMS[name]
         generator = torch.Generator().manual_seed(seed)
         draw = lambda *shape: torch.rand(shape, generator=generator)  # noqa: E731
         groups = -(-rows * columns // group_size) if group_size else 1
         group_of = torch.arange(rows * columns) // group_size if group_size else torch.zeros(rows * columns).long()
-        width_of_group = (draw(groups) * most_width).long() + 1
+        width_of_group = (draw(groups) * (most_width + 1 - least_width)).long() + least_width
         if level_count:
             width_of_group[:] = 4
         self.segment = segment_size(columns, group_size)
@@ -83,6 +86,58 @@ def test_products_equal_those_of_the_weight_to_rounding(name, count):
     assert bool(((product - exact).abs() <= 2**-21 * size).all())
 
 
+def in_int8(vectors):
+    """By the definition, an element at a time."""
+    rounded = vectors.double().clone()
+    for vector in rounded:
+        for block in vector.split(64):
+            most = block.abs().max()
+            block.copy_(torch.tensor([round(x * 127 / float(most)) for x in block.tolist()]).double() * most / 127)
+    return rounded
+
+
+@pytest.mark.parametrize("widths", [(1, 4), (1, 8), (1, 16), (2, 2), (4, 4)])
+@pytest.mark.parametrize("count", [1, 3, 8, 9])
+@pytest.mark.parametrize("name", FORMS)
+def test_products_in_int8_are_those_of_the_rounded_vectors(name, count, widths):
+    given = Rows(name, widths[1], least_width=widths[0])
+    vectors = torch.randn(count, given.form.columns, generator=torch.Generator().manual_seed(1))
+    product = ops.packed_linear(vectors, *given.arguments(), True)
+    rounded = in_int8(vectors)
+    exact = rounded @ given.weight.double().mT
+    size = rounded.abs() @ (given.weight.abs() + given.offset.abs()).double().mT
+    assert bool(((product - exact).abs() <= 2**-21 * size).all())
+
+
+def test_vectors_in_int8_keep_zeros_and_tell_what_is_not_finite():
+    given = Rows("groups of 64 with a scale each", 8)
+    vectors = torch.randn(6, 256, generator=torch.Generator().manual_seed(1))
+    vectors[0] = 0.0
+    vectors[1, :64] = 1e-40  # smaller than a block may be: zero
+    vectors[2, 70] = torch.nan
+    vectors[3, 200] = torch.inf
+    vectors[4] *= 1e30
+    product = ops.packed_linear(vectors, *given.arguments(), True)
+    assert bool((product[0] == 0).all())
+    assert bool(product[2:4].isnan().all())
+    assert bool(product[[1, 4, 5]].isfinite().all())
+    vectors[1, :64] = 0.0
+    assert torch.equal(product[1], ops.packed_linear(vectors[1], *given.arguments(), True))
+
+
+@needs_core
+def test_the_core_rounds_as_the_oracle_does():
+    """Rows of a unit matrix give the rounded vector back."""
+    packed = pack_rows(torch.eye(128).int() + 1, torch.full((128, 2), 2, dtype=torch.uint8), 64)
+    form = [128, 64, 0, True, 0]  # levels 1 and 2 stand for -1 and 0
+    vectors = torch.randn(2, 128, generator=torch.Generator().manual_seed(3)) * torch.tensor([[1.0], [1e-20]])
+    products = ops.packed_linear(vectors, *packed, torch.ones(1), torch.empty(0), form, True)
+    rounded = oracle.round_activations(vectors)
+    torch.testing.assert_close(products + rounded.sum(1, keepdim=True), rounded, rtol=0, atol=2e-5)
+    differences = (rounded - vectors).view(2, 2, 64).abs().amax(2) / vectors.view(2, 2, 64).abs().amax(2)
+    assert bool((differences <= 0.5001 / 127).all())
+
+
 @pytest.mark.parametrize("width", range(1, 17))
 def test_every_width(width):
     levels = torch.arange(4 * 24).view(4, 24).int() * 40503 % 2**width
@@ -126,6 +181,7 @@ def test_opcheck():
     given = Rows("groups of 8")
     check(ops.unpack_rows.default, torch.tensor([2, 0]), *given.arguments())
     check(ops.packed_linear.default, torch.randn(2, 64), *given.arguments())
+    check(ops.packed_linear.default, torch.randn(2, 64), *given.arguments(), True)
 
 
 @needs_core

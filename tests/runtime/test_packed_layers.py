@@ -14,6 +14,7 @@ from torch import nn
 
 import diffq_fast
 from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer
+from diffq_fast.reference.packed_rows import round_activations
 from diffq_fast.runtime.layers import PACKED_CLASSES, PackedLinear
 from diffq_fast.runtime.weight import PackedWeight
 
@@ -307,3 +308,27 @@ def test_loading_again_into_a_packed_model_is_refused_by_names(tmp_path):
     _, packed = both(path)
     with pytest.raises(ValueError, match=r"does not fit the model: missing in the file: .*packed_weight\.data"):
         diffq_fast.load(path, packed, packed=True)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 30])
+@pytest.mark.parametrize("quantizer", ["groups of 8", "one group", "steps"])
+def test_int8_activations_round_what_linear_layers_are_given(tmp_path, quantizer, rows):
+    path = saved(tmp_path / "file", quantizer)
+    plain = diffq_fast.load(path, Network())
+    packed = diffq_fast.load(path, Network(), packed=True, activations="int8")
+    inputs = torch.randn(rows, 32)
+    with torch.no_grad():
+        product = packed.linear(inputs)
+        assert close(product, plain.linear(round_activations(inputs)), 32)
+        assert not close(product, plain.linear(inputs), 32)
+        for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+            assert torch.equal(copied.linear(inputs), product)
+    assert close(packed.linear(inputs.clone().requires_grad_()).detach(), plain.linear(inputs).detach(), 32)
+
+
+def test_int8_activations_are_for_packed_layers(tmp_path):
+    path = saved(tmp_path / "file")
+    with pytest.raises(ValueError, match="load: activations='int8' is for layers that keep their weights packed"):
+        diffq_fast.load(path, Network(), activations="int8")
+    with pytest.raises(ValueError, match="load: activations must be one of 'float', 'int8', got 'int4'"):
+        diffq_fast.load(path, Network(), packed=True, activations="int4")

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "core/pack/quantize.h"
@@ -12,7 +14,7 @@ namespace diffq_fast {
 namespace {
 
 constexpr int64_t kRowsPerTask = 32;
-constexpr int64_t kEight = 8;
+constexpr int64_t kSixteen = 16;
 
 int64_t bytes_of(int64_t elements, int width) {
     return (elements * width + 7) / 8;
@@ -74,18 +76,45 @@ class RowReader {
     float steps_[kMaxWidth + 1]{}, halves_[kMaxWidth + 1]{}, scaled_[kMaxWidth + 1]{};
 };
 
-// Vectors as the kernels read them: rows of whole eights, zeros behind the columns; and the sums of their
+constexpr float kMostInt8 = 127.0f;
+constexpr float kLeastBlock = 0x1p-100f;  // a block of smaller values is zero: 127 over them may be infinite
+
+// One block, rounded: values become what the integers stand for. Returns the unit; NaN where a value is not
+// finite.
+float round_block(float* values, int16_t* integers, int64_t length) {
+    float most = 0.0f;
+    bool finite = true;
+    for (int64_t i = 0; i < length; ++i) {
+        finite = finite && std::isfinite(values[i]);
+        most = std::max(most, std::fabs(values[i]));
+    }
+    const float unit = finite ? most / kMostInt8 : std::numeric_limits<float>::quiet_NaN();
+    const float inverse = finite && most >= kLeastBlock ? kMostInt8 / most : 0.0f;
+    for (int64_t i = 0; i < length; ++i) {
+        const float whole = finite ? std::nearbyint(values[i] * inverse) : 0.0f;
+        integers[i] = static_cast<int16_t>(whole);
+        values[i] = whole * unit;
+    }
+    return unit;
+}
+
+// Vectors as the kernels read them: rows of whole sixteens, zeros behind the columns; and the sums of their
 // segments.
 struct PaddedVectors {
-    PaddedVectors(const PackedRows& rows, const float* vectors, int64_t count)
-        : stride((rows.columns + kEight - 1) / kEight * kEight),
+    PaddedVectors(const PackedRows& rows, const float* vectors, int64_t count, Activations activations)
+        : stride((rows.columns + kSixteen - 1) / kSixteen * kSixteen),
           segments(segments_of(rows)),
+          blocks((rows.columns + kBlockColumns - 1) / kBlockColumns),
           values(static_cast<size_t>(stride * count), 0.0f),
           sums(static_cast<size_t>(segments * count)),
           totals(static_cast<size_t>(count)) {
         for (int64_t v = 0; v < count; ++v) {
             const float* from = vectors + v * rows.columns;
             std::copy(from, from + rows.columns, values.data() + v * stride);
+        }
+        if (activations == Activations::int8) round(rows.columns, count);
+        for (int64_t v = 0; v < count; ++v) {
+            const float* from = values.data() + v * stride;
             totals[static_cast<size_t>(v)] = static_cast<float>(kernels().sum(from, rows.columns));
             for (int64_t s = 0; s < segments; ++s) {
                 const int64_t begin = s * rows.segment, end = std::min(begin + rows.segment, rows.columns);
@@ -95,15 +124,51 @@ struct PaddedVectors {
         }
     }
 
-    int64_t stride, segments;
-    std::vector<float> values, sums, totals;
+    RowVectors some(int64_t begin, int64_t count) const {
+        RowVectors of{values.data() + begin * stride, stride, sums.data() + begin * segments,
+                      totals.data() + begin, count};
+        if (!integers.empty()) {
+            of.integers = integers.data() + begin * stride;
+            of.halves = halves.data() + begin * blocks * kBlockColumns;
+            of.quarters = quarters.data() + begin * blocks * kBlockColumns;
+            of.units = units.data() + begin * blocks;
+            of.blocks = blocks;
+        }
+        return of;
+    }
+
+    int64_t stride, segments, blocks;
+    std::vector<float> values, sums, totals, units;
+    std::vector<int16_t> integers;
+    std::vector<int8_t> halves, quarters;
+
+  private:
+    void round(int64_t columns, int64_t count) {
+        integers.assign(values.size(), 0);
+        halves.assign(static_cast<size_t>(blocks * kBlockColumns * count), 0);
+        quarters = halves;
+        for (int64_t v = 0; v < count; ++v)
+            for (int64_t block = 0; block < blocks; ++block) {
+                const int64_t begin = block * kBlockColumns,
+                              length = std::min(kBlockColumns, columns - begin);
+                int16_t* const of = integers.data() + v * stride + begin;
+                units.push_back(round_block(values.data() + v * stride + begin, of, length));
+                const int64_t place = (v * blocks + block) * kBlockColumns;
+                for (int64_t i = 0; i < length; ++i) {
+                    const auto whole = static_cast<int8_t>(of[i]);
+                    halves[static_cast<size_t>(place + i / 2 + i % 2 * (kBlockColumns / 2))] = whole;
+                    quarters[static_cast<size_t>(place + i / 4 + i % 4 * (kBlockColumns / 4))] = whole;
+                }
+            }
+    }
 };
 
 }  // namespace
 
-bool multiply_rows(const PackedRows& rows, const float* vectors, int64_t count, float* results, int threads) {
+bool multiply_rows(const PackedRows& rows, const float* vectors, int64_t count, Activations activations,
+                   float* results, int threads) {
     const RowReader reader(rows);
-    const PaddedVectors padded(rows, vectors, count);
+    const PaddedVectors padded(rows, vectors, count, activations);
     std::atomic<bool> inside{true};
     const int64_t tasks = (rows.rows + kRowsPerTask - 1) / kRowsPerTask;
     parallel_for(tasks, threads, [&](int64_t task) {
@@ -116,10 +181,8 @@ bool multiply_rows(const PackedRows& rows, const float* vectors, int64_t count, 
             }
             for (int64_t v = 0; v < count; v += kMostVectors) {
                 const int64_t some = std::min<int64_t>(kMostVectors, count - v);
-                const RowVectors of{padded.values.data() + v * padded.stride, padded.stride,
-                                    padded.sums.data() + v * padded.segments, padded.totals.data() + v, some};
                 float products[kMostVectors];
-                kernels().multiply_row(row, of, products);
+                kernels().multiply_row(row, padded.some(v, some), products);
                 for (int64_t i = 0; i < some; ++i) results[(v + i) * rows.rows + r] = products[i];
             }
         }

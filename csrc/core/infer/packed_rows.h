@@ -38,9 +38,14 @@ inline int64_t segments_of(const PackedRows& rows) {
     return (rows.columns + rows.segment - 1) / rows.segment;
 }
 
+// How vectors are taken: as they are; or each block of kBlockColumns rounded to whole numbers from -127 to 127
+// times its largest absolute value over 127.
+enum class Activations { exact, int8 };
+
 // results[v][r] = the product of row r with vector v; vectors [count][columns], results [count][rows]. False,
 // and results of no meaning, where a row does not lie in the data.
-bool multiply_rows(const PackedRows& rows, const float* vectors, int64_t count, float* results, int threads);
+bool multiply_rows(const PackedRows& rows, const float* vectors, int64_t count, Activations activations,
+                   float* results, int threads);
 
 // values[i] = row indices[i], float32 [count][columns]. False where an index or a row is out of bounds.
 bool unpack_rows(const PackedRows& rows, const int64_t* indices, int64_t count, float* values, int threads);

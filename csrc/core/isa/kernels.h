@@ -106,18 +106,27 @@ struct GroupCursor {
 
 // The width of a segment, among a row's half bytes.
 inline int width_of_segment(const uint8_t* widths, int64_t segment) {
-    return (widths[segment / 2] >> (segment % 2 * 4) & 15) + 1;
+    const auto index = static_cast<uint64_t>(segment);
+    return (widths[index / 2] >> (index % 2 * 4) & 15) + 1;
 }
 
 // Vectors that a row is multiplied with: `values` are `stride` apart and zero from the row's columns up to a
-// whole eight; sums [count][segments].
+// whole sixteen; sums [count][segments]. Of vectors of whole numbers `integers` are those, as far apart, each
+// of whose blocks of kBlockColumns stands for as many times its one of `units` [count][blocks]; `values` are
+// what they stand for. `halves` and `quarters` [count][blocks][kBlockColumns] are the same: the columns of a
+// block whose index is 0 modulo 2 (or 4), then 1, and so on. Null: of other vectors.
 struct RowVectors {
     const float* values;
     int64_t stride;
     const float *sums, *totals;
     int64_t count;  // at most kMostVectors
+    const int16_t* integers = nullptr;
+    const int8_t *halves = nullptr, *quarters = nullptr;
+    const float* units = nullptr;
+    int64_t blocks = 0;
 };
 
+constexpr int64_t kBlockColumns = 64;
 constexpr int64_t kMostVectors = 4;
 
 struct Kernels {

@@ -10,10 +10,14 @@ using namespace diffq_fast;
 
 namespace {
 
+struct Widths {
+    int least, most;
+};
+
 // Rows of random levels, and what they stand for.
 struct Weight {
     Weight(int64_t rows, int64_t columns, int64_t segment, int64_t group_size, LevelMeaning meaning,
-           int most_width)
+           Widths of_segments)
         : values(static_cast<size_t>(rows * columns)) {
         const int64_t segments = columns / segment;
         std::mt19937 generator(static_cast<uint32_t>(rows + columns + segment));
@@ -25,7 +29,8 @@ struct Weight {
             data.resize((data.size() + kRowAlignment - 1) / kRowAlignment * kRowAlignment);
             starts.push_back(static_cast<uint32_t>(data.size() / kRowAlignment));
             for (int64_t s = 0; s < segments; ++s) {
-                const int width = 1 + static_cast<int>(generator() % static_cast<uint32_t>(most_width));
+                const auto choices = static_cast<uint32_t>(of_segments.most - of_segments.least + 1);
+                const int width = of_segments.least + static_cast<int>(generator() % choices);
                 widths[static_cast<size_t>(r * ((segments + 1) / 2) + s / 2)] |=
                     static_cast<uint8_t>((width - 1) << (s % 2 * 4));
                 const size_t begin = data.size();
@@ -71,22 +76,36 @@ struct Weight {
 struct Shape {
     int64_t rows, columns, segment, group_size;
 };
-const std::vector<Shape> kShapes = {{5, 64, 8, 0},    {3, 40, 8, 8},   {4, 27, 1, 8},   {2, 100, 100, 0},
-                                    {3, 256, 64, 64}, {6, 96, 32, 64}, {7, 1, 1, 4},    {40, 8, 8, 0},
-                                    {2, 8, 4, 4},     {3, 17, 17, 34}, {1, 1000, 8, 0}, {2, 1000, 200, 0}};
+const std::vector<Shape> kShapes = {{5, 64, 8, 0},    {3, 40, 8, 8},   {4, 27, 1, 8},       {2, 100, 100, 0},
+                                    {3, 256, 64, 64}, {6, 96, 32, 64}, {7, 1, 1, 4},        {40, 8, 8, 0},
+                                    {2, 8, 4, 4},     {3, 17, 17, 34}, {1, 1000, 8, 0},     {2, 1000, 200, 0},
+                                    {3, 96, 32, 32},  {4, 9, 9, 0},    {2, 1024, 256, 256}, {3, 73, 73, 0}};
 
-void check(const Shape& shape, LevelMeaning meaning) {
-    const int most_width = meaning.level_count > 0 ? 3 : kMaxWidth;
-    const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, meaning, most_width);
+// A vector's blocks in whole numbers, in double precision.
+void round_to_int8(float* vector, int64_t columns) {
+    for (int64_t begin = 0; begin < columns; begin += kBlockColumns) {
+        const int64_t end = std::min(begin + kBlockColumns, columns);
+        float most = 0;
+        for (int64_t i = begin; i < end; ++i) most = std::max(most, std::fabs(vector[i]));
+        for (int64_t i = begin; i < end; ++i)
+            vector[i] = static_cast<float>(std::nearbyint(double{vector[i]} * 127.0 / most) * most / 127.0);
+    }
+}
+
+void check(const Shape& shape, LevelMeaning meaning, Activations activations, Widths widths) {
+    const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, meaning, widths);
     std::vector<int64_t> indices;
     for (int64_t r = 0; r < shape.rows; ++r) indices.push_back(r);
     std::vector<float> back(weight.values.size());
     CHECK(unpack_rows(weight.rows_, indices.data(), shape.rows, back.data(), 2));
     CHECK(std::memcmp(back.data(), weight.values.data(), 4 * back.size()) == 0);
     for (const int64_t count : {1, 2, 3, 4, 5, 9}) {
-        const std::vector<float> vectors = random_floats(count * shape.columns, 3);
+        std::vector<float> vectors = random_floats(count * shape.columns, 3);
         std::vector<float> products(static_cast<size_t>(count * shape.rows));
-        CHECK(multiply_rows(weight.rows_, vectors.data(), count, products.data(), 2));
+        CHECK(multiply_rows(weight.rows_, vectors.data(), count, activations, products.data(), 2));
+        if (activations == Activations::int8)
+            for (int64_t v = 0; v < count; ++v)
+                round_to_int8(vectors.data() + v * shape.columns, shape.columns);
         for (int64_t v = 0; v < count; ++v) {
             for (int64_t r = 0; r < shape.rows; ++r) {
                 double product = 0, size = 0;
@@ -110,24 +129,27 @@ void every_instruction_set_unpacks_and_multiplies() {
         for (const Shape& shape : kShapes)
             for (const LevelMeaning meaning :
                  {LevelMeaning{false, 0}, LevelMeaning{true, 0}, LevelMeaning{false, 7}})
-                check(shape, meaning);
+                for (const Activations activations : {Activations::exact, Activations::int8})
+                    for (const Widths widths :
+                         {Widths{1, 8}, Widths{1, kMaxWidth}, Widths{2, 2}, Widths{4, 4}, Widths{8, 8}})
+                        check(shape, meaning, activations, meaning.level_count > 0 ? Widths{1, 3} : widths);
     }
 }
 
 void rows_outside_of_their_data_are_refused() {
-    Weight weight(4, 64, 8, 0, {false, 0}, 4);
+    Weight weight(4, 64, 8, 0, {false, 0}, {1, 4});
     const std::vector<float> vector = random_floats(64, 1);
     std::vector<float> results(4 * 64);
     const std::vector<int64_t> bad = {-1, 4, INT64_MIN, INT64_MAX};
     for (const int64_t& index : bad) CHECK(!unpack_rows(weight.rows_, &index, 1, results.data(), 1));
     weight.starts[2] = UINT32_MAX;
-    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
     weight.starts[2] = weight.starts[4];
-    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
     weight.starts[2] = 0;
-    CHECK(multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    CHECK(multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
     weight.rows_.bytes = kReadBehindRows;
-    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, results.data(), 2));
+    CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
 }
 
 }  // namespace

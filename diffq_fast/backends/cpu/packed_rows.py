@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...reference.packed_rows import READ_BEHIND, RowForm
+from ...reference.packed_rows import READ_BEHIND, RowForm, round_activations
 from .loading import core
 from .registration import kernel
 from .tensors import empty, guard_tensors
@@ -26,22 +26,23 @@ def unpack_rows(indices, data, starts, widths, scales, offsets, form):
 
 
 @kernel
-def packed_linear(input, data, starts, widths, scales, offsets, form):
+def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False):
     guard_tensors("packed_linear", [input])
     rows, row_form, _kept = _given("packed_linear", (data, starts, widths, scales, offsets), form)
-    columns, count = form[0], len(starts) - 1
+    columns, count = form[0], starts.shape[0] - 1
     if input.dim() < 1 or input.shape[-1] != columns or not input.is_floating_point():
         raise ValueError(
             f"packed_linear: expected a floating input of {columns} columns, got {input.dtype} {list(input.shape)}"
         )
     vectors = input.reshape(-1, columns).float().contiguous()
-    if len(vectors) <= MOST_VECTORS:
-        results = torch.empty((len(vectors), count), dtype=torch.float32, device="cpu")
-        given = vectors.data_ptr(), len(vectors), results.data_ptr(), torch.get_num_threads()
+    number = vectors.shape[0]
+    if number <= MOST_VECTORS:
+        results = torch.empty((number, count), dtype=torch.float32, device="cpu")
+        given = vectors.data_ptr(), number, int8, results.data_ptr(), torch.get_num_threads()
         if not core.multiply_rows(rows, row_form, *given):
             raise _outside("packed_linear")
     else:
-        results = _by_blocks(vectors, rows, row_form, count)
+        results = _by_blocks(round_activations(vectors) if int8 else vectors, rows, row_form, count)
     return results.view(*input.shape[:-1], count).to(input.dtype)
 
 
@@ -71,7 +72,7 @@ def _given(who: str, tensors: Sequence[Tensor], form: Sequence[int]) -> tuple[tu
         raise ValueError(f"{who}: form: expected columns, segment, group_size, centred, level_count, got {list(form)}")
     row_form = RowForm.of(form)
     data, starts, widths, scales, offsets = kept = [tensor.contiguous() for tensor in tensors]
-    rows = len(starts) - 1 if starts.dim() == 1 else -1
+    rows = starts.shape[0] - 1 if starts.dim() == 1 else -1
     dtypes = [tensor.dtype for tensor in kept]
     if dtypes != [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32] or rows < 0:
         raise ValueError(f"{who}: expected uint8 data, int32 starts, uint8 widths, float32 scales and offsets")

@@ -15,8 +15,9 @@ def unpack_rows(indices, data, starts, widths, scales, offsets, form):
 
 
 @kernel
-def packed_linear(input, data, starts, widths, scales, offsets, form):
+def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False):
+    vectors = reference.round_activations(input.float()) if int8 else input.float()
     try:
-        return reference.packed_linear(input.float(), data, starts, widths, scales, offsets, form).to(input.dtype)
+        return reference.packed_linear(vectors, data, starts, widths, scales, offsets, form).to(input.dtype)
     except IndexError:
         raise ValueError("packed_linear: a row is out of bounds") from None
