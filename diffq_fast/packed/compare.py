@@ -271,12 +271,13 @@ def comparison_table(comparison: Comparison) -> str:
         for row in (rows if comparison.differences else [])
     ]
     lines += [""] if lines else []
-    count, sizes = len(comparison.differences), " and ".join(f"{size:,}" for size in comparison.file_bytes)
-    found = (
-        f"{count} of {comparison.tensors} tensors differ" if count else f"all {comparison.tensors} tensors are equal"
-    )
-    overall = f", rms error {comparison.relative:.3g} of the first's rms" if count else ""
-    return "\n".join([*lines, f"{found}{overall}; files of {sizes} bytes"])
+    differ, both = len(comparison.differences), " and ".join(f"{size:,}" for size in comparison.file_bytes)
+    found = f"all {comparison.tensors} tensors are equal"
+    if differ:
+        found = (
+            f"{differ} of {comparison.tensors} tensors differ, rms error {comparison.relative:.3g} of the first's rms"
+        )
+    return "\n".join([*lines, f"{found}; files of {both} bytes"])
 
 
 def _shown(value: object) -> str:

@@ -325,3 +325,32 @@ def test_a_weight_is_told_from_its_rounding_and_from_others(width):
     assert not is_rounding_of(value, there * np.float32(1.5))
     assert not is_rounding_of(value, np.roll(there, 1, axis=0))
     assert not is_rounding_of(value, -there)
+
+
+def small_graph(path, kind, opset=21):
+    """x [2, 64] times the transpose of w [32, 64], in float16 or float32; w is an input too, as in old files."""
+    helper, shapes = onnx.helper, {"x": [2, 64], "w": [32, 64], "y": [2, 32]}
+    values = {name: helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()}
+    dtype = np.float16 if kind == onnx.TensorProto.FLOAT16 else np.float32
+    weight = onnx.numpy_helper.from_array(np.zeros((32, 64), dtype), "w")
+    nodes = [helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]), helper.make_node("MatMul", ["x", "t"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [values["x"], values["w"]], [values["y"]], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["FLOAT16", "FLOAT"])
+def test_a_graph_keeps_its_float_type_and_loses_the_weight_among_its_inputs(kind, tmp_path):
+    graph = small_graph(tmp_path / "float.onnx", getattr(onnx.TensorProto, kind))
+    weight = four_bits(torch.randn(32, 64, generator=torch.Generator().manual_seed(3)))
+    packed = Example({"w": weight}).write(tmp_path / "packed")
+    export(packed, tmp_path / "out.onnx", to="onnx", graph=graph)
+    assert ("MatMulNBits" in operators(tmp_path / "out.onnx")) == (kind == "FLOAT")
+    assert ("Cast" in operators(tmp_path / "out.onnx")) == (kind == "FLOAT16")
+    session = onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["x"]
+    inputs = torch.linspace(-1, 1, 128).reshape(2, 64).to(torch.float16 if kind == "FLOAT16" else torch.float32)
+    (answer,) = session.run(None, {"x": inputs.numpy()})
+    assert answer.dtype == inputs.numpy().dtype
+    expected = inputs.double() @ weight.unpack().double().t()
+    assert np.allclose(answer, expected.numpy(), atol=2e-2 if kind == "FLOAT16" else 1e-4)
