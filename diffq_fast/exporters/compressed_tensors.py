@@ -22,11 +22,10 @@ from ..files.budget import Budget
 from ..files.safetensors_reader import printable
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, tensor_bytes
-from ..packed.compare import error_of
 from ..packed.contents import PackedContents
 from .levels import Levels, levels_of, packed_bytes
 from .options import DTYPES, ExportError, ExportOptions, cast
-from .report import ExportedTensor, ExportReport
+from .report import ExportedTensor, ExportReport, float_error
 
 NAME = "compressed-tensors"
 WIDTHS = (4, 8)  # of a level; others are read by few programs
@@ -78,7 +77,7 @@ def write(contents: PackedContents, output: str, options: ExportOptions) -> Expo
         parts = dict(_parts(name, made)) if made else {name: cast(NAME, name, tensor, options.dtype)}
         if made:
             matrices[name] = made
-        error = error_of(tensor, made.values() if made else parts[name])
+        error = float_error(tensor, made.values() if made else parts[name])
         kind = made.kind if made else str(parts[name].dtype).removeprefix("torch.")
         size = sum(part.nbytes for part in parts.values())
         exported.append(ExportedTensor(name, kind, size, error))

@@ -19,7 +19,6 @@ from ..files.atomic_file import atomic_file
 from ..files.budget import Budget
 from ..files.safetensors_reader import printable
 from ..files.tensor_bytes import tensor_bytes
-from ..packed.compare import error_of
 from ..packed.contents import PackedContents
 from .gguf_blocks import (
     BF16,
@@ -36,7 +35,7 @@ from .gguf_blocks import (
 )
 from .levels import Levels, levels_of
 from .options import ExportError, ExportOptions, cast
-from .report import ExportedTensor, ExportReport
+from .report import ExportedTensor, ExportReport, float_error
 
 NAME = "gguf"
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
@@ -75,7 +74,7 @@ def write(contents: PackedContents, output: str, options: ExportOptions) -> Expo
     for done, name in enumerate(entries, 1):
         _check(name, entries[name].shape)
         budget.take(sizes[name], printable(name))
-        tensor, told = _stored(contents, name, options)
+        tensor, told = _stored(contents, (name, entries[name].stored_name), options)
         stored.append(tensor)
         exported.append(told)
         if options.progress is not None:
@@ -99,15 +98,16 @@ def _check(name: str, shape: tuple[int, ...]) -> None:
         raise ExportError(NAME, name, f"it has {len(shape)} dimensions, at most {MOST_DIMENSIONS} are allowed")
 
 
-def _stored(contents: PackedContents, name: str, options: ExportOptions) -> tuple[Stored, ExportedTensor]:
-    tensor, entry = contents.tensor(name), contents.entries()[name]
+def _stored(contents: PackedContents, names: tuple[str, str], options: ExportOptions) -> tuple[Stored, ExportedTensor]:
+    """One entry, by its name and that under which the packed file has it."""
+    (name, stored_name), tensor = names, contents.tensor(names[0])
     shape = tuple(tensor.shape) or (1,)
-    packed = entry.stored_name in contents.packed and not any(fnmatchcase(name, each) for each in options.floats)
+    packed = stored_name in contents.packed and not any(fnmatchcase(name, each) for each in options.floats)
     if packed and tensor.numel() and tensor.dim() > 1 and shape[-1] % BLOCK == 0:
-        levels = levels_of(contents, entry.stored_name)
+        levels = levels_of(contents, stored_name)
         found = smallest(tensor.float().numpy().reshape(-1, BLOCK), levels, options.tolerance)
         if found is not None:
-            error = error_of(tensor, torch.from_numpy(found.values.reshape(-1)))
+            error = float_error(tensor, torch.from_numpy(found.values.reshape(-1)))
             kept = Stored(name, found.type, shape, found.data)
             return kept, ExportedTensor(name, found.type.name, found.data.nbytes, error)
     if tensor.is_floating_point():
@@ -118,13 +118,13 @@ def _stored(contents: PackedContents, name: str, options: ExportOptions) -> tupl
     else:
         raise ExportError(NAME, name, f"it has no type for {tensor.dtype}")
     data = tensor_bytes(changed)
-    return Stored(name, kind, shape, data), ExportedTensor(name, kind.name, len(data), error_of(tensor, changed))
+    return Stored(name, kind, shape, data), ExportedTensor(name, kind.name, len(data), float_error(tensor, changed))
 
 
 def _float_type(tensor: torch.Tensor, packed: bool, options: ExportOptions) -> tuple[GgufType, str]:
     """The float type of a tensor: what is asked for, or half of it for a packed weight that half keeps."""
     if packed and options.dtype == "float32" and tensor.numel():
-        half = error_of(tensor, tensor.half())
+        half = float_error(tensor, tensor.half())
         if half.relative <= options.tolerance:
             return F16, "float16"
     return FLOATS[options.dtype], options.dtype

@@ -19,13 +19,13 @@ import torch
 from ..files.atomic_file import atomic_file
 from ..files.safetensors_reader import open_file, printable
 from ..files.tensor_bytes import tensor_bytes
-from ..packed.compare import NO_ERROR, Error, error_of
+from ..packed.compare import NO_ERROR, Error
 from ..packed.contents import PackedContents
 from .levels import Levels, levels_of, packed_bytes
 from .onnx_graph import BEFORE, WIDTHS_OPSET, Graph, Step, opset_of
 from .onnx_tensors import Blocks, blocks, container, dequantised, grouped
 from .options import ExportError, ExportOptions, cast
-from .report import ExportedTensor, ExportReport
+from .report import ExportedTensor, ExportReport, float_error
 
 NAME = "onnx"
 MOST_BYTES = (1 << 31) - 1  # of a protobuf message
@@ -176,7 +176,7 @@ class _Weights:
     """Puts the file's values into the graph, one initialiser after the other."""
 
     def __init__(self, onnx: Any, model: Any, contents: PackedContents, options: ExportOptions) -> None:
-        self._contents, self._options = contents, options
+        self._contents, self._options, self._entries = contents, options, contents.entries()
         self._graph, self._opset = Graph(onnx, model), opset_of(model)
         types = onnx.TensorProto
         self._floats = {types.FLOAT: "float32", types.FLOAT16: "float16", types.BFLOAT16: "bfloat16"}
@@ -186,7 +186,7 @@ class _Weights:
 
     def replace(self, match: Match) -> ExportedTensor:
         """Put the file's values in the place of an initialiser."""
-        entry = self._contents.entries()[match.entry]
+        entry = self._entries[match.entry]
         reference = self._contents.tensor(match.entry)
         left = any(fnmatchcase(match.entry, pattern) for pattern in self._options.floats)
         if entry.stored_name not in self._contents.packed or left:
@@ -223,7 +223,7 @@ class _Weights:
         for field in ("float_data", "double_data", "int32_data", "external_data", "data_location"):
             tensor.ClearField(field)
         tensor.raw_data = tensor_bytes(changed.t() if match.transposed else changed).tobytes()
-        return ExportedTensor(match.entry, kind + why, len(tensor.raw_data), error_of(reference, changed))
+        return ExportedTensor(match.entry, kind + why, len(tensor.raw_data), float_error(reference, changed))
 
     def _multiply(self, name: str, made: Blocks, readers: list[tuple[Any, Any | None]]) -> int:
         """Put MatMulNBits in the place of the products; returns the bytes of the weight."""
@@ -279,4 +279,4 @@ class _Weights:
 
 
 def _error(reference: torch.Tensor, values: np.ndarray) -> Error:
-    return error_of(reference.reshape(-1), torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(-1))
+    return float_error(reference.reshape(-1), torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(-1))

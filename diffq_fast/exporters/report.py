@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..files.safetensors_reader import printable
-from ..packed.compare import NO_ERROR, Error
+from ..packed.compare import NO_ERROR, Error, error_of
 
 LISTED = 12  # tensors with an error, the worst first
 
@@ -27,8 +29,8 @@ class ExportedTensor:
 class ExportReport:
     """Result of an export.
 
-    error: over all tensors, against the packed file's weights; its `relative` is the root mean square of the
-    differences over that of the weights. notes: what a user should know besides.
+    error: over all floating tensors, against the packed file's; its `relative` is the root mean square of the
+    differences over that of the tensors. notes: what a user should know besides.
     """
 
     path: str
@@ -78,6 +80,11 @@ class ExportReport:
             told = f"rms error {total.relative:.3g} of the weights' rms, worst {worst.error.relative:.3g} in "
             told += printable(worst.name)
         return f"{self.output}: {self.bytes:,} bytes, {len(self.tensors)} tensors; {told}"
+
+
+def float_error(reference: Tensor, other: Tensor) -> Error:
+    """The error of a floating tensor; none for indices and masks, which have no part in that of all."""
+    return error_of(reference, other) if reference.is_floating_point() else NO_ERROR
 
 
 def _by_kind(tensors: Iterable[ExportedTensor]) -> dict[str, list[str]]:

@@ -11,10 +11,9 @@ from ..files.budget import Budget
 from ..files.safetensors_reader import printable
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, tensor_bytes
-from ..packed.compare import error_of
 from ..packed.contents import Entry, PackedContents
 from .options import DTYPES, ExportOptions, cast
-from .report import ExportedTensor, ExportReport
+from .report import ExportedTensor, ExportReport, float_error
 
 NAME = "safetensors"
 
@@ -57,5 +56,5 @@ def _data(
     changed = cast(NAME, name, tensor, options.dtype)
     data = tensor_bytes(changed)
     kind = str(changed.dtype).removeprefix("torch.")
-    exported[name] = ExportedTensor(name, kind, len(data), error_of(tensor, changed))
+    exported[name] = ExportedTensor(name, kind, len(data), float_error(tensor, changed))
     return data

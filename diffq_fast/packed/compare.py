@@ -19,6 +19,7 @@ from .contents import PackedContents, read_packed
 from .header import FORMAT
 from .report import inspect
 
+Entries = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 COMPARED_AT_ONCE = 1 << 22  # elements, of which float64 copies are made
 
 
@@ -80,12 +81,10 @@ def _error_of_part(first: Tensor, second: Tensor) -> Error:
 
 
 class Weights(Protocol):
-    """A file of weights that is open to be compared."""
+    """A file of weights that is open to be compared. entries: name -> shape and dtype, tied names too."""
 
     file_bytes: int
-
-    def entries(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Name -> shape and dtype, tied names too."""
+    entries: Entries
 
     def tensor(self, name: str) -> Tensor: ...
 
@@ -101,9 +100,8 @@ class PackedWeights:
         report = inspect(path)
         self.file_bytes = report.file_bytes
         self._bytes = {weight.name: weight.bytes for weight in report.weights}
-
-    def entries(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {name: (each.shape, each.dtype) for name, each in self._contents.entries().items()}
+        entries = self._contents.entries()
+        self.entries: Entries = {name: (each.shape, each.dtype) for name, each in entries.items()}
 
     def tensor(self, name: str) -> Tensor:
         return self._contents.tensor(name)
@@ -122,9 +120,8 @@ class PlainWeights:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint, self.file_bytes = checkpoint, checkpoint.header.file_bytes
-
-    def entries(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {name: (each.shape, DTYPES[each.dtype]) for name, each in self._checkpoint.header.tensors.items()}
+        tensors = checkpoint.header.tensors
+        self.entries: Entries = {name: (each.shape, DTYPES[each.dtype]) for name, each in tensors.items()}
 
     def tensor(self, name: str) -> Tensor:
         return self._checkpoint.tensor(name)
@@ -182,7 +179,7 @@ class Comparison:
     """Result of :func:`compare`.
 
     tensors: names in either file. differences: of those that are not the same; no others are listed.
-    relative: as in TensorDifference, over all tensors of the same shape. file_bytes: of both files.
+    relative: as in TensorDifference, over all floating tensors of the same shape. file_bytes: of both files.
     """
 
     paths: tuple[str, str]
@@ -220,11 +217,11 @@ def compare(
     """
     with ExitStack() as stack:
         one, two = (stack.enter_context(open_weights(path)) for path in (first, second))
-        names = list(dict.fromkeys([*one.entries(), *two.entries()]))
+        names = list(dict.fromkeys([*one.entries, *two.entries]))
         differences, overall = [], NO_ERROR
         for done, name in enumerate(names, 1):
             difference, error = _compare_tensor(name, one, two)
-            overall += error
+            overall += error if one.entries.get(name, ((), torch.bool))[1].is_floating_point else NO_ERROR
             differences += [difference] if difference else []
             if progress is not None:
                 progress(name, done, len(names))
@@ -234,7 +231,7 @@ def compare(
 
 def _compare_tensor(name: str, one: Weights, two: Weights) -> tuple[TensorDifference | None, Error]:
     """The difference of a tensor, or None, and its error where the shapes are the same."""
-    first, second = one.entries().get(name), two.entries().get(name)
+    first, second = one.entries.get(name), two.entries.get(name)
     shapes = first and first[0], second and second[0]
     dtypes = first and DTYPE_NAMES[first[1]], second and DTYPE_NAMES[second[1]]
     sizes = one.bytes_of(name) if first else None, two.bytes_of(name) if second else None

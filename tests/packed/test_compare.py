@@ -97,6 +97,14 @@ def test_a_packed_file_against_its_checkpoint_tells_bits_and_errors(tmp_path):
     assert found["tied"].bytes == first.bytes
 
 
+def test_indices_have_no_part_in_the_error_of_all(tmp_path):
+    save_file({"w": torch.tensor([3.0, 4.0]), "places": torch.tensor([1000])}, tmp_path / "one")
+    save_file({"w": torch.tensor([3.0, 4.5]), "places": torch.tensor([900])}, tmp_path / "two")
+    comparison = compare(tmp_path / "one", tmp_path / "two")
+    assert comparison.relative == 0.1
+    assert {each.name: each.relative for each in comparison.differences} == {"w": 0.1, "places": 0.1}
+
+
 def test_bytes_of_what_is_kept_in_half_precision(tmp_path):
     Example({}, {"half": torch.ones(5)}, {}, {"half"}).write(tmp_path / "one")
     Example({}, {"half": torch.zeros(5)}).write(tmp_path / "two")
