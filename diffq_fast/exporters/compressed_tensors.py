@@ -44,7 +44,7 @@ class Quantised(NamedTuple):
 
     @property
     def kind(self) -> str:
-        size = f"s of {self.group_size}" if self.group_size else ""
+        size = f" of {self.group_size}" if self.group_size else ""
         return f"int{self.bits}, a scale for each {self.strategy}{size}"
 
     def values(self) -> Tensor:
