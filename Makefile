@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	cmake -S . -B build/tests -GNinja -DDIFFQ_FAST_PYTHON=OFF -DDIFFQ_FAST_TESTS=ON > /dev/null
+	cmake -S . -B build/tests -GNinja -DDIFFQ_FAST_PYTHON=OFF -DDIFFQ_FAST_TESTS=ON -DDIFFQ_FAST_C=ON > /dev/null
 	cmake --build build/tests
 	ctest --test-dir build/tests --output-on-failure
 	$(BIN)/python -m pytest -n 2
@@ -26,14 +26,14 @@ test: setup
 check: setup
 	ruff check .
 	ruff format --check .
-	clang-format --dry-run --Werror $(NATIVE) $(wildcard benchmarks/*.cpp)
+	clang-format --dry-run --Werror $(NATIVE) $(wildcard benchmarks/*.cpp examples/cpp/*.cpp)
 	typos
 	mypy
 
 format: setup
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(NATIVE) $(wildcard benchmarks/*.cpp)
+	clang-format -i $(NATIVE) $(wildcard benchmarks/*.cpp examples/cpp/*.cpp)
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only

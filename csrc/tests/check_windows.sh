@@ -10,7 +10,8 @@ cd "$(dirname "$0")/../.."
 stubs=$(mktemp -d)
 trap 'rm -rf "$stubs"' EXIT
 sources=(csrc/core/*/*.cpp)
-warnings=(-std=c++17 -Wall -Wextra -Wpedantic -Werror -Icsrc)
+interface=(csrc/interface/*.cpp) # needs the system's own headers
+warnings=(-std=c++17 -Wall -Wextra -Wpedantic -Werror -Icsrc -Icsrc/include "-DDIFFQ_FAST_VERSION=\"\"" -DDIFFQ_FAST_DATA=\"\")
 
 mkdir "$stubs/empty"
 grep -hoE '#include <[^>]+>' -r csrc/core | sed 's/.*<\(.*\)>/\1/' | sort -u | while read -r header; do
@@ -102,7 +103,7 @@ echo "${#sources[@]} sources compile by the rules of clang-cl"
 
 mingw=$(echo /usr/lib/gcc/x86_64-w64-mingw32/*-posix/include/c++)
 if [ -d "$mingw" ]; then
-  for source in "${sources[@]}" csrc/tests/*/test_*.cpp; do
+  for source in "${sources[@]}" "${interface[@]}" csrc/tests/*/test_*.cpp; do
     clang++ --target=x86_64-w64-mingw32 -fsyntax-only "${warnings[@]}" -nostdinc++ -isystem "$mingw" \
       -isystem "$mingw/x86_64-w64-mingw32" -isystem /usr/x86_64-w64-mingw32/include "$source"
   done

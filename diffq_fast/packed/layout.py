@@ -173,6 +173,8 @@ def _field_problem(fields: Any, coded: bool) -> str | None:
     scopes = (*RANGE_SCOPES, STEPS) if "coding" in fields else RANGE_SCOPES
     if fields["range"] not in scopes:
         return f"range must be one of {scopes}, got {str(fields['range'])[:20]}"
+    if fields.get("levels", 0) is None:
+        return "levels needs a number, got null"
     per_unit = fields.get("groups_per_unit", 1)
     if not whole(per_unit) or not 1 <= per_unit <= MOST_GROUPS_PER_UNIT:
         return f"groups_per_unit must be from 1 to {MOST_GROUPS_PER_UNIT:,}, got {str(per_unit)[:40]}"

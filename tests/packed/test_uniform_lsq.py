@@ -140,6 +140,7 @@ def forged(tmp_path, name, **fields):
         ("even", {"levels": 512}, "levels needs"),
         ("even", {"levels": 1024}, "levels needs"),
         ("even", {"levels": True}, "levels needs"),
+        ("even", {"levels": None}, "levels needs a number, got null"),
         ("even", {"levels": "776"}, "levels needs"),
         ("even", {"levels": 2**70}, "levels needs"),
         ("even", {"range": "scale"}, "levels needs|expected a range"),

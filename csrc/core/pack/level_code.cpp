@@ -88,6 +88,16 @@ const char* read_code(HeadReader& reader, LevelCode& code) {
 
 }  // namespace
 
+int64_t stream_size(const StreamHead& head, int64_t count) {
+    int64_t size = head.size + low_words(count, head.code.low_bits);
+    const CodedBlocks blocks(count, head.code.block_bits);
+    for (size_t block = 0; block < head.words.size(); ++block) {
+        const int lanes = coded_lanes(blocks.count(static_cast<int64_t>(block)), head.code.block_bits);
+        size += 2 * lanes + head.words[block] + head.escapes[block];
+    }
+    return size;
+}
+
 const char* problem_of(const LevelCode& code) {
     const auto symbols = static_cast<int64_t>(code.frequencies.size());
     if (code.block_bits < kLeastBlockBits || code.block_bits > kMostBlockBits || code.block_bits % 2 == 0 ||
@@ -134,22 +144,19 @@ const char* read_head(const uint16_t* words, int64_t word_count, int64_t count, 
     if (coded && blocks.number > reader.bytes()) return "a stream of levels is cut off";
     head.words.clear();
     head.escapes.clear();
-    int64_t size = 0;
     for (int64_t block = 0; coded && block < blocks.number; ++block) {
         const int64_t values = blocks.count(block), its_words = reader.number();
         const int64_t its_escapes = head.code.escape ? reader.number() : 0;
         if (its_words > values || its_escapes > values) return "a block of levels is longer than its levels";
         head.words.push_back(its_words);
         head.escapes.push_back(its_escapes);
-        size += 2 * coded_lanes(values, head.code.block_bits) + its_words + its_escapes;
     }
     if (reader.problem() != nullptr) return reader.problem();
     if (!reader.padded()) return "the head of a stream of levels does not end with a zero";
     head.size = reader.words();
     // The low bits' size is compared by their number first: it could overflow.
     if (head.code.low_bits > 0 && count / kBlockRows > word_count) return "a stream of levels is cut off";
-    size += head.size + low_words(count, head.code.low_bits);
-    return size > word_count ? "a stream of levels is cut off" : nullptr;
+    return stream_size(head, count) > word_count ? "a stream of levels is cut off" : nullptr;
 }
 
 }  // namespace diffq_fast

@@ -62,6 +62,9 @@ inline int64_t low_words(int64_t count, int low_bits) {
     return 2 * stream_words(count, low_bits);
 }
 
+// 16-bit words of the whole stream of `count` levels.
+int64_t stream_size(const StreamHead& head, int64_t count);
+
 // Null, or what is wrong with the code.
 const char* problem_of(const LevelCode& code);
 

@@ -1,5 +1,7 @@
 #include "core/pack/packed_levels.h"
 
+#include <optional>
+
 #include "core/pack/quantize.h"
 #include "core/pack/sorted_blocks.h"
 #include "core/runtime/float_blocks.h"
@@ -131,8 +133,9 @@ void dequantize_sorted(const Streams& streams, const Packing& packing, const uin
     if (per_group) {
         // Levels first, in the memory of the weights where these are as large.
         const bool in_place = weight.dtype == DType::float32;
-        const PooledBlock memory(in_place ? 0 : packing.count * int64_t{sizeof(uint32_t)});
-        uint32_t* const levels = static_cast<uint32_t*>(in_place ? weight.data : memory.data());
+        std::optional<PooledBlock> memory;
+        if (!in_place) memory.emplace(packing.count * int64_t{sizeof(uint32_t)});
+        uint32_t* const levels = static_cast<uint32_t*>(in_place ? weight.data : memory->data());
         merge_from_blocks<uint32_t, kPackBlock>(
             streams, packing.widths, threads, unpack_block,
             [&](const Slice& slice) { return levels + slice.span.begin; },
