@@ -188,11 +188,15 @@ def _read(path: str) -> dict[str, Tensor]:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:,.3g} ms" if seconds < 1 else f"{seconds:,.3g} s"
+    return f"{_milliseconds(seconds)} ms" if seconds < 1 else f"{seconds:,.3g} s"
 
 
 def _range(pair: tuple[float, float]) -> str:
-    return f"{pair[0] * 1e3:,.3g} - {pair[1] * 1e3:,.3g} ms"
+    return f"{_milliseconds(pair[0])} - {_milliseconds(pair[1])} ms"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 0.9995 else f"{seconds * 1e3:,.0f}"
 
 
 def _placed(row: tuple[str, ...], spaces: list[int]) -> list[str]:
