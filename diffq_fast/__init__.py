@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .backends import backend_info
     from .compat import ts_export
     from .compat.alias import install_as_diffq, save_legacy
+    from .exporters.export import export
+    from .exporters.model_graph import export_onnx
     from .functional import empty_cache
     from .legacy.state import load_legacy
     from .packed.report import inspect
@@ -42,6 +44,8 @@ __all__ = [
     "backend_info",
     "calibrate",
     "empty_cache",
+    "export",
+    "export_onnx",
     "functional",
     "inspect",
     "install_as_diffq",
@@ -71,6 +75,8 @@ _HOMES = {
     "save_calibration": "post_training.calibration",
     "BitsLog": "watch.bits_log",
     "plot_bits": "watch.bits_plot",
+    "export": "exporters.export",
+    "export_onnx": "exporters.model_graph",
     "save_legacy": "compat.alias",
     "load_legacy": "legacy.state",
     "install_as_diffq": "compat.alias",

@@ -13,7 +13,8 @@ cmake --build "$build" --target diffq_fast diffq_fast_static
 rm -rf "$installed"
 cmake --install "$build" --component c --prefix "$installed" > /dev/null
 
-others=$(nm -D --defined-only "$installed"/lib*/libdiffq_fast.so "$installed"/lib/*/libdiffq_fast.so 2> /dev/null | awk 'NF == 3 && $3 !~ /^diffq_fast_/ { print $3 }')
+shared=$(find "$installed" -name libdiffq_fast.so)
+others=$(nm -D --defined-only "$shared" | awk '$3 !~ /^diffq_fast_/ { print $3 }')
 if [ -n "$others" ]; then
   echo "the library shows more than its interface: $others" >&2
   exit 1
@@ -37,12 +38,12 @@ for kind in shared static; do
   [ $kind = shared ] || libraries="-Wl,-Bstatic ${libraries/-ldiffq_fast/-ldiffq_fast -Wl,-Bdynamic}"
   # shellcheck disable=SC2086
   "${CC:-cc}" -std=c99 -Wall -Wextra -Wpedantic -Werror $flags csrc/tests/interface/c_program.c $libraries -o "$build/example/$kind"
-  printed=$(LD_LIBRARY_PATH=$(dirname "$(find "$installed" -name libdiffq_fast.so)") "$build/example/$kind" $golden)
+  printed=$(LD_LIBRARY_PATH=$(dirname "$shared") "$build/example/$kind" $golden)
   if [ "$printed" != "$expected" ]; then
     echo "the C program, linked $kind, printed: $printed" >&2
     exit 1
   fi
 done
 
-DIFFQ_FAST_C_LIBRARY=$(find "$installed" -name libdiffq_fast.so) OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider tests/c_interface
+DIFFQ_FAST_C_LIBRARY="$shared" OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider tests/c_interface
 echo "the C library is as it should be"

@@ -1,6 +1,7 @@
-"""The command line: `diffq-fast inspect | verify | pack | unpack | convert | doctor`.
+"""The command line: `diffq-fast inspect | verify | diff | bench | pack | unpack | export | convert | doctor`.
 
-Exit codes: 0 all is well, 1 a damaged file or a failure, 2 wrong usage, 130 interrupted. Results go to stdout,
+Exit codes: 0 all is well, 1 a damaged file or a failure, 2 wrong usage, 130 interrupted; `diff`, like that of the
+system, answers 0 where both files are equal, 1 where they differ, and 2 to every failure. Results go to stdout,
 errors and progress to stderr; with --json the result, or {"error": …}, is a JSON object on stdout. Torch is imported
 by the commands that compute, so `inspect` answers at once.
 """
@@ -19,10 +20,14 @@ from typing import Any
 from .._version import __version__
 from ..files.safetensors_reader import MAX_ELEMENTS, begins_like_safetensors, escaped, printable
 from ..packed.report import inspect
+from ..packed.report_page import write_page
 from ..reference.sizes import MAX_WIDTH
 from . import coded
 from .convert import add_arguments as add_convert_arguments
 from .convert import convert_file
+from .export import add_arguments as add_export_arguments
+from .export import export_file
+from .looking import add_bench_arguments, add_diff_arguments, compare_files, measure_file
 
 
 class UsageError(Exception):
@@ -77,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         text = str(error) if told else f"{type(error).__name__}: {error}"
         print(f"diffq-fast {arguments.command}: {escaped(text)}", file=sys.stderr)
         _print_error(arguments, text)
-        return 1
+        return arguments.failure
 
 
 def _print_error(arguments: argparse.Namespace, error: object) -> None:
@@ -94,15 +99,24 @@ def build_parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run, parser=added)
+        added.set_defaults(run=run, parser=added, failure=1)
         added.add_argument("--json", action="store_true", help="print the result as JSON")
         return added
 
     added = command("inspect", run_inspect, "Show what a packed file holds and what it costs; levels are not read.")
     added.add_argument("file")
     added.add_argument("--plot", metavar="PNG", help="draw the widths to an image (needs matplotlib)")
+    added.add_argument("--html", metavar="HTML", help="write a page with tables and pictures, which needs nothing else")
     added = command("verify", run_verify, "Check every checksum and decode every weight.")
     added.add_argument("file")
+    _add_progress(added)
+    text = "Say which tensors of two files differ, and by how much; 0: none, 1: some, 2: a failure."
+    added = command("diff", run_diff, text)
+    add_diff_arguments(added)
+    _add_progress(added)
+    text = "Measure how fast a file is read, decoded, unpacked and multiplied with here, against float32."
+    added = command("bench", run_bench, text)
+    add_bench_arguments(added)
     _add_progress(added)
     added = command("pack", run_pack, "Pack an ordinary checkpoint: by its logits, or to a size or quality.")
     _add_pack_arguments(added)
@@ -112,6 +126,11 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument("output")
     text = "unpack only the entries whose name matches; may be repeated; the others are not even read"
     added.add_argument("--names", action="append", metavar="PATTERN", help=text)
+    _add_max_bytes(added)
+    _add_progress(added)
+    text = "Write a packed file for another runtime, and say which error that introduces."
+    added = command("export", run_export, text)
+    add_export_arguments(added)
     _add_max_bytes(added)
     _add_progress(added)
     text = "Convert a file of diffq or Demucs to a packed file, without running what it names."
@@ -164,6 +183,8 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     report = inspect(arguments.file)
     if arguments.plot:
         report.plot(arguments.plot)
+    if arguments.html:
+        write_page(arguments.file, arguments.html)
     print(report.to_json() if arguments.json else report.table())
     return 0
 
@@ -178,6 +199,22 @@ def run_verify(arguments: argparse.Namespace) -> int:
     size, weights, plain = os.path.getsize(arguments.file), len(contents.packed), len(contents.plain)
     text = f"{arguments.file}: all {size:,} bytes are sound: {weights} weights, {plain} plain tensors"
     _print(arguments, {"ok": True, "weights": weights, "plain": plain, "bytes": size}, text)
+    return 0
+
+
+def run_diff(arguments: argparse.Namespace) -> int:
+    with ProgressLine("comparing", arguments.progress) as progress:
+        equal, result, text = compare_files(arguments, progress)
+    _print(arguments, result, text)
+    return 0 if equal else 1
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    if arguments.repetitions < 1:
+        raise UsageError(f"--repetitions must be 1 or more, got {arguments.repetitions}")
+    with ProgressLine("measuring", arguments.progress) as progress:
+        result, text = measure_file(arguments, progress)
+    _print(arguments, result, text)
     return 0
 
 
@@ -320,6 +357,15 @@ def run_unpack(arguments: argparse.Namespace) -> int:
         unpack_file(arguments.file, arguments.output, progress, **limits)
     size = os.path.getsize(arguments.output)
     _print(arguments, {"output": arguments.output, "bytes": size}, f"{arguments.output}: {size:,} bytes")
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    if (arguments.to == "onnx") != (arguments.graph is not None):
+        raise UsageError("--graph goes with --to onnx" if arguments.graph else "--to onnx needs --graph MODEL.onnx")
+    with ProgressLine("exporting", arguments.progress) as progress:
+        result, text = export_file(arguments, progress)
+    _print(arguments, result, text)
     return 0
 
 

@@ -41,6 +41,19 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _sync_folder(target.parent)
 
 
+def check_output(who: str, output: str | os.PathLike[str], *sources: str | os.PathLike[str]) -> None:
+    """Refuse an output that is a folder, or one of the files that it is made of, before any work is done.
+
+    Raises:
+        ValueError: naming `who` and the output.
+    """
+    if os.path.isdir(output):
+        raise ValueError(f"{who}: the output {os.fspath(output)} is a folder; give the path of a file")
+    for source in sources:
+        if os.path.exists(output) and os.path.exists(source) and os.path.samefile(output, source):
+            raise ValueError(f"{who}: the output {os.fspath(output)} is the input itself; give another path")
+
+
 def _cut(name: str) -> str:
     """The beginning of a name, in whole characters, short enough for what is added to it: systems allow 255 bytes."""
     return os.fsencode(name)[:200].decode("utf-8", "ignore")

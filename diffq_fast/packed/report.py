@@ -121,14 +121,19 @@ def inspect(path: str | os.PathLike[str]) -> PackedReport:
     """
     path = os.fspath(path)
     with open_file(path) as file:
-        layout = read_layout(file, path)
+        return report_of(read_layout(file, path))
+
+
+def report_of(layout: PackedLayout) -> PackedReport:
+    """The report of a file whose header and width tables are read."""
     weights = tuple(_weight_report(layout, name) for name in layout.weights)
     sizes = _bytes_by_purpose(layout)
     float_bytes = sum(weight.count * ITEM_BYTES[weight.dtype] for weight in weights)
     for name in layout.plain:
         entry = layout.header.tensors[name]
         float_bytes += math.prod(entry.shape) * ITEM_BYTES[layout.half.get(name, entry.dtype)]
-    return PackedReport(path, layout.header.file_bytes, float_bytes, layout.quantizer, weights, sizes, layout.ties)
+    path, size = layout.header.path, layout.header.file_bytes
+    return PackedReport(path, size, float_bytes, layout.quantizer, weights, sizes, layout.ties)
 
 
 def _weight_report(layout: PackedLayout, name: str) -> WeightReport:

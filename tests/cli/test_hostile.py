@@ -59,11 +59,12 @@ def alarm():
     signal.alarm(0)
 
 
-@pytest.mark.parametrize("verb", ["inspect", "verify", "unpack", "convert", "pack"])
+@pytest.mark.parametrize("verb", ["inspect", "verify", "bench", "unpack", "export", "convert", "pack"])
 def test_a_pipe_is_refused_at_once(verb, capsys, tmp_path, alarm):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    rest = {"inspect": [], "verify": [], "pack": [tmp_path / "out", "--bits", "4"]}.get(verb, [tmp_path / "out"])
+    rest = {"inspect": [], "verify": [], "bench": [], "pack": [tmp_path / "out", "--bits", "4"]}
+    rest = rest.get(verb, ["--to", "gguf"] if verb == "export" else [tmp_path / "out"])
     assert "is not a regular file" in assert_one_error(capsys, verb, pipe, *rest)
     with pytest.raises(ValueError, match="is not a regular file"):
         diffq_fast.load_legacy(pipe)

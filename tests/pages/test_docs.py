@@ -66,12 +66,15 @@ def test_the_example_of_a_size_target_reaches_its_size(tmp_path):
 def test_command_lines_run(folder):
     (commands,) = (block for block in blocks("sh") if "diffq-fast inspect" in block)
     lines = [line.split("#")[0].split() for line in commands.splitlines()]
-    assert [line[1] for line in lines] == ["inspect", "verify", "unpack", "pack", "doctor"]
+    verbs = ["inspect", "inspect", "verify", "bench", "unpack", "diff", "export", "pack", "doctor"]
+    assert [line[1] for line in lines] == verbs
     for line in lines:
         command = [sys.executable, "-m", "diffq_fast", *line[1:]]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, (line, done.stderr)
     assert (folder / "widths.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert (folder / "model.gguf").read_bytes()[:4] == b"GGUF"
 
 
 def headings(page):
@@ -107,7 +110,7 @@ def test_files_and_commands_that_a_page_names_exist(page):
     targets = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())[1].split()
     assert set(re.findall(r"`make (\w+)", text)) <= set(targets)
     commands = (ROOT / "diffq_fast" / "cli" / "commands.py").read_text()
-    for command in re.findall(r"diffq-fast (inspect|verify|pack|unpack|convert|doctor)", text):
+    for command in re.findall(r"diffq-fast (inspect|verify|diff|bench|pack|unpack|export|convert|doctor)", text):
         assert f'"{command}"' in commands
 
 

@@ -38,6 +38,8 @@ def keep(quantizer: DiffQuantizer, model: nn.Module) -> None:
     diffq_fast.save_calibration("moments", moments)
     assert_type(diffq_fast.pack_checkpoint("plain", "file", target_mb=8, calibration=moments).file_bytes, int)
     diffq_fast.plot_bits(quantizer, "bits.png")
+    assert_type(diffq_fast.export("file", "file.gguf", to="gguf").bytes, int)
+    assert_type(diffq_fast.export_onnx("file", model, torch.ones(2), "file.onnx").summary(), str)
     diffq_fast.save_legacy(quantizer, "state.th")
     diffq_fast.restore_quantized_state(model, diffq_fast.load_legacy("state.th"))
     assert_type(ts_export.export(quantizer), torch.jit.ScriptModule)

@@ -38,8 +38,8 @@ inline int64_t segments_of(const PackedRows& rows) {
     return (rows.columns + rows.segment - 1) / rows.segment;
 }
 
-// How vectors are taken: as they are; or each block of kBlockColumns rounded to whole numbers from -127 to 127
-// times its largest absolute value over 127.
+// How vectors are taken: as they are; or each block of kBlockColumns rounded to whole numbers from -127 to
+// 127 times its largest absolute value over 127.
 enum class Activations { exact, int8 };
 
 // results[v][r] = the product of row r with vector v; vectors [count][columns], results [count][rows]. False,
