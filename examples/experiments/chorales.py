@@ -32,7 +32,7 @@ def folder_of(package: str) -> Path:
     found = util.find_spec(package)
     if found is None or found.origin is None:
         raise ModuleNotFoundError(
-            f"this experiment needs {package}: pip install '.[examples]', and with --no-deps what the example's head names"
+            f"this experiment needs {package}: pip install '.[examples]'; with --no-deps, what the example's head names"
         )
     return Path(found.origin).parent
 
