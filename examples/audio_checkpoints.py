@@ -32,19 +32,25 @@ from diffq_fast.packed.checkpoint import MEGABYTE
 from diffq_fast.post_training.calibration import save_calibration
 
 FOLDER = Path("build/audio_checkpoints")
-NOTES, SECONDS, HOP = 16, 1.0, 400  # of each kind to judge by; samples between two frames
-CALIBRATION_NOTES, CALIBRATION_HOP, CALIBRATION_BATCH = 20, 4000, 8  # of each kind: their frames' memory is large
+NOTES, SECONDS, HOP = 12, 1.0, 1000  # of each kind to judge by; samples between two frames
+CALIBRATION_NOTES, CALIBRATION_HOP, CALIBRATION_BATCH = 12, 2000, 32  # of each kind; frames, or parts of speech
 JUDGED_SEED, CALIBRATION_SEED = 0, 1
 LANGUAGES = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029")
 JUDGED_VOICES = ("m1", "m3", "m7", "f1", "f2", "Andy", "belinda", "klatt4")
 CALIBRATION_VOICES = ("m2", "m4", "f3", "f4", "Alex", "linda", "paul", "klatt2")
-CLIPS_OF_A_SPEAKER = 4
-MOST_SQUARE = 2048  # columns of a weight whose second moments are used in full; wider: their diagonal
+CLIPS_OF_A_SPEAKER = 2
+MOST_COLUMNS = 2048  # of a convolution that is calibrated: the moments of wider ones take too long for an example
 # Bits all told, of the file, over the checkpoint's floating elements; the most telling rows first.
-CODED = [("coded, calibrated", 2.0), ("coded", 3.0), ("coded, calibrated", 3.0), ("coded", 2.0)]
-CODED += [("coded, calibrated", 1.5), ("coded", 4.0), ("coded, calibrated", 4.0)]
-GGUF = ["Q4_0", "Q2_K", "Q8_0", "Q3_K", "Q4_K"]
-HQQ = [(3, 64), (4, 64), (2, 32)]
+ROWS: list[tuple[str, Any]] = [("float32", None), ("coded, calibrated", 2.0), ("GGUF", "Q4_0"), ("coded", 3.0)]
+ROWS += [
+    ("GGUF", "Q2_K"),
+    ("HQQ", (3, 64)),
+    ("coded, calibrated", 3.0),
+    ("coded", 2.0),
+    ("HQQ", (4, 64)),
+    ("coded", 4.0),
+]
+ROWS += [("coded, calibrated", 1.5), ("HQQ", (2, 32)), ("GGUF", "Q8_0"), ("coded, calibrated", 4.0)]
 
 
 class Settings:
@@ -52,7 +58,7 @@ class Settings:
 
     def stored(self) -> dict[str, Any]:
         names = [name for name, value in globals().items() if name.isupper() and isinstance(value, int | float | tuple)]
-        return {name.lower(): globals()[name] for name in names if name not in ("CODED", "GGUF", "HQQ")}
+        return {name.lower(): globals()[name] for name in names}
 
 
 class Subject(NamedTuple):
@@ -89,7 +95,7 @@ def speaker_judge(model: nn.Module) -> voice_encoder.VoiceJudge:
 
 def speaker_batches() -> Sequence[Tensor]:
     clips, _ = speech(CALIBRATION_VOICES, 1)
-    return [voice_encoder.parts_of(clip) for clip in clips]
+    return torch.cat([voice_encoder.parts_of(clip) for clip in clips]).split(CALIBRATION_BATCH)
 
 
 def subjects() -> dict[str, Subject]:
@@ -117,10 +123,8 @@ class Checkpoint:
         if not path.exists():
             model = self.subject.pretrained()
             if isinstance(model, crepe.Crepe):
-                model.windows = True
-            moments = diffq_fast.calibrate(model, self.subject.batches())
-            wide = {name for name, each in moments.items() if each.ndim == 2 and len(each) > MOST_SQUARE}
-            save_calibration(path, {n: each.diagonal().clone() if n in wide else each for n, each in moments.items()})
+                model.most_columns = MOST_COLUMNS
+            save_calibration(path, diffq_fast.calibrate(model, self.subject.batches()))
         return path
 
     def write(self, method: str, form: Any, file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -148,13 +152,10 @@ class Checkpoint:
         return row | told | self.judge.row(model)
 
 
-def forms() -> list[tuple[str, str, Any]]:
-    """(label, method, what it is called with) of every row."""
-    found: list[tuple[str, str, Any]] = [("float32", "float32", None)]
-    found += [(f"{method}, {bits:g} bits", method, bits) for method, bits in CODED]
-    found += [(f"GGUF {name}", "GGUF", name) for name in GGUF]
-    found += [(f"HQQ {bits} bits, groups of {group}", "HQQ", (bits, group)) for bits, group in HQQ]
-    return found
+def label_of(method: str, form: Any) -> str:
+    if method == "HQQ":
+        return f"HQQ {form[0]} bits, groups of {form[1]}"
+    return {"float32": method, "GGUF": f"GGUF {form}"}.get(method, f"{method}, {form} bits")
 
 
 def main() -> None:
@@ -164,12 +165,13 @@ def main() -> None:
     torch.manual_seed(0)
     store = Store(results_path("audio_checkpoints", quick=False), Settings())
     for key, subject in subjects().items():
-        missing = [each for each in forms() if not store.has(f"{subject.name}: {each[0]}", 0)]
+        labels = {f"{subject.name}: {label_of(*row)}": row for row in ROWS}
+        missing = [label for label in labels if not store.has(label, 0)]
         if given.model not in (None, key) or not missing:
             continue
         checkpoint = Checkpoint(subject)
-        for label, method, form in missing:
-            row = {"label": f"{subject.name}: {label}"} | checkpoint.row(method, form)
+        for label in missing:
+            row = {"label": label} | checkpoint.row(*labels[label])
             store.add([row])
             score = row.get("near", row.get("spearman"))
             print(f"{row['label']:45s} {row['bits']:.3f} bits on disk, {score:.4f}", flush=True)

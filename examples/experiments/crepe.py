@@ -27,12 +27,13 @@ BATCH = 64  # frames
 class Crepe(nn.Module):
     """Frames [batch, 1024] to the chances of each pitch, logits [batch, 360].
 
-    windows: convolve by linear layers over windows, which takes much memory, but is what calibration understands.
+    most_columns: convolutions of up to so many inputs times taps are linear layers over windows, which take memory, but
+    which calibration understands; the others, and all by default, are torch's convolutions.
     """
 
     def __init__(self, size: str) -> None:
         super().__init__()
-        self.windows = False
+        self.most_columns = 0
         channels = CHANNELS[size]
         for index, (inside, outside, kernel) in enumerate(zip(channels, channels[1:], KERNELS, strict=False), 1):
             self.add_module(f"conv{index}", nn.Linear(inside * kernel, outside))
@@ -47,9 +48,9 @@ class Crepe(nn.Module):
         return self.classifier(values.transpose(1, 2).flatten(1))
 
     def _convolve(self, layer: nn.Module, values: Tensor, kernel: int, stride: int) -> Tensor:
-        if self.windows:
-            return layer(values.unfold(2, kernel, stride).transpose(1, 2).flatten(2)).transpose(1, 2)
         weight = layer.get_parameter("weight")
+        if weight.shape[1] <= self.most_columns:
+            return layer(values.unfold(2, kernel, stride).transpose(1, 2).flatten(2)).transpose(1, 2)
         return F.conv1d(values, weight.view(len(weight), -1, kernel), layer.get_parameter("bias"), stride)
 
 
