@@ -57,8 +57,9 @@ class Settings:
     """What the rows depend on, beside the machine and the versions."""
 
     def stored(self) -> dict[str, Any]:
-        names = [name for name, value in globals().items() if name.isupper() and isinstance(value, int | float | tuple)]
-        return {name.lower(): globals()[name] for name in names}
+        chosen = {name: value for name, value in globals().items() if name.isupper()}
+        kinds = {name.lower(): value for name, value in chosen.items() if isinstance(value, int | float | tuple)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in kinds.items()}  # as JSON
 
 
 class Subject(NamedTuple):
