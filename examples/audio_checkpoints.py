@@ -58,8 +58,7 @@ class Settings:
 
     def stored(self) -> dict[str, Any]:
         chosen = {name: value for name, value in globals().items() if name.isupper()}
-        kinds = {name.lower(): value for name, value in chosen.items() if isinstance(value, int | float | tuple)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in kinds.items()}  # as JSON
+        return {name.lower(): value for name, value in chosen.items() if isinstance(value, int | float | tuple)}
 
 
 class Subject(NamedTuple):

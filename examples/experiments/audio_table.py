@@ -69,12 +69,10 @@ def tables() -> dict[str, str]:
     """Mark on the page -> table, from what is stored."""
     rows = rows_of("audio_checkpoints")
     pitch, speaker = ([row for row in rows if (row["model"] == SPEAKER) == chosen] for chosen in (False, True))
-    return {
-        "torchcrepe": pitch_table(pitch),
-        "torchcrepe peers": peer_table(pitch, "near"),
-        "resemblyzer": speaker_table(speaker),
-        "resemblyzer peers": peer_table(speaker, "spearman"),
-    }
+    made = {"torchcrepe": pitch_table(pitch)}
+    if len(speaker) > 1:
+        made |= {"resemblyzer": speaker_table(speaker), "resemblyzer peers": peer_table(speaker, "spearman")}
+    return made
 
 
 def put_tables() -> None:
