@@ -28,7 +28,7 @@ from .allocation import (
 from .calibration import Calibration, CalibrationFile
 from .plan import DEFAULT_BITS, Selection, Target
 from .sources import Source, open_source
-from .steps import Moments, Sensitivity, as_matrix, quantise, sensitivity_of
+from .steps import Moments, Sensitivity, as_matrix, moments_in_rows, quantise, sensitivity_of
 
 ROUNDS = 4  # of quantising everything, at most
 SLACK = 0.98  # of the bytes asked for: a file that takes more of them than that is near enough
@@ -202,7 +202,7 @@ class Packing:
         for name in self.names:
             weight = self._source.tensor(name)
             matrix = as_matrix(weight)
-            moments = self._calibration.moments(name)
+            moments = moments_in_rows(self._calibration.moments(name), weight, matrix, name)
             found = self._sensitivity(name, matrix, moments)
             levels, codes = quantise(matrix, found, self._fixed.get(name, scale))
             columns = matrix.shape[1]
@@ -223,10 +223,11 @@ class Packing:
         return PackedContents(dict(packed), plain, ties=self._source.ties, half=half, quantizer=info)
 
     def _sample(self, name: str) -> Sample:
-        matrix = as_matrix(self._source.tensor(name))
+        weight = self._source.tensor(name)
+        matrix = as_matrix(weight)
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError(f"pack: {printable(name)}: expected finite elements, found NaN or infinity; repair them")
-        moments = self._calibration.moments(name)
+        moments = moments_in_rows(self._calibration.moments(name), weight, matrix, name)
         found = sensitivity_of(matrix, moments, name)
         self._tell(name)
         return sample_of(name, matrix, found, moments is None or moments.rows is None or moments.columns is None)

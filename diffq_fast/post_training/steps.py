@@ -68,6 +68,25 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight.detach().to(torch.float32).reshape(-1, columns * together)
 
 
+def moments_in_rows(moments: Moments | None, weight: Tensor, matrix: Tensor, name: str) -> Moments | None:
+    """Moments of a weight, as those of what :func:`as_matrix` made of it, whose rows may hold several of the weight's.
+
+    Raises:
+        ValueError: moments that do not fit the weight or are not finite.
+    """
+    together = len(weight) // max(len(matrix), 1)
+    if moments is None or together <= 1:
+        return moments
+    columns, rows, width = moments.columns, moments.rows, weight[0].numel()
+    if columns is not None:
+        _check(name, "columns", columns, [width, width], [width])
+        columns = columns.repeat(together) if columns.ndim == 1 else torch.block_diag(*[columns] * together)
+    if rows is not None:
+        _check(name, "rows", rows, [len(weight)])
+        rows = rows.to(torch.float32).view(-1, together).mean(1)
+    return Moments(columns, rows)
+
+
 def sensitivity_of(matrix: Tensor, moments: Moments | None, name: str) -> Sensitivity:
     """How much errors of this weight [rows, columns] cost, by what calibration knows of it.
 

@@ -32,7 +32,7 @@ def folder_of(package: str) -> Path:
     found = util.find_spec(package)
     if found is None or found.origin is None:
         raise ModuleNotFoundError(
-            f"the music experiment needs {package}: pip install '.[examples]'; pip install --no-deps tinysoundfont"
+            f"this experiment needs {package}: pip install '.[examples]'; with --no-deps, what the example's head names"
         )
     return Path(found.origin).parent
 
@@ -85,12 +85,12 @@ def key_of(element: ElementTree.Element) -> int:
     return 12 * (octave + 1) + SEMITONES[element.findtext("pitch/step", "C")] + round(alter)
 
 
-def render(notes: list[Note], program: int, seconds: float) -> np.ndarray:
-    """One voice on one instrument, mono float32 [RATE * seconds]."""
+def render(notes: list[Note], program: int, seconds: float, rate: int = RATE) -> np.ndarray:
+    """One voice on one instrument, mono float32 [rate * seconds]."""
     import tinysoundfont
     from scipy.signal import resample_poly
 
-    fine = RATE * OVERSAMPLING
+    fine = rate * OVERSAMPLING
     synth = tinysoundfont.Synth(samplerate=fine)
     synth.program_select(0, synth.sfload(str(folder_of("pretty_midi") / "TimGM6mb.sf2")), 0, program)
     events = sorted((time, on, note.key) for note in notes for time, on in ((note.start, True), (note.end, False)))

@@ -19,7 +19,8 @@ class Store:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
-        self.conditions = mnist_claim.conditions() | {"recipe": recipe.stored()}
+        conditions = mnist_claim.conditions() | {"recipe": recipe.stored()}
+        self.conditions = json.loads(json.dumps(conditions))  # as they will be read: tuples are lists then
         self.commit = mnist_claim.commit()
         self.rows = self._stored()
 

@@ -15,7 +15,7 @@ import diffq_fast
 from support.paths import ROOT
 
 NAMES = ("task", "methods", "training", "store", "grid", "summary", "tables", "plots", "peer_table", "images", "text")
-NAMES += ("penalty_table", "minilm_table")
+NAMES += ("penalty_table", "minilm_table", "audio_table", "crepe", "voice_encoder", "notes")
 
 
 @pytest.fixture
@@ -233,6 +233,14 @@ def test_a_store_keeps_its_rows_and_begins_anew_with_another_recipe(modules, sto
     assert "beginning anew" in capsys.readouterr().out
 
 
+def test_a_store_goes_on_with_settings_that_json_gives_back_otherwise(modules, tmp_path, capsys):
+    """Tuples are read as lists, and are the same settings all the same."""
+    settings = SimpleNamespace(stored=lambda: {"voices": ("a", "b")})
+    modules.store.Store(tmp_path / "voices.json", settings).add([{"label": "float32", "seed": 0}])
+    assert modules.store.Store(tmp_path / "voices.json", settings).has("float32", 0)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_grid_lists_what_is_missing(modules, store, monkeypatch, tmp_path):
     monkeypatch.setattr(modules.grid, "CACHE", tmp_path)
     plan = modules.grid.Plan(("images_resnet",))
@@ -434,6 +442,87 @@ def test_the_tables_of_minilm_are_made_from_what_is_stored(modules, monkeypatch)
         shown = [line.rsplit(" (", 1)[0] for line in section.strip().splitlines()]
         assert len(shown) > 6
         assert shown == [line.rsplit(" (", 1)[0] for line in made.splitlines()]
+
+
+def test_the_tables_of_the_audio_networks_are_made_from_what_is_stored(modules, monkeypatch):
+    """All but the intervals, whose bootstrap takes long."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(modules.summary.mnist_claim, "bootstrap_interval", lambda differences: (0.0, 0.0))
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    made = modules.audio_table.tables()
+    assert "torchcrepe" in made
+    for mark, table in made.items():
+        section = page.split(f"<!-- {mark} -->")[1].split(f"<!-- end of {mark} -->")[0]
+        shown = [line.rsplit(" (", 1)[0] for line in section.strip().splitlines()]
+        assert len(shown) > 6
+        assert shown == [line.rsplit(" (", 1)[0] for line in table.splitlines()]
+
+
+def test_crepes_windows_are_its_convolutions(modules):
+    """The form that calibration understands gives what torch's own convolutions give."""
+    torch.manual_seed(0)
+    model = modules.crepe.Crepe("tiny").eval()
+    frames = torch.randn(3, modules.crepe.FRAME)
+    with torch.no_grad():
+        expected = model(frames)
+        model.most_columns = 10_000
+        torch.testing.assert_close(model(frames), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_pitch_of_a_peak_is_the_mean_of_its_bins(modules):
+    class Peak(torch.nn.Module):
+        def forward(self, frames):
+            logits = torch.full((len(frames), modules.crepe.BINS), -20.0)
+            logits[0, 100], logits[0, 101], logits[1, 0] = 3.0, 3.0, 3.0
+            return logits
+
+    cents = modules.crepe.cents_of(Peak(), torch.zeros(2, modules.crepe.FRAME))
+    assert (cents - modules.crepe.LOWEST_CENTS).tolist() == pytest.approx([20 * 100.5, 0], abs=0.01)
+
+
+def test_a_pitch_judge_knows_the_network_it_was_made_with_and_one_that_is_an_octave_off(modules):
+    class Octave(torch.nn.Module):
+        def __init__(self, bins):
+            super().__init__()
+            self.bins = bins
+
+        def forward(self, frames):
+            return 40.0 * torch.nn.functional.one_hot(torch.full((len(frames),), self.bins), 360) - 20
+
+    crepe = modules.crepe
+    pitch = 10 * 2 ** ((crepe.LOWEST_CENTS + 2000) / 1200)
+    clip = modules.notes.Clip(np.random.default_rng(0).standard_normal(4096).astype(np.float32), np.full(4096, pitch))
+    judge = crepe.PitchJudge(Octave(100), [clip, clip], 512)
+    same, higher = judge.row(Octave(100)), judge.row(Octave(160))
+    assert (same["near"], same["cents"], same["right"], same["scores"]) == (1.0, 0.0, 1.0, [1.0, 1.0])
+    assert (higher["near"], higher["right"]) == (0.0, 0.0)
+    assert higher["cents"] == pytest.approx(1200, abs=0.1)
+
+
+def test_synthesised_notes_have_the_pitch_that_they_say(modules):
+    """Harmonics fall off, so the strongest line of the spectrum is the first; vibrato moves it by half a semitone."""
+    for clip in modules.notes.synthesised(4, 1.0, 0):
+        spectrum = np.abs(np.fft.rfft(clip.samples * np.hanning(len(clip.samples))))
+        assert abs(12 * np.log2(spectrum.argmax() / clip.pitch.mean())) < 0.7, clip.pitch.mean()
+
+
+def test_the_voice_encoders_gates_are_those_of_torchs_lstm(modules):
+    torch.manual_seed(0)
+    encoder, lstm = modules.voice_encoder.VoiceEncoder(), torch.nn.LSTM(40, 256, 3, batch_first=True)
+    lstm.load_state_dict(
+        {f"{kind}_{part}": each for name, each in encoder.lstm.state_dict().items() for part, kind in [name.split(".")]}
+    )
+    mels = torch.rand(2, 20, 40)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(encoder.linear(lstm(mels)[1][0][-1]).relu(), dim=1)
+        torch.testing.assert_close(encoder(mels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mel_filters_have_area_one_and_follow_each_other(modules):
+    filters = modules.voice_encoder.mel_filters()
+    assert filters.shape == (40, 201)
+    assert (np.diff(filters.argmax(1)) >= 0).all()
+    assert filters[20:].sum(1) * 40 == pytest.approx(np.ones(20), rel=0.05)  # 40 Hz between two lines
 
 
 def test_the_summary_shows_rows_of_the_whole_tables():

@@ -184,3 +184,15 @@ def test_the_command_line_packs_coded_by_default(checkpoint, tmp_path, capsys):
     assert report["quality"] > 12
     weights = read_packed(tmp_path / "packed").packed.values()
     assert {each.range_scope for each in weights} == {"steps"}
+
+
+def test_calibration_helps_a_layer_of_few_inputs_too(tmp_path):
+    """Its rows are too short for a step of their own, so that what is packed has another shape than the moments."""
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(40, 256), torch.randn(200, 10) @ torch.randn(10, 40)
+    save_file(layer.state_dict(), tmp_path / "narrow.safetensors")
+    errors = []
+    for calibration in (None, diffq_fast.calibrate(layer, [inputs])):
+        _, _, state = packed(tmp_path / "narrow.safetensors", Target(bits_per_weight=3), calibration=calibration)
+        errors.append(float(((state["weight"] - layer.weight.detach()) @ inputs.T).square().mean()))
+    assert errors[1] < 0.7 * errors[0]

@@ -16,7 +16,7 @@ from diffq_fast.post_training.allocation import (
     sample_of,
     scale_for,
 )
-from diffq_fast.post_training.steps import Moments, Sensitivity, as_matrix, quantise, sensitivity_of
+from diffq_fast.post_training.steps import Moments, Sensitivity, as_matrix, moments_in_rows, quantise, sensitivity_of
 
 HALF_STEP = 2 ** (1 / 32)  # codes are sixteen to the octave
 
@@ -151,3 +151,27 @@ def test_the_scale_is_found_from_either_side():
     assert scale_for(lambda scale: scale >= 5.0, rising=False) >= 5.0
     with pytest.raises(ValueError, match="no step gives what is asked for"):
         scale_for(lambda scale: False, rising=True)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_moments_of_short_rows_cost_what_they_do_row_by_row(diagonal):
+    """Rows of fewer than 64 elements share a step, and their moments a matrix: the cost of an error stays the same."""
+    generator = torch.Generator().manual_seed(0)
+    weight, seen = torch.randn(64, 40, generator=generator), torch.randn(100, 40, generator=generator)
+    columns = seen.square().mean(0) if diagonal else seen.T @ seen / 100
+    rows = torch.rand(32, generator=generator).repeat_interleave(2)  # equal in the rows that are put together
+    matrix = as_matrix(weight)
+    assert matrix.shape == (32, 80)
+    found = moments_in_rows(Moments(columns, rows), weight, matrix, "w")
+    full, wide = (each.diag() if diagonal else each for each in (columns, found.columns))
+    torch.testing.assert_close(
+        (found.rows * ((matrix @ wide) * matrix).sum(1)).sum(), (rows * ((weight @ full) * weight).sum(1)).sum()
+    )
+
+
+def test_moments_that_do_not_fit_short_rows_are_refused():
+    weight = torch.ones(64, 40)
+    with pytest.raises(ValueError, match=r"of w: expected columns of shape \[40, 40\] or \[40\], got \[80\]"):
+        moments_in_rows(Moments(torch.ones(80)), weight, as_matrix(weight), "w")
+    with pytest.raises(ValueError, match=r"of w: expected rows of shape \[64\], got \[32\]"):
+        moments_in_rows(Moments(rows=torch.ones(32)), weight, as_matrix(weight), "w")
