@@ -13,7 +13,7 @@ from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
 from ..reference.packed_rows import ACTIVATIONS
 from ..runtime.fill import packed_names, packed_weights, put_packed
-from .coding import CodedTensor, code_exported
+from .coding import CodedTensor, check_coding, code_exported
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
 from .layout import STEPS, learned_suffix
@@ -53,6 +53,7 @@ def save(
     info = exported.quantizer
     if exported.suffix is not None and learned_suffix(info) != exported.suffix:
         info["arguments"]["suffix"] = exported.suffix
+    check_coding(coding)
     stepped = STEPS in map(attrgetter("range_scope"), exported.weights)
     packed: Mapping[str, PackedTensor | CodedTensor]
     if coding == "fixed" and not stepped:

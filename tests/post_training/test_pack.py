@@ -184,3 +184,15 @@ def test_the_command_line_packs_coded_by_default(checkpoint, tmp_path, capsys):
     assert report["quality"] > 12
     weights = read_packed(tmp_path / "packed").packed.values()
     assert {each.range_scope for each in weights} == {"steps"}
+
+
+def test_elements_whose_squares_leave_float32_are_refused_by_name(tmp_path):
+    state = model().state_dict()
+    state["1.weight"][0, 0] = 1e30  # all weights would become zeros, at a quality that is told to be infinite
+    save_file(state, tmp_path / "large.safetensors")
+    with pytest.raises(
+        ValueError, match=r"pack: 1.weight: expected elements whose squares float32 holds, found 1e\+30"
+    ):
+        diffq_fast.pack_checkpoint(tmp_path / "large.safetensors", tmp_path / "packed", quality=20)
+    kept = diffq_fast.pack_checkpoint(tmp_path / "large.safetensors", tmp_path / "packed", keep={"1.weight": None})
+    assert set(kept.weights) == {"0.weight", "3.weight"}
