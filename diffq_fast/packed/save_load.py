@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
 from ..reference.packed_rows import ACTIVATIONS
-from ..runtime.fill import packed_weights, put_packed
-from .coding import CodedTensor, code_exported
+from ..runtime.fill import packed_names, packed_weights, put_packed
+from .coding import CodedTensor, check_coding, code_exported
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
 from .layout import STEPS, learned_suffix
-from .matching import learned_values, match_model
+from .matching import Match, learned_values, match_model
 from .report import inspect
 from .tensor import PackedTensor, pack_exported
 
@@ -58,6 +58,7 @@ def packed_contents(quantizer: Any, *, logits: bool = False, coding: str = "fixe
     info = exported.quantizer
     if exported.suffix is not None and learned_suffix(info) != exported.suffix:
         info["arguments"]["suffix"] = exported.suffix
+    check_coding(coding)
     stepped = STEPS in map(attrgetter("range_scope"), exported.weights)
     packed: Mapping[str, PackedTensor | CodedTensor]
     if coding == "fixed" and not stepped:
@@ -131,6 +132,7 @@ def load(
     if model is None:
         return contents.state_dict()
     match = match_model(model, contents)
+    _refuse_packed_layers(model, match)
     if packed and match.quantizers:
         who = type(match.quantizers[0]).__name__
         raise ValueError(f"load: packed=True is for a model without a quantizer, found a {who}; detach() it first")
@@ -145,3 +147,14 @@ def load(
     if kept:
         put_packed(model, kept)
     return model
+
+
+def _refuse_packed_layers(model: nn.Module, match: Match) -> None:
+    """A weight that is packed already takes no other; with strict=False it would be passed over in silence."""
+    found = sorted(packed_names(model) & match.entries.keys())
+    if found:
+        named = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+        raise ValueError(
+            f"load: {match.contents.path}: the model keeps {len(found)} of the file's weights packed already "
+            f"({named}); load into a new model"
+        )

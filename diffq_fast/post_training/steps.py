@@ -91,10 +91,16 @@ def sensitivity_of(matrix: Tensor, moments: Moments | None, name: str) -> Sensit
     """How much errors of this weight [rows, columns] cost, by what calibration knows of it.
 
     Raises:
-        ValueError: moments that do not fit the weight or are not finite.
+        ValueError: moments that do not fit the weight or are not finite; elements so large that their squares are not.
     """
     rows, columns = matrix.shape
     squares = matrix.square().mean(1)
+    if not bool(squares.mean().isfinite()):
+        largest = float(matrix.abs().max())
+        raise ValueError(
+            f"pack: {name}: expected elements whose squares float32 holds, found {largest:.3g}; scale the weight, or "
+            "keep it as it is (keep)"
+        )
     floor = RELATIVE_FLOOR * squares.mean()
     relative = table_worth(name, rows, columns) / (squares.clamp(min=float(floor)) + torch.finfo(torch.float32).tiny)
     if moments is None or (moments.columns is None and moments.rows is None):

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from .. import functional
 from ..reference.classes import choose_classes, class_bytes
-from ..reference.groups import per_element
+from ..reference.groups import grouped, per_element
+from ..reference.level_code import HIGHEST_VALUE
 from ..reference.log_steps import codes_from_steps
 from ..reference.rate import HIGHEST_LEVEL, entropy_of_sample, fixed_bits, level_costs, stream_bits
 from ..reference.sizes import ELEMENTS_PER_WORD, group_count
-from ..reference.steps import in_steps
+from ..reference.steps import levels_of_steps
 
 LEAST_SAMPLE = 4096  # elements of a weight
 COARSE = 16.0  # deviation, in levels, above which several levels count as one
@@ -199,7 +200,7 @@ def _linearised(sampled: _Sampled, coded: Sequence[Coded], costs: Tensor, counts
     with torch.no_grad():
         rate = entropy_of_sample(counts)
         levels = (rate + sampled.coarse.log2()) * count
-        tables = 8.0 * counts.count_nonzero(1) + fixed_bits(count, rate)
+        tables = 8.0 * counts.count_nonzero(1).to(counts.dtype) + fixed_bits(count, rate)
         value = torch.maximum(levels + tables, levels.new_tensor(16.0 * -(-count // ELEMENTS_PER_WORD))).sum()
         slopes = _slopes(sampled, costs)
         of_steps = -(slopes * sampled.in_levels).sum(2)
@@ -221,6 +222,13 @@ def _slopes(sampled: _Sampled, costs: Tensor) -> Tensor:
     flat, rows = lower.flatten(1), costs
     rise = (rows.gather(1, flat + 1) - rows.gather(1, flat)).view_as(levels)
     return torch.where(levels.abs() <= HIGHEST_LEVEL, rise * sampled.standing_for, 0.0)
+
+
+def least_steps(weight: Tensor, group_size: int) -> Tensor:
+    """float32 ``[groups]``: the smallest steps at which every level fits a file's 16 bits. A NaN counts as 0."""
+    count = weight.numel()
+    rows = grouped(weight.detach().float().reshape(-1).abs().nan_to_num(0.0), group_size or max(count, 1), 0.0)
+    return rows.amax(1)[: group_count(count, group_size)] / HIGHEST_VALUE
 
 
 def step_code_bits(coded: Sequence[Coded]) -> Tensor:
@@ -269,7 +277,7 @@ def _fine_levels(coded: Coded, steps: Tensor) -> tuple[Tensor, Tensor]:
 
     A file's table has 256 symbols: where there are more levels, they have low bits that are not coded.
     """
-    levels = in_steps(coded.weight, steps, coded.group_size).round().reshape(-1)
+    levels = levels_of_steps(coded.weight, steps, coded.group_size).reshape(-1)
     low_bits = (levels.square().mean().sqrt() / FINE_LEVELS).clamp(min=1).log2().ceil()
     levels = (levels / low_bits.exp2()).floor().nan_to_num().clamp(-_MOST_FINE, _MOST_FINE - 1)
     return levels.to(torch.int32), low_bits

@@ -30,7 +30,7 @@ from ..reference.steps import levels_of_steps, round_to_steps
 from .arguments import remembers_arguments
 from .attachment import Draw
 from .base import BITS_PER_MB, BaseQuantizer
-from .coded_sizes import LEAST_STREAM_BITS, Coded, level_bits, sampled_size, step_code_bits
+from .coded_sizes import LEAST_STREAM_BITS, Coded, least_steps, level_bits, sampled_size, step_code_bits
 from .compiled import forget_graphs
 from .export import ExportedWeight
 from .frozen import FrozenBits
@@ -120,18 +120,21 @@ class RateQuantizer(BaseQuantizer):
     def _initial_log_steps(self, entry: QuantizedParameter) -> Tensor:
         """Those of ``init_step`` deviations of each group, of the whole weight where a group has none."""
         flat = entry.param.detach().float().reshape(-1)
-        size = self.elements_per_group(entry) or max(flat.numel(), 1)
-        whole = flat.std(correction=0) if flat.numel() else flat.new_zeros(())
+        if not flat.numel():
+            return flat.new_zeros(group_count(0, self.elements_per_group(entry)))
+        size = self.elements_per_group(entry) or flat.numel()
+        whole = flat.std(correction=0)
         rows = grouped(flat, size, whole.new_full((), math.nan))
         squares = (rows - rows.nanmean(1, keepdim=True)).square().nanmean(1)[: group_count(flat.numel(), size)]
         deviations = torch.where(squares > 0, squares.sqrt(), whole)
-        return (self.init_step * deviations).clamp(min=LEAST_STEP).nan_to_num(1.0).log()
+        steps = (self.init_step * deviations).clamp(min=LEAST_STEP).nan_to_num(1.0)
+        return torch.maximum(steps, 2 * least_steps(flat, size)).log()  # a constant group has no deviation
 
     def elements_per_group(self, entry: QuantizedParameter) -> int:
         """Of one weight; 0: one group."""
         if self.group_size is not None:
             return self.group_size
-        if entry.param.dim() < 2 or isinstance(entry.module, nn.Embedding | nn.EmbeddingBag):
+        if entry.param.dim() < 2 or not entry.param.numel() or isinstance(entry.module, nn.Embedding | nn.EmbeddingBag):
             return 0
         return entry.param[0].numel()
 
@@ -160,10 +163,12 @@ class RateQuantizer(BaseQuantizer):
 
     def steps(self) -> dict[str, Tensor]:
         """The step of every group as an export has it: float32 ``[groups]`` by weight name."""
+        self.check_model()
         return {entry.full_name: self.stored_steps(entry) for entry in self.selection.originals}
 
     def bits_per_weight(self) -> dict[str, float]:
         """The bits of each weight's coded levels over its elements, by name, every element counted."""
+        self.check_model()
         with torch.no_grad():
             return {entry.full_name: float(self._level_bits(entry)) / entry.param.numel() for entry in self._full()}
 
@@ -192,8 +197,12 @@ class RateQuantizer(BaseQuantizer):
             straight_through: see above.
 
         Raises:
-            ValueError: even with all weights zero the file is larger than ``mb``.
+            ValueError: even with all weights zero the file is larger than ``mb``, or a step is NaN or infinite.
+            RuntimeError: the model has changed since the quantizer was attached.
         """
+        self.check_model()
+        for entry in self.selection.originals:
+            self._sound_steps(entry)
         codes = [self._codes_of(entry) for entry in self.selection.originals]
         if mb is not None:
             codes = self._fitting_codes(mb)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..reference.log_steps import HIGHEST_STEP_CODE, LOWEST_STEP_CODE, STEPS_PER_OCTAVE, steps_from_codes
+from ..reference.log_steps import (
+    HIGHEST_STEP_CODE,
+    LOWEST_STEP_CODE,
+    STEPS_PER_OCTAVE,
+    codes_from_steps,
+    steps_from_codes,
+)
 from ..reference.rate import least_fixed_bits
 from ..reference.sizes import ELEMENTS_PER_WORD
-from .coded_sizes import Coded, classes_of, level_bits, step_code_bits
+from .coded_sizes import Coded, classes_of, least_steps, level_bits, step_code_bits
 
 LEAST_SHIFT, MOST_SHIFT = -16.0 * STEPS_PER_OCTAVE, 24.0 * STEPS_PER_OCTAVE
 CLOSE_ENOUGH = 1e-3  # of the budget
@@ -52,9 +59,11 @@ def fitting_codes(coded: Sequence[Coded], budget: float) -> list[Tensor]:
     """Step codes, int16 ``[groups]`` of each weight, that take at most ``budget`` bits, and nearly as many.
 
     All codes are moved by one real number before they are rounded; then those of weights of many groups once more,
-    while the others keep theirs. Which groups share a table is what the present steps give: a file chooses anew, and
-    for the better. Waits for the device.
+    while the others keep theirs. No step gets so small that a level leaves the 16 bits of a file. Which groups share a
+    table is what the present steps give: a file chooses anew, and for the better. Waits for the device.
     """
+    if not coded:
+        return []
     exact = [_real_codes(each) for each in coded]
     coded = [each._replace(classes=classes_of(each, each.log_steps.detach().exp())) for each in coded]
     codes, bits = _fit(coded, exact, [None] * len(coded), budget)
@@ -64,17 +73,27 @@ def fitting_codes(coded: Sequence[Coded], budget: float) -> list[Tensor]:
     return codes
 
 
-def _real_codes(coded: Coded) -> Tensor:
-    """Where the log-steps lie on the scale of codes. Those that are codes already are set apart a little, so that they
+class _Place(NamedTuple):
+    """Where the steps of a weight lie on the scale of codes, float64 ``[groups]``, and the least codes that they may
+    have, int16."""
+
+    code: Tensor
+    least: Tensor
+
+
+def _real_codes(coded: Coded) -> _Place:
+    """Where the log-steps lie. Those that are codes already are set apart a little, so that they
     move one after the other."""
     exact = coded.log_steps.detach().double() * (STEPS_PER_OCTAVE / math.log(2))
     places = torch.arange(len(exact), dtype=torch.float64, device=exact.device)
     apart = (places * GOLDEN) % 1 * 0.98 - 0.49
-    return torch.where((exact - exact.round()).abs() < 1e-3, exact.round() + apart, exact)
+    code = torch.where((exact - exact.round()).abs() < 1e-3, exact.round() + apart, exact)
+    least = codes_from_steps(least_steps(coded.weight, coded.group_size)) + 1
+    return _Place(code, least.clamp(max=HIGHEST_STEP_CODE))
 
 
 def _fit(
-    coded: Sequence[Coded], exact: Sequence[Tensor], kept: Sequence[Tensor | None], budget: float
+    coded: Sequence[Coded], exact: Sequence[_Place], kept: Sequence[Tensor | None], budget: float
 ) -> tuple[list[Tensor], float]:
     """Codes, and their bits, of the smallest shift that fits, nearly; those ``kept`` stay as they are.
 
@@ -104,10 +123,12 @@ def _fit(
     return best
 
 
-def _moved(exact: Sequence[Tensor], kept: Sequence[Tensor | None], shift: float) -> list[Tensor]:
+def _moved(exact: Sequence[_Place], kept: Sequence[Tensor | None], shift: float) -> list[Tensor]:
     return [
-        (code + shift).round().clamp(LOWEST_STEP_CODE, HIGHEST_STEP_CODE).to(torch.int16) if own is None else own
-        for code, own in zip(exact, kept, strict=True)
+        place.least.maximum((place.code + shift).round().clamp(LOWEST_STEP_CODE, HIGHEST_STEP_CODE).to(torch.int16))
+        if own is None
+        else own
+        for place, own in zip(exact, kept, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..packed.contents import PackedContents
-from .layers import pack_parameter, takes_packed
+from .layers import pack_parameter, packable_parameters
 from .weight import PackedWeight
 
 
@@ -46,8 +46,19 @@ def packed_weights(
 def put_packed(model: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
     """Take the parameters of these names out of their layers, and put the packed weights in their places."""
     for name, module, parameter in list(_places(model)):
-        if name in weights:
+        if name in weights and parameter in module._parameters:  # a module may stand at several places
             pack_parameter(module, parameter, weights[name])
+
+
+def packed_names(model: nn.Module) -> set[str]:
+    """Names that weights of the model had in its state_dict before they were packed."""
+    names = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, PackedWeight):
+            prefix, _, own = name.rpartition(".")
+            parameter = own.removeprefix("packed_")
+            names.add(f"{prefix}.{parameter}" if prefix else parameter)
+    return names
 
 
 def _made(contents: PackedContents, name: str, arguments: tuple[Any, ...]) -> PackedWeight:
@@ -59,7 +70,5 @@ def _made(contents: PackedContents, name: str, arguments: tuple[Any, ...]) -> Pa
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """(name in the state_dict, module, name of its parameter) of every weight that a packed layer can hold."""
     for prefix, module in model.named_modules(remove_duplicate=False):
-        if takes_packed(module):
-            for parameter, value in module._parameters.items():
-                if value is not None:
-                    yield f"{prefix}.{parameter}" if prefix else parameter, module, parameter
+        for parameter in packable_parameters(module):
+            yield f"{prefix}.{parameter}" if prefix else parameter, module, parameter

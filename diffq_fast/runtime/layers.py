@@ -25,6 +25,15 @@ class PackedParameters(nn.Module):
                 return packed.unpack()
         return super().__getattr__(name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A weight that is packed cannot be set: the forward would go on with the packed one."""
+        if f"packed_{name}" in self.__dict__.get("_modules", ()):
+            raise AttributeError(
+                f"{type(self).__name__}: {name} is packed and cannot be replaced; put a new layer in this one's place, "
+                "or load the model without packed=True"
+            )
+        super().__setattr__(name, value)
+
 
 class PackedLinear(PackedParameters, nn.Linear):
     """A linear layer that multiplies with its packed weight."""
@@ -134,6 +143,24 @@ def pack_parameter(module: nn.Module, name: str, packed: PackedWeight) -> None:
     module.add_module(f"packed_{name}", packed)
 
 
-def takes_packed(module: nn.Module) -> bool:
-    """Whether there is a packed class for the module."""
-    return type(module) in PACKED_CLASSES or isinstance(module, PackedParameters)
+def packable_parameters(module: nn.Module) -> list[str]:
+    """Names of the parameters that a packed class for the module keeps packed.
+
+    Those of torch's own constructor: not what was registered on the layer besides, nor what its weight is made of where
+    weight or spectral normalisation, pruning or a hook of the user's own makes it before each forward.
+    """
+    if type(module) in PACKED_CLASSES:
+        own = _parameters_of(PACKED_CLASSES[type(module)], module)
+    elif isinstance(module, PackedParameters):
+        own = _parameters_of(type(module), module)
+    else:
+        return []
+    return [name for name, value in module._parameters.items() if value is not None and name in own]
+
+
+def _parameters_of(packed_class: type[PackedParameters], module: nn.Module) -> set[str]:
+    if issubclass(packed_class, PackedRecurrent):
+        return set(module._flat_weights_names)  # type: ignore[arg-type]
+    if issubclass(packed_class, PackedMultiheadAttention):
+        return {"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k", "bias_v"}
+    return {"weight"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .. import functional
 from ..packed.coding import CodedTensor
@@ -63,7 +64,9 @@ class PackedWeight(nn.Module):
             self.register_buffer(name, part.contiguous())
 
     def rows(self, indices: Tensor) -> Tensor:
-        """``[*indices.shape, *shape[1:]]``: some rows of the weight, in its dtype. ``indices``: int64."""
+        """``[*indices.shape, *shape[1:]]``: some rows of the weight, in its dtype. ``indices``: int64 or int32."""
+        if indices.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"PackedWeight: indices must be int64 or int32, got {indices.dtype}")
         flat = indices.reshape(-1).to(torch.int64)
         values = functional.unpack_rows(flat, self._rows())
         return values.view(*indices.shape, *self.shape[1:]).to(self.stored_dtype).to(self.dtype)
@@ -76,12 +79,16 @@ class PackedWeight(nn.Module):
         """``torch.nn.functional.linear(input, weight, bias)`` for a matrix, to rounding. Differentiable in the input.
 
         The product is made in float32, with the weight as the levels give it. A float64 input, and one that needs a
-        gradient, is multiplied with the unpacked weight, as it is.
+        gradient or carries a tangent, is multiplied with the unpacked weight, as it is. Under autocast the result has
+        autocast's dtype.
         """
-        if input.dtype == torch.float64 or (torch.is_grad_enabled() and input.requires_grad):
+        if input.dtype == torch.float64 or _is_differentiated(input):
+            bias = None if bias is None else bias.to(input.dtype)
             return nn.functional.linear(input, self.unpack().to(input.dtype), bias)
         product = functional.packed_linear(input, self._rows(), activations=self.activations)
-        return product if bias is None else product + bias.to(product.dtype)
+        product = product if bias is None else product + bias.to(product.dtype)
+        device = input.device.type
+        return product.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else product
 
     @property
     def bytes(self) -> int:
@@ -104,6 +111,13 @@ class PackedWeight(nn.Module):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scales.device)).dtype
         self.scales, self.offsets = scales.to(self.data.device), offsets.to(self.data.device)
         return self
+
+
+def _is_differentiated(input: Tensor) -> bool:
+    """Whether a gradient may be asked for, or a tangent (``torch.func.jvp``, ``jacfwd``) is being carried along."""
+    if torch.is_grad_enabled() and input.requires_grad:
+        return True
+    return forward_ad._current_level >= 0
 
 
 def _levels_and_widths(

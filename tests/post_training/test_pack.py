@@ -196,3 +196,15 @@ def test_calibration_helps_a_layer_of_few_inputs_too(tmp_path):
         _, _, state = packed(tmp_path / "narrow.safetensors", Target(bits_per_weight=3), calibration=calibration)
         errors.append(float(((state["weight"] - layer.weight.detach()) @ inputs.T).square().mean()))
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_elements_whose_squares_leave_float32_are_refused_by_name(tmp_path):
+    state = model().state_dict()
+    state["1.weight"][0, 0] = 1e30  # all weights would become zeros, at a quality that is told to be infinite
+    save_file(state, tmp_path / "large.safetensors")
+    with pytest.raises(
+        ValueError, match=r"pack: 1.weight: expected elements whose squares float32 holds, found 1e\+30"
+    ):
+        diffq_fast.pack_checkpoint(tmp_path / "large.safetensors", tmp_path / "packed", quality=20)
+    kept = diffq_fast.pack_checkpoint(tmp_path / "large.safetensors", tmp_path / "packed", keep={"1.weight": None})
+    assert set(kept.weights) == {"0.weight", "3.weight"}

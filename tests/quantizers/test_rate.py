@@ -431,3 +431,97 @@ def test_the_bytes_of_classes_are_those_of_the_file(seed):
     classes = torch.randint(1, 2 + seed % 9, (number,), generator=generator).to(torch.uint8)
     classes = classes.repeat_interleave(lengths)
     assert class_bytes(classes) == len(encode_widths(classes.numpy())[1])
+
+
+# -- weights, sizes and models that are out of the ordinary ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [torch.ones(64), torch.full((64,), 0.3), 1000 + 1e-3 * torch.linspace(-1, 1, 64)])
+def test_eval_keeps_a_weight_that_hardly_varies(weight):
+    model = nn.LayerNorm(64)
+    with torch.no_grad():
+        model.weight.copy_(weight)
+    quantizer = RateQuantizer(model, min_size=0)
+    model.eval()
+    inputs = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    expected = nn.functional.layer_norm(inputs, (64,), weight)
+    torch.testing.assert_close(model(inputs).detach(), expected, rtol=1e-4, atol=1e-4 * float(weight.abs().max()))
+    assert float(weight.abs().max() / quantizer.steps()["weight"]) <= 32767
+
+
+@pytest.mark.parametrize("mb", [1.0, math.inf])
+def test_steps_that_fit_a_large_size_keep_every_level_in_16_bits(mb):
+    model, quantizer, _ = attached()
+    quantizer.freeze_bits(mb=mb)
+    model.eval()
+    steps = quantizer.steps()
+    for name, layer in (("first", model.first), ("second", model.second)):
+        assert float((layer.weight.detach().abs().amax(1) / steps[f"{name}.weight"]).max()) < 32767.5
+    with torch.no_grad():
+        seen = model(words())
+        quantizer.detach()
+        torch.testing.assert_close(seen, model(words()), rtol=1e-3, atol=1e-4)
+
+
+def test_the_size_of_levels_beyond_16_bits_is_that_of_the_file(tmp_path):
+    model, quantizer, _ = attached()
+    model.first.weight.data.mul_(1e30)
+    diffq_fast.save(quantizer, tmp_path / "file")
+    raw = (tmp_path / "file").read_bytes()
+    stored = len(raw) - 8 - int.from_bytes(raw[:8], "little")
+    assert stored == pytest.approx(quantizer.true_model_size() * 2**20, rel=0.02)
+
+
+def test_a_weight_without_elements(tmp_path):
+    model, other = (nn.Sequential(nn.Linear(8, 8)) for _ in range(2))
+    for each in (model, other):
+        each[0].empty = nn.Parameter(torch.zeros(0, 8))
+    quantizer = RateQuantizer(model, min_size=-1)
+    quantizer.no_optimizer()
+    (model(torch.randn(2, 8)).sum() + quantizer.model_size()).backward()
+    quantizer.freeze_bits(mb=0.001)
+    diffq_fast.save(quantizer, tmp_path / "file")
+    inputs = torch.randn(2, 8)
+    assert torch.equal(diffq_fast.load(tmp_path / "file", other)(inputs), model.eval()(inputs))
+
+
+def test_freezing_a_model_with_nothing_to_quantise_changes_nothing():
+    quantizer = RateQuantizer(nn.Linear(2, 2))
+    quantizer.freeze_bits(mb=1.0)
+    assert quantizer.true_model_size() == pytest.approx(4 * 6 / 2**20)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_steps_that_are_not_finite_are_not_frozen(value):
+    model, quantizer, _ = attached()
+    model.first.weight_log_step.data[3] = value
+    for mb in (None, 0.01):
+        with pytest.raises(ValueError, match=r"RateQuantizer: a step of first.weight is NaN or infinite"):
+            quantizer.freeze_bits(mb=mb)
+    assert not quantizer.bits_frozen
+
+
+def test_a_model_that_has_changed_is_told_by_all_that_reads_its_weights():
+    model, quantizer, _ = attached()
+    model.first = nn.Linear(32, 64)
+    for read in (quantizer.freeze_bits, quantizer.steps, quantizer.bits_per_weight):
+        with pytest.raises(RuntimeError, match=r"the module of first.weight is no longer part of the model"):
+            read()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_size_does_not_know_the_default_dtype(dtype):
+    _, quantizer, _ = attached()
+    expected = quantizer.model_size()
+    torch.set_default_dtype(dtype)
+    try:
+        assert quantizer.model_size().dtype == torch.float32
+        assert torch.equal(quantizer.model_size(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_coding_that_is_none_is_refused(tmp_path):
+    _, quantizer, _ = attached()
+    with pytest.raises(ValueError, match="save: coding must be one of 'auto', 'fixed', 'coded', got 'huffman'"):
+        diffq_fast.save(quantizer, tmp_path / "file", coding="huffman")

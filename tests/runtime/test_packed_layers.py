@@ -7,10 +7,13 @@ import io
 import os
 import pickle
 import threading
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.utils import prune
 
 import diffq_fast
 from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer
@@ -303,11 +306,101 @@ def test_a_model_that_does_not_fit_is_unchanged(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_loading_again_into_a_packed_model_is_refused_by_names(tmp_path):
+@pytest.mark.parametrize("options", [{"packed": True}, {"strict": False}, {"packed": True, "strict": False}])
+def test_loading_again_into_a_packed_model_is_refused_by_names(tmp_path, options):
     path = saved(tmp_path / "file")
     _, packed = both(path)
-    with pytest.raises(ValueError, match=r"does not fit the model: missing in the file: .*packed_weight\.data"):
-        diffq_fast.load(path, packed, packed=True)
+    with pytest.raises(ValueError, match=r"weights packed already \(attention.in_proj_weight, .*; load into"):
+        diffq_fast.load(path, packed, **options)
+
+
+class Shared(nn.Module):
+    """One layer at two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(32, 32)
+        self.second = self.first
+
+    def forward(self, vectors):
+        return self.second(torch.relu(self.first(vectors)))
+
+
+def test_one_layer_at_two_places_stays_one(tmp_path):
+    plain, packed = both(saved(tmp_path / "file", network=Shared), Shared)
+    vectors = torch.randn(3, 32)
+    assert packed.first is packed.second
+    assert isinstance(packed.first, PackedLinear)
+    assert close(packed(vectors), plain(vectors), 64)
+
+
+def normalised():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older form, whose hook makes the weight
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(32, 32)))
+
+
+def pruned():
+    layer = nn.Linear(32, 32)
+    with torch.no_grad():
+        prune.custom_from_mask(layer, "weight", torch.eye(32))
+    return nn.Sequential(layer)
+
+
+def with_an_adapter():
+    layer = nn.Linear(32, 32)
+    layer.adapter = nn.Parameter(torch.ones(32, 32))
+    return nn.Sequential(layer)
+
+
+@pytest.mark.parametrize(
+    ("network", "unpacked"),
+    [
+        (normalised, {"weight_g", "weight_v"}),
+        (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(32, 32))), {"weight_orig"}),
+        (pruned, {"weight_orig"}),
+        (with_an_adapter, {"adapter"}),
+    ],
+)
+def test_parameters_that_are_not_a_layer_s_own_stay_parameters(tmp_path, network, unpacked):
+    plain, packed = both(saved(tmp_path / "file", network=network), network)
+    vectors = torch.randn(3, 32)
+    assert unpacked == dict(packed[0].named_parameters()).keys() - {"bias"}
+    assert close(packed(vectors), plain(vectors), 32)
+
+
+def test_tangents_are_carried_through(tmp_path):
+    plain, packed = both(saved(tmp_path / "file"))
+    vector = torch.randn(32)
+    assert torch.equal(torch.func.jacfwd(packed.linear)(vector), plain.linear.weight)
+    with forward_ad.dual_level(), torch.no_grad():
+        dual = packed.linear(forward_ad.make_dual(vector, torch.eye(32)[5]))
+        assert torch.equal(forward_ad.unpack_dual(dual).tangent, plain.linear.weight[:, 5])
+
+
+@pytest.mark.parametrize("value", [torch.zeros(27, 32), nn.Parameter(torch.zeros(27, 32))])
+def test_a_packed_weight_cannot_be_set(tmp_path, value):
+    _, packed = both(saved(tmp_path / "file"))
+    with pytest.raises(AttributeError, match="PackedLinear: weight is packed and cannot be replaced; put a new layer"):
+        packed.linear.weight = value
+    with pytest.raises(AttributeError, match="PackedLinear: weight is packed and cannot be replaced"):
+        torch.func.functional_call(packed.linear, {"weight": value}, torch.randn(3, 32))
+
+
+def test_the_result_has_the_dtype_that_torch_s_layer_gives(tmp_path):
+    plain, packed = both(saved(tmp_path / "file"))
+    vectors = torch.randn(3, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert packed.linear(vectors).dtype == plain.linear(vectors).dtype == torch.bfloat16
+    double = packed.linear(vectors.double())
+    assert torch.allclose(double, plain.double().linear(vectors.double()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_rows_are_looked_up_by_indices_that_torch_takes(tmp_path, dtype):
+    _, packed = both(saved(tmp_path / "file"))
+    with pytest.raises(TypeError, match=f"indices must be int64 or int32, got {dtype}"):
+        packed.embedding(torch.ones(3, dtype=dtype))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 30])
