@@ -186,7 +186,7 @@ def _parts(name: str, made: Quantised) -> Iterator[tuple[str, Tensor]]:
     words = np.frombuffer(packed_bytes(padded.reshape(-1), made.bits), "<i4").reshape(rows, -1)
     yield name + "_packed", torch.from_numpy(words.copy())
     yield name + "_scale", made.scales
-    yield name + "_shape", torch.tensor([rows, columns], dtype=torch.int64)
+    yield name + "_shape", torch.tensor([rows, columns], dtype=torch.int64, device="cpu")
 
 
 def _source(name: str, tensor: Tensor) -> TensorSource:

@@ -69,7 +69,7 @@ def _scales_and_offsets(weight: PackedTensor | CodedTensor) -> tuple[np.ndarray,
     """float32 `[groups]` each: the step between two levels, and the lower end of the range."""
     lows, highs = weight.ranges.reshape(-1, 2).float().unbind(1)
     if weight.level_count is not None:
-        most = torch.full((len(weight.widths),), float(weight.level_count - 1))
+        most = torch.full((len(weight.widths),), float(weight.level_count - 1), dtype=torch.float32, device="cpu")
     else:
         most = torch.pow(2.0, weight.widths.double()).sub(1).float()
     scales = (1 / most) * (highs - lows)

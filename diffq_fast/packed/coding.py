@@ -223,18 +223,13 @@ def code_packed(packed: PackedTensor) -> CodedTensor:
 
 def with_coding(packed: PackedTensor, coding: str) -> PackedTensor | CodedTensor:
     """The weight as it is for "fixed", coded for "coded", and whichever is smaller for "auto"."""
-    check_coding(coding)
+    if coding not in CODINGS:
+        raise ValueError(f"save: coding must be one of {', '.join(map(repr, CODINGS))}, got {coding!r}")
     if coding == "fixed":
         return packed
     coded = code_packed(packed)
     smaller = 2 * len(coded.coded) + MENTION < 4 * len(packed.words)
     return coded if coding == "coded" or smaller else packed
-
-
-def check_coding(coding: str) -> None:
-    """ValueError for what is no coding."""
-    if coding not in CODINGS:
-        raise ValueError(f"save: coding must be one of {', '.join(map(repr, CODINGS))}, got {coding!r}")
 
 
 def code_exported(weights: Iterable[ExportedWeight], coding: str) -> dict[str, PackedTensor | CodedTensor]:

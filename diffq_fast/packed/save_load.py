@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
 from ..reference.packed_rows import ACTIVATIONS
-from ..runtime.fill import packed_names, packed_weights, put_packed
-from .coding import CodedTensor, check_coding, code_exported
+from ..runtime.fill import packed_weights, put_packed
+from ..runtime.weight import PackedWeight
+from .coding import CODINGS, CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
 from .layout import STEPS, learned_suffix
@@ -58,7 +59,8 @@ def packed_contents(quantizer: Any, *, logits: bool = False, coding: str = "fixe
     info = exported.quantizer
     if exported.suffix is not None and learned_suffix(info) != exported.suffix:
         info["arguments"]["suffix"] = exported.suffix
-    check_coding(coding)
+    if coding not in CODINGS:
+        raise ValueError(f"save: coding must be one of {', '.join(map(repr, CODINGS))}, got {coding!r}")
     stepped = STEPS in map(attrgetter("range_scope"), exported.weights)
     packed: Mapping[str, PackedTensor | CodedTensor]
     if coding == "fixed" and not stepped:
@@ -151,10 +153,21 @@ def load(
 
 def _refuse_packed_layers(model: nn.Module, match: Match) -> None:
     """A weight that is packed already takes no other; with strict=False it would be passed over in silence."""
-    found = sorted(packed_names(model) & match.entries.keys())
+    found = sorted(_packed_names(model) & match.entries.keys())
     if found:
         named = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
         raise ValueError(
             f"load: {match.contents.path}: the model keeps {len(found)} of the file's weights packed already "
             f"({named}); load into a new model"
         )
+
+
+def _packed_names(model: nn.Module) -> set[str]:
+    """Names that weights of the model had in its state_dict before they were packed."""
+    names = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, PackedWeight):
+            prefix, _, own = name.rpartition(".")
+            parameter = own.removeprefix("packed_")
+            names.add(f"{prefix}.{parameter}" if prefix else parameter)
+    return names

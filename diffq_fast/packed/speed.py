@@ -141,7 +141,11 @@ def _products(contents: PackedContents, made: dict[str, Tensor]) -> Iterator[Wor
     millions = sum(weight.count for weight in matrices.values()) / 1e6
     generator = torch.Generator().manual_seed(0)
     for batch in BATCHES:
-        inputs = {name: torch.randn(batch, made[name].shape[1], generator=generator) for name in matrices}
+        shapes = {name: (batch, made[name].shape[1]) for name in matrices}
+        inputs = {
+            name: torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            for name, shape in shapes.items()
+        }
         packed = [partial(rows[name].linear, each) for name, each in inputs.items()]
         plain = [partial(nn.functional.linear, each, made[name]) for name, each in inputs.items()]
         name = f"products, {batch} vector{'s' * (batch != 1)}"

@@ -226,9 +226,8 @@ def _slopes(sampled: _Sampled, costs: Tensor) -> Tensor:
 
 def least_steps(weight: Tensor, group_size: int) -> Tensor:
     """float32 ``[groups]``: the smallest steps at which every level fits a file's 16 bits. A NaN counts as 0."""
-    count = weight.numel()
-    rows = grouped(weight.detach().float().reshape(-1).abs().nan_to_num(0.0), group_size or max(count, 1), 0.0)
-    return rows.amax(1)[: group_count(count, group_size)] / HIGHEST_VALUE
+    rows = grouped(weight.detach().float().reshape(-1).abs().nan_to_num(0.0), group_size, 0.0)
+    return rows.amax(1) / HIGHEST_VALUE
 
 
 def step_code_bits(coded: Sequence[Coded]) -> Tensor:

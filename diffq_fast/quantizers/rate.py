@@ -120,15 +120,15 @@ class RateQuantizer(BaseQuantizer):
     def _initial_log_steps(self, entry: QuantizedParameter) -> Tensor:
         """Those of ``init_step`` deviations of each group, of the whole weight where a group has none."""
         flat = entry.param.detach().float().reshape(-1)
-        if not flat.numel():
-            return flat.new_zeros(group_count(0, self.elements_per_group(entry)))
-        size = self.elements_per_group(entry) or flat.numel()
+        size, count = self.elements_per_group(entry), flat.numel()
+        if not count:
+            return flat.new_zeros(group_count(0, size))
         whole = flat.std(correction=0)
-        rows = grouped(flat, size, whole.new_full((), math.nan))
-        squares = (rows - rows.nanmean(1, keepdim=True)).square().nanmean(1)[: group_count(flat.numel(), size)]
+        rows = grouped(flat, size, math.nan)
+        squares = (rows - rows.nanmean(1, keepdim=True)).square().nanmean(1)
         deviations = torch.where(squares > 0, squares.sqrt(), whole)
         steps = (self.init_step * deviations).clamp(min=LEAST_STEP).nan_to_num(1.0)
-        return torch.maximum(steps, 2 * least_steps(flat, size)).log()  # a constant group has no deviation
+        return steps.maximum(2 * least_steps(flat, size)).log()  # a constant group has no deviation
 
     def elements_per_group(self, entry: QuantizedParameter) -> int:
         """Of one weight; 0: one group."""

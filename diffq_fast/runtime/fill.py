@@ -50,17 +50,6 @@ def put_packed(model: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
             pack_parameter(module, parameter, weights[name])
 
 
-def packed_names(model: nn.Module) -> set[str]:
-    """Names that weights of the model had in its state_dict before they were packed."""
-    names = set()
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, PackedWeight):
-            prefix, _, own = name.rpartition(".")
-            parameter = own.removeprefix("packed_")
-            names.add(f"{prefix}.{parameter}" if prefix else parameter)
-    return names
-
-
 def _made(contents: PackedContents, name: str, arguments: tuple[Any, ...]) -> PackedWeight:
     """Damaged streams are told with the weight's name."""
     with contents.naming(name):
