@@ -15,9 +15,8 @@ from torch import nn
 
 from ..packed.save_load import save
 from ..quantizers.base import BaseQuantizer
-from ..quantizers.diffq import DiffQuantizer
 from ..watch.bits_log import BitsLog
-from .training import Goal, MakesQuantizer, QuantizedTraining
+from .training import Goal, MakesQuantizer, QuantizedTraining, diffq
 
 try:
     from transformers import TrainerCallback, TrainingArguments
@@ -63,7 +62,7 @@ class DiffqFastCallback(TrainerCallback):
 
     def __init__(
         self,
-        quantizer: MakesQuantizer | BaseQuantizer = DiffQuantizer,
+        quantizer: MakesQuantizer | BaseQuantizer = diffq,
         *,
         penalty: float | None = None,
         mb: float | None = None,

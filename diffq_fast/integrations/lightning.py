@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..packed.save_load import save
 from ..quantizers.base import BaseQuantizer
-from ..quantizers.diffq import DiffQuantizer
 from ..watch.bits_log import BitsLog
-from .training import Goal, MakesQuantizer, QuantizedTraining
+from .training import Goal, MakesQuantizer, QuantizedTraining, diffq
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -60,7 +59,7 @@ class DiffqFastCallback(Callback):
 
     def __init__(
         self,
-        quantizer: MakesQuantizer | BaseQuantizer = DiffQuantizer,
+        quantizer: MakesQuantizer | BaseQuantizer = diffq,
         *,
         module: str | None = None,
         penalty: float | None = None,

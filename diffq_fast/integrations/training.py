@@ -10,12 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ..quantizers.base import BaseQuantizer
+from ..quantizers.registry import schemes
 from ..quantizers.size_target import LearnsBits, SizeTarget
 from .own_group import OwnGroup
 
 BITS_LR = 0.02  # for Adam, where bits are learned
 
 MakesQuantizer = Callable[[nn.Module], BaseQuantizer]
+
+
+def diffq(model: nn.Module) -> BaseQuantizer:
+    """What a callback attaches that is given no quantizer: a DiffQuantizer with its own defaults."""
+    return schemes()["DiffQuantizer"].quantizer(model)
 
 
 @dataclass(frozen=True)

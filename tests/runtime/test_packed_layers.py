@@ -125,7 +125,9 @@ def test_convolutions_of_images(tmp_path, coding):
 
 def test_every_class_is_tried():
     tried = {type(module) for network in (Network(), Images()) for module in network.modules()}
-    assert set(PACKED_CLASSES) <= tried
+    of_torch = {each for each in PACKED_CLASSES if each.__module__.startswith("torch.")}  # integrations add theirs
+    assert of_torch
+    assert of_torch <= tried
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
