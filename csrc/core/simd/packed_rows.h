@@ -269,8 +269,8 @@ struct Pieces {
     }
 
     DIFFQ_MEMBER void take(int64_t count) {
-        for (int64_t k = 0; k < count; ++k) widths[k] = width_of_segment(row.widths, segment + k);
         if (are_groups()) {
+            for (int64_t k = 0; k < count; ++k) widths[k] = width_of_segment(row.widths, segment + k);
             for (int64_t k = 0; k < count; ++k) scales[k] = row.steps[widths[k]] * row.scales[segment + k];
             segment += count;
             return;
