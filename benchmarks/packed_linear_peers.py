@@ -7,6 +7,7 @@ with it; ``weight`` is what its levels stand for.
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 GROUP = 64
 
 
-class Peer:
+class Peer(ABC):
     """Levels centred on 2**(bits - 1), times a scale."""
 
     tolerance = 1e-3  # of the products' root mean square
@@ -47,11 +48,13 @@ class Peer:
         shifts = torch.arange(each, dtype=torch.uint8) * self.bits
         return (parts << shifts).sum(-1).to(torch.uint8).numpy()
 
+    @abstractmethod
     def prepare(self) -> None:
-        raise NotImplementedError
+        """Make the layer."""
 
+    @abstractmethod
     def run(self, inputs: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The product, ``[vectors, size]``."""
 
 
 class Aten(Peer):

@@ -165,15 +165,21 @@ bool changed(const Weight& weight, Failure& failure) {
     return failure.bad_file(weight.name, "its widths are not those that were verified; the file has changed");
 }
 
+// The codes of the steps stand before the levels. Null, or what is wrong with them.
+const char* pass_step_codes(const Weight& weight, StreamWalk& walk) {
+    const uint16_t* words = nullptr;
+    int64_t size = 0;
+    if (weight.scope != Scope::steps || weight.groups == 0) return nullptr;
+    return walk.next(weight.groups, words, size);
+}
+
 bool decode_levels_of(const PackedFile& file, const Weight& weight, int32_t* levels, Failure& failure) {
     const Aligned<uint16_t> coded(file.hooks(), file.data(weight.levels));
     StreamWalk walk(coded.data(), coded.size());
     const uint16_t* words = nullptr;
     int64_t size = 0;
-    if (weight.scope == Scope::steps && weight.groups > 0) {
-        const char* const problem = walk.next(weight.groups, words, size);
-        if (problem != nullptr) return bad_stream(file, weight, problem, failure);
-    }
+    const char* const before = pass_step_codes(weight, walk);
+    if (before != nullptr) return bad_stream(file, weight, before, failure);
     const auto& counts = weight.level_counts;
     if (std::count(counts.begin(), counts.end(), 0) == kMaxWidth) {  // one width: the weight's own order
         const auto only =
@@ -355,10 +361,8 @@ const char* problem_of_streams(const PackedFile& file, const Weight& weight) {
     StreamWalk walk(coded.data(), coded.size());
     const uint16_t* words = nullptr;
     int64_t size = 0;
-    if (weight.scope == Scope::steps && weight.groups > 0) {
-        const char* const problem = walk.next(weight.groups, words, size);
-        if (problem != nullptr) return problem;
-    }
+    const char* const before = pass_step_codes(weight, walk);
+    if (before != nullptr) return before;
     for (const int64_t count : weight.level_counts) {
         const char* const problem = count > 0 ? walk.next(count, words, size) : nullptr;
         if (problem != nullptr) return problem;

@@ -15,6 +15,7 @@
 #include "core/scalar/packed_rows.h"
 #ifdef DIFFQ_X86_VECTORS
 #include "core/simd/packed_rows.h"
+#include "core/simd/packed_products.h"
 #else
 #include "core/scalar/whole_rows.h"
 #endif
