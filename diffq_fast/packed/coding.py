@@ -223,8 +223,6 @@ def code_packed(packed: PackedTensor) -> CodedTensor:
 
 def with_coding(packed: PackedTensor, coding: str) -> PackedTensor | CodedTensor:
     """The weight as it is for "fixed", coded for "coded", and whichever is smaller for "auto"."""
-    if coding not in CODINGS:
-        raise ValueError(f"save: coding must be one of {', '.join(map(repr, CODINGS))}, got {coding!r}")
     if coding == "fixed":
         return packed
     coded = code_packed(packed)

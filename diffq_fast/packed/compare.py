@@ -64,8 +64,7 @@ def error_of(reference: Tensor, other: Tensor) -> Error:
 
 
 def _error_of_part(first: Tensor, second: Tensor) -> Error:
-    exact, inexact = first.to(torch.complex128 if first.is_complex() else torch.float64), second
-    inexact = second.to(torch.complex128 if second.is_complex() else torch.float64)
+    exact, inexact = (each.to(torch.complex128 if each.is_complex() else torch.float64) for each in (first, second))
     integers = not (first.is_floating_point() or first.is_complex() or second.is_floating_point())
     unequal = first.to(torch.int64) != second.to(torch.int64) if integers else exact != inexact
     unequal = unequal & ~(exact.isnan() & inexact.isnan())

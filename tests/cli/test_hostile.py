@@ -20,19 +20,11 @@ from diffq_fast.compat.convert import convert
 from diffq_fast.files.budget import LEAST, RATIO
 from diffq_fast.packed.contents import PackedContents, write_packed
 from diffq_fast.packed.tensor import pack_weight
+from support.command_line import run
 from support.packed_examples import DATA, Example, example_weight
 from support.packed_forgery import Forgery, compact
 
 KINDS = DATA / "packed_v1_kinds.safetensors"
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout and stderr."""
-    try:
-        code = cli.main([str(each) for each in arguments])
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
 
 
 def assert_one_error(capsys, *arguments):

@@ -10,19 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffq_fast.cli import main
+from support.command_line import run
 from support.packed_examples import DATA
 
 KINDS, CODED = DATA / "packed_v1_kinds.safetensors", DATA / "packed_v2_coded.safetensors"
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout and stderr."""
-    try:
-        code = main([str(each) for each in arguments])
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
 
 
 def test_inspect_writes_a_page(tmp_path, capsys):

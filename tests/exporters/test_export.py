@@ -8,20 +8,11 @@ import shutil
 
 import pytest
 
-from diffq_fast.cli import main
 from diffq_fast.exporters.export import export
+from support.command_line import run
 from support.packed_examples import DATA
 
 KINDS = DATA / "packed_v1_kinds.safetensors"
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout and stderr."""
-    try:
-        code = main([str(each) for each in arguments])
-    except SystemExit as end:
-        code = end.code
-    return code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize(
