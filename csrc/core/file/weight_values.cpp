@@ -176,8 +176,6 @@ const char* pass_step_codes(const Weight& weight, StreamWalk& walk) {
 bool decode_levels_of(const PackedFile& file, const Weight& weight, int32_t* levels, Failure& failure) {
     const Aligned<uint16_t> coded(file.hooks(), file.data(weight.levels));
     StreamWalk walk(coded.data(), coded.size());
-    const uint16_t* words = nullptr;
-    int64_t size = 0;
     const char* const before = pass_step_codes(weight, walk);
     if (before != nullptr) return bad_stream(file, weight, before, failure);
     const auto& counts = weight.level_counts;
