@@ -86,6 +86,28 @@ def test_the_core_rounds_as_the_oracle_does():
     assert bool((differences <= 0.5001 / 127).all())
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_the_operator_packs_as_the_oracle_does(name):
+    given = Rows(name)
+    starts, size = oracle.row_starts(given.widths, given.form.columns, given.segment)
+    data = ops.pack_rows(given.levels, given.widths, starts, given.segment, size)
+    assert torch.equal(data, given.packed[0])
+    assert torch.equal(starts, given.packed[1])
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": 20}, {"size": 0}, {"width": 0}, {"width": 17}, {"start": -1}, {"start": 9}]
+)
+def test_rows_that_do_not_fit_their_data_are_refused(change):
+    given = Rows("groups of 8")
+    starts, size = oracle.row_starts(given.widths, given.form.columns, given.segment)
+    widths = given.widths.clone()
+    widths[1, 2] = change.get("width", int(widths[1, 2]))
+    starts[4] = change.get("start", int(starts[4])) * (1 if "start" not in change or change["start"] < 0 else 10_000)
+    with pytest.raises(ValueError, match="pack_rows: "):
+        ops.pack_rows(given.levels, widths, starts, given.segment, change.get("size", size))
+
+
 @pytest.mark.parametrize("width", range(1, 17))
 def test_every_width(width):
     levels = torch.arange(4 * 24).view(4, 24).int() * 40503 % 2**width

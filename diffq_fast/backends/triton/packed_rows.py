@@ -70,7 +70,7 @@ def _by_blocks(vectors: Tensor, rows: Sequence[Tensor], form: Sequence[int]) -> 
     begin = 0
     for indices in every.split(max(1, BLOCK_ELEMENTS // form[0])):
         end = begin + len(indices)
-        results[:, begin:end] = vectors @ _unpacked(indices, rows, form).mT
+        torch.mm(vectors, _unpacked(indices, rows, form).mT, out=results[:, begin:end])
         begin = end
     return results
 
