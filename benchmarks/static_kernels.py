@@ -113,7 +113,7 @@ def _uniform_noise(noisy: str = "fp32", group_size: int = 64) -> list[Case]:
         Case(f"uniform noise of one step, g={group_size}{to}", kernels.uniform_noise_kernel,
              signature | {"noisy_ptr": f"*{noisy}"}, {"CONFIG": config}, weights=_rounds(config)),
         Case(f"sums of uniform noise, g={group_size}{of}", kernels.group_sums_kernel,
-             signature | {"sums_ptr": "*fp32"}, {"CONFIG": sums}, weights=_rounds(sums)),
+             signature | {"sums_ptr": "*fp32"}, {"CONFIG": sums}, weights=_rounds(sums), fusion=False),
     ]  # fmt: skip
 
 

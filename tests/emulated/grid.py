@@ -11,7 +11,6 @@ family are equal (``benchmarks/results/emulated_grid.json``), and writes the tab
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
@@ -20,36 +19,19 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
+from emulated.outcomes import PAGE, Outcomes, fingerprint, table, with_table
 from support.paths import ROOT
 
 ENGINES = ("interpreter", "sm_80", "sm_90", "sm_100")
 EQUAL = "equal"
-OUTCOMES = ROOT / "build" / "emulated_grid.jsonl"
 RESULT = ROOT / "benchmarks" / "results" / "emulated_grid.json"
-PAGE = ROOT / "docs" / "gpu_emulator.md"
-BEGIN, END = "<!-- the grid's table, by tests/emulated/grid.py -->\n", "<!-- its end -->\n"
-SOURCES = ("diffq_fast/backends/triton/*.py", "diffq_fast/reference/*.py", "tests/ptx/*.py")
-CHECKS = ("checks.py", "grid_cells.py")
 
 
-def fingerprint() -> str:
-    """Of all that an outcome depends on."""
-    files = [path for pattern in SOURCES for path in sorted(ROOT.glob(pattern))]
-    files += [Path(__file__).parent / name for name in CHECKS]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-
-
-def outcomes(sources: str) -> dict[tuple[str, str], str]:
-    """By engine and cell, of these sources."""
-    found = {}
-    for line in OUTCOMES.read_text().splitlines() if OUTCOMES.exists() else ():
-        row = json.loads(line)
-        if row["sources"] == sources:
-            found[row["engine"], row["cell"]] = row["outcome"]
-    return found
+def kept() -> Outcomes:
+    """By engine and cell."""
+    return Outcomes("emulated_grid.jsonl", fingerprint("checks.py", "grid_cells.py"))
 
 
 # -- one process: cells in one engine --------------------------------------------------------------------------
@@ -73,19 +55,14 @@ def run_cell(engine: str, check: Any) -> str:
 def work(engine: str, part: int, parts: int, only: str, deadline: float) -> None:
     from emulated.grid_cells import cells
 
-    sources = fingerprint()
-    known = outcomes(sources)
+    outcomes = kept()
     for cell in [cell for cell in cells() if only in cell.name][part::parts]:
-        if (engine, cell.name) in known:
+        if (engine, cell.name) in outcomes.known:
             continue
         if time.time() > deadline:
             return
-        began = time.perf_counter()
         outcome = run_cell(engine, cell.check)
-        row = {"sources": sources, "engine": engine, "cell": cell.name, "outcome": outcome}
-        row["seconds"] = round(time.perf_counter() - began, 1)
-        with OUTCOMES.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        outcomes.add((engine, cell.name), outcome)
         if outcome != EQUAL:
             print(f"{engine}: {cell.name}: {outcome}", flush=True)
 
@@ -94,7 +71,6 @@ def work(engine: str, part: int, parts: int, only: str, deadline: float) -> None
 
 
 def run(arguments: argparse.Namespace) -> None:
-    OUTCOMES.parent.mkdir(exist_ok=True)
     deadline = time.time() + 60 * arguments.minutes
 
     def worker(engine: str, part: int) -> None:
@@ -104,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
     with ThreadPoolExecutor(arguments.processes) as pool:
-        tasks = [(engine, part) for engine in arguments.engines for part in range(arguments.processes)]
+        tasks = [(engine, part) for part in range(arguments.processes) for engine in arguments.engines]
         list(pool.map(lambda task: worker(*task), tasks))
 
 
@@ -124,13 +100,11 @@ def summary(cells: Iterable[tuple[str, str]], found: dict[tuple[str, str], str])
     return {"families": families, "failed": failed}
 
 
-def table(stored: dict[str, Any]) -> str:
-    """Markdown: each family, and of its cells how many are equal in each engine."""
-    lines = [f"| kernels and options | cells | {' | '.join(ENGINES)} |", f"|---|---|{'---|' * len(ENGINES)}"]
-    for family, row in stored["families"].items():
-        cells = [_entry(row, engine) for engine in ENGINES]
-        lines.append(f"| {family} | {row['cells']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+def grid_table(stored: dict[str, Any]) -> str:
+    """Each family, and of its cells how many are equal in each engine."""
+    families = stored["families"].items()
+    rows = [[name, str(row["cells"]), *(_entry(row, engine) for engine in ENGINES)] for name, row in families]
+    return table(["kernels and options", "cells", *ENGINES], rows)
 
 
 def _entry(row: dict[str, Any], engine: str) -> str:
@@ -141,22 +115,17 @@ def _entry(row: dict[str, Any], engine: str) -> str:
     return str(equal) if equal == done == row["cells"] else f"{equal} of {done} run"
 
 
-def with_table(page: str, new: str) -> str:
-    head, rest = page.split(BEGIN)
-    return head + BEGIN + new + END + rest.split(END)[1]
-
-
 def store() -> None:
     import triton
 
     from emulated.grid_cells import cells
 
-    sources = fingerprint()
-    stored = {"triton": triton.__version__, "sources": sources}
-    stored |= summary(((cell.family, cell.name) for cell in cells()), outcomes(sources))
+    outcomes = kept()
+    stored = {"triton": triton.__version__, "sources": outcomes.sources}
+    stored |= summary(((cell.family, cell.name) for cell in cells()), outcomes.known)
     RESULT.write_text(json.dumps(stored, indent=1) + "\n")
-    PAGE.write_text(with_table(PAGE.read_text(), table(stored)))
-    print(table(stored))
+    PAGE.write_text(with_table(PAGE.read_text(), "grid", grid_table(stored)))
+    print(grid_table(stored))
 
 
 def main() -> None:

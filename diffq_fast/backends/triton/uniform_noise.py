@@ -59,7 +59,9 @@ def add_uniform_noise_backward(grads, steps, key, streams, group_sizes):
             counts = [group_count(each.numel(), group_size) for each in chosen]
             sums = torch.empty(sum(counts), dtype=torch.float32, device=key.device)
             config = config._replace(group_size=group_size)
-            launch(group_sums_kernel, sum(plan.programs), plan.tables(chosen), key, sums, CONFIG=config)
+            # Fused, a product would be rounded in one of two neighbouring threads only, and their sums would differ.
+            arguments = plan.tables(chosen), key, sums
+            launch(group_sums_kernel, sum(plan.programs), *arguments, CONFIG=config, enable_fp_fusion=False)
             made = pieces_of(sums, [torch.Size((count,)) for count in counts])
         else:
             made = _sums_of_pieces(chosen, key, take(streams, indices), group_size, config._replace(whole_step=0))
