@@ -32,6 +32,15 @@ def fma(a, b, c):
     return canonical(np.where(inexact, bits + toward, bits).view(f64).astype(f32))
 
 
+def each_half(operation, *pairs):
+    """``operation`` on the two float32 that each 64-bit register holds (.f32x2)."""
+    low, high = (
+        np.asarray(operation(*((np.asarray(pair) >> u64(shift)).astype(u32).view(f32) for pair in pairs))).view(u32)
+        for shift in (0, 32)
+    )
+    return (high.astype(u64) << u64(32)) | low
+
+
 def flush(x):
     """Subnormals become zeros of their sign (.ftz)."""
     bits = x.view(u32)
