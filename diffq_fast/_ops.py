@@ -25,6 +25,7 @@ from .reference.add_noise import noisy_weight_second_backward
 from .reference.options import NoiseOptions
 from .reference.planes import PLANE_DTYPES
 from .reference.sizes import group_count
+from .reference.weight_sizes import weight_size_backward
 
 NAMESPACE = "diffq_fast"
 
@@ -328,6 +329,51 @@ def _add_uniform_noise_autograd(weights, steps, key, streams, group_sizes, dtype
 
 
 _library.impl("add_uniform_noise", _add_uniform_noise_autograd, "Autograd")
+
+
+_LEARNED_BITS = "Tensor[] logits, int[] counts, int group_size, float min_bits, float max_bits, str param"
+
+
+@_operator(f"({_LEARNED_BITS}, float extra_bits) -> Tensor")
+def weight_sizes(logits, *others):
+    return logits[0].new_empty((len(logits),), dtype=range_dtype(logits))
+
+
+@_operator(f"(Tensor grads, {_LEARNED_BITS}) -> Tensor[]")
+def weight_sizes_backward(grads, logits, *others):
+    return [logit.new_empty(logit.shape, dtype=range_dtype([logit])) for logit in logits]
+
+
+class _WeightSizes(torch.autograd.Function):
+    """Keeps the logits. Gradients of higher order come from the oracle."""
+
+    @staticmethod
+    def forward(ctx, counts, rule, extra_bits, *logits):
+        with torch._C._AutoDispatchBelowAutograd():
+            sizes = torch.ops.diffq_fast.weight_sizes.default(logits, counts, *rule, extra_bits)
+        ctx.counts, ctx.rule = counts, rule
+        ctx.save_for_backward(*logits)
+        return sizes
+
+    @staticmethod
+    def backward(ctx, grads):
+        logits = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            rows = zip(grads.unbind(), logits, ctx.counts, strict=True)
+            made = [weight_size_backward(*row, *ctx.rule) for row in rows]
+        else:
+            made = torch.ops.diffq_fast.weight_sizes_backward.default(grads, logits, ctx.counts, *ctx.rule)
+        return None, None, None, *[grad.to(logit.dtype) for grad, logit in zip(made, logits, strict=True)]
+
+
+def _weight_sizes_autograd(logits, counts, *rule_and_extra_bits):
+    if not logits or len(logits) != len(counts):
+        raise ValueError(f"weight_sizes: expected logits, and as many counts, got {len(logits)} and {len(counts)}")
+    *rule, extra_bits = rule_and_extra_bits
+    return _WeightSizes.apply(list(counts), tuple(rule), extra_bits, *logits)
+
+
+_library.impl("weight_sizes", _weight_sizes_autograd, "Autograd")
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
