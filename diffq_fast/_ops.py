@@ -154,11 +154,13 @@ class _AddNoise(torch.autograd.Function):
         of_grads, of_weights, of_logits, streams = lists
         made = _gradients(of_grads, of_weights, of_logits, streams, key, ranges, extremes, ctx.options)
         grad_weights, grad_logits, nonfinite = made
+        needs = ctx.needs_input_grad  # made anew each time that it is asked for: of all arguments
         for index, grad_weight, grad_logit in zip(used, grad_weights, grad_logits, strict=True):
-            result[_BEFORE + index] = grad_weight if ctx.needs_input_grad[_BEFORE + index] else None
-            needed = ctx.needs_input_grad[_BEFORE + count + index]
-            result[_BEFORE + count + index] = grad_logit.to(logits[index].dtype) if needed else None
-        if ctx.needs_input_grad[_BEFORE - 1]:
+            if needs[_BEFORE + index]:
+                result[_BEFORE + index] = grad_weight
+            if needs[_BEFORE + count + index]:
+                result[_BEFORE + count + index] = grad_logit.to(logits[index].dtype)
+        if needs[_BEFORE - 1]:
             result[_BEFORE - 1] = _spread(nonfinite, used, count)
         return tuple(result)
 
@@ -275,10 +277,11 @@ class _AddUniformNoise(torch.autograd.Function):
         count = len(steps)
         result: list[Tensor | None] = [None] * (_BEFORE_UNIFORM + 2 * count)
         used = [index for index, grad in enumerate(grads) if grad is not None]
+        needs = ctx.needs_input_grad
         for index in used:
-            if ctx.needs_input_grad[_BEFORE_UNIFORM + index]:
+            if needs[_BEFORE_UNIFORM + index]:
                 result[_BEFORE_UNIFORM + index] = grads[index].to(ctx.dtypes[index])
-        used = [index for index in used if ctx.needs_input_grad[_BEFORE_UNIFORM + count + index]]
+        used = [index for index in used if needs[_BEFORE_UNIFORM + count + index]]
         if used:
             lists = [[each[index] for index in used] for each in (ctx.streams, ctx.group_sizes, grads, steps)]
             for index, grad_steps in zip(used, _step_gradients(key, *lists), strict=True):
