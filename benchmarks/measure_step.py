@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import Variant, machine_name, store, time_variants
+from harness import RESULTS, Variant, machine_name, store, time_variants
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -212,9 +213,12 @@ def main() -> None:
     arguments = parser.parse_args()
     seconds = 0.1 if arguments.quick else arguments.seconds
     measures = {"step": measure_step, "size": measure_size, "small": measure_small, "profile": measure_profile}
-    results = {row: measures[row](arguments.quick, seconds) for row in arguments.rows.split(",")}
-    name = f"training_step_{machine_name()}{'_quick' if arguments.quick else ''}"
-    print(f"written: {store(arguments.output or name, results)}")
+    name = arguments.output or f"training_step_{machine_name()}{'_quick' if arguments.quick else ''}"
+    path = RESULTS / f"{name}.json"
+    results = json.loads(path.read_text())["results"] if path.exists() else {}  # other rows stay
+    for row in arguments.rows.split(","):
+        results[row] = measures[row](arguments.quick, seconds)
+        print(f"written: {store(name, results)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def piece_sums_kernel(tables, key_ptr, sums_ptr, group_size, CONFIG: tl.constexp
     stop = tl.minimum(tl.minimum(begin + CONFIG.tile, (group + 1) * group_size), elements)
     grad_ptr = tl.load(tables.addresses_ptr + entry).to(tl.pointer_type(CONFIG.grad))
     stream, key = tl.load(plan_ptr + STREAM).to(tl.uint32), tl.load(key_ptr)
-    sums = tl.zeros((CONFIG.part_step,), tl.float32)
+    sums = tl.full((CONFIG.part_step,), 0.0, tl.float32)
     first = begin // CONFIG.part_step * CONFIG.part_step  # noise comes in whole steps
     while first < stop:
         element = first + tl.arange(0, CONFIG.part_step)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import default
-from .arguments import Config, Range, rule_of
+from .arguments import Config, SizeBounds, rule_of
 from .launching import CHUNK, PART_STEP, PTX, TILE, contiguous, launch, launch_plan, supported
 from .tables import Plan, pieces_of
 from .weight_sizes_kernels import PART_COLUMNS, bits_parts_kernel, finish_sizes_kernel, sizes_backward_kernel
@@ -25,7 +25,7 @@ def weight_sizes(logits, counts, group_size, min_bits, max_bits, param, extra_bi
     parts = torch.empty((programs, PART_COLUMNS.value), dtype=torch.float32, device=logits[0].device)
     sizes = torch.empty(len(logits), dtype=torch.float32, device=logits[0].device)
     launch(bits_parts_kernel, programs, tables, parts, rule, CONFIG=config)
-    bounds = Range(float(min_bits), float(extra_bits))
+    bounds = SizeBounds(float(min_bits), float(extra_bits))
     size = group_size or max(counts)
     launch(finish_sizes_kernel, len(logits), tables, parts, sizes, size, bounds, rule, CONFIG=config)
     return sizes

@@ -50,7 +50,7 @@ def bits_parts_kernel(tables, parts_ptr, rule, CONFIG: tl.constexpr):
     """
     entry, groups, begin = tile_of(tables, CONFIG.tile)
     logits_ptr = tl.load(tables.addresses_ptr + entry).to(tl.pointer_type(tl.float32))
-    sums = tl.zeros((CONFIG.part_step,), tl.float32)
+    sums = tl.full((CONFIG.part_step,), 0.0, tl.float32)
     lowest = tl.full((CONFIG.part_step,), float("inf"), tl.float32)
     highest = tl.full((CONFIG.part_step,), float("-inf"), tl.float32)
     stop = tl.minimum(begin + CONFIG.tile, groups)
@@ -74,12 +74,12 @@ def _rounded_to_even(value):
 
 
 @triton.jit
-def _table_bits(lo, hi, rule_min, extra_bits):
+def _table_bits(lo, hi, bounds):
     """``ceil(log2(1 + round(hi) - lowest))``, by comparisons, for at most 128 widths."""
-    lowest = tl.where(extra_bits < 0, tl.minimum(_rounded_to_even(lo), rule_min), rule_min)
+    lowest = tl.where(bounds.extra_bits < 0, tl.minimum(_rounded_to_even(lo), bounds.min_bits), bounds.min_bits)
     widths = 1.0 + _rounded_to_even(hi) - lowest
     power = tl.full(widths.shape, 1.0, tl.float32)
-    bits = tl.zeros(widths.shape, tl.float32)
+    bits = tl.full(widths.shape, 0.0, tl.float32)
     for _ in tl.static_range(8):
         bits += tl.where(widths > power, 1.0, 0.0)
         power *= 2.0
@@ -100,7 +100,7 @@ def finish_sizes_kernel(tables, parts_ptr, sizes_ptr, group_size, bounds, rule, 
     groups, elements = tl.load(plan_ptr + ELEMENTS), tl.load(plan_ptr + STREAM)
     part, parts = tl.load(plan_ptr + PROGRAM_BEGIN), tl.load(plan_ptr + PROGRAMS)
     stop = part + parts
-    sums = tl.zeros((CONFIG.chunk,), tl.float32)
+    sums = tl.full((CONFIG.chunk,), 0.0, tl.float32)
     lowest = tl.full((CONFIG.chunk,), float("inf"), tl.float32)
     highest = tl.full((CONFIG.chunk,), float("-inf"), tl.float32)
     while part < stop:
@@ -111,16 +111,18 @@ def finish_sizes_kernel(tables, parts_ptr, sizes_ptr, group_size, bounds, rule, 
         highest = tl.maximum(highest, tl.load(column_ptr + HIGHEST, place < stop, float("-inf")))
         part += CONFIG.chunk
     logits_ptr = tl.load(tables.addresses_ptr + entry).to(tl.pointer_type(tl.float32))
-    one = tl.arange(0, 1)
-    last_bits = _bits(tl.load(logits_ptr + (groups - 1) + one, groups > 0, 0.0), rule, CONFIG)
-    last = elements - (groups - 1) * group_size
-    levels = (tl.sum(sums, 0) - last_bits) * group_size.to(tl.float32) + last_bits * last.to(tl.float32)
-    levels += elements.to(tl.float32) * bounds.high
-    table = _table_bits(
-        least(lowest, 0) + bounds.high + 0.0 * last_bits, greatest(highest, 0) + bounds.high, bounds.low, bounds.high
+    one = tl.full((1,), 0, tl.int32)
+    last_bits = _bits(tl.load(logits_ptr + (groups - 1) + one, one + groups > 0, 0.0), rule, CONFIG)
+    size = elements * 0 + group_size  # a size of 1 is a constant
+    last = elements - (groups - 1) * size
+    levels = (tl.sum(sums, 0) - last_bits) * size.to(tl.float32) + last_bits * last.to(tl.float32)
+    levels += elements.to(tl.float32) * bounds.extra_bits
+    lo, hi = least(lowest, 0) + bounds.extra_bits, greatest(highest, 0) + bounds.extra_bits
+    table = _table_bits(lo + 0.0 * last_bits, hi + 0.0 * last_bits, bounds)
+    tl.store(
+        sizes_ptr + tl.load(plan_ptr + PLACE) + one,
+        tl.where(one + groups > 0, levels + groups.to(tl.float32) * table, 0.0),
     )
-    size = tl.where(groups > 0, levels + groups.to(tl.float32) * table, 0.0)
-    tl.store(sizes_ptr + tl.load(plan_ptr + PLACE) + one, size)
 
 
 @triton.jit
