@@ -243,6 +243,13 @@ OPERATORS: dict[str, Callable[[Arguments], Any]] = {
     "add_uniform_noise_backward": lambda a: ops.add_uniform_noise_backward(
         [a.weight()], [a.logits()], a.key(), streams(a), [a.group_size]
     ),
+    "weight_sizes": lambda a: ops.weight_sizes(
+        *([a.logits()], [a.often(a.count, -1, 2**62)], a.group_size, 2.0, a.often(15.0, 1.0), "bits"),
+        a.often(0.0, -3.0),
+    ),
+    "weight_sizes_backward": lambda a: ops.weight_sizes_backward(
+        *(torch.ones(a.often(1, 0, 2)), [a.logits()], [a.often(a.count, -1, 2**62)], a.group_size, 2.0, 15.0, "bits")
+    ),
 }
 
 
@@ -281,6 +288,9 @@ CALLS: dict[str, Callable[[Arguments], Any]] = {
     "codes_from_steps": lambda a: functional.codes_from_steps(a.often(a.logits(), a.logits().cfloat())),
     "add_uniform_noise": lambda a: functional.add_uniform_noise(
         [a.weight()], [a.logits()], a.key(), group_sizes=[a.group_size], streams=streams(a)
+    ),
+    "weight_sizes": lambda a: functional.weight_sizes(
+        *([a.logits()], [a.often(a.count, -1)], functional.NoiseOptions(a.group_size)), extra_bits=a.often(0, -3, 1e30)
     ),
     "pack_rows": lambda a: functional.pack_rows(
         *(a.levels().reshape(1, -1), a.widths().reshape(1, -1)), a.often(a.count, a.group_size, 1, 0, -1)

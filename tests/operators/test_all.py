@@ -29,6 +29,8 @@ CALLS = {
     "add_noise_backward": ([WEIGHT], [WEIGHT], [LOGITS], RANGES, EXTREMES, KEY, [0], *options_of(8)),
     "add_uniform_noise": ([WEIGHT], [LOGITS], KEY, [0], [8]),
     "add_uniform_noise_backward": ([WEIGHT], [LOGITS], KEY, [0], [8]),
+    "weight_sizes": ([LOGITS, LOGITS], [20, 17], 8, 2.0, 15.0, "bits", 0.0),
+    "weight_sizes_backward": (torch.ones(2), [LOGITS, LOGITS], [20, 17], 8, 2.0, 15.0, "bits"),
     "widths_from_logits": (LOGITS, 2.0, 15.0, "bits", 0.0),
     "count_widths": (WIDTHS,),
     "quantize": ([WEIGHT], [WIDTHS], RANGES, 8, False),

@@ -10,6 +10,7 @@ from .planes import pack_planes, pack_planes_seen, quantize_planes, unpack_plane
 from .quantize import dequantize, fake_quantize, quantize
 from .uniform_noise import add_uniform_noise, add_uniform_noise_backward
 from .weight_range import weight_range
+from .weight_sizes import weight_sizes, weight_sizes_backward
 from .widths import count_widths, widths_from_logits
 from .words import pack, quantize_pack, unpack, unpack_dequantize
 
@@ -38,5 +39,7 @@ __all__ = [
     "unpack_planes",
     "unpack_rows",
     "weight_range",
+    "weight_sizes",
+    "weight_sizes_backward",
     "widths_from_logits",
 ]
