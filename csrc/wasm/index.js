@@ -191,6 +191,7 @@ class Core {
   // More of the file. What is not Uint8Array is refused: its length would say something else.
   add(chunk) {
     if (!(chunk instanceof Uint8Array)) throw new TypeError("expected a stream of Uint8Array");
+    if (chunk.length === 0) return;
     const place = this.place("diffq_fast_wasm_room", chunk.length);
     this.bytes(place, chunk.length).set(chunk);
     this.check("diffq_fast_wasm_take", chunk.length, 0);
