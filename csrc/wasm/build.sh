@@ -13,7 +13,7 @@ version=$(sed -n 's/^__version__ = "\([0-9.]*\).*/\1/p' diffq_fast/_version.py)
 
 # Exceptions are on so that `throw` compiles; exports.cpp says where they go. No entry of the table of kernels is called
 # that reading does not need (kernels.cpp), so nothing that trains is linked.
-flags=(--target=wasm32-wasi -std=c++17 -msimd128 -mbulk-memory -fexceptions -ffp-contract=off -fno-math-errno
+flags=(--target=wasm32-wasi -std=c++17 -msimd128 -mbulk-memory -flto -fexceptions -ffp-contract=off -fno-math-errno
   -fno-trapping-math -fvisibility=hidden -ffunction-sections -fdata-sections -Wall -Wextra -Werror -Wno-unused-function
   -Icsrc -Icsrc/include "-DDIFFQ_FAST_VERSION=\"$version\"")
 sources=(csrc/wasm/*.cpp csrc/interface/diffq_fast.cpp csrc/core/file/*.cpp csrc/core/infer/packed_rows.cpp
@@ -23,8 +23,8 @@ exports=(malloc free $(grep -oh 'diffq_fast_wasm_\w*(' csrc/wasm/exports.cpp | t
   diffq_fast_matrix_{open,close,rows,columns,bytes,multiply,read_rows})
 
 compile() { # what reads headers is small, what decodes is fast
-  local level=-O3
-  case "$1" in csrc/interface/* | */exports.cpp | */container.cpp | */json.cpp | */layout.cpp | */failure.cpp) level=-Os ;; esac
+  local level=-Oz
+  case "$1" in */kernels.cpp | */crc32.cpp | */weight_values.cpp | */coding.cpp | */packed_levels.cpp | */quantize.cpp | */packed_rows.cpp) level=-O2 ;; esac
   clang-14 $level "${flags[@]}" -c "$1" -o "$folder/objects/$(basename "$1" .cpp).o"
 }
 objects=() running=()
@@ -37,7 +37,7 @@ done
 for one in "${running[@]}"; do wait "$one"; done
 
 # No stack overflow goes unseen: the stack lies below everything else.
-clang-14 --target=wasm32-wasi -mexec-model=reactor -fuse-ld="$(command -v wasm-ld-14)" -nodefaultlibs "${objects[@]}" \
+clang-14 -flto --target=wasm32-wasi -mexec-model=reactor -fuse-ld="$(command -v wasm-ld-14)" -nodefaultlibs "${objects[@]}" \
   -lc++ -lc++abi -lc -lc-printscan-no-floating-point -lclang_rt.builtins-wasm32 \
   -L"$(clang-14 -print-resource-dir)/lib/wasi" -Wl,--gc-sections,--strip-all,--stack-first,-z,stack-size=524288 \
   "${exports[@]/#/-Wl,--export=}" -o "$folder/linked.wasm"
