@@ -6,7 +6,7 @@ import { prepare } from "./pixels.js";
 const element = (id) => document.getElementById(id);
 const pad = element("pad");
 const pen = pad.getContext("2d", { willReadFrequently: true });
-const kilobytes = (bytes) => `${(bytes / 1000).toLocaleString("en", { maximumFractionDigits: 1 })} kB`;
+const kilobytes = (bytes) => `${(bytes / 1000).toFixed(1)} kB`;
 const PEN = 28;
 
 let network = null;

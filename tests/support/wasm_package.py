@@ -33,11 +33,11 @@ def why_not() -> str | None:
     return None
 
 
-def run_node(script: Path, *arguments: str, text: str = "", timeout: float = 280) -> str:
+def run_node(script: Path, *arguments: str, text: str = "", options: tuple[str, ...] = ()) -> str:
     """What a script prints; it must succeed."""
     environment = os.environ | {VARIABLE: str(package_path())}
-    command = ["node", str(script), *arguments]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout, env=environment)
+    command = ["node", *options, str(script), *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 

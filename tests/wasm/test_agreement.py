@@ -152,6 +152,6 @@ def test_more_elements_than_32_bits_count_are_an_error(tmp_path):
 
 
 def test_the_packages_own_tests_pass():
-    printed = run_node(ROOT / "csrc" / "wasm" / "tests" / "index.test.js")
+    printed = run_node(ROOT / "csrc" / "wasm" / "tests" / "index.test.js", options=("--test-reporter=tap",))
     assert "# fail 0" in printed
     assert int(printed.split("# pass ")[1].split()[0]) >= 15
