@@ -12,7 +12,8 @@
 
 struct diffq_fast_file {
     diffq_fast_file(const diffq_fast::MemoryHooks& given, const char* path)
-        : hooks(given), source(path, path + std::strlen(path) + 1, diffq_fast::HookedAllocator<char>(hooks)) {}
+        : hooks(given),
+          source(path, path + std::strlen(path) + 1, diffq_fast::HookedAllocator<char>(hooks)) {}
 
     diffq_fast::MemoryHooks hooks;
     diffq_fast::Vector<char> source;  // what messages call it
@@ -23,7 +24,7 @@ struct diffq_fast_file {
 namespace diffq_fast {
 
 inline diffq_fast_status report(const Failure& failure, const char* who, const char* source,
-                         diffq_fast_error* error) {
+                                diffq_fast_error* error) {
     const auto status = static_cast<diffq_fast_status>(failure.status);
     if (error == nullptr) return status;
     error->status = status;

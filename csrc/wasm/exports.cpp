@@ -1,9 +1,9 @@
-// What index.js calls beside the functions of diffq_fast.h: a file whose bytes arrive one after the other, the
-// memory of calls, and what the C++ runtime lacks here.
+// What index.js calls beside the functions of diffq_fast.h: a file whose bytes arrive one after the other,
+// the memory of calls, and what the C++ runtime lacks here.
 //
 // Errors are values, as everywhere in the core. The one exception that it throws, std::bad_alloc, is one of
-// JavaScript's here: WebAssembly's own need a runtime that Debian does not have. It passes by all destructors, so
-// index.js lets go of an instance that has thrown.
+// JavaScript's here: WebAssembly's own need a runtime that Debian does not have. It passes by all
+// destructors, so index.js lets go of an instance that has thrown.
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
@@ -20,11 +20,13 @@ extern "C" [[noreturn]] DIFFQ_FAST_IMPORT("out_of_memory") void diffq_fast_throw
 static_assert(offsetof(diffq_fast_error, message) == 4, "index.js: MESSAGE");
 static_assert(sizeof(diffq_fast_error) == 1028, "index.js: ERROR_BYTES");
 static_assert(offsetof(diffq_fast_tensor, name_bytes) == 4 && offsetof(diffq_fast_tensor, dtype) == 12 &&
-                  offsetof(diffq_fast_tensor, stored_dtype) == 16 && offsetof(diffq_fast_tensor, shape) == 20 &&
-                  offsetof(diffq_fast_tensor, rank) == 24 && offsetof(diffq_fast_tensor, count) == 32 &&
+                  offsetof(diffq_fast_tensor, stored_dtype) == 16 &&
+                  offsetof(diffq_fast_tensor, shape) == 20 && offsetof(diffq_fast_tensor, rank) == 24 &&
+                  offsetof(diffq_fast_tensor, count) == 32 &&
                   offsetof(diffq_fast_tensor, stored_bytes) == 40 &&
-                  offsetof(diffq_fast_tensor, group_size) == 48 && offsetof(diffq_fast_tensor, packed) == 56 &&
-                  offsetof(diffq_fast_tensor, coded) == 60 && offsetof(diffq_fast_tensor, least_bits) == 64 &&
+                  offsetof(diffq_fast_tensor, group_size) == 48 &&
+                  offsetof(diffq_fast_tensor, packed) == 56 && offsetof(diffq_fast_tensor, coded) == 60 &&
+                  offsetof(diffq_fast_tensor, least_bits) == 64 &&
                   offsetof(diffq_fast_tensor, most_bits) == 68 && sizeof(diffq_fast_tensor) == 72,
               "index.js: describe()");
 

@@ -1,11 +1,12 @@
-// The kernels of core/isa/kernels.h that reading needs, in WebAssembly's vectors of 128 bits. Those that train
-// and pack are not linked.
+// The kernels of core/isa/kernels.h that reading needs, in WebAssembly's vectors of 128 bits. Those that
+// train and pack are not linked.
+#include "core/isa/kernels.h"
+
 #include <wasm_simd128.h>
 
 #include <algorithm>
 #include <cstring>
 
-#include "core/isa/kernels.h"
 #include "core/isa/word_orders.h"
 #include "core/runtime/dispatch.h"
 #include "core/runtime/memory.h"
@@ -47,10 +48,9 @@ DIFFQ_INLINE Uint look_up_slots(const uint32_t* table, Uint index) {
 DIFFQ_INLINE Uint take_words(Uint state, const uint16_t*& words) {
     const v128_t low = wasm_u32x4_lt((v128_t)state, wasm_i32x4_const_splat(1 << 16));
     const auto wanted = static_cast<uint32_t>(wasm_i32x4_bitmask(low));
-    const v128_t next = wasm_i8x16_swizzle(wasm_v128_load64_zero(words),
-                                           wasm_v128_load64_zero(kWordOrders4.bytes[wanted]));
-    const v128_t taken =
-        wasm_v128_or(wasm_i32x4_shl((v128_t)state, 16), wasm_u32x4_extend_low_u16x8(next));
+    const v128_t next =
+        wasm_i8x16_swizzle(wasm_v128_load64_zero(words), wasm_v128_load64_zero(kWordOrders4.bytes[wanted]));
+    const v128_t taken = wasm_v128_or(wasm_i32x4_shl((v128_t)state, 16), wasm_u32x4_extend_low_u16x8(next));
     words += kWordOrders4.counts[wanted];
     return (Uint)wasm_v128_bitselect(taken, (v128_t)state, low);
 }

@@ -6,6 +6,7 @@ Trains the digits network of examples/mnist.py briefly, packs it, puts it into t
 and the JavaScript package, and serves that. Any other server of files does as well.
 """
 
+import contextlib
 import functools
 import http.server
 import shutil
@@ -74,10 +75,8 @@ def main(folder: str = "web-output", epochs: str = "5", port: str = "8000") -> N
     write_network(files, int(epochs))
     with server(files, int(port)) as serving:
         print(f"http://127.0.0.1:{serving.server_port}/ (Control-C ends it)")
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             serving.serve_forever()
-        except KeyboardInterrupt:
-            pass
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from diffq_fast.files.tensor_bytes import tensor_bytes
 from diffq_fast.packed.contents import PackedContents, read_packed
 from diffq_fast.packed.header import PackedFileError
 from fuzz_file_reader import Mutation, seeds
-from support.c_library import CError, CFile, CLibrary, library_path
+from support.c_library import CFile, CLibrary, library_path
 from support.packed_examples import DATA
 from support.packed_forgery import Forgery
 from support.paths import ROOT

@@ -13,8 +13,8 @@ namespace diffq_fast {
 
 constexpr int64_t kMostHeaderBytes = 100'000'000;
 constexpr int kMostDimensions = 32;
-constexpr int64_t kMostDataBytes = int64_t{1} << 50;   // so that sums of sizes cannot overflow
-constexpr int64_t kMostElements = int64_t{1} << 60;  // of a tensor, less one
+constexpr int64_t kMostDataBytes = int64_t{1} << 50;  // so that sums of sizes cannot overflow
+constexpr int64_t kMostElements = int64_t{1} << 60;   // of a tensor, less one
 
 enum class ItemType : uint8_t {
     boolean,
