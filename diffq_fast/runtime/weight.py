@@ -34,6 +34,8 @@ class PackedWeight(nn.Module):
         activations: "float" or "int8", how :meth:`linear` takes its inputs, see ``functional.packed_linear``.
     """
 
+    stays_packed = True  # no quantizer can be on it
+
     data: Tensor
     starts: Tensor
     widths: Tensor
