@@ -67,7 +67,7 @@ static void finish_writes() {}
 #include "core/simd/words.h"
 #include "core/simd/coding.h"
 #include "core/scalar/packed_rows.h"
-#include "core/scalar/whole_rows.h"
+#include "wasm/packed_rows.h"
 // clang-format on
 
 // In double: eight lanes by i % 8, then pairwise.
