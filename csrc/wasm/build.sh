@@ -32,7 +32,10 @@ for source in "${sources[@]}"; do
   objects+=("$folder/objects/$(basename "$source" .cpp).o")
   compile "$source" &
   running+=($!)
-  if [ ${#running[@]} -ge "$(nproc)" ]; then wait "${running[0]}" && running=("${running[@]:1}"); fi
+  if [ ${#running[@]} -ge "$(nproc)" ]; then
+    wait "${running[0]}"
+    running=("${running[@]:1}")
+  fi
 done
 for one in "${running[@]}"; do wait "$one"; done
 

@@ -35,7 +35,7 @@ export class PackedFileError extends Error {
 
 const isNode = typeof process !== "undefined" && process.versions?.node !== undefined;
 // Bundlers for browsers must not look for it.
-const nodeFiles = () => import(/* webpackIgnore: true */ /* @vite-ignore */ ["node:fs", "promises"].join("/"));
+const nodeModule = (name) => import(/* webpackIgnore: true */ /* @vite-ignore */ `node:${name}`);
 
 let compiled = null;
 
@@ -44,7 +44,7 @@ async function compile(source) {
   if (given instanceof WebAssembly.Module) return given;
   if (given instanceof ArrayBuffer || ArrayBuffer.isView(given)) return WebAssembly.compile(given);
   const url = new URL(given, import.meta.url);
-  if (isNode && url.protocol === "file:") return WebAssembly.compile(await (await nodeFiles()).readFile(url));
+  if (isNode && url.protocol === "file:") return WebAssembly.compile(await (await nodeModule("fs/promises")).readFile(url));
   const response = await fetch(url);
   if (!response.ok) throw new PackedFileError(`${url}: HTTP ${response.status} ${response.statusText}`, "cannot-open");
   return WebAssembly.compile(await response.arrayBuffer());
@@ -262,12 +262,18 @@ function plainData(core, index) {
 
 const isFloat = (info) => info.packed || FLOATS.has(info.storedDtype);
 
+// What addresses are relative to: the page, or the working folder.
+async function base() {
+  if (globalThis.location !== undefined || !isNode) return globalThis.location?.href;
+  return (await nodeModule("url")).pathToFileURL(`${process.cwd()}/`);
+}
+
 /** The parts of what a file is read from, its name, and how long it is, where that is told. */
 async function opened(source, init) {
   if (source instanceof URL || typeof source === "string" || (typeof Request !== "undefined" && source instanceof Request)) {
-    const place = source instanceof Request ? source.url : new URL(source, globalThis.location?.href ?? import.meta.url);
+    const place = new URL(source instanceof Request ? source.url : source, await base());
     if (isNode && place.protocol === "file:") {
-      const { open } = await nodeFiles();
+      const { open } = await nodeModule("fs/promises");
       let file;
       try {
         file = await open(place);
@@ -276,7 +282,7 @@ async function opened(source, init) {
       }
       return { chunks: file.createReadStream(), name: String(place), length: (await file.stat()).size };
     }
-    return opened(await fetch(source, init), init);
+    return opened(await fetch(source instanceof Request ? source : place, init), init);
   }
   if (typeof Response !== "undefined" && source instanceof Response) {
     const name = source.url || "response";

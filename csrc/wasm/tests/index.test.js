@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
+import { relative } from "node:path";
 import test from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
@@ -182,6 +183,13 @@ test("a file is fetched, with its progress", async () => {
     assert.equal((await PackedFile.fetch(await fetch(url))).names.length, file.names.length);
     assert.equal((await PackedFile.fetch((await fetch(url)).body)).names.length, file.names.length);
   });
+});
+
+test("in Node, addresses may be files, and are relative to the working folder", async () => {
+  const address = new URL("tests/data/packed_v1_documented.safetensors", root);
+  for (const source of [address, String(address), relative(process.cwd(), fileURLToPath(address))])
+    assert.equal((await PackedFile.fetch(source)).byteLength, documented.length);
+  await assert.rejects(PackedFile.fetch("no-such-file"), refused("cannot-open", /^file:.*no-such-file: ENOENT/));
 });
 
 test("what a server does wrong is an error with its address", async () => {
