@@ -32,7 +32,7 @@ from .layout import (
     needs_version_2,
     read_layout,
 )
-from .ranges import ShortRanges, short_ranges_from_data, unsound_ranges
+from .ranges import ShortRanges, short_ranges_from_data
 from .tensor import PackedTensor
 from .widths import encode_widths
 
@@ -183,7 +183,7 @@ def _prepared(contents: PackedContents) -> tuple[list[TensorSource], dict[str, s
     sources, half = _plain_sources(contents)
     layouts = []
     for name, weight in packed.items():
-        expected = None if weight.range_scope == STEPS else unsound_ranges(weight.ranges, weight.range_scope)
+        expected = _unsound_ranges(weight.ranges, weight.range_scope)
         if expected is not None:
             raise ValueError(f"save: {name}: expected {expected}, found others, which no reader takes")
         coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
@@ -287,7 +287,19 @@ def _ranges(
         except ValueError as error:
             raise file_error(layout.header.path, name, f"{error}; damaged or hostile") from None
         ranges = short.ranges()
-    expected = None if weight.range_scope == STEPS else unsound_ranges(ranges, weight.range_scope)
+    expected = _unsound_ranges(ranges, weight.range_scope)
     if expected is not None:
         raise file_error(layout.header.path, name, f"expected {expected}; damaged or hostile")
     return ranges, short
+
+
+def _unsound_ranges(ranges: Tensor, range_scope: str) -> str | None:
+    """What a file's ranges have to be and these are not; None where they are. ``ranges``: `[..., 2]`, or scales."""
+    if range_scope == STEPS:
+        return None
+    if range_scope == "scale":
+        return None if bool(torch.isfinite(ranges).all()) else "a finite scale"
+    length = ranges[..., 1] - ranges[..., 0]
+    if bool((torch.isfinite(length) & (length >= 0)).all()):
+        return None
+    return "ranges lo <= hi, finite and no further apart than float32 can hold"

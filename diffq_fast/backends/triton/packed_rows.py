@@ -14,7 +14,7 @@ from torch import Tensor
 from ...reference.packed_rows import RowForm, round_activations
 from .. import default
 from .launching import launch
-from .packed_rows_kernels import RowsConfig, multiply_rows_kernel, unpack_rows_kernel
+from .packed_rows_kernels import Rows, RowsConfig, multiply_rows_kernel, unpack_rows_kernel
 
 TILE = 1024  # elements of a row
 ROWS = 4  # that one program multiplies with one vector
@@ -45,8 +45,8 @@ def _unpacked(indices: Tensor, rows: Sequence[Tensor], form: Sequence[int]) -> T
     values = torch.empty((indices.shape[0], form[0]), dtype=torch.float32, device=rows[0].device)
     if rows[1].shape[0] < 2:
         return values.fill_(torch.nan)
-    (tensors, numbers), config = _given(rows, form, 1, 1)
-    arguments = indices.contiguous(), *tensors, values, *numbers
+    given, config = _given(rows, form, 1, 1)
+    arguments = indices.contiguous(), given, values
     launch(unpack_rows_kernel, len(values), *arguments, CONFIG=config, enable_fp_fusion=False)
     return values
 
@@ -56,8 +56,8 @@ def _multiplied(vectors: Tensor, rows: Sequence[Tensor], form: Sequence[int]) ->
     results = torch.empty((number, count), dtype=torch.float32, device=vectors.device)
     if results.numel():
         per_program = ROWS if number == 1 else 1
-        (tensors, numbers), config = _given(rows, form, per_program, triton.next_power_of_2(number))
-        arguments = vectors, *tensors, results, number, *numbers
+        given, config = _given(rows, form, per_program, triton.next_power_of_2(number))
+        arguments = vectors, number, given, results
         launch(multiply_rows_kernel, -(-count // per_program), *arguments, CONFIG=config, enable_fp_fusion=False)
     return results
 
@@ -75,19 +75,17 @@ def _by_blocks(vectors: Tensor, rows: Sequence[Tensor], form: Sequence[int]) -> 
     return results
 
 
-def _given(
-    rows: Sequence[Tensor], form: Sequence[int], per_program: int, vectors: int
-) -> tuple[tuple[tuple[Tensor, ...], tuple[int, ...]], RowsConfig]:
-    """The tensors and the numbers of a launch, and what it is compiled for."""
+def _given(rows: Sequence[Tensor], form: Sequence[int], per_program: int, vectors: int) -> tuple[Rows, RowsConfig]:
+    """What a launch is given of the rows, and what it is compiled for."""
     row_form = RowForm.of(form)
     data, starts, widths, scales, offsets = (each.contiguous() for each in rows)
     if data.data_ptr() % 4:
         data = data.clone()
     words = data[: data.numel() // 4 * 4].view(torch.int32)
     segment, segments = row_form.segment, row_form.segments
+    numbers = words.numel(), starts.shape[0] - 1, max(1, row_form.group_size // segment)
     span = min(triton.next_power_of_2(segment), TILE)
     at_once = min(triton.next_power_of_2(segments), TILE // span)
-    numbers = words.numel(), starts.shape[0] - 1, max(1, row_form.group_size // segment)
     sizes = segments, segment, at_once, span, per_program, vectors
     config = RowsConfig(*sizes, row_form.group_size == 0, row_form.centred, row_form.level_count)
-    return ((words, starts, widths, scales, offsets), numbers), config
+    return Rows(words, starts, widths, scales, offsets, *numbers), config

@@ -32,17 +32,29 @@ class RowsConfig(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """``count`` packed rows: data as int32 ``[words]``, where rows begin in it, their widths, scales and offsets of
-    ``group_segments`` segments each."""
+    """``count`` packed rows: int32 words of data; where rows begin in it, int32 ``[count + 1]``; their widths, uint8
+    ``[count, bytes]``; scales and offsets, float32, of ``group_segments`` segments each, offsets unless ``centred``."""
 
-    data_ptr: Any
+    words_ptr: Any
     starts_ptr: Any
     widths_ptr: Any
     scales_ptr: Any
     offsets_ptr: Any
-    words: Any
+    word_count: Any
     count: Any
     group_segments: Any
+
+
+class Tile(NamedTuple):
+    """What the segments of a tile have, each ``[rows, segments, 1]``: where they begin, in bytes behind their row's
+    start; their widths, scales, offsets and steps; and which exist."""
+
+    begin: Any
+    width: Any
+    scale: Any
+    offset: Any
+    step: Any
+    inside: Any
 
 
 @triton.jit
@@ -75,38 +87,38 @@ def _levels_of(rows, start, begin, width, place, inside):
     in the data."""
     bit = begin * 8 + place * width
     word = start + (bit >> 5)
-    found = inside & (word + 1 < rows.words)
-    low = tl.load(rows.data_ptr + word, found, 0).to(tl.uint32, bitcast=True)
-    high = tl.load(rows.data_ptr + word + 1, found, 0).to(tl.uint32, bitcast=True)
+    found = inside & (word + 1 < rows.word_count)
+    low = tl.load(rows.words_ptr + word, found, 0).to(tl.uint32, bitcast=True)
+    high = tl.load(rows.words_ptr + word + 1, found, 0).to(tl.uint32, bitcast=True)
     shift = (bit & 31).to(tl.uint32)
     level = (low >> shift) | ((high << 1) << (31 - shift))
     return (level & ((1 << width) - 1).to(tl.uint32)).to(tl.int32), found
 
 
 @triton.jit
-def _tile_of(rows, row, exists, first, carry, CONFIG: tl.constexpr):
-    """What a tile of segments from ``first`` on shares, each ``[rows, segments, 1]``: where they begin, in bytes, their
-    widths, scales, offsets, steps, and which exist; and where the next tile begins, ``[rows, 1, 1]``."""
+def _tile_of(rows, row, first, carry, CONFIG: tl.constexpr):
+    """The tile of segments from ``first`` on, which begins ``carry`` bytes behind the rows' starts; and where the next
+    one begins, ``[rows, 1, 1]``."""
     segment = (first + tl.arange(0, CONFIG.segments))[None, :]
-    inside = exists[:, None] & (segment < CONFIG.row_segments)
+    inside = (row[:, None] >= 0) & (segment < CONFIG.row_segments)
     width = _widths_of(rows, row[:, None], segment, inside, CONFIG)
     size = (CONFIG.segment * width + 7) // 8
-    behind = tl.cumsum(size, 1)
+    begin = carry + (tl.cumsum(size, 1) - size)[:, :, None]
     scale, offset, step = _scale_and_step(rows, row[:, None], segment, width, inside, CONFIG)
-    begin = carry + (behind - size)[:, :, None]
-    total = carry + tl.sum(size, 1)[:, None, None]
-    return begin, width[:, :, None], scale[:, :, None], offset[:, :, None], step[:, :, None], inside[:, :, None], total
+    of_each = scale[:, :, None], offset[:, :, None], step[:, :, None]
+    tile = Tile(begin, width[:, :, None], of_each[0], of_each[1], of_each[2], inside[:, :, None])
+    return tile, carry + tl.sum(size, 1)[:, None, None]
 
 
 @triton.jit
-def _weights_of(rows, start, place, begin, width, scale, offset, step, inside, CONFIG: tl.constexpr):
+def _weights_of(rows, start, place, tile, CONFIG: tl.constexpr):
     """float32 weights at ``place`` of a tile's segments, NaN where they lie outside of the data, 0 where none are."""
-    inside = inside & (place < CONFIG.segment)
-    level, found = _levels_of(rows, start, begin, width, place, inside)
+    inside = tile.inside & (place < CONFIG.segment)
+    level, found = _levels_of(rows, start, tile.begin, tile.width, place, inside)
     if CONFIG.centred:
-        weight = (level - ((1 << width) >> 1)).to(tl.float32) * scale
+        weight = (level - ((1 << tile.width) >> 1)).to(tl.float32) * tile.scale
     else:
-        weight = (level.to(tl.float32) * step) * scale + offset
+        weight = (level.to(tl.float32) * tile.step) * tile.scale + tile.offset
     return tl.where(found, weight, tl.where(inside, float("nan"), 0.0))
 
 
@@ -118,68 +130,41 @@ def _row_and_start(rows, row):
 
 
 @triton.jit
-def unpack_rows_kernel(
-    indices_ptr,
-    data_ptr,
-    starts_ptr,
-    widths_ptr,
-    scales_ptr,
-    offsets_ptr,
-    result_ptr,
-    words,
-    count,
-    group_segments,
-    CONFIG: tl.constexpr,
-):
+def unpack_rows_kernel(indices_ptr, rows, result_ptr, CONFIG: tl.constexpr):
     """The weights of some rows, as the oracle has them bit for bit; NaN for a row that does not exist.
 
     ``indices_ptr`` [programs] int64, read
-    ``data_ptr`` [words] int32, ``starts_ptr`` [count + 1] int32, ``widths_ptr`` [count, bytes] uint8,
-    ``scales_ptr``, ``offsets_ptr`` [groups] float32, read; offsets unless ``centred``
+    ``rows`` :class:`Rows`, read
     ``result_ptr`` [programs, columns] float32, written
 
     One program unpacks one row.
     """
-    rows = Rows(data_ptr, starts_ptr, widths_ptr, scales_ptr, offsets_ptr, words, count, group_segments)
     wanted = tl.load(indices_ptr + tl.program_id(0) + tl.arange(0, 1))
-    exists = (wanted >= 0) & (wanted < count)
+    exists = (wanted >= 0) & (wanted < rows.count)
     row, start = _row_and_start(rows, wanted)
     columns: tl.constexpr = CONFIG.row_segments * CONFIG.segment
     carry = tl.full((1, 1, 1), 0, tl.int32)
     for first in range(0, CONFIG.row_segments, CONFIG.segments):
-        begin, width, scale, offset, step, inside, carry = _tile_of(rows, row, row >= 0, first, carry, CONFIG)
+        tile, carry = _tile_of(rows, row, first, carry, CONFIG)
         column = (first + tl.arange(0, CONFIG.segments))[None, :, None].to(tl.int64) * CONFIG.segment
         for part in range(0, CONFIG.segment, CONFIG.span):
             place = (part + tl.arange(0, CONFIG.span))[None, None, :]
-            weight = _weights_of(rows, start, place, begin, width, scale, offset, step, inside, CONFIG)
+            weight = _weights_of(rows, start, place, tile, CONFIG)
             weight = tl.where(exists[:, None, None], weight, float("nan"))
             target = result_ptr + tl.program_id(0).to(tl.int64) * columns + column + place
-            tl.store(target, weight, inside & (place < CONFIG.segment))
+            tl.store(target, weight, tile.inside & (place < CONFIG.segment))
 
 
 @triton.jit
-def multiply_rows_kernel(
-    vectors_ptr,
-    data_ptr,
-    starts_ptr,
-    widths_ptr,
-    scales_ptr,
-    offsets_ptr,
-    result_ptr,
-    number,
-    words,
-    count,
-    group_segments,
-    CONFIG: tl.constexpr,
-):
+def multiply_rows_kernel(vectors_ptr, number, rows, result_ptr, CONFIG: tl.constexpr):
     """Products of vectors with rows; sums in float32, of each element of a tile first.
 
     ``vectors_ptr`` [number, columns] float32, read
-    ``result_ptr`` [number, count] float32, written; the others as :func:`unpack_rows_kernel` has them
+    ``rows`` :class:`Rows`, read
+    ``result_ptr`` [number, count] float32, written
 
     One program multiplies ``vectors`` vectors with one row, or one vector with ``rows`` rows.
     """
-    rows = Rows(data_ptr, starts_ptr, widths_ptr, scales_ptr, offsets_ptr, words, count, group_segments)
     of_program = tl.program_id(0).to(tl.int64) * CONFIG.rows + tl.arange(0, CONFIG.rows)
     row, start = _row_and_start(rows, of_program)
     vector = tl.arange(0, CONFIG.vectors)
@@ -188,11 +173,11 @@ def multiply_rows_kernel(
     sums = tl.full((lines, CONFIG.segments, CONFIG.span), 0.0, tl.float32)
     carry = tl.full((CONFIG.rows, 1, 1), 0, tl.int32)
     for first in range(0, CONFIG.row_segments, CONFIG.segments):
-        begin, width, scale, offset, step, inside, carry = _tile_of(rows, row, row >= 0, first, carry, CONFIG)
+        tile, carry = _tile_of(rows, row, first, carry, CONFIG)
         segment = (first + tl.arange(0, CONFIG.segments))[None, :, None]
         for part in range(0, CONFIG.segment, CONFIG.span):
             place = (part + tl.arange(0, CONFIG.span))[None, None, :]
-            weight = _weights_of(rows, start, place, begin, width, scale, offset, step, inside, CONFIG)
+            weight = _weights_of(rows, start, place, tile, CONFIG)
             given = vectors_ptr + vector[:, None, None] * columns + segment.to(tl.int64) * CONFIG.segment + place
             known = (segment < CONFIG.row_segments) & (place < CONFIG.segment) & (vector < number)[:, None, None]
             sums += weight * tl.load(given, known, 0.0)
@@ -200,6 +185,6 @@ def multiply_rows_kernel(
     made = tl.sum(tl.sum(sums, 2), 1)
     if CONFIG.vectors == 1:
         of_line = tl.program_id(0).to(tl.int64) * CONFIG.rows + line
-        tl.store(result_ptr + of_line, made, of_line < count)
+        tl.store(result_ptr + of_line, made, of_line < rows.count)
     else:
-        tl.store(result_ptr + line.to(tl.int64) * count + tl.program_id(0), made, line < number)
+        tl.store(result_ptr + line.to(tl.int64) * rows.count + tl.program_id(0), made, line < number)
