@@ -20,6 +20,7 @@ LOADED_BYTES, STORED_BYTES = 128, 64  # a cycle, between a multiprocessor and it
 LANES = 32
 
 _FLOAT = {"FADD", "FMUL", "FFMA", "HFMA2", "HADD2", "HMUL2"}
+_FLOAT_PAIRS = {"FADD2", "FMUL2", "FFMA2"}  # two float32 in a pair of registers: counted as two on the same pipe
 _SPECIAL = {"MUFU", "F2I", "I2F", "F2F", "FRND", "POPC", "FLO", "BREV"}
 _SHARED = {"SHFL", "LDS", "STS", "ATOMS", "LDSM", "STSM", "REDUX"}
 _CONTROL = {
@@ -68,6 +69,8 @@ def cycles(instructions: Iterable[Instruction]) -> dict[str, float]:
         elif name in _FLOAT or name == "IMAD":
             used["FMA"] += FMA
             used["integer products"] += INTEGER_PRODUCT if name == "IMAD" else 0
+        elif name in _FLOAT_PAIRS:
+            used["FMA"] += 2 * FMA
         elif name in _SPECIAL:
             used["XU"] += XU
         elif name not in _ELSEWHERE and not name.startswith("U"):

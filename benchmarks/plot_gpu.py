@@ -18,7 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from roofline import CHIPS, ISSUE_EFFICIENCY, ISSUED, RESULTS, Chip
+from gpu_chips import CHIPS, ISSUED, RESULTS, Chip
 
 # Whole passes: the kernels that they launch, and under which name the benchmarks store their milliseconds.
 PASSES = {
@@ -35,9 +35,25 @@ PASSES = {
 BOUNDS = {
     "memory": ("tab:blue", "memory"),
     "issue": ("tab:orange", "instruction issue"),
-    "integer_products": ("tab:green", "integer products"),
-    "transcendentals": ("tab:red", "special functions"),
+    "ALU": ("tab:green", "comparisons and logic (ALU)"),
+    "FMA": ("tab:olive", "products and sums (FMA)"),
+    "integer products": ("tab:cyan", "integer products"),
+    "XU": ("tab:red", "special functions (XU)"),
+    "LSU": ("tab:purple", "loads, stores and shuffles (LSU)"),
+    "latency": ("tab:brown", "latency"),
 }
+# Kernels under the ceilings: those of the passes, and some that cost more.
+SHOWN = (
+    *dict.fromkeys(kernel for kernels, _ in PASSES.values() for kernel in kernels),
+    "forward uniform g=1 to fp32",
+    "forward uniform g=8 to fp32, range per group",
+    "backward uniform g=1 from fp32",
+    "uniform noise of one step, g=64",
+    "sums of uniform noise, g=64",
+    "quantise + pack, 8 bits",
+    "unpack + dequantise, 8 bits",
+    "fake quantise",
+)
 
 
 def measured(folder: Path) -> tuple[str | None, dict[str, float]]:
@@ -59,21 +75,21 @@ def chip_named(gpu: str | None) -> str:
     return next((name for name in CHIPS if gpu and name.split()[0] in gpu), "H200")
 
 
-def draw_roofline(axes: Any, chip: Chip, kernels: list[dict[str, Any]]) -> None:
-    """Attainable rate over instructions per byte, and where the kernels stand."""
+def draw_roofline(axes: Any, chip: Chip, kernels: list[dict[str, Any]], utilisation: float) -> None:
+    """Attainable rate over instructions per byte, and where the kernels stand; ``utilisation``: of the issue slots."""
     issue = chip.rate(ISSUED) / 1e3
     intensity = np.geomspace(0.5, 20, 200)
     axes.plot(
         intensity, np.minimum(intensity * chip.copy, issue), color="0.7", lw=1.5, ls="--", label="every issue slot"
     )
-    usable = ISSUE_EFFICIENCY * issue
-    label = f"copy at {chip.copy} TB/s, {ISSUE_EFFICIENCY:.0%} of issue slots"
+    usable = utilisation * issue
+    label = f"copy at {chip.copy} TB/s, {utilisation:.0%} of issue slots"
     axes.plot(intensity, np.minimum(intensity * chip.copy, usable), color="black", lw=2, label=label)
     places = sorted(kernels, key=lambda row: row["instructions_per_weight"] / row["bytes_per_weight"])
     for number, row in enumerate(places, 1):
         x = row["instructions_per_weight"] / row["bytes_per_weight"]
         y = row["instructions_per_weight"] / row["predicted_picoseconds"]
-        axes.plot(x, y, "o", color=BOUNDS[row["bound"]][0], ms=7)
+        axes.plot(x, y, "o", color=BOUNDS[row["binding"]][0], ms=7)
         height, side = (0.72, "top") if number % 2 else (1.4, "bottom")
         line = {"arrowstyle": "-", "lw": 0.5, "shrinkB": 4}
         axes.annotate(str(number), (x, y), (x, y * height), ha="center", va=side, fontsize=9, arrowprops=line)
@@ -98,14 +114,14 @@ def draw_passes(axes: Any, kernels: list[dict[str, Any]], times: dict[str, float
         for name in names:
             row = by_name[name]
             width = row["predicted_picoseconds"]
-            axes.barh(place, width, left=left, height=0.6, color=BOUNDS[row["bound"]][0], edgecolor="white")
+            axes.barh(place, width, left=left, height=0.6, color=BOUNDS[row["binding"]][0], edgecolor="white")
             left += width
         text = f"{left:.2f}"
         if stored in times:
             axes.plot(times[stored], place, "kD", ms=7)
             text += f", measured {times[stored]:.2f}"
         axes.text(max(left, times.get(stored, 0.0)) + 0.06, place, text, va="center", fontsize=9)
-    found = {row["bound"] for row in kernels}
+    found = {row["binding"] for row in kernels}
     for bound, (colour, meaning) in BOUNDS.items():
         if bound in found:
             axes.plot([], [], "s", color=colour, label=f"bound by {meaning}")
@@ -129,7 +145,7 @@ def main() -> None:
     )
     parser.add_argument("--complete", action="store_true", help="fail where a pass was not measured")
     arguments = parser.parse_args()
-    predictions = json.loads((RESULTS / "roofline.json").read_text())
+    predictions = json.loads((RESULTS / "gpu_predictions.json").read_text())
     gpu, times = measured(arguments.results)
     chip = arguments.chip or chip_named(gpu)
     kernels = predictions["chips"][chip]["kernels"]
@@ -137,7 +153,8 @@ def main() -> None:
     if arguments.complete and missing:
         parser.error(f"{arguments.results}: expected times of all passes, found none of {sorted(missing)}")
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7.5), width_ratios=(1.15, 1))
-    draw_roofline(left, CHIPS[chip], kernels)
+    shown = [row for row in kernels if row["kernel"] in SHOWN]
+    draw_roofline(left, CHIPS[chip], shown, predictions["utilisation"])
     draw_passes(right, kernels, times)
     source = f"measured on {gpu}" if gpu else "nothing measured yet"
     predicted = f"predicted from compiled code (Triton {predictions['triton']})"

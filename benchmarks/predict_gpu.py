@@ -15,11 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipe_cycles import LANES, chain, cycles, global_bytes, resident_blocks, until_most_leave
-from roofline import CHIPS, RESULTS, TRAFFIC, Chip
+from gpu_chips import BYTES, CHIPS, RESULTS, Chip
+from pipe_cycles import FMA, ISSUE, LANES, chain, cycles, global_bytes, resident_blocks, until_most_leave
 
-B200 = Chip(148, 1.965, 7.2, 2250)
-MACHINES = {"H100 SXM": ("sm_90", CHIPS["H100 SXM"]), "H200": ("sm_90", CHIPS["H200"]), "B200": ("sm_100", B200)}
 # What a pipe reaches of its rate; a prediction is told for all of it and for less as well.
 UTILISATION, SURE, CAREFUL = 0.8, 1.0, 0.6
 # Assumed, in microseconds: of a loaded memory; of the tables, which are in L2, three loads that need each other; from
@@ -27,16 +25,10 @@ UTILISATION, SURE, CAREFUL = 0.8, 1.0, 0.6
 MEMORY_LATENCY, TABLES_LATENCY, LAUNCH = 0.8, 0.45, 2.0
 # Kernels without a loop over whole tiles: weights of a thread on the way that most programs take.
 WITHOUT_LOOP = {"range": 32, "noise": 32, "range per group": 8, "quantise": 16}
-# Bytes per weight of kernels that ``roofline.py`` leaves out, where threads load the same logits or tables again.
-BYTES = {
-    "forward gaussian g=0 to fp32": 8.0,
-    "forward gaussian g=7 to fp32": 8.571,
-    "forward gaussian g=4096 to fp16": 6.0,
-    "one launch: forward gaussian g=0 to fp32": 8.0,
-    "range per group": 5.0,
-    "noise": 4.0,
-    "quantise": 8.125,
-} | {traffic.kernel: traffic.bytes for traffic in TRAFFIC}
+# A transformer's step: 6 operations a weight and token, of which a good step reaches this part of the chip's.
+TOKENS, STEP_EFFICIENCY = 8192, 0.4
+# Autocast's own casts of a weight (4 bytes read, 2 written) and of its gradient (2 read, 4 written).
+CASTS = 12
 # Passes over one weight: their launches.
 PASSES = {
     "forward float32, range per tensor": ("range", "forward uniform g=8 to fp32"),
@@ -115,6 +107,7 @@ def resources(cost: Cost, chip: Chip, utilisation: float = UTILISATION) -> dict[
     a_cycle = 1e3 / (chip.multiprocessors * chip.gigahertz)
     times = {"memory": cost.bytes / chip.copy}
     times |= {name: a_cycle * value / utilisation for name, value in cost.pipes.items()}
+    times["FMA"] *= LANES / FMA / chip.fma_lanes
     times["latency"] = 1e6 * program_microseconds(cost, chip) / (cost.blocks * chip.multiprocessors * cost.tile)
     return times
 
@@ -126,6 +119,8 @@ def predict(cost: Cost, chip: Chip) -> dict[str, Any]:
     in_flight = cost.blocks * cost.warps * LANES * cost.loads_in_flight
     return {
         "kernel": cost.kernel,
+        "bytes_per_weight": cost.bytes,
+        "instructions_per_weight": round(LANES * cost.pipes["issue"] / ISSUE, 2),
         "predicted_picoseconds": round(times[binding[0]], 3),
         "least": round(at["least"], 3),
         "most": round(at["most"], 3),
@@ -161,6 +156,30 @@ def small(costs: list[Cost], chip: Chip) -> list[dict[str, Any]]:
     return rows
 
 
+def figures(rows: list[dict[str, Any]], chip: Chip) -> dict[str, float]:
+    """Predictions of whole figures: the bytes a target counts, at the copy's speed, over the predicted time."""
+    time = {row["kernel"]: row["predicted_picoseconds"] for row in rows}
+    forward = time["range"] + time["forward uniform g=8 to fp32"]
+    gaussian = time["range"] + time["forward gaussian g=8 to fp32"]
+    half = time["range"] + time["forward uniform g=8 to bf16"]
+    step = 6 * TOKENS / (STEP_EFFICIENCY * chip.teraflops)
+    lowered = half + time["backward uniform g=8 from bf16"] - CASTS / chip.copy
+    found = {
+        "G1": 12 / chip.copy / forward,
+        "G2": 10 / chip.copy / half,
+        "G1 one launch": 8 / chip.copy / time["one launch: forward uniform g=8 to fp32"],
+        "G2 one launch": 6 / chip.copy / time["one launch: forward uniform g=8 to bf16"],
+        "G3": gaussian / forward,
+        "G4": 8 / chip.copy / time["backward uniform g=8 from fp32"],
+        "G4 bf16": 6 / chip.copy / time["backward uniform g=8 from bf16"],
+        "G8": 100 * lowered / step,
+        "G8 own dtype": 100 * (forward + time["backward uniform g=8 from fp32"]) / step,
+        "G11 pack": 4.5 / chip.copy / time["quantise + pack, 4 bits of one width"],
+        "G11 unpack": 4.5 / chip.copy / time["unpack + dequantise, 4 bits of one width"],
+    }
+    return {name: round(value, 3) for name, value in found.items()}
+
+
 def _cost(row: dict[str, Any]) -> Cost:
     return Cost(**row)
 
@@ -170,7 +189,7 @@ def measured() -> tuple[str, dict[str, list[Cost]]]:
     import triton
     from static_kernels import CASES
 
-    targets = dict.fromkeys(target for target, _ in MACHINES.values())
+    targets = dict.fromkeys(chip.target for chip in CHIPS.values())
     found = {target: [cost_of(case, target) for case in CASES] for target in targets}
     return triton.__version__, {target: with_ranges([cost for cost in own if cost]) for target, own in found.items()}
 
@@ -187,10 +206,12 @@ def main() -> None:
         version, costs = measured()
     result: dict[str, Any] = {"triton": version, "utilisation": UTILISATION, "chips": {}}
     result["costs"] = {target: [asdict(cost) for cost in own] for target, own in costs.items()}
-    for name, (target, chip) in MACHINES.items():
-        kernels = [predict(cost, chip) for cost in costs[target]]
-        result["chips"][name] = {"ceilings": asdict(chip), "kernels": kernels, "small": small(costs[target], chip)}
-        print(name)
+    for name, chip in CHIPS.items():
+        own = costs[chip.target]
+        kernels = [predict(cost, chip) for cost in own]
+        result["chips"][name] = {"ceilings": asdict(chip), "kernels": kernels, "figures": figures(kernels, chip)}
+        result["chips"][name]["small"] = small(own, chip)
+        print(f"{name}: " + ", ".join(f"{figure} {value}" for figure, value in figures(kernels, chip).items()))
         for row in kernels:
             time = f"{row['predicted_picoseconds']:>7} ps/w ({row['least']} to {row['most']})"
             print(f"  {row['kernel']:<46}{time:<32}{row['binding']:<17}{row['of_copy']}")

@@ -65,6 +65,7 @@ def measure(case: Case) -> dict[str, Any]:
     code = read_code(compile_case(case, "sm_90"))
     return {
         "kernel": case.name,
+        "budget": _budget_of(case.name),
         "instructions_per_weight": round(len(code.body) / case.weights, 2) if case.weights else None,
         "transcendental_per_weight": _per_weight(case, code, "MUFU"),
         "integer_product_per_weight": _per_weight(case, code, "IMAD.WIDE"),
@@ -80,6 +81,12 @@ def measure(case: Case) -> dict[str, Any]:
         "shared_bytes": code.shared_bytes,
         "warps": case.warps,
     }
+
+
+def _budget_of(kernel: str) -> str:
+    """Ship and moonshot, in words; "" without a budget."""
+    found = [(budget, ship, moonshot) for budget, (name, ship, moonshot) in BUDGETS.items() if name == kernel]
+    return " ".join(f"{budget.split()[0]}: {ship:g} / {moonshot:g}" for budget, ship, moonshot in found)
 
 
 def _per_weight(case: Case, code: Code, prefix: str) -> float | None:

@@ -102,6 +102,30 @@ def _ragged(noisy: str, suffix: str) -> list[Case]:
     ]  # fmt: skip
 
 
+def _uniform_noise(noisy: str = "fp32", group_size: int = 64) -> list[Case]:
+    """Noise of one step, and the sums that are the steps' gradients; ``noisy``: the type of what is written, and read
+    by the backward."""
+    signature = _TABLES | {"key_ptr": "*i64"}
+    config = Config(True, group_size, weight=tl.float32, **launching.tile_steps(group_size, narrow=noisy != "fp32"))
+    sums = Config(True, group_size, grad=_TYPES[noisy], **launching.tile_steps(group_size))
+    kernels = uniform_noise_kernels
+    to, of = ("", "") if noisy == "fp32" else (f", to {noisy}", f", from {noisy}")
+    return [
+        Case(f"uniform noise of one step, g={group_size}{to}", kernels.uniform_noise_kernel,
+             signature | {"noisy_ptr": f"*{noisy}"}, {"CONFIG": config}, weights=_rounds(config)),
+        Case(f"sums of uniform noise, g={group_size}{of}", kernels.group_sums_kernel,
+             signature | {"sums_ptr": "*fp32"}, {"CONFIG": sums}, weights=_rounds(sums), fusion=False),
+    ]  # fmt: skip
+
+
+def _sums_of_pieces() -> Case:
+    """Groups that are ragged or large."""
+    signature = _TABLES | {"key_ptr": "*i64", "sums_ptr": "*fp32", "group_size": "i32"}
+    config = Config(True, grad=tl.float32, tile=launching.TILE, part_step=launching.PART_STEP)
+    kernel = uniform_noise_kernels.piece_sums_kernel
+    return Case("sums of uniform noise, pieces of groups", kernel, signature, {"CONFIG": config})
+
+
 def _pack(width: int, ordered: bool) -> list[Case]:
     signature = {"source_ptr": "*fp32", "ranges_ptr": "*fp32", "order_ptr": "*i64", "words_ptr": "*i32"}
     back = {"words_ptr": "*i32", "ranges_ptr": "*fp32", "order_ptr": "*i64", "result_ptr": "*fp32"}
@@ -239,5 +263,8 @@ CASES = [
     *_pack(4, ordered=True),
     *_pack(8, ordered=False),
     *_under_autocast(),
+    *_uniform_noise(),
+    *_uniform_noise("bf16"),
     *_others(),
+    _sums_of_pieces(),
 ]

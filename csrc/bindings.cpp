@@ -435,6 +435,29 @@ void bind_inference(py::module_& module) {
         },
         Release());
     module.def(
+        "pack_rows",
+        [](Address levels, Address widths, Address starts, int64_t rows, int64_t columns, int64_t segment,
+           Address data, int64_t bytes, int threads) -> const char* {
+            const RowsOfLevels given{at<const int32_t>(levels),
+                                     at<const uint8_t>(widths),
+                                     at<const uint32_t>(starts),
+                                     rows,
+                                     columns,
+                                     segment};
+            switch (pack_rows(given, at<uint8_t>(data), bytes, threads)) {
+                case RowsProblem::none:
+                    break;
+                case RowsProblem::width:
+                    return "widths must be between 1 and 16";
+                case RowsProblem::level:
+                    return "levels must be from 0 to 2**width - 1";
+                case RowsProblem::outside:
+                    return "a row does not lie in its data";
+            }
+            return "";
+        },
+        Release());
+    module.def(
         "unpack_rows",
         [](const RowsTuple& rows, const RowFormTuple& form, Address indices, int64_t count, Address values,
            int threads) {

@@ -285,9 +285,6 @@ def check_rows(levels: Tensor, widths: Tensor, segment: int) -> None:
     check_has_values(who, "levels", levels)
     check_has_values(who, "widths", widths)
     check_width_values(who, [widths])
-    above = levels >> widths.repeat_interleave(segment, 1).int()
-    if bool(above.any()):
-        raise ValueError(f"{who}: levels must be from 0 to 2**width - 1, got {int(levels[above != 0][0])}")
 
 
 def check_packed_rows(who: str, rows: PackedRows) -> None:

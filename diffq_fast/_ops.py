@@ -457,6 +457,11 @@ def decode_levels(words, count):
 _ROWS = "Tensor data, Tensor starts, Tensor widths, Tensor scales, Tensor offsets, int[] form"
 
 
+@_operator("(Tensor levels, Tensor widths, Tensor starts, int segment, int size) -> Tensor")
+def pack_rows(levels, widths, starts, segment, size):
+    return levels.new_empty((size,), dtype=torch.uint8)
+
+
 @_operator(f"(Tensor indices, {_ROWS}) -> Tensor")
 def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     return data.new_empty((indices.shape[0], form[0]), dtype=torch.float32)

@@ -547,7 +547,8 @@ def pack_rows(levels: Tensor, widths: Tensor, segment: int) -> tuple[Tensor, Ten
     '0b10110100'
     """
     check_rows(levels, widths, segment)
-    return packed_rows.pack_rows(levels, widths, segment)
+    starts, size = packed_rows.row_starts(widths, levels.shape[1], segment)
+    return _ops.pack_rows.default(levels, widths, starts, segment, size), starts, packed_rows.half_bytes(widths)
 
 
 def unpack_rows(indices: Tensor, rows: PackedRows) -> Tensor:

@@ -218,6 +218,11 @@ OPERATORS: dict[str, Callable[[Arguments], Any]] = {
     "pack_planes": lambda a: ops.pack_planes(a.levels(), *block(a)),
     "pack_planes_seen": lambda a: ops.pack_planes_seen(a.levels(), *block(a)),
     "unpack_planes": lambda a: ops.unpack_planes(planes(a), a.integer(a.count, 10**7)),
+    "pack_rows": lambda a: ops.pack_rows(
+        *(a.form(torch.randint(-1, 5, (3, 8)).int()), torch.full((3, 2), a.integer(3, 0, 16, 20)).to(torch.uint8)),
+        *(a.often(torch.arange(4).int(), torch.arange(4).int() * -9, torch.arange(3).int()), a.integer(4, 8, 0, 3)),
+        a.often(64, 28, 16, 0, -1),
+    ),
     "unpack_rows": lambda a: ops.unpack_rows(
         torch.randint(a.often(0, -3), a.often(1, 5, 2**40), (a.often(2, 0),)), *rows_in_memory(a)
     ),

@@ -20,6 +20,7 @@ from .torch_pack import STORAGE_BITS
 from .torch_pack import pack as pack_rectangle
 from .torch_pack import unpack as unpack_rectangle
 
+LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 MAX_STORED_WIDTH = 15  # bits of a level that diffq can read back
 
 
@@ -94,19 +95,20 @@ def read_parts(name: str, entry: Any, number: int) -> Sequence[Any]:
 
 
 def read_number(name: str, value: Any, what: str) -> float:
-    """A finite float from a number or a tensor of one element."""
+    """A float from a number or a tensor of one element; float32 has to hold it."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         value = value.item()
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not abs(value) <= LARGEST_FLOAT32:
         raise legacy_error(name, f"expected a finite number as {what}, found {describe(value)}")
     return float(value)
 
 
 def read_range(name: str, stored: Any) -> tuple[float, float]:
-    """(lo, hi), two finite numbers, lo <= hi."""
+    """(lo, hi), two finite numbers, lo <= hi, no further apart than float32 can hold."""
     lo, hi = (read_number(name, each, "the weight's range") for each in read_parts(name, stored, 2))
-    if lo > hi:
-        raise legacy_error(name, f"expected a range (lo, hi) with lo <= hi, found ({lo}, {hi})")
+    if not 0 <= hi - lo <= LARGEST_FLOAT32:
+        expected = "expected a range (lo, hi) with lo <= hi, no further apart than float32 can hold"
+        raise legacy_error(name, f"{expected}, found ({lo}, {hi})")
     return lo, hi
 
 

@@ -32,7 +32,7 @@ from .layout import (
     needs_version_2,
     read_layout,
 )
-from .ranges import ShortRanges, short_ranges_from_data
+from .ranges import ShortRanges, short_ranges_from_data, unsound_ranges
 from .tensor import PackedTensor
 from .widths import encode_widths
 
@@ -118,7 +118,8 @@ def write_packed(path: str | os.PathLike[str], contents: PackedContents, progres
         progress: called as progress(tensor name, bytes done, bytes in all).
 
     Raises:
-        ValueError: names that collide, or a half tensor beyond float16's range. TypeError: not storable.
+        ValueError: names that collide, ranges that are not finite, or a half tensor beyond float16's range. TypeError:
+            not storable.
     """
     sources, metadata = _prepared(contents)
     write_safetensors(path, sources, metadata, seal, progress)
@@ -182,6 +183,9 @@ def _prepared(contents: PackedContents) -> tuple[list[TensorSource], dict[str, s
     sources, half = _plain_sources(contents)
     layouts = []
     for name, weight in packed.items():
+        expected = None if weight.range_scope == STEPS else unsound_ranges(weight.ranges, weight.range_scope)
+        if expected is not None:
+            raise ValueError(f"save: {name}: expected {expected}, found others, which no reader takes")
         coding, table = encode_widths(weight.widths.cpu().numpy(), _pack_stream)
         layouts.append(_weight_layout(name, weight, coding))
         sources += _weight_sources(name, weight, table)
@@ -283,14 +287,7 @@ def _ranges(
         except ValueError as error:
             raise file_error(layout.header.path, name, f"{error}; damaged or hostile") from None
         ranges = short.ranges()
-    if weight.range_scope == STEPS:
-        sound, expected = ranges, ""
-    elif weight.range_scope == "scale":
-        sound, expected = torch.isfinite(ranges), "a finite scale"
-    else:
-        length = ranges[..., 1] - ranges[..., 0]
-        sound = torch.isfinite(length) & (length >= 0)
-        expected = "ranges lo <= hi, finite and no further apart than float32 can hold"
-    if not bool(sound.all()):
+    expected = None if weight.range_scope == STEPS else unsound_ranges(ranges, weight.range_scope)
+    if expected is not None:
         raise file_error(layout.header.path, name, f"expected {expected}; damaged or hostile")
     return ranges, short

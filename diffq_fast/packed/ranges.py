@@ -31,6 +31,16 @@ class RangeOptions(NamedTuple):
     groups_per_unit: int = 0
 
 
+def unsound_ranges(ranges: Tensor, range_scope: str) -> str | None:
+    """What a file's ranges have to be and these are not; None where they are. ``ranges``: `[..., 2]`, or scales."""
+    if range_scope == "scale":
+        return None if bool(torch.isfinite(ranges).all()) else "a finite scale"
+    length = ranges[..., 1] - ranges[..., 0]
+    if bool((torch.isfinite(length) & (length >= 0)).all()):
+        return None
+    return "ranges lo <= hi, finite and no further apart than float32 can hold"
+
+
 class ShortRanges(NamedTuple):
     """Ranges as a file keeps them: int8 `[groups, 2]`, and a float32 unit for each `groups_per_unit` groups."""
 

@@ -241,6 +241,10 @@ class Packing:
 
     def _fixed_scale(self, sample: Sample) -> float:
         bits = self._asked_bits(sample.name) or 0.0
+        least = estimate(sample, 2.0**HIGHEST_EXPONENT).bits / sample.count
+        if bits < least:
+            asked = f"{bits:g} bits per weight are asked for"
+            raise ValueError(f"pack: keep: {printable(sample.name)}: {asked}, about {least:.3g} are the least")
         return scale_for(lambda scale: estimate(sample, scale).bits <= bits * sample.count, rising=False)
 
     def _tell(self, name: str) -> None:

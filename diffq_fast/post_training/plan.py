@@ -52,8 +52,11 @@ class Selection:
         if math.isnan(self.min_size):
             raise ValueError("pack: min_size must be a number of MB, got nan")
         for pattern, bits in self.keep.items():
+            wanted = f"pack: keep {pattern}: expected bits above 0 and at most {MOST_BITS:g}"
+            if bits is not None and (isinstance(bits, bool) or not isinstance(bits, (int, float))):
+                raise TypeError(f"{wanted}, or None, got {bits!r:.60}")
             if bits is not None and not 0 < bits <= MOST_BITS:
-                raise ValueError(f"pack: keep {pattern}: expected bits above 0 and at most {MOST_BITS:g}, got {bits}")
+                raise ValueError(f"{wanted}, got {bits}")
 
     def override(self, name: str) -> tuple[bool, float | None]:
         """(whether a pattern fits, its bits)."""

@@ -155,7 +155,7 @@ def _open_shards(index: Path, stack: ExitStack) -> dict[str, SafetensorsShard | 
         raise ValueError(f"pack: {index}: expected an object weight_map: tensor name to file name")
     opened: dict[str, SafetensorsShard | TorchShard] = {}
     for file_name in dict.fromkeys(weight_map.values()):
-        if Path(file_name).name != file_name:
+        if Path(file_name).name != file_name or file_name in ("", "..") or "\0" in file_name:
             raise ValueError(f"pack: {index}: shard {printable(file_name)!r} is no file name beside the index")
         opened[file_name] = _open_shard(index.with_name(file_name), stack)
         if isinstance(opened[file_name], TorchShard):

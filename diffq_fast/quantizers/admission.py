@@ -1,4 +1,4 @@
-"""Which models no quantizer can be on: sharded ones, tensors that are not plain, weights that are elsewhere."""
+"""Which models no quantizer can be on: sharded or packed ones, tensors that are not plain or are elsewhere."""
 
 from __future__ import annotations
 
@@ -27,13 +27,20 @@ def refuse_foreign(who: str, model: nn.Module, slots: Iterable[Slot]) -> None:
         slots: the places of its parameters.
 
     Raises:
-        TypeError: it is sharded, or a parameter is a tensor subclass with operators of its own.
+        TypeError: it is sharded or holds packed weights, or a parameter is a tensor subclass with operators of its own.
         ValueError: a parameter is offloaded.
     """
+    kinds: dict[type, str] = {}
     for name, module in model.named_modules():
-        wrapper = sharding_wrapper(module)
+        kinds.setdefault(type(module), name or "the model")
+    for kind, name in kinds.items():
+        wrapper = sharding_wrapper(kind)
         if wrapper is not None:
-            raise TypeError(f"{who}: {name or 'the model'} is sharded by {wrapper}, and {FSDP}")
+            raise TypeError(f"{who}: {name} is sharded by {wrapper}, and {FSDP}")
+        if getattr(kind, "stays_packed", False):
+            raise TypeError(
+                f"{who}: {name} is a weight that stays packed and cannot be trained; load the model without packed=True"
+            )
     for slot in slots:
         refuse_tensor(who, slot.full_name, slot.param)
         if is_offloaded(slot.module, slot.param):
@@ -63,9 +70,9 @@ def _interception(kind: Any) -> list[Any]:
     return [getattr(method, "__func__", method) for method in (kind.__torch_function__, kind.__torch_dispatch__)]
 
 
-def sharding_wrapper(module: nn.Module) -> str | None:
-    """The name of the class that shards this module's parameters, if one does."""
-    return next((each.__name__ for each in type(module).__mro__ if each.__name__ in _SHARDED), None)
+def sharding_wrapper(kind: type) -> str | None:
+    """The name of the class that shards the parameters of this module class, if one does."""
+    return next((each.__name__ for each in kind.__mro__ if each.__name__ in _SHARDED), None)
 
 
 def is_offloaded(module: nn.Module, param: Tensor) -> bool:

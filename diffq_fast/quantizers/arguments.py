@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -24,6 +25,16 @@ def remembers_arguments(init: Init) -> Init:
         init(self, *args, **kwargs)
 
     return cast(Init, wrapped)  # so that type checkers and editors see the arguments
+
+
+def check_number(who: str, argument: str, value: Any) -> float:
+    """A number, or a tensor of one, as a float; TypeError for anything else, ValueError for NaN."""
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{who}: {argument} must be a number, got {value!r:.60}")
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError(f"{who}: {argument} must be a number, got nan")
+    return number
 
 
 def with_defaults(quantizer: type, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,9 +160,21 @@ def _samples(coded: Sequence[Coded], share: float) -> Iterator[_Sampled]:
         log_steps = torch.stack([coded[member].log_steps.detach().float() for member in members])
         drawn = log_steps.gather(1, groups)
         in_levels = torch.stack(weights).float() / drawn.exp()[:, :, None]
-        coarse = (in_levels.square().mean((1, 2)).sqrt() / COARSE).clamp(min=1)
-        in_levels = in_levels / coarse[:, None, None]
+        middle, spread = _middle(in_levels.flatten(1), COARSE)
+        coarse = (spread / COARSE).clamp(min=1)
+        in_levels = (in_levels - middle[:, None, None]) / coarse[:, None, None]
         yield _Sampled(members, groups, elements, standing_for, in_levels, coarse)
+
+
+def _middle(levels: Tensor, fine: float) -> tuple[Tensor, Tensor]:
+    """Of each row: the whole level that it is counted from, and the deviation from there.
+
+    That is 0 as long as its levels deviate from 0 by at most ``fine``: a table can begin anywhere, so a weight far from
+    0 takes no more bits than another one, but close to it no level is to be moved.
+    """
+    from_zero = levels.square().mean(1).sqrt()
+    middle = torch.where(from_zero > fine, levels.mean(1).round(), 0.0)
+    return middle, (levels - middle[:, None]).square().mean(1).sqrt()
 
 
 def _key_of(coded: Sequence[Coded]) -> Tensor:
@@ -277,8 +289,9 @@ def _fine_levels(coded: Coded, steps: Tensor) -> tuple[Tensor, Tensor]:
     A file's table has 256 symbols: where there are more levels, they have low bits that are not coded.
     """
     levels = levels_of_steps(coded.weight, steps, coded.group_size).reshape(-1)
-    low_bits = (levels.square().mean().sqrt() / FINE_LEVELS).clamp(min=1).log2().ceil()
-    levels = (levels / low_bits.exp2()).floor().nan_to_num().clamp(-_MOST_FINE, _MOST_FINE - 1)
+    middle, spread = _middle(levels[None], FINE_LEVELS)
+    low_bits = (spread[0] / FINE_LEVELS).clamp(min=1).log2().ceil()
+    levels = ((levels - middle) / low_bits.exp2()).floor().nan_to_num().clamp(-_MOST_FINE, _MOST_FINE - 1)
     return levels.to(torch.int32), low_bits
 
 

@@ -18,7 +18,7 @@ from ..reference.logit_rule import LogitRule
 from ..reference.options import NoiseOptions
 from ..reference.philox import NOISE_KINDS
 from ..reference.sizes import group_count
-from .arguments import remembers_arguments
+from .arguments import check_number, remembers_arguments
 from .attachment import Draw
 from .base import BITS_PER_MB, BaseQuantizer
 from .compiled import forget_graphs
@@ -205,6 +205,7 @@ class DiffQuantizer(BaseQuantizer):
 
         Raises:
             ValueError: no whole bits between min_bits and max_bits are as small as ``mb``; or a logit is NaN.
+            TypeError: ``mb`` is no number.
         """
         self._frozen.freeze(self.rule(), self._widths_to_freeze(mb), rounds_weights=straight_through)
         forget_graphs(self.model)
@@ -219,6 +220,7 @@ class DiffQuantizer(BaseQuantizer):
         self._refuse_nan_logits(originals)
         if mb is None:
             return [self.widths_of(entry) for entry in originals]
+        mb = check_number("DiffQuantizer.freeze_bits", "mb", mb)
         budget = self.bit_budget()
         smallest = budget.uniform_size(budget.widths[0])
         if mb * BITS_PER_MB < smallest:

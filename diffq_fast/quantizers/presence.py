@@ -109,7 +109,7 @@ class Presence:
         )
 
     def _refuse_foreign(self, read: Sequence[Tensor]) -> None:
-        wrapper = sharding_wrapper(self._model)
+        wrapper = sharding_wrapper(type(self._model))
         if wrapper is not None:
             raise TypeError(f"{self._who}: the model has been sharded by {wrapper}, and {FSDP}")
         for slot, tensor in zip(self._slots, read, strict=False):

@@ -27,7 +27,7 @@ from ..reference.log_steps import (
 )
 from ..reference.sizes import group_count
 from ..reference.steps import levels_of_steps, round_to_steps
-from .arguments import remembers_arguments
+from .arguments import check_number, remembers_arguments
 from .attachment import Draw
 from .base import BITS_PER_MB, BaseQuantizer
 from .coded_sizes import LEAST_STREAM_BITS, Coded, least_steps, level_bits, sampled_size, step_code_bits
@@ -198,6 +198,7 @@ class RateQuantizer(BaseQuantizer):
 
         Raises:
             ValueError: even with all weights zero the file is larger than ``mb``, or a step is NaN or infinite.
+            TypeError: ``mb`` is no number.
             RuntimeError: the model has changed since the quantizer was attached.
         """
         self.check_model()
@@ -217,8 +218,9 @@ class RateQuantizer(BaseQuantizer):
         forget_graphs(self.model)
 
     def _fitting_codes(self, mb: float) -> list[Tensor]:
+        mb = check_number("RateQuantizer.freeze_bits", "mb", mb)
         smallest = self.bit_budget().uniform_size(0) / BITS_PER_MB
-        if not mb >= smallest:
+        if mb < smallest:
             raise ValueError(
                 f"RateQuantizer.freeze_bits: mb must be at least {smallest:.6g}, the size with all weights zero, got "
                 f"{mb:g}; quantise more (exclude, min_size), or keep the rest in half precision (float16=True)"

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_number
 from .base import BITS_PER_MB
 from .reachable import check_reachable
 from .sizes import BitBudget
@@ -146,7 +147,8 @@ class SizeTarget:
         """Call once behind each ``optimizer.step()``, before the gradients are cleared.
 
         It reads the logits' gradients and moves the logits, at each second step of a training of up to 2,000, else
-        about 1,000 times. Under a GradScaler, ``scaler.step(optimizer)`` leaves the gradients unscaled.
+        about 1,000 times. Under a GradScaler call it behind ``scaler.step(optimizer)``, which leaves the gradients
+        unscaled.
 
         Raises:
             RuntimeError: the logits have no gradients.
@@ -273,9 +275,9 @@ def _check_schedule(total_steps: int, warm_up: float, reach_at: float, freeze_at
 
 def _megabytes(mb: float | None, bits_per_weight: float | None, count: int) -> float:
     if mb is not None and bits_per_weight is None:
-        return float(mb)
+        return check_number("SizeTarget", "mb", mb)
     if bits_per_weight is not None and mb is None:
-        return float(bits_per_weight) * count / BITS_PER_MB
+        return check_number("SizeTarget", "bits_per_weight", bits_per_weight) * count / BITS_PER_MB
     raise ValueError(
         f"SizeTarget: expected exactly one of mb and bits_per_weight, got mb={mb}, bits_per_weight={bits_per_weight}"
     )

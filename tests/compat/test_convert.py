@@ -99,6 +99,27 @@ def test_unpacked_states_convert_without_the_model(make, tmp_path):
         assert torch.equal(value.flatten(), wanted.flatten())
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e39, 10**400])
+@pytest.mark.parametrize("make", [UniformQuantizer, LSQ, DiffQuantizer])
+def test_ranges_that_float32_cannot_hold_are_refused(make, value, tmp_path):
+    state = make(nn.Linear(16, 16), min_size=0).get_quantized_state(packed=False)
+    levels, ranges, *rest = state["quantized"][0]
+    state["quantized"][0] = levels, value if make is LSQ else (ranges[0], value), *rest
+    torch.save(state, tmp_path / "old")
+    with pytest.raises(ValueError, match=r"quantized\.0: expected a finite number as .*, found"):
+        convert(tmp_path / "old", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_ends_of_a_range_that_are_too_far_apart_are_refused(tmp_path):
+    state = DiffQuantizer(nn.Linear(16, 16), min_size=0).get_quantized_state(packed=False)
+    levels, _, widths = state["quantized"][0]
+    state["quantized"][0] = levels, (-3e38, 3e38), widths
+    torch.save(state, tmp_path / "old")
+    with pytest.raises(ValueError, match=r"quantized\.0: expected a range .* no further apart than float32 can hold"):
+        convert(tmp_path / "old", tmp_path / "new")
+
+
 def test_packed_states_need_the_model(tmp_path):
     with pytest.raises(ValueError, match=r"diffq_linear_g8.th: its levels are packed, .*--model module:callable"):
         convert(GOLDEN / "diffq_linear_g8.th", tmp_path / "new")

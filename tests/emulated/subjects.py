@@ -7,7 +7,7 @@ import torch
 from diffq_fast.backends import default
 from diffq_fast.backends.triton import add_noise as launchers
 from diffq_fast.backends.triton import add_noise_ticketed as ticketed
-from diffq_fast.backends.triton import noise, planes, quantize, tables, words
+from diffq_fast.backends.triton import noise, planes, quantize, tables, uniform_noise, weight_range, words
 from diffq_fast.reference.sizes import stream_words
 from ptx.schedules import random_order
 from support.triton_weights import KEY, assert_near, assert_same, make, make_logits, make_widths, options_of
@@ -86,6 +86,36 @@ def in_planes():
     return check
 
 
+def planes_of_weight():
+    (weight,), widths = make((2500,)), make_widths(2500, 8, (1, 11))
+    ranges, _ = default.weight_range([weight], 8, False)
+    width_of = widths.repeat_interleave(8)[:2500]
+    arguments = weight, widths, ranges, 8, [int((width_of == width).sum()) for width in range(1, 17)]
+    expected = default.quantize_planes(*arguments)
+    return lambda: assert_same(planes.quantize_planes(*arguments), expected)
+
+
+def ranges_of_groups():
+    weights = make((1100, 9))
+    expected = default.weight_range(weights, 7, True)
+    return lambda: assert_same(weight_range.weight_range(weights, 7, True), expected)
+
+
+def of_one_step():
+    """Groups of 8 and of 9: sums of groups, and sums of pieces."""
+    weights, sizes = make((8200, 100)), [8, 9]
+    steps = [step.abs() + 0.1 for step in make((1025, 12), seed=1)]
+    arguments = steps, KEY, [3, 4], sizes
+    noisy = default.add_uniform_noise(weights, *arguments)
+    gradients = default.add_uniform_noise_backward(weights, *arguments)
+
+    def check():
+        assert_near(uniform_noise.add_uniform_noise(weights, *arguments), noisy, 0, 2e-6)
+        assert_near(uniform_noise.add_uniform_noise_backward(weights, *arguments), gradients, 1e-5, 1e-4)
+
+    return check
+
+
 def subjects(emulator):
     """Checks by name, and the kernels whose mutants each one is to notice."""
     return {
@@ -96,4 +126,7 @@ def subjects(emulator):
         "noise": (drawn(), ["noise_kernel"]),
         "words": (packed(), ["pack_kernel", "unpack_kernel", "requantize_kernel"]),
         "planes": (in_planes(), ["pack_planes_kernel", "unpack_planes_kernel"]),
+        "planes of a weight": (planes_of_weight(), ["quantize_planes_kernel"]),
+        "ranges of groups": (ranges_of_groups(), ["group_range_kernel"]),
+        "uniform noise": (of_one_step(), ["uniform_noise_kernel", "group_sums_kernel", "piece_sums_kernel"]),
     }  # fmt: skip

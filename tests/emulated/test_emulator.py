@@ -97,6 +97,8 @@ def test_fma_is_right_where_rounding_twice_is_not():
         (lambda u, i: arithmetic.bit_field(u(0xFFFFFFFF), u(4), u(0), True, 32), 0),
         (lambda u, i: arithmetic.permute(u(0x33221100), u(0x77665544), u(0x7410)), 0x77441100),
         (lambda u, i: arithmetic.permute(u(0x000000FF), u(0), u(0x0008)), 0xFFFFFFFF),
+        (lambda u, i: arithmetic.sum_of_halves(u(0x0001FFFF), u(0x00020003), "+"), 0x00030002),
+        (lambda u, i: arithmetic.sum_of_halves(u(0x00010001), u(0x00020002), "-"), 0xFFFFFFFF),
         (lambda u, i: arithmetic.truth_table(u(0b1100), u(0b1010), u(0b1111), 0b10000000), 0b1000),
         (lambda u, i: arithmetic.to_integer(np.float32("nan"), np.int32), 0),
         (lambda u, i: arithmetic.to_integer(np.float32(3e9), np.int32), 2**31 - 1),
@@ -185,6 +187,74 @@ def test_shuffles_and_reductions_of_a_warp():
     mad.lo.s32 %r5, %r3, 10000, %r4;
     st.global.b32 [ %rd3 + 0 ], { %r5 };""")
     assert data.tolist() == [(i ^ 1) * 10000 + (496 if i < 32 else 1520) for i in range(64)]
+
+
+def test_a_shuffle_by_index_stays_within_its_segment():
+    data, _ = run("""
+    shfl.sync.idx.b32 %r3, %r1, 2, 0x181f, -1;
+    st.global.b32 [ %rd3 + 0 ], { %r3 };""")
+    assert data.tolist() == [i // 8 * 8 + 2 for i in range(64)]
+
+
+def test_four_bytes_from_a_place_on_and_sums_of_halves():
+    data, _ = run("""
+    prmt.b32.f4e %r3, 0x33221100, 0x77665544, %r1;
+    add.s16x2 %r4, %r3, 0x00010001;
+    st.global.b32 [ %rd3 + 0 ], { %r4 };""")
+    shown = [0x33221100, 0x44332211, 0x55443322, 0x66554433]
+    assert [each & 0xFFFFFFFF for each in data.tolist()] == [shown[i % 4] + 0x00010001 for i in range(64)]
+
+
+def test_reductions_of_float32_pass_nan_on_or_leave_it_out():
+    """sm_100: warp 0 has the numbers 0 to 31, the second warp NaN in one lane."""
+    data, _ = run("""
+    cvt.rn.f32.u32 %r3, %r1;
+    setp.eq.s32 %p2, %r1, 40;
+    selp.b32 %r3, 0x7fc00000, %r3, %p2;
+    redux.sync.max.NaN.f32 %r4, %r3, 0xffffffff;
+    redux.sync.min.f32 %r5, %r3, 0xffffffff;
+    selp.b32 %r6, %r4, %r5, %p1;
+    setp.eq.s32 %p3, %r1, 32;
+    selp.b32 %r6, %r4, %r6, %p3;
+    st.global.b32 [ %rd3 + 0 ], { %r6 };""")
+    found = data.view(np.float32)
+    assert (found[0], found[1], found[33]) == (31, 0, 32)
+    assert np.isnan(found[32])
+
+
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [
+        ("add.rn.f32x2 %rd6, %rd4, %rd5", (1.5 + 3, -2 + 0.25)),
+        ("sub.f32x2 %rd6, %rd4, %rd5", (1.5 - 3, -2 - 0.25)),
+        ("mul.f32x2 %rd6, %rd4, %rd5", (1.5 * 3, -2 * 0.25)),
+        ("fma.rn.f32x2 %rd6, %rd4, %rd5, %rd4", (1.5 * 3 + 1.5, -2 * 0.25 - 2)),
+    ],
+)
+def test_pairs_of_float32_are_reckoned_apart(instruction, expected):
+    """.f32x2 of sm_100: the first of a vector is the lower half."""
+    numbers = [f"0f{bits(value):08X}" for value in (1.5, -2.0, 3.0, 0.25)]
+    data, _ = run(f"""
+    mov.b32 %r3, {numbers[0]};
+    mov.b32 %r4, {numbers[1]};
+    mov.b32 %r5, {numbers[2]};
+    mov.b32 %r6, {numbers[3]};
+    mov.b64 %rd4, {{%r3, %r4}};
+    mov.b64 %rd5, {{%r5, %r6}};
+    {instruction};
+    mov.b64 {{%r7, %r8}}, %rd6;
+    @%p1 st.global.v2.b32 [ %rd1 + 0 ], {{ %r7, %r8 }};""")
+    assert tuple(data.view(np.float32)[:2]) == expected
+
+
+def test_sums_of_a_half_and_a_float32():
+    """.f32.bf16 of sm_100: 1.5 as bfloat16 less 0.25."""
+    data, _ = run(f"""
+    mov.b16 %rs1, 0x3FC0;
+    mov.b32 %r3, 0f{bits(0.25):08X};
+    sub.rn.f32.bf16 %r4, %rs1, %r3;
+    st.global.b32 [ %rd3 + 0 ], {{ %r4 }};""")
+    assert data.view(np.float32)[5] == 1.25
 
 
 STAGED = """

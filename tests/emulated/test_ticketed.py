@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 import torch
 
-from support.triton_weights import INTERPRETED, KEY, assert_same, make, make_logits, needs_triton, options_of
+from support.triton_weights import INTERPRETED, make, needs_triton
 
 pytestmark = [
     needs_triton,
@@ -17,10 +17,8 @@ pytestmark = [
 ]
 
 if importlib.util.find_spec("triton"):
-    from diffq_fast.backends.triton import add_noise as launchers
     from diffq_fast.backends.triton import add_noise_ticketed as ticketed
-    from diffq_fast.backends.triton import add_noise_ticketed_kernels as kernels
-    from diffq_fast.backends.triton import tables
+    from emulated.checks import assert_one_launch_equals_two
 
 COUNTS = (8200, 0, 1, 9)
 FLOAT, BF16, HALF = torch.float32, torch.bfloat16, torch.float16
@@ -31,18 +29,16 @@ FORMS = [
     (90, 1, "uniform", HALF, None),
     (90, 1024, "gaussian", FLOAT, None),
     (80, 8, "gaussian", FLOAT, None),
+    (100, 8, "uniform", FLOAT, BF16),
 ]
 
 
 def assert_forms_equal(emulator, weights, group_size, noise_kind, noisy=None, schedule=None):
-    options, streams = options_of(group_size, noise_kind), list(range(5, 5 + len(weights)))
-    arguments = weights, make_logits(weights, group_size), KEY, streams, options, noisy
-    expected, *measured = launchers.noisy_weights(*arguments)
-    emulator.settings.schedule, emulator.settings.most_steps = schedule, 100_000
-    got, *ranges = launchers.noisy_weights(*arguments, one_launch=True)
-    assert_same(got, expected)
-    assert_same(ranges, measured)
-    assert not tables.counters(torch.device("cpu"), kernels.COUNTERS.value + len(weights)).any()
+    def under_the_schedule():
+        emulator.settings.schedule, emulator.settings.most_steps = schedule, 100_000
+
+    emulator.settings.schedule = None
+    assert_one_launch_equals_two(weights, group_size, noise_kind, noisy, under_the_schedule)
 
 
 @pytest.mark.parametrize(("arch", "group_size", "noise_kind", "dtype", "noisy"), FORMS)

@@ -42,6 +42,7 @@ CALLS = {
     "unpack_dequantize": (WORDS, WIDTHS, RANGES, 8, False, [20], FLOAT),
     "encode_levels": (LEVELS, 0, 3, [], False, 17),
     "decode_levels": (CODED, 20),
+    "pack_rows": (LEVELS.view(2, 10), torch.full((2, 1), 3, dtype=torch.uint8), ROWS[1], 10, len(ROWS[0])),
     "unpack_rows": (torch.tensor([1, 0]), *ROWS),
     "packed_linear": (torch.ones(2, 10), *ROWS),
     "pack_planes": (LEVELS, 3, 64, 32),

@@ -250,3 +250,12 @@ def test_one_element_of_any_stride_is_stored(tmp_path):
         "gain": [2.0],
         "bias": [[2.0]],
     }
+
+
+@pytest.mark.parametrize("ranges", [(0.0, math.inf), (math.nan, 1.0), (1.0, 0.0), (-3e38, 3e38)])
+def test_ranges_that_no_reader_takes_are_not_written(ranges, tmp_path):
+    weight = example_weight((4, 8), 3, 0)
+    weight.ranges.copy_(torch.tensor(ranges))
+    with pytest.raises(ValueError, match=r"save: w: expected ranges lo <= hi, finite and no further apart"):
+        write_packed(tmp_path / "new", PackedContents({"w": weight}, {}))
+    assert not (tmp_path / "new").exists()

@@ -54,3 +54,12 @@ def test_growth_compares_the_most_weights_with_2_to_the_24():
     row = {"diffq_fast uniform": {"median": 1.0}}
     scaling = {f"forward 2^{size} 2 threads": row for size in (22, 24, 26)} | {"words 2^28 2 threads": row}
     assert report()._growth(scaling) == 0.25
+
+
+def test_the_table_of_saves_is_what_is_stored():
+    export = json.loads((RESULTS / "cpu_export_2core_avx2.json").read_text())["results"]["export"]
+    for group_size in (1, 8, 16, 128):
+        row = export[f"save g={group_size}"]
+        names = "diffq_fast", "diffq_fast, widths by torch", "diffq"
+        found = " | ".join(f"{1e3 * row[name]['median']:,.1f}" for name in names)
+        assert f"| {group_size} | {found} |" in PAGE

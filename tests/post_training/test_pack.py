@@ -118,6 +118,10 @@ def test_weights_keep_their_dtype_and_float64_is_left(dtype, tmp_path):
     [
         ({"target_mb": 0.001}, "1,049 bytes are asked for, about .* are the least"),
         ({"keep": {"non*": 3}}, r"keep non\*: no tensor of .* has such a name"),
+        (
+            {"keep": {"0.*": 1e-4}},
+            r"keep: 0\.weight: 0\.0001 bits .* asked for, about 0\.\d+ are the least",
+        ),
         ({"keep": {"0.*": 16}}, r"keep 0\.\*: expected bits above 0 and at most 15, got 16"),
         ({"target_mb": 1, "quality": 20}, "expected one of .*, got target_mb, quality"),
         ({"bits_per_weight": -1}, "bits_per_weight must be a number above 0, got -1"),

@@ -105,6 +105,10 @@ def index_with(folder: Path, weight_map: object) -> Path:
         ({"a.weight": 3}, "expected an object weight_map"),
         ({"a.weight": "../part-1.safetensors"}, "is no file name beside the index"),
         ({"a.weight": "/etc/passwd"}, "is no file name beside the index"),
+        ({"a.weight": ""}, "shard '' is no file name beside the index"),
+        ({"a.weight": ".."}, "shard '..' is no file name beside the index"),
+        ({"a.weight": "."}, "shard '.' is no file name beside the index"),
+        ({"a.weight": "part\0"}, "is no file name beside the index"),
         ({"a.weight": "part-2.safetensors"}, "a.weight is not in part-2.safetensors, where the index has it"),
     ],
 )

@@ -32,6 +32,15 @@ def fma(a, b, c):
     return canonical(np.where(inexact, bits + toward, bits).view(f64).astype(f32))
 
 
+def each_half(operation, *pairs):
+    """``operation`` on the two float32 that each 64-bit register holds (.f32x2)."""
+    low, high = (
+        np.asarray(operation(*((np.asarray(pair) >> u64(shift)).astype(u32).view(f32) for pair in pairs))).view(u32)
+        for shift in (0, 32)
+    )
+    return (high.astype(u64) << u64(32)) | low
+
+
 def flush(x):
     """Subnormals become zeros of their sign (.ftz)."""
     bits = x.view(u32)
@@ -170,6 +179,14 @@ def bit_field(a, begin, length, signed, bits):
     sign = (np.asarray(a).view(unsigned) >> last.astype(unsigned)) & unsigned(1)
     filled = np.where((sign != 0) & (length > 0), field | ~mask, field)
     return np.asarray(filled).view(integer).view(unsigned)
+
+
+def sum_of_halves(a, b, sign):
+    """add and sub of 16x2: of the lower and the upper 16 bits, each by itself."""
+    lower = np.uint32(0xFFFF)
+    low = (a & lower) + (b & lower) if sign == "+" else (a & lower) - (b & lower)
+    high = (a & ~lower) + (b & ~lower) if sign == "+" else (a & ~lower) - (b & ~lower)
+    return (low & lower) | high
 
 
 def permute(a, b, selector):

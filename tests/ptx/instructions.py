@@ -49,14 +49,35 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"}
 
 @_emits("add", "sub")
 def _sum(code: Code, i: Instruction) -> None:
-    if i.kind[0] == "f":
+    if "f" in i.kind:
         return _float_sum(code, i)
     kind = _unsigned(i.kind)
     one, two = _values(code, i, kind)
+    if i.kind.endswith("16x2"):
+        return code.assign(i, i.operands[0], f"m.sum_of_halves({one}, {two}, {_SIGNS[i.name]!r})", kind)
     return code.assign(i, i.operands[0], f"{one} {_SIGNS[i.name]} {two}", kind)
 
 
+def _of_pairs(code: Code, i: Instruction, parameters: str, expression: str) -> None:
+    """.f32x2 (sm_100 and later): two float32 in each register."""
+    _require(set(i.opcode[1:-1]) <= {"rn"}, i)
+    values = ", ".join(_values(code, i, "u64"))
+    code.assign(i, i.operands[0], f"m.each_half(lambda {parameters}: {expression}, {values})", "u64")
+
+
+def _mixed_sum(code: Code, i: Instruction) -> None:
+    """The first operand is a half, which is made float32 first (.f32.bf16, .f32.f16; sm_100 and later)."""
+    _require(i.opcode[1:-1] == ("rn", "f32"), i)
+    half, other = code.value(i.operands[1], "u16"), code.value(i.operands[2], "f32")
+    expression = f"m.canonical(m.from_{i.kind}({half}) {_SIGNS[i.name]} {other})"
+    code.assign(i, i.operands[0], expression, "f32")
+
+
 def _float_sum(code: Code, i: Instruction) -> None:
+    if i.kind == "f32x2":
+        return _of_pairs(code, i, "a, b", f"m.canonical(a {_SIGNS[i.name]} b)")
+    if i.kind in ("f16", "bf16"):
+        return _mixed_sum(code, i)
     _require(set(i.opcode[1:-1]) <= {"rn"} and i.kind in ("f32", "f64"), i)
     result, a, b = i.operands
     one, two = _values(code, i, i.kind)
@@ -64,7 +85,7 @@ def _float_sum(code: Code, i: Instruction) -> None:
     if i.kind == "f32":
         contracted = None if "rn" in i.opcode else _contracted(code, i.name, (a, b), (one, two))
         expression = contracted or f"m.canonical({expression})"
-    code.assign(i, result, expression, i.kind)
+    return code.assign(i, result, expression, i.kind)
 
 
 def _contracted(code: Code, name: str, operands: tuple[str, str], values: tuple[str, str]) -> str | None:
@@ -80,6 +101,8 @@ def _contracted(code: Code, name: str, operands: tuple[str, str], values: tuple[
 
 @_emits("mul", "mad")
 def _product(code: Code, i: Instruction) -> None:
+    if i.kind == "f32x2" and i.name == "mul":
+        return _of_pairs(code, i, "a, b", "m.canonical(a * b)")
     if i.kind[0] == "f":
         _require(i.name == "mul" and set(i.opcode[1:-1]) <= {"rn"} and i.kind in ("f32", "f64"), i)
         return _float_product(code, i)
@@ -121,8 +144,10 @@ def _product_high(code: Code, i: Instruction) -> None:
 
 @_emits("fma")
 def _fma(code: Code, i: Instruction) -> None:
+    if i.kind == "f32x2":
+        return _of_pairs(code, i, "a, b, c", "m.fma(a, b, c)")
     _require(i.opcode == ("fma", "rn", "f32"), i)
-    code.assign(i, i.operands[0], f"m.fma({', '.join(_values(code, i, 'f32'))})", "f32")
+    return code.assign(i, i.operands[0], f"m.fma({', '.join(_values(code, i, 'f32'))})", "f32")
 
 
 @_emits("div")
@@ -215,8 +240,12 @@ def _bit_field(code: Code, i: Instruction) -> None:
 
 @_emits("prmt")
 def _permute(code: Code, i: Instruction) -> None:
-    _require(i.opcode == ("prmt", "b32"), i)
-    code.assign(i, i.operands[0], f"m.permute({', '.join(_values(code, i, 'u32'))})", "u32")
+    """Bytes by a selector of four, or (f4e) the four from a place on."""
+    _require(i.opcode in (("prmt", "b32"), ("prmt", "b32", "f4e")), i)
+    one, other, selector = _values(code, i, "u32")
+    if i.opcode[-1] == "f4e":
+        selector = f"(({selector}) & 3) * np.uint32(0x1111) + np.uint32(0x3210)"
+    code.assign(i, i.operands[0], f"m.permute({one}, {other}, {selector})", "u32")
 
 
 @_emits("lop3")
@@ -406,10 +435,13 @@ def _shuffle(code: Code, i: Instruction) -> None:
 
 @_emits("redux")
 def _reduce(code: Code, i: Instruction) -> None:
-    _require(not i.predicate and BITS[i.kind] == 32 and i.kind[0] in "sub", i)
-    kind = _unsigned(i.kind) if i.kind[0] == "b" else i.kind
-    value = code.value(i.operands[1], kind)
-    code.line(f"t = wave.warps.reduce(running, {i.opcode[2]!r}, {value}, {code.constant(i)})")
+    _require(not i.predicate and BITS[i.kind] == 32, i)
+    how, kind = i.opcode[2], _unsigned(i.kind) if i.kind[0] == "b" else i.kind
+    if kind == "f32":  # sm_100 and later
+        _require(how in ("min", "max") and set(i.opcode[3:-1]) <= {"NaN"}, i)
+        how += ".NaN" if "NaN" in i.opcode else ".number"
+    value, members = code.value(i.operands[1], kind), code.value(i.operands[2], "u32")
+    code.line(f"t = wave.warps.reduce(running, {how!r}, {value}, {members}, {code.constant(i)})")
     code.assign(i, i.operands[0], "t", kind)
 
 

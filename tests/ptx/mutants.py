@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .problems import EmulationError
+from .problems import SAME_VALUE, EmulationError
 from .triton_driver import Emulator
 
 _WITH_CONSTANT = r"(?:add|sub|mul|mad|and|or|xor|shl|shr|setp|bfe|min|max)\.(?!f)[^;{}\n]*, "
@@ -48,9 +48,14 @@ def _line_at(text: str, place: int) -> str:
     return text[text.rfind("\n", 0, place) + 1 : text.find("\n", place)]
 
 
+SAME_VALUES = "threads that the mask kept from it write the same value again"
+
+
 def notice(emulator: Emulator, kernel: str, mutant: Mutant, check: Callable[[], None]) -> str:
-    """How a mutant of ``kernel`` shows when ``check`` runs (which asserts): in words, "" if it does not. That two
-    threads write the same value does not count."""
+    """How a mutant of ``kernel`` shows when ``check`` runs (which asserts): in words, "" if it does not.
+
+    ``SAME_VALUES``: a store without its mask writes nothing but what others write there too, which is harmless.
+    """
     emulator.problems.clear()
     emulator.edit = lambda ptx: mutant(ptx) if f".entry {kernel}(" in ptx else ptx
     try:
@@ -62,9 +67,13 @@ def notice(emulator: Emulator, kernel: str, mutant: Mutant, check: Callable[[], 
         said = "the result differs"
     finally:
         emulator.edit = lambda ptx: ptx
-    problems = emulator.problems.serious()
+    problems, serious = list(emulator.problems.found), emulator.problems.serious()
     emulator.problems.clear()
-    return problems[0].what.split(",")[0] if problems else said
+    if serious:
+        return serious[0].what.split(",")[0]
+    unmasked = mutant.text.partition("st.")[2]
+    again = [each for each in problems if each.what == SAME_VALUE and each.instruction.partition("st.")[2] == unmasked]
+    return said or (SAME_VALUES if mutant.kind == "mask of a store removed" and again else "")
 
 
 def recorded_ptx(emulator: Emulator, check: Callable[[], None]) -> dict[str, str]:

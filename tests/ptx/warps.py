@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
+from .arithmetic import maximum, minimum
 from .problems import EmulationError
 
 _LANES = np.arange(32)
+
+
+def _extreme(choose, nan):
+    return lambda rows: functools.reduce(lambda a, b: choose(a, b, nan), rows.T)
+
+
 _REDUCTIONS = {
     "add": lambda rows: rows.sum(1, dtype=rows.dtype),
     "min": lambda rows: rows.min(1),
@@ -14,6 +23,10 @@ _REDUCTIONS = {
     "and": lambda rows: np.bitwise_and.reduce(rows, 1),
     "or": lambda rows: np.bitwise_or.reduce(rows, 1),
     "xor": lambda rows: np.bitwise_xor.reduce(rows, 1),
+    "min.NaN": _extreme(minimum, True),
+    "max.NaN": _extreme(maximum, True),
+    "min.number": _extreme(minimum, False),
+    "max.number": _extreme(maximum, False),
 }
 
 
@@ -37,22 +50,24 @@ class Warps:
         self._whole(running, instruction)
         count = running[1]
         lane = np.arange(count) % 32
-        operand = np.broadcast_to(operand, count) & 31
+        operand = np.broadcast_to(operand, count).astype(np.int64) & 31
         segment, clamp = (segments >> 8) & 31, segments & 31
         highest = (lane & segment) | (clamp & ~segment)
         lowest = lane & segment
         source, valid = {
             "bfly": lambda: (lane ^ operand, lane ^ operand <= highest),
             "idx": lambda: (lowest | (operand & ~segment), lowest | (operand & ~segment) <= highest),
-            "up": lambda: (lane - operand.astype(np.int64), lane - operand.astype(np.int64) >= highest),
+            "up": lambda: (lane - operand, lane - operand >= highest),
             "down": lambda: (lane + operand, lane + operand <= highest),
         }[how]()
         source = np.where(valid, source, lane).astype(np.int64)
         return np.broadcast_to(value, count)[np.arange(count) // 32 * 32 + source], valid
 
-    def reduce(self, running, how, value, instruction):
-        """redux.sync"""
+    def reduce(self, running, how, value, members, instruction):
+        """redux.sync of whole warps"""
         self._whole(running, instruction)
+        if (np.asarray(members) != np.uint32(0xFFFFFFFF)).any():
+            raise EmulationError(f"{instruction.text}: expected all of a warp's threads as members")
         rows = np.broadcast_to(value, running[1]).reshape(-1, 32)
         return np.repeat(_REDUCTIONS[how](rows), 32)
 

@@ -203,3 +203,11 @@ def test_a_scheduler_made_before_that_counts_groups_is_refused_at_setup_optimize
     assert before == ([*optimizer.param_groups], scheduler.get_last_lr(), scheduler.last_epoch)
     quantizer.setup_optimizer(another)
     trains(another, COUNTS_GROUPS[name](another))
+
+
+@pytest.mark.parametrize("quantizer", [DiffQuantizer, UniformQuantizer, LSQ, RateQuantizer])
+def test_a_model_of_packed_weights_is_refused(quantizer, tmp_path):
+    diffq_fast.save(DiffQuantizer(mlp(), min_size=0), tmp_path / "file")
+    model = diffq_fast.load(tmp_path / "file", mlp(), packed=True)
+    with pytest.raises(TypeError, match=rf"{quantizer.__name__}: 0\.packed_weight is a weight that stays packed"):
+        quantizer(model, min_size=0)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import diffq_fast
-from diffq_fast import DiffQuantizer
+from diffq_fast import DiffQuantizer, RateQuantizer, SizeTarget
 from support.models import Tied, mlp
 
 OPTIONS = {"min_size": 0, "group_size": 8, "init_bits": 5}
@@ -290,6 +291,21 @@ def test_an_unreachable_size_is_refused_with_the_smallest_one():
         quantizer.freeze_bits(mb=1e-4)
     assert not quantizer.bits_frozen
     assert_same(quantizer.model.state_dict(), before)
+
+
+@pytest.mark.parametrize("mb", ["0.1", [0.1], True])
+@pytest.mark.parametrize("make", [DiffQuantizer, RateQuantizer])
+def test_a_size_that_is_no_number_is_refused(make, mb):
+    quantizer = make(nn.Linear(32, 32), min_size=0)
+    with pytest.raises(
+        TypeError, match=rf"{make.__name__}\.freeze_bits: mb must be a number, got {re.escape(repr(mb))}"
+    ):
+        quantizer.freeze_bits(mb=mb)
+    with pytest.raises(TypeError, match=r"SizeTarget: mb must be a number"):
+        SizeTarget(quantizer, mb=mb, total_steps=10)
+    with pytest.raises(ValueError, match=r"freeze_bits: mb must be a number, got nan"):
+        quantizer.freeze_bits(mb=float("nan"))
+    assert not quantizer.bits_frozen
 
 
 def test_tied_weights_freeze_once():

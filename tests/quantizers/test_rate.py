@@ -472,6 +472,23 @@ def test_the_size_of_levels_beyond_16_bits_is_that_of_the_file(tmp_path):
     assert stored == pytest.approx(quantizer.true_model_size() * 2**20, rel=0.02)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1e-2])
+@pytest.mark.parametrize("group_size", [0, 64])
+def test_the_size_of_a_weight_far_from_zero_is_that_of_the_file(group_size, spread, tmp_path):
+    model = nn.Linear(512, 512, bias=False)
+    noise = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.weight.copy_(0.3 + spread * noise)
+    quantizer = RateQuantizer(model, min_size=0, group_size=group_size)
+    with torch.no_grad():  # some steps per deviation
+        quantizer.learned_parameters()[0].fill_(math.log(max(spread / 4, 2e-5)))
+    diffq_fast.save(quantizer, tmp_path / "file")
+    raw = (tmp_path / "file").read_bytes()
+    stored = 8 * (len(raw) - 8 - int.from_bytes(raw[:8], "little")) / 512**2
+    assert quantizer.true_model_size() * 8 * 2**20 / 512**2 == pytest.approx(stored, rel=0.01, abs=0.01)
+    assert quantizer.model_size().item() * 8 * 2**20 / 512**2 == pytest.approx(stored, rel=0.02, abs=0.03)
+
+
 def test_a_weight_without_elements(tmp_path):
     model, other = (nn.Sequential(nn.Linear(8, 8)) for _ in range(2))
     for each in (model, other):

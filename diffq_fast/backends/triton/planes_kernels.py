@@ -8,7 +8,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .levels import element_and_group, level_of, lo_and_length
+from .levels import element_and_group, integer, lo_and_length, rounded_level
 
 
 class PlanesConfig(NamedTuple):
@@ -70,7 +70,7 @@ def quantize_planes_kernel(weight_ptr, ranges_ptr, order_ptr, planes_ptr, number
         inside = (cell < cells) & (position < number)
         element, _ = element_and_group(position, inside, order_ptr, CONFIG.group_size, CONFIG.ordered)
         value = tl.load(weight_ptr + element, inside, 0).to(tl.float32)
-        level = tl.where(inside, level_of(value, lo, length, width, False), 0).to(tl.int64)
+        level = tl.where(inside, integer(rounded_level(value, lo, length, width, False)), 0).to(tl.int64)
         words |= ((level[None, :] >> bit) & 1) << row
     place = (cell // 32 * CONFIG.width * 32 + cell % 32)[None, :] + bit * 32
     tl.store(planes_ptr + place, words, (bit < CONFIG.width) & (cell < cells)[None, :])

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .levels import level_of, lo_and_length, may_fuse, weight_of
+from .levels import integer, lo_and_length, may_fuse, rounded_level, weight_of, whole_number
 
 
 class RequantizeConfig(NamedTuple):
     """What the kernel is compiled for. A tile is ``runs`` runs of ``run`` elements; ``run`` divides ``group_size``, of
-    which 0 is one group. ``fused``: as in :func:`level_of`, where the range allows."""
+    which 0 is one group. ``fused``: as in :func:`rounded_level`, where the range allows."""
 
     group_size: int
     per_group: bool
@@ -41,9 +41,10 @@ def _requantize_tile(
         lo, length = lo_and_length(ranges_ptr, tl.zeros((1, 1), tl.int32), tl.full((1, 1), True, tl.int1), False)
     made = tl.load(source_ptr + element) if USUAL else tl.load(source_ptr + element, element < elements, 0)
     if CONFIG.quantize:
-        made = level_of(made.to(tl.float32), lo, length, width, CONFIG.fused and USUAL)
+        rounded = rounded_level(made.to(tl.float32), lo, length, width, CONFIG.fused and USUAL)
+        made = whole_number(rounded) if CONFIG.dequantize else integer(rounded)
     if CONFIG.dequantize:
-        made = weight_of(made, lo, length, width)
+        made = weight_of(made.to(tl.float32), lo, length, width)
     made = made.to(result_ptr.dtype.element_ty)
     if USUAL:
         tl.store(result_ptr + element, made)

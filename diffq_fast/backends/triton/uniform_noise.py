@@ -53,16 +53,18 @@ def add_uniform_noise_backward(grads, steps, key, streams, group_sizes):
     result: list[Tensor] = list(steps)
     for indices, own, group_size in _alike(grads, group_sizes):
         chosen = take(grads, indices)
-        config = Config(ptx=PTX, grad=TYPES[own], tile=TILE, part_step=PART_STEP)
+        config = Config(ptx=PTX, grad=TYPES[own], **(tile_steps(group_size) | {"part_step": PART_STEP}))
         if group_size and PART_STEP % group_size == 0:
             plan = launch_plan(chosen, range(len(chosen)), group_size, TILE, take(streams, indices))
             counts = [group_count(each.numel(), group_size) for each in chosen]
             sums = torch.empty(sum(counts), dtype=torch.float32, device=key.device)
             config = config._replace(group_size=group_size)
-            launch(group_sums_kernel, sum(plan.programs), plan.tables(chosen), key, sums, CONFIG=config)
+            # Fused, a product would be rounded in one of two neighbouring threads only, and their sums would differ.
+            arguments = plan.tables(chosen), key, sums
+            launch(group_sums_kernel, sum(plan.programs), *arguments, CONFIG=config, enable_fp_fusion=False)
             made = pieces_of(sums, [torch.Size((count,)) for count in counts])
         else:
-            made = _sums_of_pieces(chosen, key, take(streams, indices), group_size, config)
+            made = _sums_of_pieces(chosen, key, take(streams, indices), group_size, config._replace(whole_step=0))
         for index, each in zip(indices, made, strict=True):
             result[index] = each
     return result

@@ -59,6 +59,22 @@ def uniform_noise_kernel(tables, key_ptr, noisy_ptr, CONFIG: tl.constexpr):
 
 
 @triton.jit
+def _group_sums(grad, sums_ptr, stream, key, begin, elements, CONFIG: tl.constexpr, WHOLE: tl.constexpr):
+    STEP: tl.constexpr = CONFIG.whole_step if WHOLE else CONFIG.part_step
+    stop = begin + CONFIG.tile if WHOLE else tl.minimum(begin + CONFIG.tile, elements)
+    while begin < stop:
+        value = load_tile(grad, begin, elements, 0.0, CONFIG.grad, STEP, WHOLE)
+        product = value * tile_noise(begin, stream, key, CONFIG, STEP)
+        sums = tl.sum(grouped(product, CONFIG.group_size, STEP), 1)
+        group = begin // CONFIG.group_size + tl.arange(0, STEP // CONFIG.group_size)
+        if WHOLE:
+            tl.store(sums_ptr + group, sums)
+        else:
+            tl.store(sums_ptr + group, sums, group * CONFIG.group_size < elements)
+        begin += STEP
+
+
+@triton.jit
 def group_sums_kernel(tables, key_ptr, sums_ptr, CONFIG: tl.constexpr):
     """``sums[g] = sum of grad * z`` over group g; the group size divides CONFIG.part_step.
 
@@ -68,18 +84,15 @@ def group_sums_kernel(tables, key_ptr, sums_ptr, CONFIG: tl.constexpr):
     One program handles one tile of one weight.
     """
     entry, elements, begin = tile_of(tables, CONFIG.tile)
-    grad_address = tl.load(tables.addresses_ptr + entry)
+    grad = tl.load(tables.addresses_ptr + entry)
     plan_ptr = tables.plan_ptr + entry * PLAN_COLUMNS
-    stream, group_begin = tl.load(plan_ptr + STREAM).to(tl.uint32), tl.load(plan_ptr + GROUP_BEGIN)
+    stream = tl.load(plan_ptr + STREAM).to(tl.uint32)
+    sums_ptr += tl.load(plan_ptr + GROUP_BEGIN)
     key = tl.load(key_ptr)
-    stop = tl.minimum(begin + CONFIG.tile, elements)
-    while begin < stop:
-        grad = load_tile(grad_address, begin, elements, 0.0, CONFIG.grad, CONFIG.part_step, False)
-        product = grad * tile_noise(begin, stream, key, CONFIG, CONFIG.part_step)
-        sums = tl.sum(grouped(product, CONFIG.group_size, CONFIG.part_step), 1)
-        group = begin // CONFIG.group_size + tl.arange(0, CONFIG.part_step // CONFIG.group_size)
-        tl.store(sums_ptr + group_begin + group, sums, group * CONFIG.group_size < elements)
-        begin += CONFIG.part_step
+    if is_whole(grad, begin, elements, CONFIG.tile):
+        _group_sums(grad, sums_ptr, stream, key, begin, elements, CONFIG, True)
+    else:
+        _group_sums(grad, sums_ptr, stream, key, begin, elements, CONFIG, False)
 
 
 @triton.jit
@@ -101,7 +114,7 @@ def piece_sums_kernel(tables, key_ptr, sums_ptr, group_size, CONFIG: tl.constexp
     stop = tl.minimum(tl.minimum(begin + CONFIG.tile, (group + 1) * group_size), elements)
     grad_ptr = tl.load(tables.addresses_ptr + entry).to(tl.pointer_type(CONFIG.grad))
     stream, key = tl.load(plan_ptr + STREAM).to(tl.uint32), tl.load(key_ptr)
-    sums = tl.full((CONFIG.part_step,), 0.0, tl.float32)
+    sums = tl.full((CONFIG.part_step,), 0.0, tl.float32)  # zeros() takes no field of a config
     first = begin // CONFIG.part_step * CONFIG.part_step  # noise comes in whole steps
     while first < stop:
         element = first + tl.arange(0, CONFIG.part_step)

@@ -41,6 +41,14 @@ def test_each_pipe_has_its_cycles(pipe_cycles):
     assert used == {"issue": 9 / 4, "FMA": 0.5, "integer products": 0.5, "ALU": 0.5, "XU": 2.0, "LSU": 1.0 + 4.0 + 8.0}
 
 
+def test_a_pair_of_float32_counts_as_two(pipe_cycles):
+    pair, two = (
+        pipe_cycles.cycles(code("FFMA2 R0, R2.F32x2.HI_LO, R4, R6")),
+        pipe_cycles.cycles(code("FFMA R0, R1, R2, R3")),
+    )
+    assert (pair["FMA"], pair["ALU"], pair["issue"]) == (2 * two["FMA"], 0, two["issue"])
+
+
 def test_bytes_are_those_of_global_accesses(pipe_cycles):
     lines = code("LDG.E.U16 R0, [R2]", "LDG.E R0, [R2]", "STG.E.64 [R2], R4", "LDS.128 R0, [R2]", "FADD R0, R0, R0")
     assert [pipe_cycles.global_bytes(line) for line in lines] == [2, 4, 8, 0, 0]

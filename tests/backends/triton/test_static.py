@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -33,6 +34,15 @@ def test_kernels_compile_for_every_target_and_keep_their_budgets():
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert done.stdout.count("kernels compile") == 4
     assert "every ship budget holds" in done.stdout
+
+
+def test_every_kernel_of_the_backend_is_among_those_that_are_compiled(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from static_kernels import CASES
+
+    files = (ROOT / "diffq_fast" / "backends" / "triton").glob("*_kernels.py")
+    defined = {name for file in files for name in re.findall(r"^def (\w+_kernel)\(", file.read_text(), re.MULTILINE)}
+    assert {case.kernel.__name__ for case in CASES} == defined
 
 
 def test_broken_budgets_are_named(monkeypatch):

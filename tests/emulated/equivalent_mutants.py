@@ -1,0 +1,21 @@
+"""Mutants that compute the same as the kernel, each with the argument. None of these may be caught by any test."""
+
+from __future__ import annotations
+
+import re
+
+from ptx.mutants import Mutant
+
+# Kernels, kind, the instruction as it was, and why the mutant does the same. Texts are matched from their beginning.
+EQUIVALENT = [
+    (".*", "constant off by one", r"shr\.s32 .*, 31;", "an arithmetic shift by 32 leaves the sign alone, as one by 31"),
+    (".*", "constant off by one", r"shr\.s64 .*, 63;", "an arithmetic shift by 64 leaves the sign alone, as one by 63"),
+]
+
+
+def reason(kernel: str, mutant: Mutant) -> str:
+    """Why the mutant is equivalent; "" where nothing says that it is."""
+    for kernels, kind, text, why in EQUIVALENT:
+        if mutant.kind == kind and re.fullmatch(kernels, kernel) and re.match(text, mutant.text):
+            return why
+    return ""

@@ -1,0 +1,145 @@
+"""The cells of the grid: every kernel with each combination of its options, on weights small enough for any engine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from emulated import checks
+from support.triton_weights import make, make_widths
+
+GROUP_SIZES = (0, 1, 7, 8, 64, 1024, 4096)
+SCOPES = {"range per tensor": False, "range per group": True}
+KINDS, PARAMS = ("uniform", "gaussian"), ("bits", "noise")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Weights, and noisy weights with their gradients.
+PAIRS = [("float32", "float32"), ("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", "bfloat16"),
+         ("float16", "float16")]  # fmt: skip
+COUNTS = (0, 1, 9, 8200)  # 8,200: a whole tile, and one that is masked
+
+
+class Cell(NamedTuple):
+    """``family``: a row of the table. ``options``: what tells the cell from others of its row."""
+
+    family: str
+    options: str
+    check: Callable[[], None]
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}: {self.options}"
+
+
+def _weights(dtype, seed=0):
+    """Empty, of one element, small, of two tiles, and an unaligned view."""
+    return [*make(COUNTS, DTYPES[dtype], seed), checks.unaligned(521, DTYPES[dtype], seed + 5)]
+
+
+def _passes(group_size, per_group, noise_kind, param, own, noisy):
+    options = group_size, 2.0, 15.0, param, noise_kind, per_group
+    checks.assert_passes_equal(_weights(own), _weights(noisy, seed=3), options, DTYPES[noisy])
+
+
+def training() -> Iterator[Cell]:
+    for group_size, scope in itertools.product(GROUP_SIZES, SCOPES):
+        family = f"noisy weights, gradients, g = {group_size}, {scope}"
+        for pair, noise_kind, param in itertools.product(PAIRS, KINDS, PARAMS):
+            arguments = group_size, SCOPES[scope], noise_kind, param, *pair
+            yield Cell(family, f"{noise_kind}, {param}, {' to '.join(pair)}", lambda each=arguments: _passes(*each))
+
+
+def _unusual(group_size, per_group):
+    """Ties, constants, NaN in a weight and in gradients, an infinite gradient."""
+    tied = checks.unaligned(8193).clamp(-1, 1)
+    weights = [tied, torch.tensor([1.0, float("nan"), 2.0]), torch.ones(100)]
+    grads = make([weight.numel() for weight in weights], seed=3)
+    grads[0][17], grads[0][8000], grads[1][0] = float("nan"), float("inf"), float("-inf")
+    checks.assert_passes_equal(weights, grads, (group_size, 2.0, 15.0, "bits", "uniform", per_group))
+
+
+def _many(group_size, per_group):
+    """150 weights of two dtypes, one of them transposed."""
+    weights = [*make([1 + 37 * i % 100 for i in range(150)]), *make((9, 520), torch.float16)]
+    weights[3] = make((90,))[0].view(9, 10).t()
+    grads = [each.to(weight.dtype).view(weight.shape) for weight, each in
+             zip(weights, make([weight.numel() for weight in weights], seed=3), strict=True)]  # fmt: skip
+    checks.assert_passes_equal(weights, grads, (group_size, 2.0, 15.0, "bits", "uniform", per_group))
+
+
+def unusual() -> Iterator[Cell]:
+    for group_size, scope in itertools.product(GROUP_SIZES, SCOPES):
+        arguments = group_size, SCOPES[scope]
+        options = f"g = {group_size}, {scope}"
+        yield Cell("ties, constants, NaN, infinities", options, lambda each=arguments: _unusual(*each))
+    for group_size, scope in itertools.product((0, 7, 8), SCOPES):
+        arguments = group_size, SCOPES[scope]
+        yield Cell("152 weights at once", f"g = {group_size}, {scope}", lambda each=arguments: _many(*each))
+
+
+def _one_launch(group_size, noise_kind, own, noisy):
+    checks.assert_one_launch_equals_two(_weights(own), group_size, noise_kind, DTYPES[noisy])
+
+
+def one_launch() -> Iterator[Cell]:
+    for group_size, noise_kind, pair in itertools.product((0, 1, 8, 64, 1024), KINDS, PAIRS):
+        arguments = group_size, noise_kind, *pair
+        options = f"g = {group_size}, {noise_kind}, {' to '.join(pair)}"
+        yield Cell("noisy weights in one launch", options, lambda each=arguments: _one_launch(*each))
+
+
+def _uniform(group_size, own, noisy):
+    checks.assert_uniform_noise_equals(_weights(own), _weights(noisy, seed=3), group_size, DTYPES[noisy])
+
+
+def noise_and_ranges() -> Iterator[Cell]:
+    for noise_kind in KINDS:
+        yield Cell("noise", noise_kind, lambda each=noise_kind: checks.assert_noise_equals(each))
+    for dtype in DTYPES:
+        for group_size in GROUP_SIZES:
+            arguments = DTYPES[dtype], group_size, group_size > 0
+            options = f"{dtype}, " + (f"g = {group_size}" if group_size else "per tensor")
+            yield Cell("ranges", options, lambda each=arguments: checks.assert_ranges_equal(*each))
+    for group_size, pair in itertools.product(GROUP_SIZES, PAIRS):
+        options, arguments = f"g = {group_size}, {' to '.join(pair)}", (group_size, *pair)
+        yield Cell("uniform noise of one step", options, lambda each=arguments: _uniform(*each))
+
+
+def _levels(group_size, per_group, dtype):
+    for weight in [*make((0, 1, 5000), DTYPES[dtype]), checks.unaligned(2049, DTYPES[dtype])]:
+        checks.assert_levels_equal(weight, make_widths(weight.numel(), group_size), group_size, per_group)
+
+
+def _words(group_size, per_group, dtype, choices):
+    """4,107: a program's whole blocks, and one that is not."""
+    for weight in [*make((0, 1, 4107), DTYPES[dtype]), checks.unaligned(1025, DTYPES[dtype])]:
+        checks.assert_words_equal(weight, make_widths(weight.numel(), group_size, choices), group_size, per_group)
+
+
+def _planes(group_size, dtype):
+    for weight in [*make((1, 2500), DTYPES[dtype]), checks.unaligned(65, DTYPES[dtype])]:
+        checks.assert_planes_of_weight_equal(weight, group_size)
+
+
+def export() -> Iterator[Cell]:
+    for group_size, scope, dtype in itertools.product(GROUP_SIZES, SCOPES, DTYPES):
+        options, arguments = f"g = {group_size}, {scope}, {dtype}", (group_size, SCOPES[scope], dtype)
+        yield Cell("levels, weights of levels, rounded weights", options, lambda each=arguments: _levels(*each))
+        yield Cell("words, of 3 and 8 bits", options, lambda each=arguments: _words(*each, (3, 8)))
+    for width, scope in itertools.product(range(1, 17), SCOPES):
+        arguments = 8, SCOPES[scope], "float32", (width,)
+        yield Cell("words, of one width", f"{width} bits, {scope}", lambda each=arguments: _words(*each))
+    for group_size, dtype in itertools.product((0, 7, 8, 64), DTYPES):
+        arguments = group_size, dtype
+        yield Cell("bit planes of a weight", f"g = {group_size}, {dtype}", lambda each=arguments: _planes(*each))
+    for (rows, columns), width in itertools.product(((8, 10), (16, 5), (32, 3), (64, 32)), (1, 5, 11, 16)):
+        arguments = rows, columns, width
+        options = f"{rows} rows, {width} bits"
+        yield Cell("bit planes", options, lambda each=arguments: checks.assert_planes_equal(*each))
+
+
+def cells() -> list[Cell]:
+    """All cells; those whose kernels take longest to compile stand apart from each other."""
+    return [*noise_and_ranges(), *export(), *one_launch(), *unusual(), *training()]
