@@ -311,9 +311,10 @@ class DiffQuantizer(BaseQuantizer):
 
     def quantised_bits(self, exact: bool) -> Tensor | float:
         """Bits that the quantised weights take: levels, ranges, tables of widths."""
-        rule, total = self.size_rule(), 0.0
+        rule = self.size_rule()
         if not (exact or self._frozen.active):
             return self._learned_bits(rule)
+        total: Tensor | float = 0.0
         for entry in self._full():
             total = total + rule.weight_bits(self._whole_bits(entry, exact), entry.param.numel())
         return total

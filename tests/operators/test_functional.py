@@ -34,6 +34,7 @@ BAD_CALLS = {
     # coded levels
     "codes_from_steps(W.cfloat())": (TypeError, "codes_from_steps: steps floating torch.complex64"),
     "add_uniform_noise([], [], KEY, group_sizes=[])": (ValueError, "add_uniform_noise: at least one weight"),
+    "weight_sizes([], [])": (ValueError, "weight_sizes: expected at least one logits"),
     "bits_from_logits(LOGIT, 2, 15, 'step')": (ValueError, "bits_from_logits: param 'bits', 'noise' 'step'"),
     "bits_from_logits(LOGIT.bool(), 2, 15)": (TypeError, "bits_from_logits: logits real torch.bool"),
     "bits_from_logits(LOGIT, 0, 15, 'noise')": (ValueError, "bits: 'noise' 0 < min_bits < max_bits min_bits=0"),

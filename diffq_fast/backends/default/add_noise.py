@@ -68,8 +68,8 @@ def add_noise_backward(grads, weights, logits, ranges, extremes, key, streams, *
         grad_logit, shares, nonfinite = _grad_logit(grad, logit, row, source, options, weight.dtype)
         ties = None if options.per_group else extremes[index, 2:]
         results.append((_grad_weight(grad, weight, row, (shares, ties), options), grad_logit, nonfinite))
-    grad_weights, grad_logits, nonfinite = zip(*results, strict=True)
-    return list(grad_weights), list(grad_logits), torch.stack(nonfinite).to(torch.float32)
+    grad_weights, grad_logits, counts = zip(*results, strict=True)
+    return list(grad_weights), list(grad_logits), torch.stack(counts).to(torch.float32)
 
 
 def _grad_logit(
