@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import diffq_fast
 from diffq_fast import bitpack, functional
-from diffq_fast.backends.cpu import widths as width_kernels
+from diffq_fast.backends import cpu
 from diffq_fast.reference import add_noise as add_noise_oracle
 from diffq_fast.reference import philox
 
@@ -199,6 +199,8 @@ def save(count: int, group_size: int) -> list[Variant]:
             os.fsync = fsync
 
     def without_thresholds() -> None:
+        from diffq_fast.backends.cpu import widths as width_kernels
+
         fewest, width_kernels.FEWEST_LOGITS = width_kernels.FEWEST_LOGITS, sys.maxsize
         try:
             without_fsync()
@@ -206,7 +208,8 @@ def save(count: int, group_size: int) -> list[Variant]:
             width_kernels.FEWEST_LOGITS = fewest
 
     variants.append(variant("diffq_fast", without_fsync))
-    variants.append(variant("diffq_fast, widths by torch", without_thresholds))
+    if cpu.status()[0]:
+        variants.append(variant("diffq_fast, widths by torch", without_thresholds))
     if HAS_PEER:
         import diffq
 

@@ -45,8 +45,8 @@ echo "== tests"
 # Alone, without the suite's conftest: that one needs packages which a bare GPU machine may lack. In four processes,
 # as most of the time goes into compiling kernels, one for each combination of dtypes and group sizes.
 mkdir -p "$built/gpu_tests/support"
-cp tests/support/gpu_tensors.py "$built/gpu_tests/support/"
-files=(test_gpu.py test_gpu_streams.py test_gpu_export.py)
+cp tests/support/gpu_tensors.py tests/support/packed_row_forms.py "$built/gpu_tests/support/"
+files=(test_gpu.py test_gpu_streams.py test_gpu_export.py test_gpu_packed_rows.py)
 cp "${files[@]/#/tests/gpu/}" "$built/gpu_tests/"
 pytest() { # seconds, arguments
     (cd "$built/gpu_tests" && limited "$1" "${python[@]}" -m pytest -q -p no:cacheprovider \

@@ -78,6 +78,16 @@ def measure_scaling(largest: int, seconds: float) -> dict[str, Any]:
     return found
 
 
+def measure_main_rows(count: int, seconds: float) -> dict[str, Any]:
+    """C1, C2, C5 and C7, the rows that the package without its core is held to (DIFFQ_FAST_DISABLE_CORE=1)."""
+    found = {
+        "forward g=8": time_variants(cpu_cases.forward(count, 8), seconds, least=3),
+        "step g=8": time_variants(cpu_cases.step(count, 8), seconds, least=3),
+        "state g=8": time_variants(cpu_cases.state(count, 8), seconds, least=3),
+    }
+    return found | measure_planes(count, seconds / 4)
+
+
 MEMORY = """
 import sys, torch
 from pathlib import Path
@@ -122,6 +132,7 @@ def main() -> None:
         "planes": lambda: measure_planes(count, seconds),
         "eval": lambda: {"eval 4096x4096 batch 1": time_variants(cpu_cases.evaluate(), seconds)},
         "scaling": lambda: measure_scaling(largest, seconds / 4),
+        "main": lambda: measure_main_rows(count, seconds),
         "memory": lambda: measure_memory(count),
     }
     results: dict[str, Any] = {"count": count}

@@ -22,9 +22,10 @@ from diffq_fast.backends.triton import (
     quantize_kernels,
     uniform_noise_kernels,
     weight_range_kernels,
+    weight_sizes_kernels,
     words_kernels,
 )
-from diffq_fast.backends.triton.arguments import Config, Gradients, Rule, Tables
+from diffq_fast.backends.triton.arguments import Config, Gradients, Rule, SizeBounds, Tables
 from diffq_fast.backends.triton.weight_range import RANGE_TILE, RANGE_WARPS
 
 _TABLES = {"tables": Tables("*i64", "*i64", "*i32")}
@@ -204,6 +205,41 @@ def _others() -> list[Case]:
     ]  # fmt: skip
 
 
+def _uniform_noise() -> list[Case]:
+    sums = _TABLES | {"key_ptr": "*i64", "sums_ptr": "*fp32"}
+    noise = _TABLES | {"key_ptr": "*i64", "noisy_ptr": "*fp32"}
+    config = Config(True, grad=tl.float32, tile=launching.TILE, part_step=launching.PART_STEP)
+    steps = Config(True, 8, weight=tl.float32, **launching.tile_steps(8))
+    kernels = uniform_noise_kernels
+    return [
+        Case("uniform noise of a step", kernels.uniform_noise_kernel, noise, {"CONFIG": steps}),
+        Case("its groups' sums", kernels.group_sums_kernel, sums, {"CONFIG": config._replace(group_size=8)}),
+        Case("its pieces' sums", kernels.piece_sums_kernel, sums | {"group_size": "i64"}, {"CONFIG": config}),
+    ]
+
+
+def _weight_sizes(param: str, group_size: int | str) -> list[Case]:
+    """``group_size``: a type, or the number that Triton compiles in."""
+    config = Config(True, param=param, tile=launching.TILE, part_step=launching.PART_STEP, chunk=launching.CHUNK)
+    constants: dict[str, Any] = {"CONFIG": config}
+    size = {"group_size": group_size} if isinstance(group_size, str) else {}
+    sized = constants | ({} if size else {"group_size": group_size})
+    finish = {"parts_ptr": "*fp32", "sizes_ptr": "*fp32", "bounds": SizeBounds("fp32", "fp32")} | size | _RULE
+    backward = {"grads_ptr": "*fp32", "grad_logits_ptr": "*fp32"} | size | _RULE
+    kernels, suffix = weight_sizes_kernels, f" of {param!r}, group_size {group_size}"
+    return [
+        Case(f"bits{suffix}", kernels.bits_parts_kernel, _TABLES | {"parts_ptr": "*fp32"} | _RULE, constants),
+        Case(f"sizes{suffix}", kernels.finish_sizes_kernel, _TABLES | finish, sized),
+        Case(f"sizes' gradient{suffix}", kernels.sizes_backward_kernel, _TABLES | backward, sized),
+    ]
+
+
+# Compiled for every target, but not counted: their time is small beside that of the others.
+UNCOUNTED = [
+    *_uniform_noise(),
+    *_weight_sizes("bits", "i64"),
+    *_weight_sizes("noise", 1),
+]
 CASES = [
     _forward("uniform"),
     _forward("gaussian"),

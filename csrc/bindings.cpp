@@ -20,6 +20,7 @@
 #include "core/train/add_noise.h"
 #include "core/train/range.h"
 #include "core/train/uniform_noise.h"
+#include "core/train/weight_sizes.h"
 
 namespace {
 
@@ -117,6 +118,19 @@ using UniformTuple = std::tuple<Address, std::vector<uint32_t>, std::vector<int6
 UniformNoise uniform_noise_of(const UniformTuple& noise, int threads) {
     const auto& [key, streams, group_sizes] = noise;
     return {key_at(key), streams, group_sizes, threads};
+}
+
+// (addresses of the logits, counts, group size, smallest and largest number of bits, param code, extra bits)
+using LearnedBitsTuple = std::tuple<Addresses, std::vector<int64_t>, int64_t, double, double, int, double>;
+
+LearnedBits learned_bits_of(const LearnedBitsTuple& learned, int threads) {
+    const auto& [logits, counts, group_size, min_bits, max_bits, param, extra_bits] = learned;
+    return {at_all<const float>(logits),
+            counts,
+            group_size,
+            BitsRule(static_cast<Param>(param), min_bits, max_bits),
+            static_cast<float>(extra_bits),
+            threads};
 }
 
 // (addresses of the ranges and of the extremes)
@@ -252,6 +266,22 @@ void bind_uniform_noise(py::module_& module) {
         [](const UniformTuple& noise, const WeightLists& grads, const Addresses& grad_steps, int threads) {
             add_uniform_noise_backward(uniform_noise_of(noise, threads), floats_of(grads),
                                        at_all<float>(grad_steps));
+        },
+        Release());
+}
+
+void bind_sizes(py::module_& module) {
+    module.def(
+        "weight_sizes",
+        [](const LearnedBitsTuple& learned, Address sizes, int threads) {
+            weight_sizes(learned_bits_of(learned, threads), at<float>(sizes));
+        },
+        Release());
+    module.def(
+        "weight_sizes_backward",
+        [](const LearnedBitsTuple& learned, Address grads, const Addresses& grad_logits, int threads) {
+            weight_sizes_backward(learned_bits_of(learned, threads), at<const float>(grads),
+                                  at_all<float>(grad_logits));
         },
         Release());
 }
@@ -405,6 +435,29 @@ void bind_inference(py::module_& module) {
         },
         Release());
     module.def(
+        "pack_rows",
+        [](Address levels, Address widths, Address starts, int64_t rows, int64_t columns, int64_t segment,
+           Address data, int64_t bytes, int threads) -> const char* {
+            const RowsOfLevels given{at<const int32_t>(levels),
+                                     at<const uint8_t>(widths),
+                                     at<const uint32_t>(starts),
+                                     rows,
+                                     columns,
+                                     segment};
+            switch (pack_rows(given, at<uint8_t>(data), bytes, threads)) {
+                case RowsProblem::none:
+                    break;
+                case RowsProblem::width:
+                    return "widths must be between 1 and 16";
+                case RowsProblem::level:
+                    return "levels must be from 0 to 2**width - 1";
+                case RowsProblem::outside:
+                    return "a row does not lie in its data";
+            }
+            return "";
+        },
+        Release());
+    module.def(
         "unpack_rows",
         [](const RowsTuple& rows, const RowFormTuple& form, Address indices, int64_t count, Address values,
            int threads) {
@@ -421,6 +474,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
     bind_runtime(module);
     bind_training(module);
     bind_uniform_noise(module);
+    bind_sizes(module);
     bind_quantizing(module);
     bind_packing(module);
     bind_coding(module);

@@ -191,6 +191,26 @@ def check_add_uniform_noise(
     check_output_dtype(who, dtype)
 
 
+def check_weight_sizes(
+    logits: Sequence[Tensor], counts: Sequence[int], group_size: int, rule: tuple[float, float, str]
+) -> None:
+    """``rule`` is min_bits, max_bits, param."""
+    who, (min_bits, max_bits, param) = "weight_sizes", rule
+    if len(logits) == 0 or len(logits) != len(counts):
+        raise ValueError(f"{who}: expected at least one logits, and as many counts, got {len(logits)}, {len(counts)}")
+    check_groups(who, group_size)
+    check_choice(who, "param", param, PARAMS)
+    if not 0 < min_bits < max_bits < 128:
+        raise ValueError(f"{who}: expected 0 < min_bits < max_bits < 128, got {min_bits} and {max_bits}")
+    for index, (logit, count) in enumerate(zip(logits, counts, strict=True)):
+        if count < 0:
+            raise ValueError(f"{who}: counts[{index}] must not be negative, got {count}")
+        if not logit.is_floating_point():
+            raise TypeError(f"{who}: logits[{index}] must be a floating tensor, got {logit.dtype}")
+        _check_shape(who, f"logits[{index}]", logit, count, group_size)
+        _check_device(who, f"logits[{index}]", logit, logits[0].device)
+
+
 def check_quantised(
     who: str,
     tensors: tuple[Sequence[Tensor], Sequence[Tensor], Tensor],
@@ -265,9 +285,6 @@ def check_rows(levels: Tensor, widths: Tensor, segment: int) -> None:
     check_has_values(who, "levels", levels)
     check_has_values(who, "widths", widths)
     check_width_values(who, [widths])
-    above = levels >> widths.repeat_interleave(segment, 1).int()
-    if bool(above.any()):
-        raise ValueError(f"{who}: levels must be from 0 to 2**width - 1, got {int(levels[above != 0][0])}")
 
 
 def check_packed_rows(who: str, rows: PackedRows) -> None:

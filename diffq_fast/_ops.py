@@ -25,6 +25,7 @@ from .reference.add_noise import noisy_weight_second_backward
 from .reference.options import NoiseOptions
 from .reference.planes import PLANE_DTYPES
 from .reference.sizes import group_count
+from .reference.weight_sizes import weight_size_backward
 
 NAMESPACE = "diffq_fast"
 
@@ -153,11 +154,13 @@ class _AddNoise(torch.autograd.Function):
         of_grads, of_weights, of_logits, streams = lists
         made = _gradients(of_grads, of_weights, of_logits, streams, key, ranges, extremes, ctx.options)
         grad_weights, grad_logits, nonfinite = made
+        needs = ctx.needs_input_grad  # made anew each time that it is asked for: of all arguments
         for index, grad_weight, grad_logit in zip(used, grad_weights, grad_logits, strict=True):
-            result[_BEFORE + index] = grad_weight if ctx.needs_input_grad[_BEFORE + index] else None
-            needed = ctx.needs_input_grad[_BEFORE + count + index]
-            result[_BEFORE + count + index] = grad_logit.to(logits[index].dtype) if needed else None
-        if ctx.needs_input_grad[_BEFORE - 1]:
+            if needs[_BEFORE + index]:
+                result[_BEFORE + index] = grad_weight
+            if needs[_BEFORE + count + index]:
+                result[_BEFORE + count + index] = grad_logit.to(logits[index].dtype)
+        if needs[_BEFORE - 1]:
             result[_BEFORE - 1] = _spread(nonfinite, used, count)
         return tuple(result)
 
@@ -274,10 +277,11 @@ class _AddUniformNoise(torch.autograd.Function):
         count = len(steps)
         result: list[Tensor | None] = [None] * (_BEFORE_UNIFORM + 2 * count)
         used = [index for index, grad in enumerate(grads) if grad is not None]
+        needs = ctx.needs_input_grad
         for index in used:
-            if ctx.needs_input_grad[_BEFORE_UNIFORM + index]:
+            if needs[_BEFORE_UNIFORM + index]:
                 result[_BEFORE_UNIFORM + index] = grads[index].to(ctx.dtypes[index])
-        used = [index for index in used if ctx.needs_input_grad[_BEFORE_UNIFORM + count + index]]
+        used = [index for index in used if needs[_BEFORE_UNIFORM + count + index]]
         if used:
             lists = [[each[index] for index in used] for each in (ctx.streams, ctx.group_sizes, grads, steps)]
             for index, grad_steps in zip(used, _step_gradients(key, *lists), strict=True):
@@ -328,6 +332,51 @@ def _add_uniform_noise_autograd(weights, steps, key, streams, group_sizes, dtype
 
 
 _library.impl("add_uniform_noise", _add_uniform_noise_autograd, "Autograd")
+
+
+_LEARNED_BITS = "Tensor[] logits, int[] counts, int group_size, float min_bits, float max_bits, str param"
+
+
+@_operator(f"({_LEARNED_BITS}, float extra_bits) -> Tensor")
+def weight_sizes(logits, *others):
+    return logits[0].new_empty((len(logits),), dtype=range_dtype(logits))
+
+
+@_operator(f"(Tensor grads, {_LEARNED_BITS}) -> Tensor[]")
+def weight_sizes_backward(grads, logits, *others):
+    return [logit.new_empty(logit.shape, dtype=range_dtype([logit])) for logit in logits]
+
+
+class _WeightSizes(torch.autograd.Function):
+    """Keeps the logits. Gradients of higher order come from the oracle."""
+
+    @staticmethod
+    def forward(ctx, counts, rule, extra_bits, *logits):
+        with torch._C._AutoDispatchBelowAutograd():
+            sizes = torch.ops.diffq_fast.weight_sizes.default(logits, counts, *rule, extra_bits)
+        ctx.counts, ctx.rule = counts, rule
+        ctx.save_for_backward(*logits)
+        return sizes
+
+    @staticmethod
+    def backward(ctx, grads):
+        logits = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            rows = zip(grads.unbind(), logits, ctx.counts, strict=True)
+            made = [weight_size_backward(*row, *ctx.rule) for row in rows]
+        else:
+            made = torch.ops.diffq_fast.weight_sizes_backward.default(grads, logits, ctx.counts, *ctx.rule)
+        return None, None, None, *[grad.to(logit.dtype) for grad, logit in zip(made, logits, strict=True)]
+
+
+def _weight_sizes_autograd(logits, counts, *rule_and_extra_bits):
+    if not logits or len(logits) != len(counts):
+        raise ValueError(f"weight_sizes: expected logits, and as many counts, got {len(logits)} and {len(counts)}")
+    *rule, extra_bits = rule_and_extra_bits
+    return _WeightSizes.apply(list(counts), tuple(rule), extra_bits, *logits)
+
+
+_library.impl("weight_sizes", _weight_sizes_autograd, "Autograd")
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
@@ -406,6 +455,11 @@ def decode_levels(words, count):
 # -- weights that stay packed ----------------------------------------------------------------------------------------
 
 _ROWS = "Tensor data, Tensor starts, Tensor widths, Tensor scales, Tensor offsets, int[] form"
+
+
+@_operator("(Tensor levels, Tensor widths, Tensor starts, int segment, int size) -> Tensor")
+def pack_rows(levels, widths, starts, segment, size):
+    return levels.new_empty((size,), dtype=torch.uint8)
 
 
 @_operator(f"(Tensor indices, {_ROWS}) -> Tensor")

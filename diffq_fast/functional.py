@@ -34,6 +34,7 @@ from ._checks import (
     check_rows,
     check_unpack_planes,
     check_unpacked,
+    check_weight_sizes,
     check_weights,
     check_width_values,
     check_word_count,
@@ -57,6 +58,7 @@ __all__ = [  # noqa: RUF022  (the order of the data flow)
     "noise",
     "add_noise",
     "add_uniform_noise",
+    "weight_sizes",
     "whole_bits",
     "widths_from_logits",
     "quantize",
@@ -226,6 +228,36 @@ def add_uniform_noise(
     check_add_uniform_noise((weights, steps, key), group_sizes, streams, dtype)
     lists = list(weights), list(steps), key, list(streams), list(group_sizes)
     return _ops.add_uniform_noise.default(*lists, dtype)
+
+
+def weight_sizes(
+    logits: Sequence[Tensor],
+    counts: Sequence[int],
+    options: NoiseOptions = NoiseOptions(),  # noqa: B008  (it cannot be changed)
+    *,
+    extra_bits: float = 0,
+) -> Tensor:
+    """The bits that weights take in a file: ``extra_bits + bits(logit)`` for each element, and a table of widths.
+
+    An entry of the table, one for each group, has ``ceil(log2(1 + round(most bits) - lowest))`` bits; lowest is
+    ``min_bits``, or, with negative ``extra_bits``, the fewest bits if they are below. Differentiable in the logits, to
+    any order, but for the table. One pass over the logits, and one for the gradient. Nothing waits for the device.
+
+    Args:
+        logits: for each weight a floating tensor ``[groups]``, all on one device.
+        counts: elements of each weight.
+        options: groups and rule of the bits; the noise does not matter.
+        extra_bits: added to the bits.
+
+    Returns:
+        float32 ``[weights]`` (float64 where a logit is), without ranges; NaN where a logit is NaN.
+
+    >>> weight_sizes([torch.zeros(2)], [12], NoiseOptions(min_bits=2, max_bits=8))
+    tensor([64.])
+    """
+    check_weight_sizes(logits, counts, options.group_size, options.rule)
+    rule = options.operator_arguments()[:4]
+    return _ops.weight_sizes.default(list(logits), list(counts), *rule, float(extra_bits))
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
@@ -515,7 +547,8 @@ def pack_rows(levels: Tensor, widths: Tensor, segment: int) -> tuple[Tensor, Ten
     '0b10110100'
     """
     check_rows(levels, widths, segment)
-    return packed_rows.pack_rows(levels, widths, segment)
+    starts, size = packed_rows.row_starts(widths, levels.shape[1], segment)
+    return _ops.pack_rows.default(levels, widths, starts, segment, size), starts, packed_rows.half_bytes(widths)
 
 
 def unpack_rows(indices: Tensor, rows: PackedRows) -> Tensor:

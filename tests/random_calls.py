@@ -218,6 +218,11 @@ OPERATORS: dict[str, Callable[[Arguments], Any]] = {
     "pack_planes": lambda a: ops.pack_planes(a.levels(), *block(a)),
     "pack_planes_seen": lambda a: ops.pack_planes_seen(a.levels(), *block(a)),
     "unpack_planes": lambda a: ops.unpack_planes(planes(a), a.integer(a.count, 10**7)),
+    "pack_rows": lambda a: ops.pack_rows(
+        *(a.form(torch.randint(-1, 5, (3, 8)).int()), torch.full((3, 2), a.integer(3, 0, 16, 20)).to(torch.uint8)),
+        *(a.often(torch.arange(4).int(), torch.arange(4).int() * -9, torch.arange(3).int()), a.integer(4, 8, 0, 3)),
+        a.often(64, 28, 16, 0, -1),
+    ),
     "unpack_rows": lambda a: ops.unpack_rows(
         torch.randint(a.often(0, -3), a.often(1, 5, 2**40), (a.often(2, 0),)), *rows_in_memory(a)
     ),
@@ -237,6 +242,13 @@ OPERATORS: dict[str, Callable[[Arguments], Any]] = {
     ),
     "add_uniform_noise_backward": lambda a: ops.add_uniform_noise_backward(
         [a.weight()], [a.logits()], a.key(), streams(a), [a.group_size]
+    ),
+    "weight_sizes": lambda a: ops.weight_sizes(
+        *([a.logits()], [a.often(a.count, -1, 2**62)], a.group_size, 2.0, a.often(15.0, 1.0), "bits"),
+        a.often(0.0, -3.0),
+    ),
+    "weight_sizes_backward": lambda a: ops.weight_sizes_backward(
+        *(torch.ones(a.often(1, 0, 2)), [a.logits()], [a.often(a.count, -1, 2**62)], a.group_size, 2.0, 15.0, "bits")
     ),
 }
 
@@ -276,6 +288,9 @@ CALLS: dict[str, Callable[[Arguments], Any]] = {
     "codes_from_steps": lambda a: functional.codes_from_steps(a.often(a.logits(), a.logits().cfloat())),
     "add_uniform_noise": lambda a: functional.add_uniform_noise(
         [a.weight()], [a.logits()], a.key(), group_sizes=[a.group_size], streams=streams(a)
+    ),
+    "weight_sizes": lambda a: functional.weight_sizes(
+        *([a.logits()], [a.often(a.count, -1)], functional.NoiseOptions(a.group_size)), extra_bits=a.often(0, -3, 1e30)
     ),
     "pack_rows": lambda a: functional.pack_rows(
         *(a.levels().reshape(1, -1), a.widths().reshape(1, -1)), a.often(a.count, a.group_size, 1, 0, -1)

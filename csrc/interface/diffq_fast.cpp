@@ -2,31 +2,18 @@
 #include "diffq_fast.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <new>
-#include <optional>
 
-#include "core/file/packed_file.h"
 #include "core/file/packed_matrix.h"
 #include "core/file/weight_values.h"
-#include "interface/mapped_file.h"
+#include "interface/handle.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "diffq_fast: files are little-endian, and so must the machine be"
 #endif
 
 using namespace diffq_fast;
-
-struct diffq_fast_file {
-    diffq_fast_file(const MemoryHooks& given, const char* path)
-        : hooks(given), source(path, path + std::strlen(path) + 1, HookedAllocator<char>(hooks)) {}
-
-    MemoryHooks hooks;
-    Vector<char> source;  // what messages call it
-    MappedFile mapped;
-    std::optional<PackedFile> packed;
-};
 
 struct diffq_fast_matrix {
     explicit diffq_fast_matrix(const MemoryHooks& given) : hooks(given), packed(hooks) {}
@@ -38,39 +25,6 @@ struct diffq_fast_matrix {
 namespace {
 
 constexpr char kVersion[] = DIFFQ_FAST_VERSION;
-
-diffq_fast_status report(const Failure& failure, const char* who, const char* source,
-                         diffq_fast_error* error) {
-    const auto status = static_cast<diffq_fast_status>(failure.status);
-    if (error == nullptr) return status;
-    error->status = status;
-    if (source == nullptr) {
-        std::snprintf(error->message, sizeof error->message, "%s: %s", who, failure.message);
-    } else {
-        // The end of a long path says more than its beginning.
-        const size_t length = std::strlen(source), most = 400;
-        std::snprintf(error->message, sizeof error->message, "%s: %s%s: %s", who, length > most ? "..." : "",
-                      source + (length > most ? length - most : 0), failure.message);
-    }
-    return status;
-}
-
-// Calls body(failure), which is false where something failed. source: what is read, or null.
-template <typename Body>
-diffq_fast_status guarded(const char* who, const char* source, diffq_fast_error* error, Body&& body) {
-    Failure failure;
-    try {
-        if (!body(failure) && failure.status == Status::ok)
-            failure.fail(Status::internal, "failed without a reason");
-    } catch (const std::bad_alloc&) {
-        failure.fail(Status::out_of_memory, "out of memory");
-    } catch (...) {
-        failure.fail(Status::internal, "an exception that nobody expected");
-    }
-    if (failure.status != Status::ok) return report(failure, who, source, error);
-    if (error != nullptr) *error = diffq_fast_error{};
-    return DIFFQ_FAST_OK;
-}
 
 bool bad_argument(Failure& failure, const char* problem) {
     return failure.fail(Status::bad_argument, "%s", problem);
@@ -201,7 +155,7 @@ bool is_plain_float(ItemType type) {
 bool read_entry(const PackedFile& packed, const Entry& entry, float* values, size_t count, Failure& failure) {
     const Shape& shape =
         entry.weight != nullptr ? entry.weight->shape : packed.tensor(entry.plain->tensor).shape;
-    if (count != static_cast<size_t>(shape.count))
+    if (count != static_cast<uint64_t>(shape.count))
         return failure.fail(Status::bad_argument, "a buffer of %llu values for a tensor of %lld",
                             static_cast<unsigned long long>(count), static_cast<Number>(shape.count));
     if (entry.weight != nullptr) {

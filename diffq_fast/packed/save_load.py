@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
+from .. import functional
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
 from ..reference.packed_rows import ACTIVATIONS
@@ -148,6 +149,7 @@ def load(
     fill(model, values | contents.tensors(devices), targets, weights.keys() - kept.keys(), f"load: {contents.path}")
     if kept:
         put_packed(model, kept)
+        functional.empty_cache()  # of what decoding took: who loads packed weights wants the memory
     return model
 
 

@@ -311,17 +311,32 @@ class DiffQuantizer(BaseQuantizer):
 
     def quantised_bits(self, exact: bool) -> Tensor | float:
         """Bits that the quantised weights take: levels, ranges, tables of widths."""
-        rule = self.size_rule()
-        total: Tensor | float = 0.0
+        rule, total = self.size_rule(), 0.0
+        if not (exact or self._frozen.active):
+            return self._learned_bits(rule)
         for entry in self._full():
-            total = total + rule.weight_bits(self._counted_bits(entry, exact), entry.param.numel())
+            total = total + rule.weight_bits(self._whole_bits(entry, exact), entry.param.numel())
         return total
 
-    def _counted_bits(self, entry: QuantizedParameter, exact: bool) -> Tensor:
-        """Bits of each group as the size counts them; frozen ones are whole, with gradient zero."""
+    def _learned_bits(self, rule: SizeRule) -> Tensor | float:
+        """The same while bits are learned, in one pass over the logits of each device."""
+        by_device: dict[torch.device, list[QuantizedParameter]] = {}
+        for entry in self._full():
+            by_device.setdefault(entry.param.device, []).append(entry)
+        options = NoiseOptions(self.group_size, self.min_bits, self.max_bits, self.param)
+        total: Tensor | float = 0.0
+        for entries in by_device.values():
+            counts = [entry.param.numel() for entry in entries]
+            sizes = functional.weight_sizes(
+                [entry.logit for entry in entries], counts, options, extra_bits=self.extra_bits
+            )
+            ours = sizes.sum() + sum(map(rule.range_bits, counts))
+            total = total + (ours.to(total) if isinstance(total, Tensor) else ours)
+        return total
+
+    def _whole_bits(self, entry: QuantizedParameter, exact: bool) -> Tensor:
+        """Bits of each group in an export; with gradient zero, unless the size is to be ``exact``."""
         bits = self._get_bits(entry.logit)
-        if not (exact or self._frozen.active):
-            return self.extra_bits + bits
         whole = whole_bits(bits.detach(), self.extra_bits).float()
         return whole if exact else whole + 0 * bits
 

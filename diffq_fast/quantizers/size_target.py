@@ -147,7 +147,8 @@ class SizeTarget:
         """Call once behind each ``optimizer.step()``, before the gradients are cleared.
 
         It reads the logits' gradients and moves the logits, at each second step of a training of up to 2,000, else
-        about 1,000 times. Under a GradScaler call ``scaler.unscale_(optimizer)`` before ``scaler.step(optimizer)``.
+        about 1,000 times. Under a GradScaler call it behind ``scaler.step(optimizer)``, which leaves the gradients
+        unscaled.
 
         Raises:
             RuntimeError: the logits have no gradients.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..reference.bits import MAX_WHOLE_BITS
 from ..reference.sizes import group_count
+from ..reference.weight_sizes import elements_sum, table_bits
 
 BISECTIONS = 60
 FILLING_ROUNDS = 64
@@ -35,16 +36,16 @@ class SizeRule(NamedTuple):
 
         Only the levels are differentiable.
         """
-        ranges = len(used) if self.range_scope == "group" else 1
         table = len(used) * self._table_bits(used.detach())
-        return self.total(used, count) + (64 * ranges + 8) + table
+        return self.total(used, count) + self.range_bits(count) + table
+
+    def range_bits(self, count: int) -> int:
+        """Bits of a weight's ranges, and of the width of its table's entries."""
+        return 64 * (group_count(count, self.group_size) if self.range_scope == "group" else 1) + 8
 
     def total(self, per_group: Tensor, count: int) -> Tensor:
         """Sum over a weight's elements of a value per group."""
-        size = self.group_size or count
-        total = size * per_group.sum()
-        missing = len(per_group) * size - count
-        return total - missing * per_group[-1] if missing else total
+        return elements_sum(per_group, count, self.group_size)
 
     def _table_bits(self, used: Tensor) -> Tensor:
         """Bits of one entry of a weight's table of widths."""
@@ -52,11 +53,6 @@ class SizeRule(NamedTuple):
         if self.extra_bits < 0:
             lowest = used.min().round().clamp(max=self.min_bits)
         return table_bits(lowest, used.max())
-
-
-def table_bits(lowest: Tensor | float, highest: Tensor) -> Tensor:
-    """Bits of one entry of a weight's table of widths, for bits from ``lowest`` to ``highest``."""
-    return torch.ceil(torch.log2((1 + highest.round() - lowest).clamp(min=1)))
 
 
 def reachable_widths(min_bits: float, max_bits: float, extra_bits: float) -> range:

@@ -45,7 +45,7 @@ def noisy_weight_backward(
 
     amplitude_grads = group_sums * step.double()
     range_grad = amplitude_grads if options.per_group else amplitude_grads.sum().view(1)
-    grad_flat = flat_grad + _range_gradient(flat, ranges, range_grad.to(flat.dtype), options)
+    grad_flat = flat_grad + range_gradient(flat, ranges, range_grad.to(flat.dtype), options)
     nonfinite = ~grad_logit.isfinite()
     return grad_flat.view(weight.shape).to(weight.dtype), grad_logit.masked_fill(nonfinite, 0), nonfinite.sum()
 
@@ -71,7 +71,7 @@ def noisy_weight_second_backward(
         return torch.autograd.grad(*chosen, create_graph=create_graph, allow_unused=True)
 
 
-def _range_gradient(flat: Tensor, ranges: Tensor, range_grad: Tensor, options: NoiseOptions) -> Tensor:
+def range_gradient(flat: Tensor, ranges: Tensor, range_grad: Tensor, options: NoiseOptions) -> Tensor:
     """``range_grad`` carried to the elements at the maximum and, with the other sign, at the minimum."""
     groups = grouped(flat, options.group_size, float("nan")) if options.per_group else flat.view(1, -1)
     at_max = (groups == ranges[:, 1:]).to(flat.dtype)

@@ -106,6 +106,18 @@ def step_and_derivative(logits: Tensor, min_bits: float, max_bits: float, param:
     return step, by_t * t * torch.sigmoid(-logits)
 
 
+def bits_derivative(logits: Tensor, min_bits: float, max_bits: float, param: str = "bits") -> Tensor:
+    """The derivative of :func:`bits_from_logits`, differentiable itself."""
+    _check_param("bits_derivative", param)
+    t = torch.sigmoid(_float(logits))
+    by_logit = t * (1 - t)
+    if param == "bits":
+        return (max_bits - min_bits) * by_logit
+    log_smallest, log_largest = _log_steps(min_bits, max_bits)
+    step = torch.exp(t * log_smallest + (1 - t) * log_largest)
+    return (log_largest - log_smallest) / math.log(2) * by_logit / (1 + step)
+
+
 def whole_bits_from_logits(
     logits: Tensor, min_bits: float, max_bits: float, param: str = "bits", extra_bits: float = 0
 ) -> Tensor:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .sizes import MAX_WIDTH
+
 ROW_ALIGNMENT = 4  # bytes
 READ_BEHIND = 16  # bytes behind the last row, which the core may read
 ACTIVATIONS = ("float", "int8")
@@ -95,16 +97,28 @@ def pack_rows(levels: Tensor, widths: Tensor, segment: int) -> tuple[Tensor, Ten
         data: uint8; starts: int32, read as uint32, ``[rows + 1]``, where each row begins in it, in fours of bytes; half
         bytes of the widths, uint8 ``[rows, width_bytes]``.
     """
-    rows, columns = levels.shape
-    sizes = (_lengths(columns, segment, levels.device) * widths.long() + 7) // 8
-    row_sizes = -(-sizes.sum(1) // ROW_ALIGNMENT)
+    starts, size = row_starts(widths, levels.shape[1], segment)
+    return put_levels(levels, widths, starts, segment, size), starts, half_bytes(widths)
+
+
+def row_starts(widths: Tensor, columns: int, segment: int) -> tuple[Tensor, int]:
+    """Where rows of such widths begin, int32, read as uint32, ``[rows + 1]``, and the bytes of their data."""
+    row_sizes = -(-_segment_bytes(widths, columns, segment).sum(1) // ROW_ALIGNMENT)
     starts = torch.nn.functional.pad(row_sizes.cumsum(0), (1, 0))
-    begins = starts[:-1, None] * ROW_ALIGNMENT + sizes.cumsum(1) - sizes
     total = int(starts[-1]) * ROW_ALIGNMENT
     if total >= ROW_ALIGNMENT << 32:
         raise ValueError(f"pack_rows: expected less than 2**34 bytes of levels, got {total:,}")
-    data = torch.zeros(total + READ_BEHIND, dtype=torch.uint8, device=levels.device)
+    return (starts - (starts >> 31 << 32)).to(torch.int32), total + READ_BEHIND
+
+
+def put_levels(levels, widths, starts, segment, size):
+    """uint8 ``[size]``: the levels, where :func:`row_starts` has their rows."""
+    rows, columns = levels.shape
+    sizes = _segment_bytes(widths, columns, segment)
+    begins = (starts[:-1, None].long() & 0xFFFFFFFF) * ROW_ALIGNMENT + sizes.cumsum(1) - sizes
+    data = torch.zeros(size, dtype=torch.uint8, device=levels.device)
     padded = torch.nn.functional.pad(levels, (0, -columns % segment)).view(rows, -1, segment)
+    check_levels(levels, widths, segment)
     for width in widths.unique().tolist():
         places = (widths == width).nonzero()
         for some in places.split(max(1, _ROWS_AT_ONCE // segment)):
@@ -113,7 +127,17 @@ def pack_rows(levels: Tensor, widths: Tensor, segment: int) -> tuple[Tensor, Ten
             targets = begins[row, number][:, None] + torch.arange(made.shape[1], dtype=torch.int64, device=data.device)
             inside = targets < (begins + sizes)[row, number][:, None]
             data[targets[inside]] = made[inside]
-    return data, (starts - (starts >> 31 << 32)).to(torch.int32), _half_bytes(widths)
+    return data
+
+
+def check_levels(levels: Tensor, widths: Tensor, segment: int) -> None:
+    """ValueError for a width that is none, and a level that is negative or too large for its segment's width."""
+    wrong = (widths < 1) | (widths > MAX_WIDTH)
+    if bool(wrong.any()):
+        raise ValueError(f"pack_rows: widths must be between 1 and {MAX_WIDTH}, found {int(widths[wrong][0])}")
+    above = levels >> widths.int().repeat_interleave(segment, 1)[:, : levels.shape[1]]
+    if bool(above.any()):
+        raise ValueError(f"pack_rows: levels must be from 0 to 2**width - 1, got {int(levels[above != 0][0])}")
 
 
 def unpack_rows(indices, data, starts, widths, scales, offsets, form):
@@ -159,6 +183,11 @@ def round_activations(vectors: Tensor) -> Tensor:
     return (whole * unit).flatten(-2)[..., :columns]
 
 
+def _segment_bytes(widths: Tensor, columns: int, segment: int) -> Tensor:
+    """int64 ``[rows, segments]``"""
+    return (_lengths(columns, segment, widths.device) * widths.long() + 7) // 8
+
+
 def _lengths(columns: int, segment: int, device: torch.device) -> Tensor:
     """Elements of each segment of a row."""
     begins = torch.arange(0, columns, segment, dtype=torch.int64, device=device)
@@ -173,7 +202,8 @@ def _bytes_of(levels: Tensor, width: int) -> Tensor:
     return (bits << torch.arange(8, dtype=torch.int32, device=levels.device)).sum(2).to(torch.uint8)
 
 
-def _half_bytes(widths: Tensor) -> Tensor:
+def half_bytes(widths: Tensor) -> Tensor:
+    """Widths ``[rows, segments]`` as rows have them, uint8 ``[rows, width_bytes]``."""
     pairs = torch.nn.functional.pad(widths - 1, (0, widths.shape[1] % 2)).view(len(widths), -1, 2)
     return pairs[:, :, 0] | pairs[:, :, 1] << 4
 

@@ -17,21 +17,29 @@ def quantize(weight: Tensor, widths: Tensor, ranges: Tensor, group_size: int) ->
     flat = weight.to(torch.float32).reshape(-1)
     count = flat.numel()
     lo, length = _offset_and_length(ranges, count, group_size)
-    step, highest = (per_element(each, count, group_size) for each in _steps_and_highest_levels(widths))
+    step, highest = (per_element(each, count, group_size) for each in steps_and_highest_levels(widths))
+    return nearest_levels(flat, (lo, length), (step, highest)).view(weight.shape)
+
+
+def nearest_levels(
+    flat: Tensor, offset_and_length: tuple[Tensor, Tensor], step_and_highest: tuple[Tensor, Tensor]
+) -> Tensor:
+    """int32 levels of elements, of whose ranges and widths the values are given for each element, or for all."""
+    (lo, length), (step, highest) = offset_and_length, step_and_highest
     levels = torch.round(((flat - lo) / length) / step)
     levels = torch.where(length == 0, 0.0, levels).nan_to_num(0.0).clamp(min=0).minimum(highest)
-    return levels.to(torch.int32).view(weight.shape)
+    return levels.to(torch.int32)
 
 
 def dequantize(levels: Tensor, widths: Tensor, ranges: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
     """``level * u * (hi - lo) + lo`` in float32, then cast to ``dtype``; the levels' shape."""
     flat = levels.reshape(-1).to(torch.float32)
     lo, length = _offset_and_length(ranges, flat.numel(), group_size)
-    step = per_element(_steps_and_highest_levels(widths)[0], flat.numel(), group_size)
+    step = per_element(steps_and_highest_levels(widths)[0], flat.numel(), group_size)
     return (flat * step * length + lo).view(levels.shape).to(dtype)
 
 
-def _steps_and_highest_levels(widths: Tensor) -> tuple[Tensor, Tensor]:
+def steps_and_highest_levels(widths: Tensor) -> tuple[Tensor, Tensor]:
     """float32 ``[groups]`` each. A width above 16 counts as 16; one of 0 has level 0 alone, and so the weight lo."""
     bits = widths.to(torch.float32).clamp(max=MAX_WIDTH)
     return step_from_bits(bits.clamp(min=1)), 2**bits - 1

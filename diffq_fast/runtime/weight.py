@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from .. import functional
 from ..packed.coding import CodedTensor
 from ..packed.tensor import PackedTensor
-from ..reference.packed_rows import PackedRows, RowForm, pack_rows, segment_size
+from ..reference.packed_rows import PackedRows, RowForm, segment_size
 
 # Levels around zero may have other widths than the file's: as many bits as the largest of so many needs.
 SHORT_SEGMENT, LEAST_SEGMENT = 64, 32
@@ -62,7 +62,7 @@ class PackedWeight(nn.Module):
         levels, widths = _levels_and_widths(packed, rows, columns, group_size, segment)
         self.form = RowForm(columns, segment, 0 if one else group_size, centred, packed.level_count or 0)
         scales, offsets = _scales_and_offsets(packed)
-        for name, part in zip(_PARTS, (*pack_rows(levels, widths, segment), scales, offsets), strict=True):
+        for name, part in zip(_PARTS, (*functional.pack_rows(levels, widths, segment), scales, offsets), strict=True):
             self.register_buffer(name, part.contiguous())
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ def _centred(levels: Tensor) -> tuple[Tensor, Tensor]:
     lowest, highest = levels.amin(2), levels.amax(2)
     most = torch.maximum(-lowest, highest + 1)  # a width w holds -2**(w - 1) … 2**(w - 1) - 1
     widths = torch.ceil(torch.log2(most.clamp(min=1).double())).to(torch.int64) + 1
-    shifted = levels + (1 << widths - 1)[:, :, None]
-    return shifted.to(torch.int32).flatten(1), widths.to(torch.uint8)
+    shifted = levels + (1 << widths - 1).to(torch.int32)[:, :, None]
+    return shifted.flatten(1), widths.to(torch.uint8)
 
 
 def _scales_and_offsets(packed: PackedTensor | CodedTensor) -> tuple[Tensor, Tensor]:

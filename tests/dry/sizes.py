@@ -7,7 +7,7 @@ from typing import Any
 
 COUNTS = (0, 1, 9, 8200)
 SIZES: dict[str, dict[str, Any]] = {
-    "measure_gpu_export": {"COUNT": 8192},
+    "measure_gpu_export": {"COUNT": 8192, "LAYERS": 2, "LAYER": (4, 256)},
     "measure_gpu_operators": {"LARGE": (2, 8192), "SMALL": (3, 1024), "MEGABYTES": (16, 4), "BUCKET_WEIGHTS": 2**14},
     "measure_gpu_transformer": {"WIDTH": 32, "LAYERS": 1, "HEADS": 2, "VOCABULARY": 32, "BATCH": 2, "LENGTH": 4},
     "test_gpu": {"COUNTS": COUNTS, "DRAWS": 2**13, "MANY_DRAWS": 2**14, "STEPS": 2},
@@ -17,6 +17,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "PLANE_COUNTS": (1, 2049),
         "PLANE_SHAPES": ((64, 32), (8, 10)),
     },
+    "test_gpu_packed_rows": {"LARGE": (4, 256)},
     "test_gpu_streams": {},
     "test_gpu_ticketed": {
         "COUNTS": (0, 1, 9, 1000, 70, 100),

@@ -97,6 +97,8 @@ def test_fma_is_right_where_rounding_twice_is_not():
         (lambda u, i: arithmetic.bit_field(u(0xFFFFFFFF), u(4), u(0), True, 32), 0),
         (lambda u, i: arithmetic.permute(u(0x33221100), u(0x77665544), u(0x7410)), 0x77441100),
         (lambda u, i: arithmetic.permute(u(0x000000FF), u(0), u(0x0008)), 0xFFFFFFFF),
+        (lambda u, i: arithmetic.sum_of_halves(u(0x0001FFFF), u(0x00020003), "+"), 0x00030002),
+        (lambda u, i: arithmetic.sum_of_halves(u(0x00010001), u(0x00020002), "-"), 0xFFFFFFFF),
         (lambda u, i: arithmetic.truth_table(u(0b1100), u(0b1010), u(0b1111), 0b10000000), 0b1000),
         (lambda u, i: arithmetic.to_integer(np.float32("nan"), np.int32), 0),
         (lambda u, i: arithmetic.to_integer(np.float32(3e9), np.int32), 2**31 - 1),
@@ -185,6 +187,22 @@ def test_shuffles_and_reductions_of_a_warp():
     mad.lo.s32 %r5, %r3, 10000, %r4;
     st.global.b32 [ %rd3 + 0 ], { %r5 };""")
     assert data.tolist() == [(i ^ 1) * 10000 + (496 if i < 32 else 1520) for i in range(64)]
+
+
+def test_a_shuffle_by_index_stays_within_its_segment():
+    data, _ = run("""
+    shfl.sync.idx.b32 %r3, %r1, 2, 0x181f, -1;
+    st.global.b32 [ %rd3 + 0 ], { %r3 };""")
+    assert data.tolist() == [i // 8 * 8 + 2 for i in range(64)]
+
+
+def test_four_bytes_from_a_place_on_and_sums_of_halves():
+    data, _ = run("""
+    prmt.b32.f4e %r3, 0x33221100, 0x77665544, %r1;
+    add.s16x2 %r4, %r3, 0x00010001;
+    st.global.b32 [ %rd3 + 0 ], { %r4 };""")
+    shown = [0x33221100, 0x44332211, 0x55443322, 0x66554433]
+    assert [each & 0xFFFFFFFF for each in data.tolist()] == [shown[i % 4] + 0x00010001 for i in range(64)]
 
 
 def test_reductions_of_float32_pass_nan_on_or_leave_it_out():

@@ -122,7 +122,7 @@ def test_names_that_a_page_calls_exist(page):
 
     homes = {"diffq_fast": [diffq_fast], "functional": [functional]}
     homes["quantizer"] = [diffq_fast.DiffQuantizer, diffq_fast.DiffQuantizer(torch.nn.Linear(2, 2))]
-    files = ("py", "json", "cdx")
+    files = ("py", "json", "cdx", "wasm")
     rooms = {path.parent.name for path in (ROOT / "diffq_fast").glob("*/__init__.py")}
     for home, name in re.findall(r"(?<![\w./])(diffq_fast|functional|quantizer)\.([a-z]\w+)", page.read_text()):
         assert (

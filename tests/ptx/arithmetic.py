@@ -181,6 +181,14 @@ def bit_field(a, begin, length, signed, bits):
     return np.asarray(filled).view(integer).view(unsigned)
 
 
+def sum_of_halves(a, b, sign):
+    """add and sub of 16x2: of the lower and the upper 16 bits, each by itself."""
+    lower = np.uint32(0xFFFF)
+    low = (a & lower) + (b & lower) if sign == "+" else (a & lower) - (b & lower)
+    high = (a & ~lower) + (b & ~lower) if sign == "+" else (a & ~lower) - (b & ~lower)
+    return (low & lower) | high
+
+
 def permute(a, b, selector):
     """prmt: four bytes out of the eight of ``a`` and ``b``; a selector's upper bit spreads the byte's sign."""
     both = np.asarray(a).astype(u64) | (np.asarray(b).astype(u64) << u64(32))

@@ -53,6 +53,8 @@ def _sum(code: Code, i: Instruction) -> None:
         return _float_sum(code, i)
     kind = _unsigned(i.kind)
     one, two = _values(code, i, kind)
+    if i.kind.endswith("16x2"):
+        return code.assign(i, i.operands[0], f"m.sum_of_halves({one}, {two}, {_SIGNS[i.name]!r})", kind)
     return code.assign(i, i.operands[0], f"{one} {_SIGNS[i.name]} {two}", kind)
 
 
@@ -238,8 +240,12 @@ def _bit_field(code: Code, i: Instruction) -> None:
 
 @_emits("prmt")
 def _permute(code: Code, i: Instruction) -> None:
-    _require(i.opcode == ("prmt", "b32"), i)
-    code.assign(i, i.operands[0], f"m.permute({', '.join(_values(code, i, 'u32'))})", "u32")
+    """Bytes by a selector of four, or (f4e) the four from a place on."""
+    _require(i.opcode in (("prmt", "b32"), ("prmt", "b32", "f4e")), i)
+    one, other, selector = _values(code, i, "u32")
+    if i.opcode[-1] == "f4e":
+        selector = f"(({selector}) & 3) * np.uint32(0x1111) + np.uint32(0x3210)"
+    code.assign(i, i.operands[0], f"m.permute({one}, {other}, {selector})", "u32")
 
 
 @_emits("lop3")

@@ -50,14 +50,14 @@ class Warps:
         self._whole(running, instruction)
         count = running[1]
         lane = np.arange(count) % 32
-        operand = np.broadcast_to(operand, count) & 31
+        operand = np.broadcast_to(operand, count).astype(np.int64) & 31
         segment, clamp = (segments >> 8) & 31, segments & 31
         highest = (lane & segment) | (clamp & ~segment)
         lowest = lane & segment
         source, valid = {
             "bfly": lambda: (lane ^ operand, lane ^ operand <= highest),
             "idx": lambda: (lowest | (operand & ~segment), lowest | (operand & ~segment) <= highest),
-            "up": lambda: (lane - operand.astype(np.int64), lane - operand.astype(np.int64) >= highest),
+            "up": lambda: (lane - operand, lane - operand >= highest),
             "down": lambda: (lane + operand, lane + operand <= highest),
         }[how]()
         source = np.where(valid, source, lane).astype(np.int64)

@@ -143,19 +143,17 @@ bool read_entry(JsonReader& reader, Container& container, TensorEntry& entry, Fa
     return true;
 }
 
-bool check_cover(const Vector<TensorEntry>& tensors, int64_t data_bytes, Failure& failure) {
+bool check_cover(Container& container, Failure& failure) {
     int64_t position = 0;
-    for (const TensorEntry& entry : tensors) {
+    for (const TensorEntry& entry : container.tensors) {
         if (entry.begin != position)
             return failure.bad_file(entry.name, "%s the tensor before it: begins at byte %lld, expected %lld",
                                     entry.begin < position ? "overlaps" : "leaves a gap behind",
                                     static_cast<Number>(entry.begin), static_cast<Number>(position));
         position = entry.end;
     }
-    return position == data_bytes ||
-           failure.bad_file("header",
-                            "the tensors need %lld bytes of data, the file has %lld; truncated or damaged",
-                            static_cast<Number>(position), static_cast<Number>(data_bytes));
+    container.data_bytes = position;
+    return true;
 }
 
 // First pass: the text is sound JSON, the metadata are those of a packed file. tensors: how many there are.
@@ -278,7 +276,7 @@ bool find_header(Bytes file, std::string_view& header, Failure& failure) {
     return valid_utf8(header) || failure.bad_file("header", "is not UTF-8; %s", kDamaged);
 }
 
-bool read_container(Bytes file, std::string_view header, const MemoryHooks& hooks, Container& container,
+bool read_container(std::string_view header, const MemoryHooks& hooks, Container& container,
                     Failure& failure) {
     size_t count;
     if (!read_texts(header, hooks, container, count, failure)) return false;
@@ -290,12 +288,20 @@ bool read_container(Bytes file, std::string_view header, const MemoryHooks& hook
         return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
     });
     container.data_start = static_cast<int64_t>(8 + header.size());
-    if (!check_cover(tensors, file.size - container.data_start, failure)) return false;
+    if (!check_cover(container, failure)) return false;
     container.by_name.resize(count);
     std::iota(container.by_name.begin(), container.by_name.end(), 0u);
     std::sort(container.by_name.begin(), container.by_name.end(),
               [&](uint32_t a, uint32_t b) { return tensors[a].name < tensors[b].name; });
     return read_checksums(hooks, container, failure);
+}
+
+bool check_length(const Container& container, int64_t file_bytes, Failure& failure) {
+    const int64_t found = file_bytes - container.data_start;
+    return found == container.data_bytes ||
+           failure.bad_file("header",
+                            "the tensors need %lld bytes of data, the file has %lld; truncated or damaged",
+                            static_cast<Number>(container.data_bytes), static_cast<Number>(found));
 }
 
 bool read_checksums(const MemoryHooks& hooks, Container& container, Failure& failure) {

@@ -13,7 +13,8 @@ namespace diffq_fast {
 
 constexpr int64_t kMostHeaderBytes = 100'000'000;
 constexpr int kMostDimensions = 32;
-constexpr int64_t kMostElements = int64_t{1} << 60;  // of a tensor, less one
+constexpr int64_t kMostDataBytes = int64_t{1} << 50;  // so that sums of sizes cannot overflow
+constexpr int64_t kMostElements = int64_t{1} << 60;   // of a tensor, less one
 
 enum class ItemType : uint8_t {
     boolean,
@@ -104,7 +105,7 @@ struct Container {
     Vector<TensorEntry> tensors;  // in file order
     Vector<uint32_t> by_name;     // their numbers
     Metadata metadata;
-    int64_t data_start;
+    int64_t data_start, data_bytes;  // behind the header, and how many its tensors need
 
     // The number of the tensor called name + ending, or -1.
     int64_t find(std::string_view name, std::string_view ending = {}) const;
@@ -115,8 +116,11 @@ bool find_header(Bytes file, std::string_view& header, Failure& failure);
 
 // Reads all that stands in a header, and verifies it: format, version and the header's own checksum before
 // anything else.
-bool read_container(Bytes file, std::string_view header, const MemoryHooks& hooks, Container& container,
+bool read_container(std::string_view header, const MemoryHooks& hooks, Container& container,
                     Failure& failure);
+
+// Whether a file of so many bytes is as long as its tensors need.
+bool check_length(const Container& container, int64_t file_bytes, Failure& failure);
 
 // As many checksums as there are tensors, which they are given to.
 bool read_checksums(const MemoryHooks& hooks, Container& container, Failure& failure);

@@ -70,7 +70,7 @@ class Scratch {
   public:
     Scratch(const MemoryHooks& hooks, int64_t count)
         : allocator_(hooks),
-          size_(static_cast<size_t>(count)),
+          size_(checked(count)),
           data_(size_ == 0 ? nullptr : allocator_.allocate(size_)) {}
     ~Scratch() {
         if (data_ != nullptr) allocator_.deallocate(data_, size_);
@@ -85,6 +85,12 @@ class Scratch {
     int64_t size() const { return static_cast<int64_t>(size_); }
 
   private:
+    // Where size_t has 32 bits, a weight of a small file may have more elements than it counts.
+    static size_t checked(int64_t count) {
+        if (static_cast<uint64_t>(count) > std::numeric_limits<size_t>::max()) throw std::bad_alloc();
+        return static_cast<size_t>(count);
+    }
+
     HookedAllocator<T> allocator_;
     size_t size_;
     T* data_;

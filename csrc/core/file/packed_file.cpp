@@ -9,21 +9,51 @@ namespace diffq_fast {
 namespace {
 
 constexpr char kDamaged[] = "the file is damaged";
+constexpr std::string_view kParts[] = {".words", ".coded", ".range", ".widths"};
 
 }  // namespace
 
 bool PackedFile::read(Failure& failure) {
-    if (!read_container(file_, header_, hooks_, container_, failure)) return false;
-    layout_.emplace(hooks_, container_.metadata.layout.size());
-    if (!check_quantizer(hooks_, container_.metadata, failure)) return false;
-    if (!read_layout(hooks_, container_, *layout_, failure)) return false;
+    if (!read_header(true, failure)) return false;
     for (Weight& weight : layout_->weights) {
         if (!read_widths(weight, failure)) return false;
     }
+    return true;
+}
+
+bool PackedFile::read_header(bool whole, Failure& failure) {
+    if (!read_container(header_, hooks_, container_, failure)) return false;
+    if (whole && !check_length(container_, file_.size, failure)) return false;
+    if (container_.data_bytes > kMostDataBytes)
+        return failure.bad_file("header", "the tensors need %lld bytes of data; damaged or hostile",
+                                static_cast<Number>(container_.data_bytes));
+    layout_.emplace(hooks_, container_.metadata.layout.size());
+    if (!check_quantizer(hooks_, container_.metadata, failure)) return false;
+    if (!read_layout(hooks_, container_, *layout_, failure)) return false;
     const auto count = layout_->weights.size() + layout_->plain.size();
     verified_.emplace(hooks_, static_cast<int64_t>(count));
     for (size_t i = 0; i < count; ++i) new (verified_->data() + i) std::atomic<bool>(false);
     return true;
+}
+
+bool PackedFile::read_widths_of(int64_t number, Failure& failure) {
+    const Weight* const found = entry(number).weight;
+    if (found == nullptr) return true;
+    Weight& weight = layout_->weights[static_cast<size_t>(found - layout_->weights.data())];
+    const auto& counts = weight.level_counts;
+    const bool done = std::any_of(counts.begin(), counts.end(), [](int64_t count) { return count != 0; });
+    return done || read_widths(weight, failure);
+}
+
+int64_t PackedFile::end_of(int64_t number) const {
+    const Entry found = entry(number);
+    if (found.plain != nullptr) return container_.data_start + tensor(found.plain->tensor).end;
+    int64_t end = 0;
+    for (const std::string_view ending : kParts) {
+        const int64_t part = container_.find(found.weight->name, ending);
+        if (part >= 0) end = std::max(end, tensor(part).end);
+    }
+    return container_.data_start + end;
 }
 
 // Counts the levels of each width, and compares the words with them.
@@ -55,6 +85,8 @@ bool PackedFile::read_widths(Weight& weight, Failure& failure) const {
 
 bool PackedFile::verify_tensor(int64_t number, Failure& failure) const {
     const TensorEntry& entry = tensor(number);
+    if (container_.data_start + entry.end > file_.size)
+        return failure.fail(Status::bad_argument, "not all of it has arrived");
     const Bytes bytes = data(number);
     const uint32_t found = crc32(bytes.data, static_cast<size_t>(bytes.size));
     if (found != entry.checksum)

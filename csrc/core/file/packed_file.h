@@ -29,6 +29,16 @@ class PackedFile {
     // plain tensors only the sizes are looked at.
     bool read(Failure& failure);
 
+    // The header alone. whole: the file's length is that of all. Else its bytes arrive one after the other:
+    // the length and the widths of each weight are then still to be looked at, before anything is asked of
+    // that weight; a tensor that has not arrived is refused.
+    bool read_header(bool whole, Failure& failure);
+    bool read_widths_of(int64_t number, Failure& failure);
+    // More of the file has arrived, all of which lies here now.
+    void move_to(Bytes file) { file_ = file; }
+    // Where the file's bytes end that an entry is made of.
+    int64_t end_of(int64_t number) const;
+
     // Verifies what else there is of a weight or a plain tensor, unless that was done before.
     bool verify(const Weight& weight, Failure& failure) const;
     bool verify(const Plain& plain, Failure& failure) const;

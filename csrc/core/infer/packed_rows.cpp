@@ -163,7 +163,59 @@ struct PaddedVectors {
     }
 };
 
+// A run of levels of one width; returns all that is too large for it.
+uint32_t pack_run(const int32_t* levels, int64_t count, int width, uint8_t* data) {
+    uint64_t held = 0;
+    uint32_t above = 0;
+    int bits = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const auto level = static_cast<uint32_t>(levels[i]);
+        above |= level >> width;
+        held |= static_cast<uint64_t>(level) << bits;
+        bits += width;
+        if (bits >= 32) {
+            const auto low = static_cast<uint32_t>(held);
+            for (int byte = 0; byte < 4; ++byte) *data++ = static_cast<uint8_t>(low >> 8 * byte);
+            held >>= 32;
+            bits -= 32;
+        }
+    }
+    for (; bits > 0; bits -= 8, held >>= 8) *data++ = static_cast<uint8_t>(held);
+    return above;
+}
+
+RowsProblem pack_one_row(const RowsOfLevels& given, int64_t row, uint8_t* data, int64_t bytes) {
+    const int64_t segments = (given.columns + given.segment - 1) / given.segment;
+    const uint8_t* const widths = given.widths + row * segments;
+    int64_t place = given.starts[row] * kRowAlignment;
+    for (int64_t s = 0; s < segments; ++s) {
+        const int64_t begin = s * given.segment, length = std::min(given.segment, given.columns - begin);
+        if (widths[s] < 1 || widths[s] > kMaxWidth) return RowsProblem::width;
+        const int64_t size = bytes_of(length, widths[s]);
+        if (place + size > bytes - kReadBehindRows) return RowsProblem::outside;
+        const int32_t* const levels = given.levels + row * given.columns + begin;
+        if (pack_run(levels, length, widths[s], data + place) != 0) return RowsProblem::level;
+        place += size;
+    }
+    return RowsProblem::none;
+}
+
 }  // namespace
+
+RowsProblem pack_rows(const RowsOfLevels& given, uint8_t* data, int64_t bytes, int threads) {
+    std::atomic<RowsProblem> problem{RowsProblem::none};
+    parallel_for((given.rows + kRowsPerTask - 1) / kRowsPerTask, threads, [&](int64_t task) {
+        const int64_t end = std::min((task + 1) * kRowsPerTask, given.rows);
+        for (int64_t row = task * kRowsPerTask; row < end; ++row) {
+            const RowsProblem found = pack_one_row(given, row, data, bytes);
+            if (found != RowsProblem::none) {
+                problem = found;
+                return;
+            }
+        }
+    });
+    return problem;
+}
 
 bool multiply_rows(const PackedRows& rows, const float* vectors, int64_t count, Activations activations,
                    float* results, int threads) {

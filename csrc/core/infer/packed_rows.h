@@ -38,6 +38,20 @@ inline int64_t segments_of(const PackedRows& rows) {
     return (rows.columns + rows.segment - 1) / rows.segment;
 }
 
+// Levels to be packed, [rows][columns], and the widths of their segments, [rows][segments].
+struct RowsOfLevels {
+    const int32_t* levels;
+    const uint8_t* widths;
+    const uint32_t* starts;  // as above
+    int64_t rows, columns, segment;
+};
+
+enum class RowsProblem { none, width, level, outside };
+
+// Packs levels into `data`, `bytes` zeros. What is packed is of no meaning where a width is none from 1 to
+// 16, a level does not fit its width, or a row does not lie in the data.
+RowsProblem pack_rows(const RowsOfLevels& given, uint8_t* data, int64_t bytes, int threads);
+
 // How vectors are taken: as they are; or each block of kBlockColumns rounded to whole numbers from -127 to
 // 127 times its largest absolute value over 127.
 enum class Activations { exact, int8 };

@@ -136,6 +136,8 @@ struct Kernels {
 
     // See bits.h.
     void (*make_steps)(const float* logits, int64_t count, const BitsRule& rule, float* steps);
+    void (*make_bits)(const float* logits, int64_t count, const BitsRule& rule, float* bits);
+    void (*make_bit_slopes)(const float* logits, int64_t count, const BitsRule& rule, float* slopes);
     // noisy[i] = weights[i] + amplitudes[i / group_size] * z[i] for the elements of the run, which is made of
     // whole groups; group_size 0: one amplitude; beside 0 and 1 the run begins with a Philox call. Amplitudes
     // are followed by kReadBehind readable floats. `past_cache`: `noisy` is not read soon, so it need not go

@@ -67,6 +67,20 @@ DIFFQ_INLINE Float half_negative_log(Float u) {
     return multiply_add(float_from_int(exponent), splat(-0.34657359028f), mantissa_part);
 }
 
+// log2(x) of a normal, positive x, by the polynomial above; every instruction set rounds alike.
+DIFFQ_INLINE Float log2_float(Float x) {
+    const Int offset = (Int)(bits_of(x) - 0x3F3504F3u);
+    const Int exponent = offset >> 23;
+    const Float f = float_of(bits_of(x) - ((Uint)exponent << 23)) - 1.0f;
+    Float sum = splat(-5.915922345e-2f);
+    sum = sum * f + 9.241318931e-2f;
+    sum = sum * f - 1.022718384e-1f;
+    sum = sum * f + 1.246870240e-1f;
+    sum = sum * f - 1.665992635e-1f;
+    sum = sum * f + 0.25f;
+    return float_from_int(exponent) + (0.5f * f - sum * (f * f)) * 2.88539008178f;
+}
+
 // Sine and cosine of half the angle 2 pi (draw + 1/2) / 65536, where draw is a 16-bit number in the high half
 // of a word: taken as signed, half the angle is within pi / 2. Minimax fits, absolute errors below 3e-7.
 struct HalfAngle {

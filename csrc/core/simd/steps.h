@@ -23,15 +23,44 @@ DIFFQ_INLINE Float slope_at(Float t, Float step, const BitsRule& rule) {
     return per_t * (step + square * step * step) * (t * (1.0f - t));
 }
 
-// The last vector is padded: its lanes past the end are computed and dropped.
-static void make_steps(const float* logits, int64_t count, const BitsRule& rule, float* steps) {
+// The bits; for "noise" log2(1 + 1 / step).
+DIFFQ_INLINE Float bits_at(Float t, const BitsRule& rule) {
+    if (rule.param == Param::bits) return rule.max_bits * t + (1.0f - t) * rule.min_bits;
+    const Float log_step = t * rule.log_smallest + (1.0f - t) * rule.log_largest;
+    return log_step * -1.44269504088896341f + log2_float(exp_float(log_step) + 1.0f);
+}
+
+// d bits / d logit. For "noise" d log2(1 + 1/s) / d ln s = -1 / (ln 2 (1 + s)).
+DIFFQ_INLINE Float bit_slope_at(Float t, const BitsRule& rule) {
+    const Float t_slope = t * (1.0f - t);
+    if (rule.param == Param::bits) return t_slope * (rule.max_bits - rule.min_bits);
+    const float octaves = (rule.log_largest - rule.log_smallest) * 1.44269504088896341f;
+    return t_slope * octaves / (step_at(t, rule) + 1.0f);
+}
+
+// results[i] = at(t, rule) of logit i. The last vector is padded: its lanes past the end are computed and
+// dropped.
+template <Float (*at)(Float t, const BitsRule& rule)>
+static void make_each(const float* logits, int64_t count, const BitsRule& rule, float* results) {
     int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(step_at(sigmoid(load(logits + i)), rule), steps + i);
+    for (; i + kLanes <= count; i += kLanes) store(at(sigmoid(load(logits + i)), rule), results + i);
     if (i == count) return;
     float padded[kLanes] = {};
     for (int64_t j = i; j < count; ++j) padded[j - i] = logits[j];
-    store(step_at(sigmoid(load(padded)), rule), padded);
-    for (int64_t j = i; j < count; ++j) steps[j] = padded[j - i];
+    store(at(sigmoid(load(padded)), rule), padded);
+    for (int64_t j = i; j < count; ++j) results[j] = padded[j - i];
+}
+
+static void make_steps(const float* logits, int64_t count, const BitsRule& rule, float* steps) {
+    make_each<step_at>(logits, count, rule, steps);
+}
+
+static void make_bits(const float* logits, int64_t count, const BitsRule& rule, float* bits) {
+    make_each<bits_at>(logits, count, rule, bits);
+}
+
+static void make_bit_slopes(const float* logits, int64_t count, const BitsRule& rule, float* slopes) {
+    make_each<bit_slope_at>(logits, count, rule, slopes);
 }
 
 struct LogitGradients {

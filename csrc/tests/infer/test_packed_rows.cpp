@@ -33,10 +33,12 @@ struct Weight {
                 const int width = of_segments.least + static_cast<int>(generator() % choices);
                 widths[static_cast<size_t>(r * ((segments + 1) / 2) + s / 2)] |=
                     static_cast<uint8_t>((width - 1) << (s % 2 * 4));
+                segment_widths.push_back(static_cast<uint8_t>(width));
                 const size_t begin = data.size();
                 data.resize(begin + static_cast<size_t>((segment * width + 7) / 8));
                 for (int64_t i = 0; i < segment; ++i) {
                     const uint32_t level = generator() & ((uint32_t{1} << width) - 1);
+                    levels.push_back(static_cast<int32_t>(level));
                     for (int64_t bit = 0; bit < width; ++bit) {
                         const int64_t at = i * width + bit;
                         data[begin + static_cast<size_t>(at / 8)] |=
@@ -66,7 +68,8 @@ struct Weight {
                  meaning};
     }
 
-    std::vector<uint8_t> data, widths;
+    std::vector<uint8_t> data, widths, segment_widths;
+    std::vector<int32_t> levels;
     std::vector<uint32_t> starts;
     std::vector<float> scales, offsets, values;
     std::vector<float> origins;  // how far from zero a level of 0 is
@@ -152,6 +155,35 @@ void rows_outside_of_their_data_are_refused() {
     CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
 }
 
+void packing_gives_the_same_data() {
+    for (const int64_t segment : {1, 3, 8, 24}) {
+        const Weight weight(70, 24, segment, 0, {false, 0}, {1, 16});
+        const RowsOfLevels given{
+            weight.levels.data(), weight.segment_widths.data(), weight.starts.data(), 70, 24, segment};
+        const auto bytes = static_cast<int64_t>(weight.data.size());
+        std::vector<uint8_t> made(weight.data.size());
+        CHECK(pack_rows(given, made.data(), bytes, 2) == RowsProblem::none);
+        CHECK(made == weight.data);
+        std::vector<uint8_t> part(weight.data.size() - kRowAlignment);
+        const auto shorter = static_cast<int64_t>(part.size());
+        CHECK(pack_rows(given, part.data(), shorter, 2) == RowsProblem::outside);
+    }
+}
+
+void levels_and_widths_that_do_not_fit_are_told() {
+    const uint32_t starts[] = {0, 1};
+    for (const int32_t level : {4, -1, INT32_MIN}) {
+        const int32_t levels[] = {3, level};
+        uint8_t data[4 + kReadBehindRows]{};
+        for (const uint8_t width : {2, 0, 17}) {
+            const uint8_t widths[] = {width};
+            const RowsProblem found = pack_rows({levels, widths, starts, 1, 2, 2}, data, sizeof data, 1);
+            CHECK(found == (width == 2 ? RowsProblem::level : RowsProblem::width));
+        }
+    }
+}
+
 }  // namespace
 
-RUN_TESTS(every_instruction_set_unpacks_and_multiplies, rows_outside_of_their_data_are_refused)
+RUN_TESTS(packing_gives_the_same_data, levels_and_widths_that_do_not_fit_are_told,
+          every_instruction_set_unpacks_and_multiplies, rows_outside_of_their_data_are_refused)

@@ -92,6 +92,10 @@ void steps_and_logit_gradients_are_the_same() {
             check_same<float>(count, [&](const Kernels& kernels, float* steps) {
                 kernels.make_steps(logits.data(), count, rule, steps);
             });
+            check_same<float>(2 * count, [&](const Kernels& kernels, float* result) {
+                kernels.make_bits(logits.data(), count, rule, result);
+                kernels.make_bit_slopes(logits.data(), count, rule, result + count);
+            });
             for (const float* each : {static_cast<const float*>(nullptr), lengths.data()}) {
                 const auto run = [&](const Kernels& kernels, float* result) {
                     return kernels.make_logit_gradients({logits.data(), sums.data(), each, 0.7f, count}, rule,

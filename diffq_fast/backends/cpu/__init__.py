@@ -28,6 +28,7 @@ if core is not None:
         quantize,
         uniform_noise,
         weight_range,
+        weight_sizes,
         widths,
         words,
     )

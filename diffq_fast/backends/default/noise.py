@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...reference import philox
+from . import philox
 from .registration import kernel
 
 

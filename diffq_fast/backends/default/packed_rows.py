@@ -7,6 +7,14 @@ from .registration import kernel
 
 
 @kernel
+def pack_rows(levels, widths, starts, segment, size):
+    try:
+        return reference.put_levels(levels, widths, starts, segment, size)
+    except (IndexError, RuntimeError):
+        raise ValueError("pack_rows: the rows do not lie in their data") from None
+
+
+@kernel
 def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     try:
         return reference.unpack_rows(indices, data, starts, widths, scales, offsets, form)

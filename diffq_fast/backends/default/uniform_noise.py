@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...reference import uniform_noise as reference
-from ...reference.philox import noise
+from .philox import noise
 from .registration import kernel
 
 

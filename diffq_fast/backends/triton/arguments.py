@@ -72,6 +72,13 @@ def rule_of(min_bits: float, max_bits: float, param: str) -> Rule:
     return Rule(-math.log2(2**min_bits - 1), -math.log2(2**max_bits - 1))
 
 
+class SizeBounds(NamedTuple):
+    """What a table of widths begins at, and what is added to all bits."""
+
+    min_bits: Any
+    extra_bits: Any
+
+
 class Range(NamedTuple):
     """Smallest and largest element; in tables float32 [..., 2]."""
 

