@@ -205,19 +205,6 @@ def _others() -> list[Case]:
     ]  # fmt: skip
 
 
-def _uniform_noise() -> list[Case]:
-    sums = _TABLES | {"key_ptr": "*i64", "sums_ptr": "*fp32"}
-    noise = _TABLES | {"key_ptr": "*i64", "noisy_ptr": "*fp32"}
-    config = Config(True, grad=tl.float32, tile=launching.TILE, part_step=launching.PART_STEP)
-    steps = Config(True, 8, weight=tl.float32, **launching.tile_steps(8))
-    kernels = uniform_noise_kernels
-    return [
-        Case("uniform noise of a step", kernels.uniform_noise_kernel, noise, {"CONFIG": steps}),
-        Case("its groups' sums", kernels.group_sums_kernel, sums, {"CONFIG": config._replace(group_size=8)}),
-        Case("its pieces' sums", kernels.piece_sums_kernel, sums | {"group_size": "i64"}, {"CONFIG": config}),
-    ]
-
-
 def _weight_sizes(param: str, group_size: int | str) -> list[Case]:
     """``group_size``: a type, or the number that Triton compiles in."""
     config = Config(True, param=param, tile=launching.TILE, part_step=launching.PART_STEP, chunk=launching.CHUNK)
@@ -236,7 +223,6 @@ def _weight_sizes(param: str, group_size: int | str) -> list[Case]:
 
 # Compiled for every target, but not counted: their time is small beside that of the others.
 UNCOUNTED = [
-    *_uniform_noise(),
     *_weight_sizes("bits", "i64"),
     *_weight_sizes("noise", 1),
 ]
