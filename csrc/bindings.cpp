@@ -68,14 +68,6 @@ std::vector<uint64_t> fingerprints(const Addresses& addresses, const std::vector
     return found;
 }
 
-// Of one piece of memory, what each look sees.
-std::vector<uint64_t> all_fingerprints(Address address, size_t bytes) {
-    std::vector<uint64_t> found(fingerprint_looks(bytes));
-    for (size_t look = 0; look < found.size(); ++look)
-        found[look] = fingerprint(at<unsigned char>(address), bytes, look);
-    return found;
-}
-
 // (addresses, counts, dtype codes) of a list of weights.
 using WeightLists = std::tuple<Addresses, std::vector<int64_t>, std::vector<int>>;
 
@@ -202,7 +194,12 @@ void bind_runtime(py::module_& module) {
     module.def("kept_bytes", kept_bytes);
     module.def("empty_cache", empty_cache, Release());
     module.def("fingerprints", fingerprints, Release());
-    module.def("all_fingerprints", all_fingerprints, Release());
+    module.def(
+        "all_fingerprints",
+        [](Address address, size_t bytes, int threads) {
+            return all_fingerprints(at<const unsigned char>(address), bytes, threads);
+        },
+        Release());
     module.def("instruction_sets", [] {  // what this machine runs, the best one last
         std::vector<std::string> names;
         for (const Kernels* each : supported_kernels()) names.emplace_back(each->name);

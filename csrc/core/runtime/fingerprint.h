@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace diffq_fast {
 
@@ -15,5 +16,8 @@ size_t fingerprint_looks(size_t bytes);
 // Of what look number `look` (below fingerprint_looks) reads. A change of one 8-byte word is always seen, any
 // other one but for one in 2^64; the order of the words counts.
 uint64_t fingerprint(const unsigned char* data, size_t bytes, size_t look);
+
+// Those of all looks.
+std::vector<uint64_t> all_fingerprints(const unsigned char* data, size_t bytes, int threads);
 
 }  // namespace diffq_fast

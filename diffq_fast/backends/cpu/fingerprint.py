@@ -6,6 +6,7 @@ import ctypes
 import zlib
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .loading import core
@@ -23,7 +24,7 @@ def piece_of(tensor: Tensor) -> Piece:
 
 def all_fingerprints(piece: Piece) -> list[int]:
     """What each look at a piece of memory sees: one number for every 64 kB; without the core, one for all."""
-    return [_crc(piece)] if core is None else core.all_fingerprints(*piece)
+    return [_crc(piece)] if core is None else core.all_fingerprints(*piece, torch.get_num_threads())
 
 
 def fingerprints(pieces: Sequence[Piece], look: int) -> list[int]:
