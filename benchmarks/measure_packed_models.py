@@ -40,32 +40,27 @@ BITS = 4.0
 Runner = Callable[..., Any]
 
 
-def _crepe() -> nn.Module:
-    model = crepe.pretrained("tiny")
-    model.most_columns = 2**31  # its convolutions are linear layers, of which weights stay packed
-    return model
-
-
-def _crepe_shape() -> nn.Module:
+def _crepe(packed: bool) -> nn.Module:
+    """Packed, its convolutions are linear layers over windows, of which weights stay packed."""
     model = crepe.Crepe("tiny").eval()
-    model.most_columns = 2**31
+    model.most_columns = 2**31 if packed else 0
     return model
 
 
-# name: the float network, one of the same shape for packed weights, and inputs of a batch
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
+# name: the pretrained network, one of the same shape (for packed weights or not), and inputs of a batch
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[bool], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
     "MiniLM": (
         minilm.pretrained,
-        lambda: minilm.MiniLM().eval(),
+        lambda packed: minilm.MiniLM().eval(),
         lambda batch: (
             torch.randint(1000, 20000, (batch, TOKENS), dtype=torch.int64),
             torch.ones(batch, TOKENS, dtype=torch.bool),
         ),
     ),
-    "CREPE tiny": (_crepe, _crepe_shape, lambda batch: (torch.randn(batch, crepe.FRAME),)),
+    "CREPE tiny": (lambda: crepe.pretrained("tiny"), _crepe, lambda batch: (torch.randn(batch, crepe.FRAME),)),
     "Resemblyzer": (
         voice_encoder.pretrained,
-        lambda: voice_encoder.VoiceEncoder().eval(),
+        lambda packed: voice_encoder.VoiceEncoder().eval(),
         lambda batch: (torch.rand(batch, SPECTRA, voice_encoder.BANDS),),
     ),
 }
@@ -120,8 +115,8 @@ def loaded(name: str, way: str, folder: Path) -> Runner:
         )
     if way.startswith("packed"):
         activations = "int8" if way.endswith("int8") else "float"
-        return diffq_fast.load(folder / "packed", shape(), packed=True, activations=activations)
-    model = shape()
+        return diffq_fast.load(folder / "packed", shape(True), packed=True, activations=activations)
+    model = shape(False)
     model.load_state_dict(torch.load(folder / "float.pt", weights_only=True))
     if way == "float32":
         return model
@@ -153,7 +148,7 @@ def alone(name: str, way: str, folder: Path) -> dict[str, float]:
 def latencies(name: str, ways: list[str], folder: Path, seconds: float) -> dict[str, Any]:
     inputs = {batch: MODELS[name][2](batch) for batch in BATCHES}
     runs = {way: loaded(name, way, folder) for way in ways}
-    unpacked = MODELS[name][1]()
+    unpacked = MODELS[name][1](True)
     unpacked.load_state_dict(diffq_fast.load(folder / "packed"))
     found = {}
     with torch.no_grad():

@@ -48,9 +48,9 @@ class Crepe(nn.Module):
         return self.classifier(values.transpose(1, 2).flatten(1))
 
     def _convolve(self, layer: nn.Module, values: Tensor, kernel: int, stride: int) -> Tensor:
-        weight = layer.get_parameter("weight")
-        if weight.shape[1] <= self.most_columns:
+        if values.shape[1] * kernel <= self.most_columns:
             return layer(values.unfold(2, kernel, stride).transpose(1, 2).flatten(2)).transpose(1, 2)
+        weight = layer.get_parameter("weight")
         return F.conv1d(values, weight.view(len(weight), -1, kernel), layer.get_parameter("bias"), stride)
 
 
