@@ -35,9 +35,8 @@ def _range_and_extremes(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
     pieces = flat.split(PIECE)
     lows, highs = (torch.stack(ends) for ends in zip(*map(torch.aminmax, pieces), strict=True))
     lo, hi = lows.amin(), highs.amax()
-    ties = [
-        torch.tensor(sum(_count(piece, end) for piece in pieces), dtype=torch.int64, device="cpu") for end in (lo, hi)
-    ]
+    counts = [sum(_count(piece, end) for piece in pieces) for end in (lo, hi)]
+    ties = torch.tensor(counts, dtype=torch.int64, device="cpu").unbind()
     places = _place(flat, lows.argmin(), torch.argmin), _place(flat, highs.argmax(), torch.argmax)
     extremes = torch.stack([*places, *ties]).view(1, 4)
     return torch.stack([lo, hi]).view(1, 2).to(dtype), extremes.masked_fill(lo.isnan() | hi.isnan(), 0)
