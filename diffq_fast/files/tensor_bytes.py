@@ -71,8 +71,15 @@ def tensors_from_bytes(header: Header, stored: Mapping[str, bytearray]) -> dict[
 
 
 def memory_key(tensor: Tensor) -> Hashable:
-    """Equal for tensors that show the same memory in the same way; a tensor without memory equals only itself."""
-    if tensor.layout != torch.strided or tensor.is_meta or is_lazy(tensor) or tensor.numel() == 0:
+    """Equal for tensors that show the same memory in the same way; a tensor without memory equals only itself,
+    and so does one that is sharded over processes."""
+    if (
+        type(tensor).__name__ == "DTensor"
+        or tensor.layout != torch.strided
+        or tensor.is_meta
+        or is_lazy(tensor)
+        or tensor.numel() == 0
+    ):
         return id(tensor)
     place, view = (tensor.device, tensor.data_ptr()), (tensor.shape, tensor.stride())
     return place, view, tensor.dtype, tensor.is_conj(), tensor.is_neg()

@@ -29,6 +29,7 @@ from .lower_precision import LowerPrecision
 from .noise import TrainingWeights
 from .registry import Levels, Scheme, register
 from .selection import QuantizedParameter
+from .shards import gathered, whole
 from .sizes import BitBudget, SizeRule
 
 RNGS = ("philox", "torch")
@@ -150,7 +151,7 @@ class DiffQuantizer(BaseQuantizer):
         return bits_from_logits(logit, self.min_bits, self.max_bits, self.param)
 
     def widths_of(self, entry: QuantizedParameter) -> Tensor:
-        logit = entry.logit.detach()
+        logit = whole(entry.logit)
         return functional.widths_from_logits(logit, self.min_bits, self.max_bits, self.param, self.extra_bits)
 
     def bits(self) -> dict[str, Tensor]:
@@ -161,7 +162,7 @@ class DiffQuantizer(BaseQuantizer):
         return {entry.full_name: self._training_bits(entry) for entry in self.selection.originals}
 
     def _training_bits(self, entry: QuantizedParameter) -> Tensor:
-        return self.widths_of(entry).float() if self._frozen.active else self._get_bits(entry.logit.detach())
+        return self.widths_of(entry).float() if self._frozen.active else self._get_bits(whole(entry.logit))
 
     def widths(self) -> dict[str, Tensor]:
         """The whole number of bits of every group as an export has it: uint8 ``[groups]`` by weight name."""
@@ -228,15 +229,22 @@ class DiffQuantizer(BaseQuantizer):
                 "precision (float16=True)"
             )
         full = self._full()
-        bits = budget.row([self.extra_bits + self._get_bits(entry.logit) for entry in full])
+        bits = budget.row([self.extra_bits + self._get_bits(whole(entry.logit)) for entry in full])
         fitting = dict(zip(full, budget.split(budget.fit(bits, mb * BITS_PER_MB)), strict=True))
-        return [fitting.get(entry, entry.logit.detach()) for entry in originals]
+        return [fitting.get(entry, whole(entry.logit)) for entry in originals]
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def training_draw(self) -> Draw:
         rule = self.min_bits, self.max_bits, self.param
         return self._training.draw(NoiseOptions(self.group_size, *rule, self.noise, self.range_scope), self.rng)
+
+    def unsharded_only(self) -> str | None:
+        if self.rng == "torch":
+            return "rng='torch' draws the noise of whole weights in their order; use rng='philox'"
+        if self.noisy_dtype is not None:
+            return "noisy_dtype='auto' is for whole models; leave it out, and give fully_shard a MixedPrecisionPolicy"
+        return super().unsharded_only()
 
     def training_may_begin(self) -> None:
         self._training.prepare()
@@ -252,7 +260,7 @@ class DiffQuantizer(BaseQuantizer):
         for entry in entries:
             if not entry.logit.is_meta:
                 flags = by_device.setdefault(entry.logit.device, {})
-                flags[entry.full_name] = entry.logit.detach().isnan().any()
+                flags[entry.full_name] = whole(entry.logit).isnan().any()
         for flags in by_device.values():
             wrong = [name for name, flag in zip(flags, torch.stack([*flags.values()]).tolist(), strict=True) if flag]
             if wrong:
@@ -309,15 +317,15 @@ class DiffQuantizer(BaseQuantizer):
 
     def quantised_bits(self, exact: bool) -> Tensor | float:
         """Bits that the quantised weights take: levels, ranges, tables of widths."""
-        rule = self.size_rule()
+        rule, full = self.size_rule(), self._full()
         total: Tensor | float = 0.0
-        for entry in self._full():
-            total = total + rule.weight_bits(self._counted_bits(entry, exact), entry.param.numel())
+        for entry, logit in zip(full, gathered([entry.logit for entry in full], averaged=False), strict=True):
+            total = total + rule.weight_bits(self._counted_bits(logit, exact), entry.param.numel())
         return total
 
-    def _counted_bits(self, entry: QuantizedParameter, exact: bool) -> Tensor:
+    def _counted_bits(self, logit: Tensor, exact: bool) -> Tensor:
         """Bits of each group as the size counts them; frozen ones are whole, with gradient zero."""
-        bits = self._get_bits(entry.logit)
+        bits = self._get_bits(logit)
         if not (exact or self._frozen.active):
             return self.extra_bits + bits
         whole = whole_bits(bits.detach(), self.extra_bits).float()

@@ -14,6 +14,7 @@ from .. import functional
 from ..files.tensor_bytes import memory_keys
 from ..reference.quantize import PACKABLE
 from .selection import QuantizedParameter, Selection, Slot, learned_of, params_of
+from .shards import whole
 
 
 class ExportedWeight(NamedTuple):
@@ -185,12 +186,14 @@ class Exporter:
         values: dict[str, Tensor] = {}
         for place, value in zip(rest, self._float_values([place.slot for place in rest]) if rest else [], strict=True):
             values |= dict.fromkeys(place.names, value)
-        plain = {}
+        plain, made = {}, dict[int, Tensor]()
         for name, value in state.items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"{self._who}: {name} of the state_dict is no tensor and cannot be exported")
             if name not in left_out:
-                plain[name] = values.get(name, value).detach()
+                found = values.get(name, value)
+                made[id(found)] = made[id(found)] if id(found) in made else whole(found)
+                plain[name] = made[id(found)]
         return plain
 
     def _names_of_learned(self, state: Mapping[str, Any]) -> set[str]:
