@@ -285,7 +285,7 @@ class Attachment:
         """Give the weights of ``module`` that nothing stands for the tensors of the forward that is computed again."""
         missing = [index for index in self._members[module] if not self._entries[index].is_shadowed]
         shared = len(missing) < len(self._members[module])
-        missing = self._sharded.ready(missing)
+        missing = list(self._sharded.ready(missing))
         forward = self.forwards.current() if missing or shared else None
         # A forward that has ended is not the one that another thread is inside of.
         if shared and (self.replays.elsewhere() or (forward is not None and self.nesting.others())):

@@ -160,6 +160,11 @@ class BaseQuantizer:
     # -- what is learned ---------------------------------------------------------------------------------------------
 
     @property
+    def mesh(self) -> Any:
+        """The DeviceMesh over which the weights are sharded; None: they are whole."""
+        return self.selection.mesh
+
+    @property
     def weights(self) -> list[Weight]:
         """Every place of a quantised weight, in selection order: name, parameter, learned values, widths, ties."""
         return [Weight(entry, self.widths_of) for entry in self._qparams]
@@ -393,7 +398,7 @@ class BaseQuantizer:
         self.check_model()
         self.tell_faults()
         with torch.no_grad():
-            sound = self._exporter.sound_ranges()
+            sound = list(self._exporter.sound_ranges())
             entries = [self.stored_entry(entry, ranges, packed, torch_pack) for entry, _, ranges in sound]
             rest = self._eval.whole_values(self.selection.rest)
         meta = build_meta(self.stored_arguments(packed), type(self), packed=packed, torch_pack=torch_pack)
@@ -451,12 +456,13 @@ class BaseQuantizer:
         self.check_model()
         self.tell_faults()
         with torch.no_grad():
-            return self._exporter.weights(self.exported)
+            return list(self._exporter.weights(self.exported))
 
     def check_exportable(self) -> None:
         """ValueError where a weight has NaN or infinite elements, or half precision cannot hold a parameter."""
         with torch.no_grad():
-            self._exporter.sound_ranges()
+            for _ in self._exporter.sound_ranges():
+                pass
 
     def state_dict_names(self) -> dict[int, list[str]]:
         """All names of each parameter in the model's ``state_dict``, by the parameter's id."""

@@ -1,9 +1,9 @@
 """Parameters that are sharded over processes: torch's DTensors, as ``fully_shard`` and tensor parallelism leave them.
 
-What is learned for a weight of ``fully_shard`` is a DTensor of the same mesh. A forward reads it whole, by one gathering
-for all weights that it makes together; its gradient is the mean over the processes, by one reduction. Each process
-makes the same noise: the first one tells its key. ``docs/distributed.md`` says what follows from it. torch.distributed
-is imported where it is needed: a process without shards does not pay for it.
+What is learned for a weight of ``fully_shard`` is a DTensor of the same mesh. A forward reads it whole, by one
+gathering for all weights that it makes together; its gradient is the mean over the processes, by one reduction. Each
+process makes the same noise: the first one tells its key. ``docs/distributed.md`` says what follows from it.
+torch.distributed is imported where it is needed: a process without shards does not pay for it.
 """
 
 from __future__ import annotations
