@@ -71,11 +71,13 @@ def tensors_from_bytes(header: Header, stored: Mapping[str, bytearray]) -> dict[
 
 
 def memory_key(tensor: Tensor) -> Hashable:
-    """Equal for tensors that show the same memory in the same way; a tensor without memory equals only itself."""
-    if tensor.layout != torch.strided or tensor.is_meta or is_lazy(tensor) or tensor.numel() == 0:
+    """Equal for tensors that show the same memory in the same way; a tensor without memory equals only itself. Of one
+    that is sharded over processes, what this process holds is looked at."""
+    shown: Any = tensor.detach().to_local() if type(tensor).__name__ == "DTensor" else tensor  # type: ignore[attr-defined]
+    if shown.layout != torch.strided or shown.is_meta or is_lazy(shown) or shown.numel() == 0:
         return id(tensor)
-    place, view = (tensor.device, tensor.data_ptr()), (tensor.shape, tensor.stride())
-    return place, view, tensor.dtype, tensor.is_conj(), tensor.is_neg()
+    place, view = (shown.device, shown.data_ptr()), (shown.shape, shown.stride())
+    return place, view, shown.dtype, shown.is_conj(), shown.is_neg()
 
 
 def memory_keys(values: Mapping[Any, Any]) -> dict[Any, Hashable]:

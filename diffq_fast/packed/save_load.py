@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from operator import attrgetter
+from functools import partial
 from typing import Any, overload
 
 from torch import Tensor, nn
@@ -12,16 +11,17 @@ from torch import Tensor, nn
 from .. import functional
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
+from ..quantizers.shards import on_first
 from ..reference.packed_rows import ACTIVATIONS
 from ..runtime.fill import packed_weights, put_packed
 from ..runtime.weight import PackedWeight
 from .coding import CODINGS, CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
-from .layout import STEPS, learned_suffix
+from .layout import learned_suffix
 from .matching import Match, learned_values, match_model
 from .report import inspect
-from .tensor import PackedTensor, pack_exported
+from .tensor import PackedTensor
 
 __all__ = ["inspect", "load", "read_packed", "save", "write_packed"]
 
@@ -37,7 +37,8 @@ def save(
     """Write the quantizer's model to a packed file (docs/packed_format.md), all or nothing.
 
     Quantised weights are packed at their present widths; every other entry of the state dict (parameters and
-    persistent buffers) is kept as it is, under its own name.
+    persistent buffers) is kept as it is, under its own name. Where the model is sharded, every process calls this; the
+    weights are gathered one after the other, and the first process of the mesh writes (docs/distributed.md).
 
     Args:
         quantizer: a quantizer of this package, attached to its model.
@@ -51,7 +52,10 @@ def save(
     Raises:
         ValueError: a NaN or infinite weight, named. TypeError: an entry that no safetensors file can hold.
     """
-    write_packed(path, packed_contents(quantizer, logits=logits, coding=coding), progress)
+    contents = packed_contents(quantizer, logits=logits, coding=coding)
+    write = partial(write_packed, path, contents, progress)
+    mesh = getattr(quantizer, "mesh", None)
+    write() if mesh is None else on_first(mesh, write)
 
 
 def packed_contents(quantizer: Any, *, logits: bool = False, coding: str = "fixed") -> PackedContents:
@@ -62,19 +66,18 @@ def packed_contents(quantizer: Any, *, logits: bool = False, coding: str = "fixe
         info["arguments"]["suffix"] = exported.suffix
     if coding not in CODINGS:
         raise ValueError(f"save: coding must be one of {', '.join(map(repr, CODINGS))}, got {coding!r}")
-    stepped = STEPS in map(attrgetter("range_scope"), exported.weights)
-    packed: Mapping[str, PackedTensor | CodedTensor]
-    if coding == "fixed" and not stepped:
-        packed = pack_exported(exported.weights)
-    else:
-        packed = code_exported(exported.weights, coding)
+    packed: dict[str, PackedTensor | CodedTensor] = {}
+    aliases: dict[str, str] = {}
+    for weight in exported.weights:  # packed as soon as it is there: a sharded one is gathered for it
+        packed |= code_exported([weight], coding)
+        aliases |= dict.fromkeys(weight.aliases, weight.name)
     ties = tied_names(exported.plain)
     plain = {name: tensor for name, tensor in exported.plain.items() if name not in ties}
     half = {ties.get(name, name) for name in exported.half}
     return PackedContents(
         packed=packed,
         plain=plain,
-        ties={alias: weight.name for weight in exported.weights for alias in weight.aliases} | ties,
+        ties=aliases | ties,
         half={name: plain[name].dtype for name in half},
         buffers=exported.buffers & plain.keys(),
         quantizer=info,

@@ -1,4 +1,4 @@
-"""Which models no quantizer can be on: sharded or packed ones, tensors that are not plain or are elsewhere."""
+"""Which models no quantizer can be on: packed ones, ones sharded in unknown ways, tensors not plain or elsewhere."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .selection import Slot
+from .selection import QuantizedParameter, Selection, Slot
+from .shards import Split, is_managed, is_sharded
 
-_SHARDED = ("FSDPModule", "FullyShardedDataParallel")
-FSDP = (
-    "its ranks would each draw and learn for themselves; sharding (FSDP, DTensor) is not supported yet. Use "
-    "DistributedDataParallel: attach the quantizer, then wrap the model"
+_FSDP1 = "FullyShardedDataParallel"
+FSDP1 = (
+    "which lays its weights into flat pieces that no group of bits fits; use FSDP2 instead: "
+    "torch.distributed.fsdp.fully_shard(model), before or after the quantizer, or DistributedDataParallel"
 )
 
 
@@ -27,16 +28,16 @@ def refuse_foreign(who: str, model: nn.Module, slots: Iterable[Slot]) -> None:
         slots: the places of its parameters.
 
     Raises:
-        TypeError: it is sharded or holds packed weights, or a parameter is a tensor subclass with operators of its own.
+        TypeError: it is sharded by FSDP1 or holds packed weights, or a parameter is a tensor subclass with operators of
+            its own.
         ValueError: a parameter is offloaded.
     """
     kinds: dict[type, str] = {}
     for name, module in model.named_modules():
         kinds.setdefault(type(module), name or "the model")
     for kind, name in kinds.items():
-        wrapper = sharding_wrapper(kind)
-        if wrapper is not None:
-            raise TypeError(f"{who}: {name} is sharded by {wrapper}, and {FSDP}")
+        if is_flattened(kind):
+            raise TypeError(f"{who}: {name} is sharded by {_FSDP1}, {FSDP1}")
         if getattr(kind, "stays_packed", False):
             raise TypeError(
                 f"{who}: {name} is a weight that stays packed and cannot be trained; load the model without packed=True"
@@ -49,11 +50,9 @@ def refuse_foreign(who: str, model: nn.Module, slots: Iterable[Slot]) -> None:
 
 def refuse_tensor(who: str, name: str, tensor: Tensor) -> None:
     """TypeError for a tensor subclass that runs code of its own when an operator meets it."""
-    if is_plain(type(tensor)):
+    if is_sharded(tensor) or is_plain(type(tensor)):
         return
     kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
-    if type(tensor).__name__ == "DTensor":
-        raise TypeError(f"{who}: {name} is a DTensor, and {FSDP}")
     raise TypeError(
         f"{who}: {name} is a {kind}, a tensor subclass whose numbers the quantizer's kernels cannot read; attach the "
         "quantizer to the model before another tool replaces its weights, or leave that tool out"
@@ -70,9 +69,70 @@ def _interception(kind: Any) -> list[Any]:
     return [getattr(method, "__func__", method) for method in (kind.__torch_function__, kind.__torch_dispatch__)]
 
 
-def sharding_wrapper(kind: type) -> str | None:
-    """The name of the class that shards the parameters of this module class, if one does."""
-    return next((each.__name__ for each in kind.__mro__ if each.__name__ in _SHARDED), None)
+def is_flattened(kind: type) -> bool:
+    """Whether this class of module is the wrapper of FSDP1."""
+    return any(each.__name__ == _FSDP1 for each in kind.__mro__)
+
+
+def look_at_shards(who: str, selection: Selection) -> None:
+    """Note how the quantised weights are sharded, if they are: ``selection.mesh``.
+
+    Raises:
+        RuntimeError: some are sharded in a way that is not supported, with the name, and what to do.
+    """
+    mesh: Any = None
+    for entry in selection.quantised:
+        param = entry.param
+        if is_sharded(param):
+            _refuse_placement(who, entry, param)
+            if is_managed(entry.module) and entry.original.learned_name is not None and not is_sharded(entry.logit):
+                raise _unsupported(
+                    who, entry, "is sharded, and what is learned for it is not: do not give it to ignored_params"
+                )
+            mesh = Split.of(param).mesh if mesh is None else mesh
+            if Split.of(param).mesh != mesh:
+                raise _unsupported(
+                    who, entry, "is sharded over another mesh than weights before it; give all of them one mesh"
+                )
+        elif is_managed(entry.module):
+            raise _unsupported(
+                who,
+                entry,
+                "is held by fully_shard, but stands there whole: it was ignored (ignored_params), or a forward has "
+                "gathered it. Attach to the outermost FSDP module, after reshard() on each, or exclude the weight",
+            )
+    if mesh is not None:
+        _refuse_unlike(who, selection)
+    selection.mesh = mesh
+
+
+def _refuse_unlike(who: str, selection: Selection) -> None:
+    """Beside weights of ``fully_shard`` all must be: nobody would average the gradients of others."""
+    by_fsdp = [entry for entry in selection.quantised if is_managed(entry.module)]
+    for entry in selection.quantised:
+        if by_fsdp and not is_managed(entry.module):
+            raise _unsupported(
+                who,
+                entry,
+                f"is not sharded, while {by_fsdp[0].full_name} is: call fully_shard on the outermost module too, or "
+                "exclude the weight",
+            )
+
+
+def _refuse_placement(who: str, entry: QuantizedParameter, param: Any) -> None:
+    split = [each for each in param.placements if not each.is_replicate()]
+    if len(split) > 1 or (split and type(split[0]).__name__ != "Shard"):
+        placed = ", ".join(map(str, param.placements))
+        raise _unsupported(
+            who,
+            entry,
+            f"is placed as ({placed}); supported are fully_shard over a mesh of one or two dimensions, and tensor "
+            "parallelism over one, not both together: shard along one dimension of the mesh, or exclude the weight",
+        )
+
+
+def _unsupported(who: str, entry: QuantizedParameter, what: str) -> RuntimeError:
+    return RuntimeError(f"{who}: {entry.full_name} {what} (docs/distributed.md)")
 
 
 def is_offloaded(module: nn.Module, param: Tensor) -> bool:

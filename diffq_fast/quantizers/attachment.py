@@ -33,6 +33,7 @@ from .replay import (
 )
 from .selection import Selection, Slot
 from .shadows import REPLICA, guard_of
+from .sharded import ShardedForwards
 
 # The backward that this thread is running, as ``replay.inside_backward`` asks for it: each module's call passes here.
 _backward_here = torch._C._current_graph_task_id
@@ -97,6 +98,7 @@ class Attachment:
         self._shown: dict[Slot, Lowered | None] = {}
         self._live: Live | None = None
         self._open: tuple[Forward, int] | None = None
+        self._sharded = ShardedForwards(type(source).__name__, model, selection)
         self._members: dict[nn.Module, list[int]] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -174,8 +176,9 @@ class Attachment:
                 draw = self.source.begin_training() if module.training else self.source.begin_eval()
                 self._live = Live(module.training, draw is not None, torch.is_grad_enabled())
                 if draw is not None:
-                    forward, start, tensors = self.forwards.begin(draw.maker, draw.generators, self._everything)
-                    pairs = [*zip(self._entries, tensors, strict=True), *draw.rest]
+                    maker, indices = self._sharded.begin(draw.maker, self._everything)
+                    forward, start, tensors = self.forwards.begin(maker, draw.generators, indices)
+                    pairs = [*zip((self._entries[index] for index in indices), tensors, strict=True), *draw.rest]
                     self._shown.update(dict.fromkeys(dict(pairs)))
                     shadows.put(pairs)
                     if self._lowering is not None:
@@ -218,6 +221,7 @@ class Attachment:
             if self._open is not None:
                 self.forwards.ended(*self._open)
                 self._open = None
+                self._sharded.end()
             if self._shown:
                 shadows.take(self._shown)
                 self._shown.clear()
@@ -263,13 +267,25 @@ class Attachment:
             return
         if _backward_here() != NO_BACKWARD:
             self._replay(module)
+        elif self._sharded.active and self._open is not None:
+            self._gathered(module, self._open[0])
         if self._lowering is not None:
             self._lowering.before_reading(module, self._shown)
+
+    def _gathered(self, module: nn.Module, forward: Forward) -> None:
+        """Make those weights of ``module`` that are whole since it is called; when it ends they are taken away."""
+        indices = self._sharded.enter(module, self._members[module])
+        tensors = make_unseen(forward.make, indices) if indices else []
+        entries = [self._entries[index] for index in indices]
+        self._shown.update(dict.fromkeys(entries))
+        shadows.put(zip(entries, tensors, strict=True))
+        self._sharded.refuse_unmade(module)
 
     def _replay(self, module: nn.Module) -> None:
         """Give the weights of ``module`` that nothing stands for the tensors of the forward that is computed again."""
         missing = [index for index in self._members[module] if not self._entries[index].is_shadowed]
         shared = len(missing) < len(self._members[module])
+        missing = list(self._sharded.ready(missing))
         forward = self.forwards.current() if missing or shared else None
         # A forward that has ended is not the one that another thread is inside of.
         if shared and (self.replays.elsewhere() or (forward is not None and self.nesting.others())):
@@ -291,7 +307,13 @@ class Attachment:
     @never_compiled_by_itself
     def after_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
         """The hook of such a module, called after an exception too."""
-        if torch.compiler.is_compiling() or _backward_here() == NO_BACKWARD or not self.replays.depth():
+        if torch.compiler.is_compiling():
+            return
+        if _backward_here() == NO_BACKWARD:
+            if self._sharded.active:
+                self._take(self._entries[index] for index in self._sharded.leave(module))
+            return
+        if not self.replays.depth():
             return
         replayed = self.replays.last()
         if replayed is not None:
@@ -301,6 +323,10 @@ class Attachment:
         self.replays.end()
 
     # -- exceptions and copies -----------------------------------------------------------------------------------------
+
+    def before_call(self) -> None:
+        """A call of the root begins, before any hook: what ``fully_shard`` will put whole is still there in shards."""
+        self._sharded.look()
 
     def unwind(self, calls: int, replays: int) -> None:
         """An exception has ended what this thread has begun since it was inside of so many calls of the model, and
@@ -316,6 +342,7 @@ class Attachment:
             if self.nesting.is_empty() and not replays and not self.replays.elsewhere():
                 self._take()
                 self._open = None
+                self._sharded.end()
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_shown": {}, "_open": None, "_live": None}

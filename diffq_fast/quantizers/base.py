@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..legacy.pickler import pickled_size
 from ..legacy.state import build_meta, build_state
-from .admission import refuse_foreign
+from .admission import look_at_shards, refuse_foreign
 from .arguments import described, with_defaults, without_keyword_only
 from .attachment import Attachment, Draw
 from .eval_weights import EvalWeights
@@ -53,10 +53,11 @@ class BaseQuantizer:
         self.exclude, self.detect_bound = exclude, detect_bound
         self.selection = select(model, min_size, exclude, detect_bound, type(self).__name__)
         refuse_foreign(type(self).__name__, model, [*self.selection.quantised, *self.selection.rest])
+        look_at_shards(type(self).__name__, self.selection)
         self._qparams = self.selection.quantised  # under diffq's name, which its users' scripts read
         self._learned: LearnedParameters | None = None
         self._eval = EvalWeights(self, model, self.selection, float16)
-        self._exporter = Exporter(type(self).__name__, model, self.selection, float16, self._eval.float_values)
+        self._exporter = Exporter(type(self).__name__, model, self.selection, float16, self._eval.whole_values)
         warn_of_unstorable(type(self).__name__, model, self.selection)
 
     # -- the scheme: what a subclass gives ---------------------------------------------------------------------------
@@ -102,6 +103,15 @@ class BaseQuantizer:
         """Attributes that decide what eval sees."""
         return None
 
+    def unsharded_only(self) -> str | None:
+        """What of the quantizer's arguments a sharded model cannot be trained with, and what to do. None: nothing."""
+        if self.float16:
+            return "float16=True would have to round parameters that are gathered elsewhere; leave it out"
+        if self.selection.aliases:
+            name = self.selection.aliases[0][0].full_name
+            return f"{name} is excluded while it is quantised at another place; quantise or exclude both places"
+        return None
+
     def tell_faults(self) -> None:
         """Warn of what was counted on the device since the last time."""
 
@@ -139,15 +149,20 @@ class BaseQuantizer:
             self._presence.check()
 
     def float_value(self, entry: QuantizedParameter) -> Tensor:
-        """A weight's training value, whether or not :meth:`quantize` is in force."""
-        return self._eval.float_values([entry])[0]
+        """A weight's training value, all of it, whether or not :meth:`quantize` is in force."""
+        return self._eval.whole_values([entry])[0]
 
     def storable(self, entry: QuantizedParameter) -> Tensor:
         """A weight as an export quantises it."""
-        (weight,) = self._eval.float_values([entry])
+        (weight,) = self._eval.whole_values([entry])
         return weight.float() if weight.dtype == torch.float64 else weight
 
     # -- what is learned ---------------------------------------------------------------------------------------------
+
+    @property
+    def mesh(self) -> Any:
+        """The DeviceMesh over which the weights are sharded; None: they are whole."""
+        return self.selection.mesh
 
     @property
     def weights(self) -> list[Weight]:
@@ -234,24 +249,37 @@ class BaseQuantizer:
         self.check_model()
         if self._learned is not None and not self._learned.may_train:
             raise self._learned.refuse_training()
+        if self.selection.mesh is not None:
+            self._begin_sharded()
         if self._eval.kept or self._eval.in_place:
             self._eval.leave()
         return self.training_draw()
+
+    def _begin_sharded(self) -> None:
+        if self._learned is not None:
+            self._learned.refuse_replaced()
+        problem = self.unsharded_only()
+        if problem is not None:
+            raise RuntimeError(f"{type(self).__name__}: the model is sharded, and {problem} (docs/distributed.md)")
 
     def traced_training(self) -> Maker | None:
         """The same inside a compiled graph, where nothing is remembered."""
         if self._learned is not None and not self._learned.may_train:
             raise self._learned.refuse_training()
+        self._refuse_sharded("compiled", "leave torch.compile out")
         draw = self.training_draw()
         return None if draw is None else draw.maker
 
     def begin_eval(self) -> Draw:
         """An eval forward begins: what it sees. Called by the attachment."""
         self.check_model()
+        if self.selection.mesh is not None:
+            self._begin_sharded()
         return Draw(self._eval.make, rest=self._eval.rest())
 
     def traced_eval(self) -> list[tuple[Slot, Tensor]]:
         """The same inside a compiled graph."""
+        self._refuse_sharded("compiled", "leave torch.compile out")
         return self._eval.made_anew()
 
     def quantize(self) -> bool:
@@ -263,7 +291,13 @@ class BaseQuantizer:
             True, or False when they are replaced already.
         """
         self.check_model()
+        self._refuse_sharded("quantised in place", "diffq_fast.save gathers it into a file; eval forwards work")
         return self._eval.put_in_place()
+
+    def _refuse_sharded(self, treated: str, instead: str) -> None:
+        if self.selection.mesh is not None:
+            who = type(self).__name__
+            raise RuntimeError(f"{who}: a sharded model cannot be {treated}; {instead} (docs/distributed.md)")
 
     def unquantize(self) -> None:
         """Put the float weights back after :meth:`quantize`; harmless when there is nothing to put back.
@@ -364,9 +398,9 @@ class BaseQuantizer:
         self.check_model()
         self.tell_faults()
         with torch.no_grad():
-            sound = self._exporter.sound_ranges()
+            sound = list(self._exporter.sound_ranges())
             entries = [self.stored_entry(entry, ranges, packed, torch_pack) for entry, _, ranges in sound]
-            rest = self._eval.float_values(self.selection.rest)
+            rest = self._eval.whole_values(self.selection.rest)
         meta = build_meta(self.stored_arguments(packed), type(self), packed=packed, torch_pack=torch_pack)
         half, full = (rest, []) if self.float16 else ([], rest)
         return build_state(entries, float16=half, others=full, meta=meta)
@@ -381,6 +415,7 @@ class BaseQuantizer:
         Raises:
             ValueError: the state does not fit the model; nothing is changed then.
         """
+        self._refuse_sharded("filled from a stored state", "convert it with diffq-fast convert and use diffq_fast.load")
         parsed = parse_for(type(self), state if quantized is None else quantized)
         rest = match_rest(self.selection, parsed, self.float16, bare=quantized is not None)
         scheme = scheme_of(type(self))
@@ -421,12 +456,13 @@ class BaseQuantizer:
         self.check_model()
         self.tell_faults()
         with torch.no_grad():
-            return self._exporter.weights(self.exported)
+            return list(self._exporter.weights(self.exported))
 
     def check_exportable(self) -> None:
         """ValueError where a weight has NaN or infinite elements, or half precision cannot hold a parameter."""
         with torch.no_grad():
-            self._exporter.sound_ranges()
+            for _ in self._exporter.sound_ranges():
+                pass
 
     def state_dict_names(self) -> dict[int, list[str]]:
         """All names of each parameter in the model's ``state_dict``, by the parameter's id."""

@@ -29,6 +29,7 @@ from .lower_precision import LowerPrecision
 from .noise import TrainingWeights
 from .registry import Levels, Scheme, register
 from .selection import QuantizedParameter
+from .shards import gathered, whole
 from .sizes import BitBudget, SizeRule
 
 RNGS = ("philox", "torch")
@@ -150,7 +151,7 @@ class DiffQuantizer(BaseQuantizer):
         return bits_from_logits(logit, self.min_bits, self.max_bits, self.param)
 
     def widths_of(self, entry: QuantizedParameter) -> Tensor:
-        logit = entry.logit.detach()
+        logit = whole(entry.logit)
         return functional.widths_from_logits(logit, self.min_bits, self.max_bits, self.param, self.extra_bits)
 
     def bits(self) -> dict[str, Tensor]:
@@ -161,7 +162,7 @@ class DiffQuantizer(BaseQuantizer):
         return {entry.full_name: self._training_bits(entry) for entry in self.selection.originals}
 
     def _training_bits(self, entry: QuantizedParameter) -> Tensor:
-        return self.widths_of(entry).float() if self._frozen.active else self._get_bits(entry.logit.detach())
+        return self.widths_of(entry).float() if self._frozen.active else self._get_bits(whole(entry.logit))
 
     def widths(self) -> dict[str, Tensor]:
         """The whole number of bits of every group as an export has it: uint8 ``[groups]`` by weight name."""
@@ -230,15 +231,22 @@ class DiffQuantizer(BaseQuantizer):
                 "precision (float16=True)"
             )
         full = self._full()
-        bits = budget.row([self.extra_bits + self._get_bits(entry.logit) for entry in full])
+        bits = budget.row([self.extra_bits + self._get_bits(whole(entry.logit)) for entry in full])
         fitting = dict(zip(full, budget.split(budget.fit(bits, mb * BITS_PER_MB)), strict=True))
-        return [fitting.get(entry, entry.logit.detach()) for entry in originals]
+        return [fitting.get(entry, whole(entry.logit)) for entry in originals]
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def training_draw(self) -> Draw:
         rule = self.min_bits, self.max_bits, self.param
         return self._training.draw(NoiseOptions(self.group_size, *rule, self.noise, self.range_scope), self.rng)
+
+    def unsharded_only(self) -> str | None:
+        if self.rng == "torch":
+            return "rng='torch' draws the noise of whole weights in their order; use rng='philox'"
+        if self.noisy_dtype is not None:
+            return "noisy_dtype='auto' is for whole models; leave it out, and give fully_shard a MixedPrecisionPolicy"
+        return super().unsharded_only()
 
     def training_may_begin(self) -> None:
         self._training.prepare()
@@ -254,7 +262,7 @@ class DiffQuantizer(BaseQuantizer):
         for entry in entries:
             if not entry.logit.is_meta:
                 flags = by_device.setdefault(entry.logit.device, {})
-                flags[entry.full_name] = entry.logit.detach().isnan().any()
+                flags[entry.full_name] = whole(entry.logit).isnan().any()
         for flags in by_device.values():
             wrong = [name for name, flag in zip(flags, torch.stack([*flags.values()]).tolist(), strict=True) if flag]
             if wrong:
@@ -311,33 +319,35 @@ class DiffQuantizer(BaseQuantizer):
 
     def quantised_bits(self, exact: bool) -> Tensor | float:
         """Bits that the quantised weights take: levels, ranges, tables of widths."""
-        rule = self.size_rule()
+        rule, full = self.size_rule(), self._full()
+        logits = gathered([entry.logit for entry in full], averaged=False)
         if not (exact or self._frozen.active):
-            return self._learned_bits(rule)
+            return self._learned_bits(rule, full, logits)
         total: Tensor | float = 0.0
-        for entry in self._full():
-            total = total + rule.weight_bits(self._whole_bits(entry, exact), entry.param.numel())
+        for entry, logit in zip(full, logits, strict=True):
+            total = total + rule.weight_bits(self._whole_bits(logit, exact), entry.param.numel())
         return total
 
-    def _learned_bits(self, rule: SizeRule) -> Tensor | float:
+    def _learned_bits(
+        self, rule: SizeRule, entries: Sequence[QuantizedParameter], logits: Sequence[Tensor]
+    ) -> Tensor | float:
         """The same while bits are learned, in one pass over the logits of each device."""
-        by_device: dict[torch.device, list[QuantizedParameter]] = {}
-        for entry in self._full():
-            by_device.setdefault(entry.param.device, []).append(entry)
+        by_device: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
+        for entry, logit in zip(entries, logits, strict=True):
+            of_device, counts = by_device.setdefault(logit.device, ([], []))
+            of_device.append(logit)
+            counts.append(entry.param.numel())
         options = NoiseOptions(self.group_size, self.min_bits, self.max_bits, self.param)
         total: Tensor | float = 0.0
-        for entries in by_device.values():
-            counts = [entry.param.numel() for entry in entries]
-            sizes = functional.weight_sizes(
-                [entry.logit for entry in entries], counts, options, extra_bits=self.extra_bits
-            )
+        for of_device, counts in by_device.values():
+            sizes = functional.weight_sizes(of_device, counts, options, extra_bits=self.extra_bits)
             ours = sizes.sum() + sum(map(rule.range_bits, counts))
             total = total + (ours.to(total) if isinstance(total, Tensor) else ours)
         return total
 
-    def _whole_bits(self, entry: QuantizedParameter, exact: bool) -> Tensor:
+    def _whole_bits(self, logit: Tensor, exact: bool) -> Tensor:
         """Bits of each group in an export; with gradient zero, unless the size is to be ``exact``."""
-        bits = self._get_bits(entry.logit)
+        bits = self._get_bits(logit)
         whole = whole_bits(bits.detach(), self.extra_bits).float()
         return whole if exact else whole + 0 * bits
 

@@ -16,6 +16,7 @@ from .. import functional
 from .attachment import attached_to
 from .optimizer_steps import optimizer_steps
 from .selection import QuantizedParameter, Selection, Slot, in_half_precision, params_of, untied
+from .shards import whole
 from .straight_through import straight_through
 
 
@@ -79,15 +80,27 @@ class EvalWeights:
         reads every other weight.
         """
         entries = [self._selection.quantised[index] for index in indices]
+        if self._selection.mesh is not None:
+            return self._made_of_shards(entries)
         if self.in_place:
             return [entry.param.view_as(entry.param) for entry in entries]
         tensors = self._made()[1]
         pairs = zip(entries, indices, strict=True)
         return [straight_through([entry.param], [tensors[index]])[0] for entry, index in pairs]
 
+    def _made_of_shards(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        """The same where weights are sharded: made anew each time, of the trained values."""
+        owners = untied(entries)
+        with torch.no_grad():
+            made = dict(zip(owners, self._rounding.eval_weights(owners) if owners else [], strict=True))
+        weights = [entry.visible for entry in owners]
+        rounded = [made[entry].to(weight.dtype) for entry, weight in zip(owners, weights, strict=True)]
+        shown = dict(zip(owners, straight_through(weights, rounded), strict=True))
+        return [shown[entry.original] for entry in entries]
+
     def rest(self) -> list[tuple[Slot, Tensor]]:
         """What eval shows besides: rounded ``float16`` parameters, and excluded places of quantised weights."""
-        if self.in_place:
+        if self.in_place or self._selection.mesh is not None:
             return []
         slots, tensors = self._made()
         made = dict(zip(slots, tensors, strict=True))
@@ -193,6 +206,10 @@ class EvalWeights:
         owners = [getattr(slot, "original", slot) for slot in slots]
         replaced = [None if self._is_rewritten(owner) else self._replaced[owner][0] for owner in owners]
         return [owner.param.detach() if value is None else value for owner, value in zip(owners, replaced, strict=True)]
+
+    def whole_values(self, slots: Sequence[Slot]) -> list[Tensor]:
+        """:meth:`float_values`, all of sharded ones: every process must ask."""
+        return list(map(whole, self.float_values(slots)))
 
     def _is_rewritten(self, slot: Slot) -> bool:
         """Whether the slot's parameter holds something else than :meth:`put_in_place` has written."""

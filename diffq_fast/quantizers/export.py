@@ -14,6 +14,7 @@ from .. import functional
 from ..files.tensor_bytes import memory_keys
 from ..reference.quantize import PACKABLE
 from .selection import QuantizedParameter, Selection, Slot, learned_of, params_of
+from .shards import whole
 
 
 class ExportedWeight(NamedTuple):
@@ -39,7 +40,7 @@ class ExportedModel(NamedTuple):
     """A whole model on its way to a packed file.
 
     Attributes:
-        weights: those that are quantised.
+        weights: those that are quantised, each made when it is asked for; to be gone through once.
         plain: every other entry of the state_dict by name, with its training value.
         half: names among ``plain`` that are kept in half precision.
         buffers: names among ``plain`` that are buffers.
@@ -47,7 +48,7 @@ class ExportedModel(NamedTuple):
         suffix: of the names of what is learned; None: nothing is.
     """
 
-    weights: list[ExportedWeight]
+    weights: Iterator[ExportedWeight]
     plain: dict[str, Tensor]
     half: set[str]
     buffers: set[str]
@@ -113,30 +114,31 @@ class Exporter:
         described = {"class": self._who, "arguments": json_value(arguments)}
         return ExportedModel(weights, plain, half, buffers, described, suffix)
 
-    def weights(self, exported: Exported, places: Sequence[Place] | None = None) -> list[ExportedWeight]:
+    def weights(self, exported: Exported, places: Sequence[Place] | None = None) -> Iterator[ExportedWeight]:
         """The quantised weights, each once, under the names that they have in the state_dict."""
         places = self.places() if places is None else places
         originals = [place for place in places if getattr(place.slot, "tied_to", self) is None]
         own = [self._stored_name(place) for place in originals]
         taken = set(own)
         aliases = [[name for name in place.names if name not in taken] for place in originals]
-        sound = self.sound_ranges()
-        return [
-            exported(entry, value, ranges)._replace(name=name, aliases=others)
-            for (entry, value, ranges), name, others in zip(sound, own, aliases, strict=True)
-        ]
+        return self._made(exported, own, aliases)
 
-    def sound_ranges(self) -> list[tuple[QuantizedParameter, Tensor, Tensor]]:
+    @torch.no_grad()
+    def _made(self, exported: Exported, names: Sequence[str], aliases: Sequence[list[str]]) -> Iterator[ExportedWeight]:
+        pairs = zip(names, aliases, strict=True)
+        for (entry, value, ranges), (name, others) in zip(self.sound_ranges(), pairs, strict=True):
+            yield exported(entry, value, ranges)._replace(name=name, aliases=others)
+
+    def sound_ranges(self) -> Iterator[tuple[QuantizedParameter, Tensor, Tensor]]:
         """Each untied weight with its training value and its range; ValueError where something cannot be exported."""
-        entries, ranges = self._selection.originals, []
-        values = self._float_values(entries)
-        for entry, value in zip(entries, values, strict=True):  # a NaN or an infinity shows in the range
-            ranges.append(functional.weight_range([value], group_size=0))
-            if not bool(ranges[-1].isfinite().all()):
-                raise ValueError(f"{self._who}: {entry.full_name} has NaN or infinite elements and cannot be exported")
         if self._float16:
             self._refuse_beyond_half(self._selection.rest)
-        return list(zip(entries, values, ranges, strict=True))
+        for entry in self._selection.originals:
+            (value,) = self._float_values([entry])
+            ranges = functional.weight_range([value], group_size=0)
+            if not bool(ranges.isfinite().all()):  # a NaN or an infinity shows in the range
+                raise ValueError(f"{self._who}: {entry.full_name} has NaN or infinite elements and cannot be exported")
+            yield entry, value, ranges
 
     def _refuse_beyond_half(self, slots: Sequence[Slot]) -> None:
         for slot, value in zip(slots, self._float_values(slots), strict=True):
@@ -185,12 +187,14 @@ class Exporter:
         values: dict[str, Tensor] = {}
         for place, value in zip(rest, self._float_values([place.slot for place in rest]) if rest else [], strict=True):
             values |= dict.fromkeys(place.names, value)
-        plain = {}
+        plain, made = {}, dict[int, Tensor]()
         for name, value in state.items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"{self._who}: {name} of the state_dict is no tensor and cannot be exported")
             if name not in left_out:
-                plain[name] = values.get(name, value).detach()
+                found = values.get(name, value)
+                made[id(found)] = made[id(found)] if id(found) in made else whole(found)
+                plain[name] = made[id(found)]
         return plain
 
     def _names_of_learned(self, state: Mapping[str, Any]) -> set[str]:

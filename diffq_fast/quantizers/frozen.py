@@ -11,12 +11,13 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..reference.bits import logits_from_bits
 from ..reference.options import NoiseOptions
 from .selection import QuantizedParameter
+from .shards import is_sharded, write
 from .straight_through import straight_through
 
 # The interval in which the noise's operator is told whole bits: any that has 1 … 15 well inside.
@@ -31,9 +32,9 @@ class Piece(Protocol):
     @property
     def entry(self) -> QuantizedParameter: ...
     @property
-    def weight(self) -> nn.Parameter: ...
+    def weight(self) -> Tensor: ...
     @property
-    def logit(self) -> nn.Parameter: ...
+    def logit(self) -> Tensor: ...
 
 
 class LogitsOfWidths(Protocol):
@@ -73,7 +74,7 @@ class FrozenBits:
         """Set the logits to what gives ``widths``, one tensor for each weight, and keep them there."""
         with torch.no_grad():
             for entry, width in zip(self._entries, widths, strict=True):
-                entry.logit.copy_(rule.logits(width))
+                write(entry.logit, rule.logits(width))
         self.drop_gradients()
         self.active, self.rounds_weights = True, rounds_weights
         self._kept.clear()
@@ -105,13 +106,14 @@ class FrozenBits:
         """The bucket's weights as an export has them, in ``dtype`` (None: each in its own), straight through."""
         with torch.no_grad():
             widths = [self.once(piece, self._widths_of) for piece in bucket]
-            rounded = self._rounder([piece.entry for piece in bucket], widths, dtype)
+            made = self._rounder([piece.entry for piece in bucket], widths, dtype)
+            rounded = [each.to(dtype or piece.weight.dtype) for each, piece in zip(made, bucket, strict=True)]
         return straight_through([piece.weight for piece in bucket], rounded, [piece.logit for piece in bucket])
 
     def once(self, piece: Piece, make: Callable[[QuantizedParameter], Tensor]) -> Tensor:
         """What ``make`` gives for the weight's frozen logit, made once per version of it."""
-        if torch.compiler.is_compiling():
-            return make(piece.entry)
+        if torch.compiler.is_compiling() or is_sharded(piece.entry.logit):
+            return make(piece.entry)  # the whole logit is another tensor each time
         logit = piece.logit.detach()
         stamp = (logit.data_ptr(), logit._version, logit.device, logit.dtype)
         if self._kept.get(piece.entry, (None,))[0] != stamp:

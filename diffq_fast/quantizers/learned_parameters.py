@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import is_not
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from .schedulers import refuse_schedulers_without
 from .selection import QuantizedParameter
+from .shards import is_managed, placed_like, whole
 
 
 class LearnedParameters:
@@ -31,10 +33,14 @@ class LearnedParameters:
     ) -> None:
         self.suffix = suffix
         self.may_train = False
+        self._given: list[nn.Parameter] = []
         self._who, self._entries = who, entries
         for entry in entries:
             entry.learned_name = entry.name + suffix
-            entry.module.register_parameter(entry.learned_name, nn.Parameter(initial(entry)))
+            start = initial(entry)
+            if is_managed(entry.module):
+                start = placed_like(start, entry.param)
+            entry.module.register_parameter(entry.learned_name, nn.Parameter(start))
 
     @staticmethod
     def refuse_second(who: str, model: nn.Module, suffix: str) -> None:
@@ -77,7 +83,7 @@ class LearnedParameters:
             group = {"params": learned, **options}
             refuse_schedulers_without(who, optimizer, group)
             optimizer.add_param_group(group)
-        self.may_train = True
+        self.may_train, self._given = True, learned
 
     def groups(self, model: nn.Module, weights: dict[str, Any], learned: dict[str, Any]) -> list[dict[str, Any]]:
         """The parameters of ``model`` as one group with the first options, these as one with the second; training may
@@ -95,7 +101,7 @@ class LearnedParameters:
                 f"{who}: model must hold the quantised weights and what is learned for them, got a "
                 f"{type(model).__name__} without; give the quantizer's model, or a module around it"
             )
-        self.may_train = True
+        self.may_train, self._given = True, self.parameters()
         return [
             {"params": [param for param in every if id(param) not in own], **weights},
             {"params": self.parameters(), **learned},
@@ -109,7 +115,16 @@ class LearnedParameters:
                 if id(param) in learned:
                     optimizer.state.pop(param, None)
             group["params"] = [param for param in group["params"] if id(param) not in learned]
-        self.may_train = False
+        self.may_train, self._given = False, []
+
+    def refuse_replaced(self) -> None:
+        """RuntimeError where an optimizer holds other parameters than the model: sharding has made new ones since."""
+        if self._given and any(map(is_not, self._given, self.parameters())):
+            raise RuntimeError(
+                f"{self._who}: the model was sharded after setup_optimizer, and the optimizer still holds the "
+                "parameters from before, which nothing reads any more; make the optimizer after fully_shard or "
+                "parallelize_module, and call setup_optimizer then"
+            )
 
     def zero_unused(self) -> None:
         """Zero the gradient of what belongs to weights that took no part in the loss."""
@@ -120,7 +135,7 @@ class LearnedParameters:
             if grad is None:
                 logit.grad.zero_()
             else:
-                logit.grad.mul_((grad != 0).any())
+                logit.grad.mul_((whole(grad) != 0).any())
 
     def refuse_training(self) -> RuntimeError:
         """The error of a training forward that comes too early."""

@@ -19,6 +19,7 @@ from .export import ExportedWeight
 from .learned_parameters import LearnedParameters
 from .registry import Levels, Scheme, register
 from .selection import QuantizedParameter, untied
+from .shards import gathered, is_managed, whole
 from .stored_state import refuse_other_bits
 
 # An all-zero weight starts with the scale of one of this mean magnitude: with a scale of 0 it could never be trained.
@@ -70,7 +71,7 @@ class LSQ(BaseQuantizer):
 
     def _initial_scale(self, entry: QuantizedParameter) -> Tensor:
         """2 * mean|w| / sqrt(2**(bits - 1)), 0-dim float32."""
-        mean = entry.param.detach().to(torch.float32).abs().mean()
+        mean = whole(entry.param).to(torch.float32).abs().mean()
         mean = torch.where(mean == 0, torch.full_like(mean, LEAST_MEAN), mean)
         return 2 * mean / (-self._low) ** 0.5
 
@@ -99,15 +100,16 @@ class LSQ(BaseQuantizer):
 
     def _straight_through(self, entry: QuantizedParameter) -> Tensor:
         """``index * scale`` in the weight's dtype, differentiable in weight and scale."""
-        scale = self._damped_scale(entry)
-        ratio = self._ratio(entry.param, scale)
+        (learned,) = gathered([entry.logit], averaged=is_managed(entry.module))
+        weight, scale = entry.visible, self._damped_scale(learned, entry.param.numel())
+        ratio = self._ratio(weight, scale)
         index = ratio + (ratio.round() - ratio).detach()
-        return (index * scale).to(entry.param.dtype)
+        return (index * scale).to(weight.dtype)
 
-    def _damped_scale(self, entry: QuantizedParameter) -> Tensor:
+    def _damped_scale(self, learned: Tensor, count: int) -> Tensor:
         """The scale with its gradient times k = 1 / sqrt(count * high); its value may differ in the last bit."""
-        scale = entry.logit.to(torch.float32)
-        k = 1 / (entry.param.numel() * self._high) ** 0.5
+        scale = learned.to(torch.float32)
+        k = 1 / (count * self._high) ** 0.5
         return (scale - scale * k).detach() + scale * k
 
     def _ratio(self, weight: Tensor, scale: Tensor) -> Tensor:
@@ -118,11 +120,12 @@ class LSQ(BaseQuantizer):
     def _indices(self, entry: QuantizedParameter) -> Tensor:
         """int32, the weight's shape."""
         with torch.no_grad():
-            return self._ratio(self.float_value(entry), self._damped_scale(entry)).round().to(torch.int32)
+            scale = self._damped_scale(whole(entry.logit), entry.param.numel())
+            return self._ratio(self.float_value(entry), scale).round().to(torch.int32)
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
         return [
-            (self._indices(entry) * entry.logit.detach().to(torch.float32)).to(entry.param.dtype) for entry in entries
+            (self._indices(entry) * whole(entry.logit).to(torch.float32)).to(entry.param.dtype) for entry in entries
         ]
 
     # -- size and export -----------------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ class LSQ(BaseQuantizer):
         return ExportedWeight(entry.full_name, value, width, 0, "scale", **levels)
 
     def _sound_scale(self, entry: QuantizedParameter) -> Tensor:
-        scale = entry.logit.detach().to(torch.float32)
+        scale = whole(entry.logit).to(torch.float32)
         if not bool(scale.isfinite()):
             raise ValueError(f"LSQ: the scale of {entry.full_name} is NaN or infinite and cannot be exported")
         return scale

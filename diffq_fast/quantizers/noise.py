@@ -21,6 +21,7 @@ from .attachment import Draw
 from .frozen import FrozenBits
 from .lower_precision import LOWER_DTYPES, Dtypes, LoweringMaker, LowerPrecision
 from .selection import QuantizedParameter, Selection, untied
+from .shards import agreed, gathered, is_managed
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -29,8 +30,8 @@ class Piece(NamedTuple):
     """A weight of a bucket. ``stream`` is its index among the untied weights."""
 
     entry: QuantizedParameter
-    weight: nn.Parameter
-    logit: nn.Parameter
+    weight: Tensor
+    logit: Tensor
     stream: int
 
 
@@ -66,6 +67,8 @@ class TrainingWeights:
 
     def draw_keys(self, noisy: KeyedMaker) -> Draw:
         """Draw a key for each device: with them ``noisy`` makes the weights of a bucket, unless frozen bits round."""
+        if self._selection.mesh is not None:
+            return self._draw_one_key(noisy)
         pieces = self.pieces(self._selection.originals)
         devices = self._devices(pieces)
         compiling = torch.compiler.is_compiling()
@@ -78,6 +81,29 @@ class TrainingWeights:
             return Draw(weights_of_forward, generators)
         return Draw(LoweringMaker(weights_of_forward.in_dtypes, self._lowering.dtypes()), generators)
 
+    def _draw_one_key(self, noisy: KeyedMaker) -> Draw:
+        """The same where weights are sharded: the first process's key, from which each one makes the whole noise.
+
+        The weights are found when they are made: each when its module has gathered it.
+        """
+        devices = {entry.param.device: entry.param for entry in reversed(self._selection.originals)}
+        generators = _generator_states(devices)
+        make: BucketMaker = self._frozen.rounded
+        if not self._frozen.rounds_weights:
+            likes = {device: torch.empty(0, device=device) for device in devices}
+            keys = {device: functional.draw_key(like) for device, like in likes.items()}
+            make = partial(noisy, {device: agreed(key, self._selection.mesh) for device, key in keys.items()})
+        return Draw(ForwardWeights(self, make, None), generators)
+
+    def _pieces_of_shards(self, entries: Sequence[QuantizedParameter]) -> list[Piece]:
+        """All of the weights, and of what is learned for them."""
+        logits: dict[QuantizedParameter, Tensor] = {}
+        for averaged in (False, True):
+            members = [entry for entry in entries if is_managed(entry.module) == averaged]
+            whole = gathered([entry.logit for entry in members], averaged=averaged)
+            logits.update(zip(members, whole, strict=True))
+        return [Piece(entry, entry.visible, logits[entry], self._streams[entry]) for entry in entries]
+
     @staticmethod
     def _devices(pieces: Sequence[Piece]) -> dict[torch.device, Tensor]:
         """The devices, each with one of its weights."""
@@ -86,6 +112,8 @@ class TrainingWeights:
     def pieces(self, entries: Sequence[QuantizedParameter]) -> list[Piece]:
         """Of untied entries, as they are now. Read directly where they stand: with 300 small weights, a property for
         each would take as long as their kernels."""
+        if self._selection.mesh is not None:
+            return self._pieces_of_shards(entries)
         places = [(entry, entry.module._parameters, self._streams[entry]) for entry in entries]
         tensors = [(each.get(entry.name), each.get(entry.learned_name or "")) for entry, each, _ in places]
         if any(
@@ -123,6 +151,8 @@ class TrainingWeights:
 
     def prepare(self) -> None:
         """Make the counters of all buckets: a compiled forward cannot."""
+        if self._selection.mesh is not None:
+            return  # which no compiled forward reads
         for bucket in _buckets(self.pieces(self._selection.originals)):
             self._counter([piece.stream for piece in bucket], [piece.logit for piece in bucket])
 

@@ -14,8 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .admission import FSDP, is_offloaded, offloaded, refuse_tensor, sharding_wrapper
-from .selection import Selection, Slot
+from .admission import FSDP1, is_flattened, is_offloaded, look_at_shards, offloaded, refuse_tensor
+from .selection import Selection, Slot, learned_of
 
 ANEW = "call quantizer.detach() and attach a new quantizer"
 _PLAIN = {torch.Tensor, nn.Parameter}
@@ -34,13 +34,14 @@ class Presence:
 
     def __init__(self, who: str, model: nn.Module, selection: Selection) -> None:
         self._who, self._model, self._type = who, model, type(model)
-        self._weights = selection.quantised
+        self._selection, self._weights = selection, selection.quantised
         self._shapes = [entry.param.shape for entry in self._weights]
         learned = [
             Slot(entry.module, entry.learned_name, entry.full_name)
             for entry in selection.originals
             if entry.learned_name is not None
         ]
+        self._weights_once = [entry for entry in selection.originals if entry.learned_name is not None]
         ties = [slot for slot, _ in selection.ties()]
         self._slots: list[Slot] = [*self._weights, *learned, *selection.rest, *ties]
         self._read = len(self._weights) + len(learned)
@@ -53,7 +54,7 @@ class Presence:
 
         Raises:
             RuntimeError: with the name of a weight, what is the matter with it, and what to do.
-            TypeError: the model has been sharded, or its weights replaced by a tensor subclass.
+            TypeError: the model has been sharded by FSDP1, or its weights replaced by a tensor subclass.
         """
         children = [parent._modules.get(name) for parent, name in self._links]
         params = [module._parameters.get(name) for module, name in self._places]
@@ -62,6 +63,9 @@ class Presence:
         read = cast("list[Tensor]", params[: self._read])
         if not _PLAIN.issuperset(map(type, read)) or type(self._model) is not self._type:
             self._refuse_foreign(read)
+            look_at_shards(self._who, self._selection)
+        if self._selection.mesh is not None:
+            read = [*(slot.param for slot in self._weights), *learned_of(self._weights_once)]
         weights, learned = read[: len(self._shapes)], read[len(self._shapes) :]
         if [weight.shape for weight in weights] != self._shapes:
             raise self._reshaped(weights)
@@ -87,7 +91,7 @@ class Presence:
 
     def _reshaped(self, weights: Sequence[Tensor]) -> RuntimeError:
         if any(hasattr(weight, "_fsdp_flattened") for weight in weights):
-            return RuntimeError(f"{self._who}: the model has been sharded by FullyShardedDataParallel, and {FSDP}")
+            return RuntimeError(f"{self._who}: the model has been sharded by FullyShardedDataParallel, {FSDP1}")
         pairs = zip(self._weights, weights, self._shapes, strict=True)
         entry, now, then = next((entry, weight.shape, then) for entry, weight, then in pairs if weight.shape != then)
         return self._changed(f"{entry.full_name} has shape {list(now)}, and had {list(then)}")
@@ -109,9 +113,8 @@ class Presence:
         )
 
     def _refuse_foreign(self, read: Sequence[Tensor]) -> None:
-        wrapper = sharding_wrapper(type(self._model))
-        if wrapper is not None:
-            raise TypeError(f"{self._who}: the model has been sharded by {wrapper}, and {FSDP}")
+        if is_flattened(type(self._model)):
+            raise TypeError(f"{self._who}: the model has been sharded by FullyShardedDataParallel, {FSDP1}")
         for slot, tensor in zip(self._slots, read, strict=False):
             refuse_tensor(self._who, slot.full_name, tensor)
 

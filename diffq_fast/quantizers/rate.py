@@ -40,6 +40,7 @@ from .noise import Piece, TrainingWeights
 from .rate_budget import RateBudget, fitting_codes
 from .registry import Scheme, register
 from .selection import QuantizedParameter
+from .shards import gathered, replaced, whole
 
 LEAST_STEP = 2.0**-60  # at the start, of a group of zeros
 
@@ -119,14 +120,14 @@ class RateQuantizer(BaseQuantizer):
 
     def _initial_log_steps(self, entry: QuantizedParameter) -> Tensor:
         """Those of ``init_step`` deviations of each group, of the whole weight where a group has none."""
-        flat = entry.param.detach().float().reshape(-1)
+        flat = whole(entry.param).float().reshape(-1)
         size, count = self.elements_per_group(entry), flat.numel()
         if not count:
             return flat.new_zeros(group_count(0, size))
-        whole = flat.std(correction=0)
+        overall = flat.std(correction=0)
         rows = grouped(flat, size, math.nan)
         squares = (rows - rows.nanmean(1, keepdim=True)).square().nanmean(1)
-        deviations = torch.where(squares > 0, squares.sqrt(), whole)
+        deviations = torch.where(squares > 0, squares.sqrt(), overall)
         steps = (self.init_step * deviations).clamp(min=LEAST_STEP).nan_to_num(1.0)
         return steps.maximum(2 * least_steps(flat, size)).log()  # a constant group has no deviation
 
@@ -155,7 +156,7 @@ class RateQuantizer(BaseQuantizer):
 
     def _codes_of(self, entry: QuantizedParameter) -> Tensor:
         """int16 ``[groups]``: the steps as a file has them."""
-        return codes_from_steps(entry.logit.detach().float().exp())
+        return codes_from_steps(whole(entry.logit).float().exp())
 
     def stored_steps(self, entry: QuantizedParameter) -> Tensor:
         """float32 ``[groups]``: the nearest steps that a file can hold."""
@@ -227,7 +228,7 @@ class RateQuantizer(BaseQuantizer):
             )
         wanted = mb * BITS_PER_MB - self.plain_bits()
         with torch.no_grad():
-            coded = {entry: self._coded(entry) for entry in self._full()}
+            coded = {entry: self._coded(entry, whole(entry.logit)) for entry in self._full()}
             moved = dict(zip(coded, fitting_codes(list(coded.values()), wanted), strict=True))
         return [moved.get(entry, self._codes_of(entry)) for entry in self.selection.originals]
 
@@ -254,6 +255,11 @@ class RateQuantizer(BaseQuantizer):
             dtype=dtype,
         )
 
+    def unsharded_only(self) -> str | None:
+        if self.noisy_dtype is not None:
+            return "noisy_dtype='auto' is for whole models; leave it out, and give fully_shard a MixedPrecisionPolicy"
+        return super().unsharded_only()
+
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
         return self._rounded(entries, [self._codes_of(entry) for entry in entries], None)
 
@@ -277,7 +283,8 @@ class RateQuantizer(BaseQuantizer):
         entries = self._full()
         if not entries:
             return 0.0
-        coded = [self._coded(entry) for entry in entries]
+        logits = gathered([entry.logit for entry in entries], averaged=False)
+        coded = [self._coded(entry, logit) for entry, logit in zip(entries, logits, strict=True)]
         with torch.no_grad():
             codes = step_code_bits(coded)
             if exact:
@@ -286,15 +293,15 @@ class RateQuantizer(BaseQuantizer):
         levels = sampled_size(coded, self.sample_share, self.rate_to_weights)
         return levels + codes.to(levels)
 
-    def _coded(self, entry: QuantizedParameter) -> Coded:
+    def _coded(self, entry: QuantizedParameter, log_steps: Tensor) -> Coded:
         """Frozen steps have no slope, but stay in the graph: a distributed wrapper waits for their gradient."""
-        log_steps: Tensor = entry.logit
         if self._frozen.active:
             log_steps = log_steps.detach() + 0 * log_steps
-        return Coded(entry.param, log_steps, self.elements_per_group(entry))
+        weight = replaced(entry.param) if self.rate_to_weights else whole(entry.param)
+        return Coded(weight, log_steps, self.elements_per_group(entry))
 
     def _level_bits(self, entry: QuantizedParameter, beside: int = 0) -> Tensor:
-        coded = Coded(self.storable(entry), entry.logit, self.elements_per_group(entry))
+        coded = Coded(self.storable(entry), whole(entry.logit), self.elements_per_group(entry))
         return level_bits(coded, self.stored_steps(entry), beside)
 
     def bit_budget(self) -> RateBudget:
@@ -323,7 +330,7 @@ class RateQuantizer(BaseQuantizer):
         return ExportedWeight(entry.full_name, value, classes, group_size, "steps", levels=levels, ranges=codes)
 
     def _sound_steps(self, entry: QuantizedParameter) -> Tensor:
-        if not bool(entry.logit.isfinite().all()):
+        if not bool(whole(entry.logit).isfinite().all()):
             raise ValueError(f"RateQuantizer: a step of {entry.full_name} is NaN or infinite and cannot be exported")
         return self.stored_steps(entry)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+
+from .shards import is_managed, is_sharded, replaced
 
 BYTES_PER_MB = 2**20
 
@@ -17,17 +19,26 @@ BYTES_PER_MB = 2**20
 @dataclass(eq=False)
 class Slot:
     """A place that holds a parameter: attribute ``name`` of ``module``. Read through ``_parameters`` each time, since
-    moving or functionally replacing a model exchanges the tensors there."""
+    moving or functionally replacing a model exchanges the tensors there.
+
+    ``fully_shard`` does so in each forward: ``sharded`` is the DTensor that was there before, which is trained.
+    """
 
     module: nn.Module
     name: str
     full_name: str
     rnn_index: int | None = field(default=None)
+    sharded: Any = field(default=None, init=False, repr=False)
 
     @property
     def param(self) -> nn.Parameter:
-        """The parameter as it is now."""
+        """The parameter as it is now; of a sharded one what is trained, also while it is whole."""
         param = self.module._parameters.get(self.name)
+        if param.__class__ is not nn.Parameter and is_sharded(param):
+            self.sharded = param if self.sharded is None else _trained(self.sharded, param)
+            return self.sharded
+        if self.sharded is not None:
+            return self.sharded
         if param is None:
             raise RuntimeError(
                 f"quantizer: the parameter {self.full_name} is gone from its module; detach and attach anew: "
@@ -40,6 +51,19 @@ class Slot:
         """Whether a tensor stands in the parameter's place."""
         return self.name in self.module.__dict__
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a forward can read all of the parameter: ``fully_shard`` gathers it when its module is called."""
+        return self.sharded is None or not is_managed(self.module) or not is_sharded(self.module._parameters[self.name])
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """All of the parameter as a forward reads it, differentiable."""
+        if self.sharded is None:
+            return self.param
+        found = self.module._parameters[self.name]
+        return found if found is not None and not is_sharded(found) else replaced(self.sharded)
+
 
 @dataclass(eq=False)
 class QuantizedParameter(Slot):
@@ -48,6 +72,7 @@ class QuantizedParameter(Slot):
     tied_to: QuantizedParameter | None = None
     learned_name: str | None = None
     detached: nn.Parameter | None = None
+    sharded_logit: Any = field(default=None, init=False, repr=False)
 
     @property
     def original(self) -> QuantizedParameter:
@@ -58,7 +83,11 @@ class QuantizedParameter(Slot):
     def logit(self) -> nn.Parameter:
         """The learned scalar of each group (for LSQ: the scale), a parameter of the owning module."""
         owner = self.tied_to or self
-        return cast(nn.Parameter, owner.module._parameters.get(cast(str, owner.learned_name), owner.detached))
+        found = owner.module._parameters.get(cast(str, owner.learned_name), owner.detached)
+        if found.__class__ is not nn.Parameter and is_sharded(found):
+            before = owner.sharded_logit
+            owner.sharded_logit = found if before is None else _trained(before, found)
+        return cast(nn.Parameter, found if owner.sharded_logit is None else owner.sharded_logit)
 
     @property
     def params(self) -> list[nn.Parameter]:
@@ -76,6 +105,11 @@ class QuantizedParameter(Slot):
     def scale(self) -> nn.Parameter:
         """What LSQ learns."""
         return self.logit
+
+
+def _trained(before: Any, found: Any) -> Any:
+    """Of two DTensors of one place the one that is trained: after a forward, another mesh may hold the parameter."""
+    return found if found.device_mesh == before.device_mesh else before
 
 
 def in_half_precision(param: torch.Tensor) -> torch.Tensor:
@@ -113,6 +147,7 @@ class Selection:
     aliases: list[tuple[Slot, QuantizedParameter]]
 
     def __post_init__(self) -> None:
+        self.mesh: Any = None  # of the processes over which the weights are sharded
         self.originals = [entry for entry in self.quantised if entry.tied_to is None]
 
     def ties(self) -> list[tuple[Slot, Slot]]:

@@ -91,6 +91,9 @@ class Unwinding(Protocol):
     nesting: Nesting
     replays: ReplaysByThread
 
+    def before_call(self) -> None:
+        """A call of the root begins, before any hook."""
+
     def unwind(self, calls: int, replays: int) -> None:
         """Take away what this thread has put since it was inside of so many; an exception ends the call."""
 
@@ -140,6 +143,8 @@ class Guard:
         if self._roots:
             self._refuse_replica(sys._getframe(1).f_locals.get("self"))
             guarded = [*self._roots, *self._parts]
+            for root in self._roots:
+                root.before_call()
         elif torch._C._current_graph_task_id() == -1:
             return call(*args, **kwargs)  # only inside a backward is anything put here
         else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .arguments import check_number
 from .base import BITS_PER_MB
 from .reachable import check_reachable
+from .shards import gathered, local, placed_like
 from .sizes import BitBudget
 from .weights import Weight
 
@@ -192,7 +193,7 @@ class SizeTarget:
         with torch.enable_grad():
             size = self.quantizer.model_size()
             slopes = torch.autograd.grad(size, logits)
-        return size.detach().to(self._price), list(slopes)
+        return size.detach().to(self._price), gathered(slopes, averaged=False)
 
     def _read_price(self, logits: Sequence[nn.Parameter], directions: list[Tensor], gain: Tensor) -> None:
         """Correct the price by what is left of the loss's slope along the common direction, penalty included.
@@ -200,11 +201,9 @@ class SizeTarget:
         The first readings are averaged evenly. One that is not finite, of a step that a GradScaler skipped, is left
         out.
         """
-        pairs = [
-            (logit.grad, direction)
-            for logit, direction in zip(logits, directions, strict=True)
-            if logit.grad is not None
-        ]
+        found = [(logit.grad, each) for logit, each in zip(logits, directions, strict=True) if logit.grad is not None]
+        grads = gathered([grad for grad, _ in found], averaged=False)
+        pairs = [(grad, direction) for grad, (_, direction) in zip(grads, found, strict=True)]
         if not pairs:
             raise RuntimeError(
                 "SizeTarget.step: the logits have no gradients; call it right behind optimizer.step(), before "
@@ -228,7 +227,7 @@ class SizeTarget:
         distance = distance * (LARGEST_MOVE / (longest * distance.abs()).clamp(min=LARGEST_MOVE))
         with torch.no_grad():
             for logit, direction in zip(logits, directions, strict=True):
-                logit.sub_(direction * distance.to(direction))
+                local(logit).sub_(local(placed_like(direction * distance.to(direction), logit)))
 
     def _sum_of_products(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         """The inner product of two lists of tensors, 0-dim, on the price's device."""

@@ -83,8 +83,9 @@ class UniformQuantizer(BaseQuantizer):
         """
         with torch.no_grad():
             quantised = self.eval_weights([entry])[0].to(torch.float32)
-        weight = entry.param.to(torch.float32)
-        return (weight + (quantised - weight).detach()).to(entry.param.dtype)
+        visible = entry.visible
+        weight = visible.to(torch.float32)
+        return (weight + (quantised - weight).detach()).to(visible.dtype)
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
         return [self._rounded(entry) for entry in entries]

@@ -1,0 +1,104 @@
+"""Forwards of a sharded model: a weight is made when the call of a module has gathered it, and only for that call.
+
+``fully_shard`` puts a module's parameters there whole when the module is called, and in shards again when it ends. Its
+hook stands before all others. Under tensor parallelism nothing is gathered: weights are made at the root as always, and
+what stands in their place is split as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from .replay import Maker
+from .selection import QuantizedParameter, Selection
+from .shards import is_managed, is_sharded
+
+
+class ShardedForwards:
+    """Which weights the modules that are being called have gathered.
+
+    Args:
+        who: the quantizer's name, for errors.
+        model: the root.
+        selection: its weights.
+    """
+
+    def __init__(self, who: str, model: nn.Module, selection: Selection) -> None:
+        self._who, self._model, self._selection = who, model, selection
+        self._entries = selection.quantised
+        self._type: type | None = None
+        self._stack: list[tuple[nn.Module, list[int]]] = []
+        self._own: dict[nn.Module, list[QuantizedParameter]] = {}
+        for entry in self._entries:
+            self._own.setdefault(entry.module, []).append(entry)
+
+    @property
+    def active(self) -> bool:
+        """Whether weights are sharded."""
+        return self._selection.mesh is not None
+
+    def look(self) -> None:
+        """Note the shards of all weights, where ``fully_shard`` has changed the root since the last call."""
+        if type(self._model) is not self._type:
+            self._type = type(self._model)
+            for entry in self._entries:
+                for param in entry.params:
+                    del param  # reading it notes it
+
+    def begin(self, maker: Maker, everything: Sequence[int]) -> tuple[Maker, Sequence[int]]:
+        """A forward begins: what makes its weights, and the indices of those that the root has whole."""
+        if not self.active:
+            return maker, everything
+        self._stack.clear()
+        return partial(_split_again, maker, self._entries), self.ready(everything)
+
+    def ready(self, indices: Sequence[int]) -> Sequence[int]:
+        """Those of ``indices`` whose weights are whole."""
+        return [index for index in indices if self._entries[index].is_whole] if self.active else indices
+
+    def enter(self, module: nn.Module, members: Sequence[int]) -> Sequence[int]:
+        """A call of ``module`` begins: those of its weights that are to be made."""
+        indices = list(self.ready([index for index in members if not self._entries[index].is_shadowed]))
+        self._stack.append((module, indices))
+        return indices
+
+    def refuse_unmade(self, module: nn.Module) -> None:
+        """RuntimeError where the called module would read a weight of its own that nobody has made."""
+        for entry in self._own.get(module, ()):
+            if not entry.is_shadowed:
+                raise RuntimeError(
+                    f"{self._who}: {entry.full_name} is not gathered while its module is called, so it cannot be "
+                    "quantised; call fully_shard on the module or on one around it that the forward calls "
+                    "(docs/distributed.md)"
+                )
+
+    def leave(self, module: nn.Module) -> list[int]:
+        """A call of ``module`` has ended: the indices of the weights that it has gathered."""
+        if self._stack and self._stack[-1][0] is module:
+            return self._stack.pop()[1]
+        return []
+
+    def end(self) -> None:
+        """The forward has ended."""
+        self._stack.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stack": []}
+
+
+def _split_again(maker: Maker, entries: Sequence[QuantizedParameter], indices: Sequence[int]) -> list[Tensor]:
+    """What ``maker`` makes, under tensor parallelism split as the weights are."""
+    return [_as_split(tensor, entries[index]) for tensor, index in zip(maker(indices), indices, strict=True)]
+
+
+def _as_split(tensor: Tensor, entry: QuantizedParameter) -> Tensor:
+    if entry.sharded is None or is_managed(entry.module) or is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = entry.sharded.device_mesh, entry.sharded.placements
+    return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False).redistribute(mesh, placements)

@@ -1,0 +1,221 @@
+"""Parameters that are sharded over processes: torch's DTensors, as ``fully_shard`` and tensor parallelism leave them.
+
+What is learned for a weight of ``fully_shard`` is a DTensor of the same mesh. A forward reads it whole, by one
+gathering for all weights that it makes together; its gradient is the mean over the processes, by one reduction. Each
+process makes the same noise: the first one tells its key. ``docs/distributed.md`` says what follows from it.
+torch.distributed is imported where it is needed: a process without shards does not pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+MANAGED = "_is_fsdp_managed_module"  # what fully_shard leaves on each module whose parameters it holds
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor, of any placement."""
+    return type(tensor).__name__ == "DTensor"
+
+
+def is_managed(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` holds the parameters of this very module."""
+    return bool(module.__dict__.get(MANAGED, False))
+
+
+class Split(NamedTuple):
+    """How DTensors of one mesh are split: along which of its dimensions, None: along none."""
+
+    mesh: Any
+    dimension: int | None
+
+    @classmethod
+    def of(cls, tensor: Any) -> Split:
+        """Of a DTensor that is split along one dimension of its mesh at most."""
+        split = [index for index, each in enumerate(tensor.placements) if each.is_shard()]
+        return cls(tensor.device_mesh, split[-1] if split else None)
+
+    @property
+    def parts(self) -> int:
+        return 1 if self.dimension is None else self.mesh.size(self.dimension)
+
+    @property
+    def own(self) -> int:
+        """Which part this process has."""
+        return 0 if self.dimension is None else self.mesh.get_local_rank(self.dimension)
+
+    @property
+    def others(self) -> list[Any]:
+        """The groups of the dimensions along which nothing is split."""
+        return [self.mesh.get_group(index) for index in range(self.mesh.ndim) if index != self.dimension]
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, without gradient. Of a DTensor: every process of its mesh must ask."""
+    with torch.no_grad():
+        return tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()  # type: ignore[attr-defined]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, over the same memory, without gradient."""
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()  # type: ignore[attr-defined]
+
+
+def placed_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, placed as ``like`` is; one of no dimension is replicated."""
+    if not is_sharded(like):
+        return value
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    split = Split.of(like)
+    placements: list[Any] = [Replicate()] * split.mesh.ndim
+    if value.shape == like.shape:
+        placements = list(like.placements)  # type: ignore[attr-defined]
+    elif value.dim() and split.dimension is not None:
+        placements[split.dimension] = Shard(0)
+    return distribute_tensor(value.detach(), split.mesh, placements, src_data_rank=None)
+
+
+def write(tensor: Tensor, value: Tensor) -> None:
+    """Write a whole value into a tensor, or into this process's part of it."""
+    with torch.no_grad():
+        if is_sharded(tensor):
+            local(tensor).copy_(local(placed_like(value, tensor)))
+        else:
+            tensor.copy_(value)
+
+
+def replaced(tensor: Tensor) -> Tensor:
+    """All of a DTensor, differentiable: for computations that every process of its mesh does alike."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+# -- what is learned ---------------------------------------------------------------------------------------------------
+
+
+def gathered(tensors: Sequence[Tensor], *, averaged: bool) -> list[Tensor]:
+    """All of what is learned for some weights, differentiable: one collective for those of one mesh.
+
+    Args:
+        tensors: learned parameters, ``[groups]`` or of no dimension; those that are no DTensors are given back.
+        averaged: each process goes on with data of its own, and the gradient is the mean over all. Otherwise all go on
+            alike, and each takes its part of the gradient that it has.
+    """
+    result = list(tensors)
+    families: dict[Split, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if is_sharded(tensor):
+            families.setdefault(Split.of(tensor), []).append(index)
+    for split, members in families.items():
+        shapes = [tensors[index].shape for index in members]
+        parts = [tensors[index].to_local() for index in members]  # type: ignore[attr-defined]
+        for index, made in zip(members, _Gathered.apply(split, shapes, averaged, *parts), strict=True):
+            result[index] = made
+    return result
+
+
+class _Gathered(torch.autograd.Function):
+    """Parts of tensors of one split, to the whole ones. Parts are as long as torch.chunk makes them, the last ones
+    perhaps shorter or empty; they travel filled up to the longest."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, split: Split, shapes: Sequence[torch.Size], averaged: bool, *parts: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.split, ctx.averaged = split, averaged
+        ctx.parts = [part.shape for part in parts]
+        ctx.lengths = [-(-shape.numel() // split.parts) for shape in shapes]
+        if split.dimension is None:
+            return tuple(part.view_as(part) for part in parts)
+        mine = parts[0].new_zeros(sum(ctx.lengths))
+        for room, part in zip(mine.split(ctx.lengths), parts, strict=True):
+            room[: part.numel()].copy_(part.reshape(-1))
+        rows = mine.new_empty((split.parts, mine.numel()))
+        _all_gather(rows, mine, split.mesh.get_group(split.dimension))
+        columns = rows.split(ctx.lengths, dim=1)
+        pairs = zip(columns, shapes, strict=True)
+        return tuple(column.reshape(-1)[: shape.numel()].view(shape) for column, shape in pairs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        split, lengths = ctx.split, ctx.lengths
+        rows = grads[0].new_zeros((split.parts, sum(lengths)))
+        for room, grad in zip(rows.split(lengths, dim=1), grads, strict=True):
+            flat = grad.new_zeros(room.numel())
+            flat[: grad.numel()].copy_(grad.reshape(-1))
+            room.copy_(flat.view(room.shape))
+        mine = rows[split.own]
+        if ctx.averaged:
+            if split.dimension is not None:
+                mine = torch.empty_like(mine)
+                _reduce_scatter(mine, rows, split.mesh.get_group(split.dimension))
+            for group in split.others:
+                torch.distributed.all_reduce(mine, group=group)
+            mine = mine / split.mesh.size()
+        pairs = zip(mine.split(lengths), ctx.parts, strict=True)
+        return (None, None, None, *[room[: shape.numel()].reshape(shape).clone() for room, shape in pairs])
+
+
+def _all_gather(rows: Tensor, mine: Tensor, group: Any) -> None:
+    """``all_gather_into_tensor``, under the name that this torch has for it."""
+    gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+    gather(rows.view(-1), mine, group=group)
+
+
+def _reduce_scatter(mine: Tensor, rows: Tensor, group: Any) -> None:
+    """``reduce_scatter_tensor``, under the name that this torch has for it."""
+    scatter = getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
+    scatter(mine, rows.view(-1), group=group)
+
+
+# -- agreement ---------------------------------------------------------------------------------------------------------
+
+
+def agreed(value: Tensor, mesh: Any) -> Tensor:
+    """The value that the first process of the mesh has. Written in place, and returned; asks the device for nothing."""
+    first = mesh.mesh.flatten().tolist()[0]
+    if mesh.ndim == 1:
+        torch.distributed.broadcast(value, src=first, group=mesh.get_group())
+        return value
+    for index in range(mesh.ndim):
+        torch.distributed.broadcast(value, group=mesh.get_group(index), group_src=0)
+    return value
+
+
+def summed(value: Tensor, split: Split, *, largest: bool = False) -> Tensor:
+    """The sum, or the largest, of what the processes have of one split; without gradient."""
+    value = value.detach().clone()
+    if split.dimension is not None:
+        operation = torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM
+        torch.distributed.all_reduce(value, op=operation, group=split.mesh.get_group(split.dimension))
+    return value
+
+
+def on_first(mesh: Any, act: Callable[[], None]) -> None:
+    """Have the first process of the mesh do something, while the others wait.
+
+    Raises:
+        RuntimeError: it failed; on the first process, its own exception.
+    """
+    problem: Exception | None = None
+    is_first = not any(mesh.get_coordinate())
+    if is_first:
+        try:
+            act()
+        except Exception as error:
+            problem = error
+    failed = torch.full((), int(problem is not None), dtype=torch.int32, device=mesh.device_type)
+    agreed(failed, mesh)
+    if problem is not None:
+        raise problem
+    if int(failed):
+        raise RuntimeError("the first process of the mesh could not write; its own error says why")
