@@ -226,9 +226,9 @@ class Labelled(nn.Parameter):
     label = "a"
 
 
-def fully_sharded(model):
-    """The class that fully_shard gives a module, without processes."""
-    model.__class__ = type("FSDPNet", (type("FSDPModule", (), {}), type(model)), {})
+def flattened(model):
+    """The class name of FSDP1's wrapper, without processes."""
+    model.__class__ = type("FullyShardedDataParallel", (type(model),), {})
 
 
 @pytest.mark.parametrize("make", MAKERS.values())
@@ -246,36 +246,18 @@ def test_tensor_subclasses_are_refused_by_name(make):
 
 
 @pytest.mark.parametrize("make", MAKERS.values())
-def test_sharded_models_are_refused_before_and_after_attaching(make):
+def test_fsdp1_is_refused_before_and_after_attaching(make):
     model = Net()
-    fully_sharded(model.body)
-    with pytest.raises(TypeError, match=r"body is sharded by FSDPModule.*DistributedDataParallel"):
+    flattened(model.body)
+    with pytest.raises(TypeError, match=r"body is sharded by FullyShardedDataParallel.*fully_shard"):
         make(model)
     model = Net()
     quantizer = make(model)
     quantizer.no_optimizer()
-    fully_sharded(model)
+    flattened(model)
     for ask in (lambda: model(X), quantizer.model_size):
-        with pytest.raises(TypeError, match="the model has been sharded by FSDPModule"):
+        with pytest.raises(TypeError, match=r"has been sharded by FullyShardedDataParallel.*fully_shard"):
             ask()
-
-
-def test_a_dtensor_is_refused_by_name():
-    distributed = pytest.importorskip("torch.distributed")
-    if not distributed.is_available():
-        pytest.skip("torch without distributed")
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import distribute_tensor
-
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        model = nn.Linear(16, 16)
-        model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), init_device_mesh("cpu", (1,))))
-        with pytest.raises(TypeError, match=r"weight is a DTensor.*DistributedDataParallel"):
-            DiffQuantizer(model, min_size=0)
-    finally:
-        distributed.destroy_process_group()
 
 
 def test_a_parameter_that_carries_attributes_is_welcome():

@@ -1,0 +1,224 @@
+"""Tensor parallelism of two against one process, memory of a process, and what is refused of sharded models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer, save
+from support.sharded_runs import OPTIONS, run_processes, whole, whole_state
+
+KINDS = {
+    "gaussian": lambda model: DiffQuantizer(model, group_size=4, init_bits=4, **OPTIONS),
+    "uniform": lambda model: DiffQuantizer(model, group_size=0, init_bits=4, noise="uniform", **OPTIONS),
+    "rate": lambda model: RateQuantizer(model, **OPTIONS),
+    "lsq": lambda model: LSQ(model, bits=4, **OPTIONS),
+    "qat": lambda model: UniformQuantizer(model, bits=4, qat=True, **OPTIONS),
+}
+CASES = [(kind, order) for kind in KINDS for order in ("before", "after")]
+CASES.remove(("lsq", "after"))  # torch splits every parameter of a layer, and has no split for one of no dimension
+PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+
+
+class Mlp(nn.Module):
+    """Groups of four are cut where ``down`` is split: its rows have ten columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 10), nn.Linear(10, 6)
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.up(self.enter(x))))
+
+
+def train(kind, mesh, order, path):
+    torch.manual_seed(0)
+    model = Mlp()
+    if mesh is not None and order == "before":
+        parallelize_module(model, mesh, PLAN)
+    quantizer = KINDS[kind](model)
+    if mesh is not None and order == "after":
+        parallelize_module(model, mesh, PLAN)
+    learned = {id(param) for param in quantizer.learned_parameters()}
+    weights = [param for param in model.parameters() if id(param) not in learned]
+    optimizer = torch.optim.Adam(weights, lr=1e-2, foreach=False)
+    quantizer.setup_optimizer(optimizer, lr=0.05)
+    torch.manual_seed(1 if mesh is None or not mesh.get_local_rank() else 99)
+    generator, losses, sizes = torch.Generator().manual_seed(2), [], []
+    for _ in range(3):
+        loss = model(torch.randn(4, 6, generator=generator)).square().mean()
+        size = quantizer.model_size()
+        (loss + 30 * size).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(whole(loss)))
+        sizes.append(float(size.detach()))
+    model.eval()
+    with torch.no_grad():
+        out = whole(model(torch.ones(2, 6)))
+    save(quantizer, path)
+    return losses, sizes, out, whole_state(model)
+
+
+def kept_bytes(mesh):
+    """What a process keeps between two steps: parameters, learned ones, and the states of the optimizer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    if mesh is not None:
+        for layer in model:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    quantizer = DiffQuantizer(model, min_size=0, group_size=4)
+    optimizer = torch.optim.Adam(quantizer.parameter_groups(lr=1e-3, bits_lr=1e-3))
+    (model(torch.ones(2, 64)).sum() + quantizer.model_size()).backward()
+    optimizer.step()
+    kept = [*model.parameters(), *(param.grad for param in model.parameters())]
+    kept += [each for state in optimizer.state.values() for each in state.values() if each.dim()]
+    return sum(4 * getattr(each, "_local_tensor", each).numel() for each in kept)
+
+
+def refusals(mesh):
+    """What is raised by name of the case."""
+    found = {}
+
+    def note(name, ask):
+        try:
+            ask()
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+        else:
+            found[name] = "nothing"
+
+    def sharded(make, order="before", **options):
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        if order == "before":
+            fully_shard(model, mesh=mesh, **options)
+        quantizer = make(model)
+        if order == "after":
+            fully_shard(model, mesh=mesh, **options)
+        return model, quantizer
+
+    def forward(model, quantizer):
+        quantizer.no_optimizer()
+        model(torch.ones(2, 8))
+
+    def of(**options):
+        return lambda model: DiffQuantizer(model, min_size=0, **options)
+
+    note("rng", lambda: forward(*sharded(of(rng="torch"))))
+    note("noisy_dtype", lambda: forward(*sharded(of(noisy_dtype="auto"))))
+    note("float16", lambda: forward(*sharded(of(float16=True))))
+    note("in place", lambda: sharded(of())[1].quantize())
+    note("bake", lambda: sharded(of())[1].bake())
+    note("stored state", lambda: sharded(of())[1].restore_quantized_state({}))
+    note("LSQ", lambda: sharded(lambda model: LSQ(model, min_size=0), "after"))
+
+    def one_layer():
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        fully_shard(model[0], mesh=mesh)
+        of()(model)
+
+    def ignored_logits():
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        quantizer = of()(model)
+        fully_shard(model, mesh=mesh, ignored_params=set(quantizer.learned_parameters()))
+        forward(model, quantizer)
+
+    def ignored_weight():
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        fully_shard(model, mesh=mesh, ignored_params={model[0].weight})
+        of()(model)
+
+    def early_optimizer():
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        quantizer = of()(model)
+        quantizer.setup_optimizer(optimizer)
+        fully_shard(model, mesh=mesh)
+        model(torch.ones(2, 8))
+
+    def inner():
+        model = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8))
+        quantizer = of()(model[0])
+        quantizer.no_optimizer()
+        fully_shard(model, mesh=mesh)
+        model(torch.ones(2, 8))
+
+    def compiled():
+        model, quantizer = sharded(of())
+        quantizer.no_optimizer()
+        torch.compile(model, backend="eager", fullgraph=True)(torch.ones(2, 8))
+
+    for ask in (one_layer, ignored_logits, ignored_weight, early_optimizer, inner, compiled):
+        note(ask.__name__, ask)
+
+    def both():
+        model = Mlp()
+        square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+        parallelize_module(model, square["tensor"], PLAN)
+        fully_shard(model, mesh=square["data"])
+        of(exclude=("bias",))(model)
+
+    note("both", both)
+    return found
+
+
+def run(path):
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    two, four, pair = square["shard"], init_device_mesh("cpu", (4,)), square.get_local_rank("replicate")
+    trained = {case: train(case[0], two, case[1], f"{path}/{case[0]}{case[1]}{pair}.safetensors") for case in CASES}
+    sizes = {case: Path(f"{path}/{case[0]}{case[1]}{pair}.safetensors").stat().st_size for case in trained}
+    kept = {1: kept_bytes(None), 2: kept_bytes(two), 4: kept_bytes(four)}
+    return {"trained": trained, "files": sizes, "bytes": kept, "refused": refusals(two)}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return run_processes(run, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize(("kind", "order"), CASES)
+def test_tensor_parallel_equals_one_process(ranks, kind, order, tmp_path):
+    losses, sizes, out, state = train(kind, None, order, tmp_path / "one.safetensors")
+    for results in ranks:
+        found = results["trained"][kind, order]
+        assert found[0] == pytest.approx(losses, rel=1e-4)
+        assert found[1] == pytest.approx(sizes, rel=1e-5)
+        torch.testing.assert_close(found[2], out, rtol=1e-3, atol=1e-4)
+        for name, value in state.items():
+            torch.testing.assert_close(found[3][name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        assert results["files"][kind, order] == (tmp_path / "one.safetensors").stat().st_size
+
+
+def test_what_a_process_keeps_falls_with_their_number(ranks):
+    for results in ranks:
+        kept = results["bytes"]
+        assert kept[1] == 2 * kept[2] == 4 * kept[4]
+
+
+REFUSED = {
+    "rng": "RuntimeError: DiffQuantizer: the model is sharded, and rng='torch'",
+    "noisy_dtype": "RuntimeError: DiffQuantizer: the model is sharded, and noisy_dtype='auto'",
+    "float16": "RuntimeError: DiffQuantizer: the model is sharded, and float16=True",
+    "in place": "RuntimeError: DiffQuantizer: a sharded model cannot be quantised in place",
+    "bake": "RuntimeError: DiffQuantizer: a sharded model cannot be quantised in place",
+    "stored state": "RuntimeError: DiffQuantizer: a sharded model cannot be filled from a stored state",
+    "LSQ": "ValueError: fully_shard doesn't support scalar parameters",
+    "one_layer": "RuntimeError: DiffQuantizer: 1.weight is not sharded, while 0.weight is: call fully_shard on the",
+    "ignored_logits": "RuntimeError: DiffQuantizer: 0.weight is sharded, and what is learned for it is not",
+    "ignored_weight": "RuntimeError: DiffQuantizer: 0.weight is held by fully_shard, but stands there whole",
+    "early_optimizer": "RuntimeError: DiffQuantizer: the model was sharded after setup_optimizer",
+    "inner": "RuntimeError: DiffQuantizer: 0.weight is held by fully_shard, but stands there whole",
+    "compiled": "a sharded model cannot be compiled",
+    "both": "RuntimeError: DiffQuantizer: up.weight is placed as (",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_work_is_refused(ranks, case):
+    for results in ranks:
+        assert REFUSED[case] in results["refused"][case]
