@@ -16,6 +16,7 @@ from ..files.safetensors_reader import escaped
 from ..quantizers.shards import is_sharded, placed_like
 from .contents import Entry
 
+PLAIN = (Tensor, nn.Parameter)
 _LOADERS = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
 
 
@@ -56,7 +57,8 @@ def fill(
     Raises:
         ValueError: the model's code failed, or does not take a name. The model is put back as it was.
     """
-    values = {name: placed_like(value, targets[name]) for name, value in values.items()}
+    sharded = [name for name in values if type(targets[name]) not in PLAIN]
+    values = dict(values) | {name: placed_like(values[name], targets[name]) for name in sharded}
     state = OrderedDict(values)
     state._metadata = getattr(targets, "_metadata", OrderedDict())  # type: ignore[attr-defined]
     before = _copies(targets) if _has_loaders_of_its_own(model) else {}
@@ -110,13 +112,13 @@ def _put_back(model: nn.Module, targets: Mapping[str, Any], before: Mapping[str,
 
 def _overlapping(targets: Mapping[str, Any], names: Collection[str]) -> list[str]:
     """Those of ``names`` whose storage holds another entry too."""
-    names = [name for name in names if not is_sharded(targets[name])]
+    names = [name for name in names if type(targets[name]) in PLAIN or not is_sharded(targets[name])]
     storages = {
         target.untyped_storage().data_ptr()
         for name, target in targets.items()
         if name not in names
         and isinstance(target, Tensor)
         and target.layout == torch.strided
-        and not is_sharded(target)
+        and (type(target) in PLAIN or not is_sharded(target))
     }
     return [name for name in names if targets[name].untyped_storage().data_ptr() in storages]

@@ -18,10 +18,10 @@ from ..runtime.weight import PackedWeight
 from .coding import CODINGS, CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
-from .layout import learned_suffix
+from .layout import STEPS, learned_suffix
 from .matching import Match, learned_values, match_model
 from .report import inspect
-from .tensor import PackedTensor
+from .tensor import PackedTensor, pack_exported
 
 __all__ = ["inspect", "load", "read_packed", "save", "write_packed"]
 
@@ -54,7 +54,7 @@ def save(
     """
     contents = packed_contents(quantizer, logits=logits, coding=coding)
     write = partial(write_packed, path, contents, progress)
-    mesh = getattr(quantizer, "mesh", None)
+    mesh = quantizer.selection.mesh
     write() if mesh is None else on_first(mesh, write)
 
 
@@ -69,7 +69,8 @@ def packed_contents(quantizer: Any, *, logits: bool = False, coding: str = "fixe
     packed: dict[str, PackedTensor | CodedTensor] = {}
     aliases: dict[str, str] = {}
     for weight in exported.weights:  # packed as soon as it is there: a sharded one is gathered for it
-        packed |= code_exported([weight], coding)
+        plain_levels = coding == "fixed" and weight.range_scope != STEPS
+        packed |= pack_exported([weight]) if plain_levels else code_exported([weight], coding)
         aliases |= dict.fromkeys(weight.aliases, weight.name)
     ties = tied_names(exported.plain)
     plain = {name: tensor for name, tensor in exported.plain.items() if name not in ties}

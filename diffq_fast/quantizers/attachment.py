@@ -31,7 +31,7 @@ from .replay import (
     never_compiled_by_itself,
     next_sequence_number,
 )
-from .selection import Selection, Slot
+from .selection import QuantizedParameter, Selection, Slot
 from .shadows import REPLICA, guard_of
 from .sharded import ShardedForwards
 
@@ -91,14 +91,15 @@ class Attachment:
     def __init__(
         self, source: Source, model: nn.Module, selection: Selection, lowering: LowerPrecision | None = None
     ) -> None:
-        self.source, self._model, self._lowering = source, model, lowering
-        self._entries, self._everything = selection.quantised, range(len(selection.quantised))
+        self.source, self.model, self._selection, self._lowering = source, model, selection, lowering
+        self._entries: Sequence[QuantizedParameter] = selection.quantised
+        self._everything: Sequence[int] = range(len(selection.quantised))
         self._traced = [*selection.quantised, *selection.rest, *(slot for slot, _ in selection.ties())]
         self.nesting, self.forwards, self.replays = Nesting(), Forwards(), ReplaysByThread()
         self._shown: dict[Slot, Lowered | None] = {}
         self._live: Live | None = None
         self._open: tuple[Forward, int] | None = None
-        self._sharded = ShardedForwards(type(source).__name__, model, selection)
+        self._sharded, self.model_type = ShardedForwards(type(source).__name__, model, selection), type(model)
         self._members: dict[nn.Module, list[int]] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -108,26 +109,26 @@ class Attachment:
         for index, entry in enumerate(self._entries):
             places.setdefault(entry.module, []).append(index)
         members: dict[nn.Module, list[int]] = {}
-        _members_of(self._model, places, members)
-        self._members = {each: indices for each, indices in members.items() if indices and each is not self._model}
+        _members_of(self.model, places, members)
+        self._members = {each: indices for each, indices in members.items() if indices and each is not self.model}
         self._handles = [
-            self._model.register_forward_pre_hook(self.before_forward),
-            self._model.register_forward_hook(self.after_forward, always_call=True),
+            self.model.register_forward_pre_hook(self.before_forward),
+            self.model.register_forward_hook(self.after_forward, always_call=True),
         ]
         for module in self._members:
             self._handles.append(module.register_forward_pre_hook(self.before_inner))
             self._handles.append(module.register_forward_hook(self.after_inner, always_call=True))
-        self._model.__dict__[SCRIPT_ASKS] = self.refuse_script
+        self.model.__dict__[SCRIPT_ASKS] = self.refuse_script
         self._set_guards()
-        forget_graphs(self._model)
+        forget_graphs(self.model)
 
     def detach(self) -> None:
         """Remove the hooks, the guards, and all that stands in the place of a weight."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if getattr(self._model.__dict__.get(SCRIPT_ASKS), "__self__", None) is self:
-            del self._model.__dict__[SCRIPT_ASKS]
+        if getattr(self.model.__dict__.get(SCRIPT_ASKS), "__self__", None) is self:
+            del self.model.__dict__[SCRIPT_ASKS]
         self._take()
         shadows.forget(self._entries)
         for module, learned in self._guarded().items():
@@ -135,12 +136,12 @@ class Attachment:
 
     def _set_guards(self) -> None:
         for module, learned in self._guarded().items():
-            guard_of(module).add(self, module is self._model, learned)
+            guard_of(module).add(self, module is self.model, learned)
 
     def _guarded(self) -> dict[nn.Module, list[str]]:
         """The modules that may hold a shadow or call one that does, with the names of what is learned in them."""
         owners = [slot.module for slot in self._traced]
-        guarded: dict[nn.Module, list[str]] = {each: [] for each in (self._model, *self._members, *owners)}
+        guarded: dict[nn.Module, list[str]] = {each: [] for each in (self.model, *self._members, *owners)}
         for entry in self._entries:
             if entry.tied_to is None and entry.learned_name is not None:
                 guarded[entry.module].append(entry.learned_name)
@@ -156,7 +157,7 @@ class Attachment:
             return
         if torch.jit.is_tracing():
             raise self._not_as_it_is("traced, or exported to ONNX through a trace")
-        if module is not self._model:
+        if module is not self.model:
             raise RuntimeError(REPLICA.format(type(self.source).__name__))
         with self.nesting.lock:
             if not self.nesting.enter(module):
@@ -176,9 +177,13 @@ class Attachment:
                 draw = self.source.begin_training() if module.training else self.source.begin_eval()
                 self._live = Live(module.training, draw is not None, torch.is_grad_enabled())
                 if draw is not None:
-                    maker, indices = self._sharded.begin(draw.maker, self._everything)
+                    maker: Maker = draw.maker
+                    entries, indices = self._entries, self._everything
+                    if self._selection.mesh is not None:
+                        maker, indices = self._sharded.begin(maker, indices)
+                        entries = [self._entries[index] for index in indices]
                     forward, start, tensors = self.forwards.begin(maker, draw.generators, indices)
-                    pairs = [*zip((self._entries[index] for index in indices), tensors, strict=True), *draw.rest]
+                    pairs = [*zip(entries, tensors, strict=True), *draw.rest]
                     self._shown.update(dict.fromkeys(dict(pairs)))
                     shadows.put(pairs)
                     if self._lowering is not None:
@@ -216,12 +221,13 @@ class Attachment:
             shadows.take(self._traced)
             return
         with self.nesting.lock:
-            if module is not self._model or not self.nesting.leave():
+            if module is not self.model or not self.nesting.leave():
                 return
             if self._open is not None:
                 self.forwards.ended(*self._open)
                 self._open = None
-                self._sharded.end()
+                if self._selection.mesh is not None:
+                    self._sharded.end()
             if self._shown:
                 shadows.take(self._shown)
                 self._shown.clear()
@@ -267,7 +273,7 @@ class Attachment:
             return
         if _backward_here() != NO_BACKWARD:
             self._replay(module)
-        elif self._sharded.active and self._open is not None:
+        elif self._selection.mesh is not None and self._open is not None:
             self._gathered(module, self._open[0])
         if self._lowering is not None:
             self._lowering.before_reading(module, self._shown)
@@ -285,7 +291,8 @@ class Attachment:
         """Give the weights of ``module`` that nothing stands for the tensors of the forward that is computed again."""
         missing = [index for index in self._members[module] if not self._entries[index].is_shadowed]
         shared = len(missing) < len(self._members[module])
-        missing = list(self._sharded.ready(missing))
+        if self._selection.mesh is not None:
+            missing = list(self._sharded.ready(missing))
         forward = self.forwards.current() if missing or shared else None
         # A forward that has ended is not the one that another thread is inside of.
         if shared and (self.replays.elsewhere() or (forward is not None and self.nesting.others())):
@@ -310,7 +317,7 @@ class Attachment:
         if torch.compiler.is_compiling():
             return
         if _backward_here() == NO_BACKWARD:
-            if self._sharded.active:
+            if self._selection.mesh is not None:
                 self._take(self._entries[index] for index in self._sharded.leave(module))
             return
         if not self.replays.depth():
@@ -324,8 +331,9 @@ class Attachment:
 
     # -- exceptions and copies -----------------------------------------------------------------------------------------
 
-    def before_call(self) -> None:
-        """A call of the root begins, before any hook: what ``fully_shard`` will put whole is still there in shards."""
+    def note_shards(self) -> None:
+        """The root's class has changed, as by ``fully_shard``. A call begins, and all weights are still in shards."""
+        self.model_type = type(self.model)
         self._sharded.look()
 
     def unwind(self, calls: int, replays: int) -> None:

@@ -160,11 +160,6 @@ class BaseQuantizer:
     # -- what is learned ---------------------------------------------------------------------------------------------
 
     @property
-    def mesh(self) -> Any:
-        """The DeviceMesh over which the weights are sharded; None: they are whole."""
-        return self.selection.mesh
-
-    @property
     def weights(self) -> list[Weight]:
         """Every place of a quantised weight, in selection order: name, parameter, learned values, widths, ties."""
         return [Weight(entry, self.widths_of) for entry in self._qparams]

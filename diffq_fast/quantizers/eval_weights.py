@@ -209,7 +209,8 @@ class EvalWeights:
 
     def whole_values(self, slots: Sequence[Slot]) -> list[Tensor]:
         """:meth:`float_values`, all of sharded ones: every process must ask."""
-        return list(map(whole, self.float_values(slots)))
+        values = self.float_values(slots)
+        return values if self._selection.mesh is None else list(map(whole, values))
 
     def _is_rewritten(self, slot: Slot) -> bool:
         """Whether the slot's parameter holds something else than :meth:`put_in_place` has written."""

@@ -90,7 +90,7 @@ class TrainingWeights:
         generators = _generator_states(devices)
         make: BucketMaker = self._frozen.rounded
         if not self._frozen.rounds_weights:
-            likes = {device: torch.empty(0, device=device) for device in devices}
+            likes = {device: torch.empty(0, dtype=torch.float32, device=device) for device in devices}
             keys = {device: functional.draw_key(like) for device, like in likes.items()}
             make = partial(noisy, {device: agreed(key, self._selection.mesh) for device, key in keys.items()})
         return Draw(ForwardWeights(self, make, None), generators)

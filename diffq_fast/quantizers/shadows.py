@@ -91,8 +91,11 @@ class Unwinding(Protocol):
     nesting: Nesting
     replays: ReplaysByThread
 
-    def before_call(self) -> None:
-        """A call of the root begins, before any hook."""
+    model: nn.Module
+    model_type: type
+
+    def note_shards(self) -> None:
+        """A call of the root begins, before any hook, and its class has changed since the last one."""
 
     def unwind(self, calls: int, replays: int) -> None:
         """Take away what this thread has put since it was inside of so many; an exception ends the call."""
@@ -144,7 +147,8 @@ class Guard:
             self._refuse_replica(sys._getframe(1).f_locals.get("self"))
             guarded = [*self._roots, *self._parts]
             for root in self._roots:
-                root.before_call()
+                if root.model_type is not type(root.model):
+                    root.note_shards()
         elif torch._C._current_graph_task_id() == -1:
             return call(*args, **kwargs)  # only inside a backward is anything put here
         else:

@@ -28,9 +28,8 @@ class ShardedForwards:
     """
 
     def __init__(self, who: str, model: nn.Module, selection: Selection) -> None:
-        self._who, self._model, self._selection = who, model, selection
+        self._who, self._selection = who, selection
         self._entries = selection.quantised
-        self._type: type | None = None
         self._stack: list[tuple[nn.Module, list[int]]] = []
         self._own: dict[nn.Module, list[QuantizedParameter]] = {}
         for entry in self._entries:
@@ -42,17 +41,13 @@ class ShardedForwards:
         return self._selection.mesh is not None
 
     def look(self) -> None:
-        """Note the shards of all weights, where ``fully_shard`` has changed the root since the last call."""
-        if type(self._model) is not self._type:
-            self._type = type(self._model)
-            for entry in self._entries:
-                for param in entry.params:
-                    del param  # reading it notes it
+        """Note the shards of all weights."""
+        for entry in self._entries:
+            for param in entry.params:
+                del param  # reading it notes it
 
     def begin(self, maker: Maker, everything: Sequence[int]) -> tuple[Maker, Sequence[int]]:
         """A forward begins: what makes its weights, and the indices of those that the root has whole."""
-        if not self.active:
-            return maker, everything
         self._stack.clear()
         return partial(_split_again, maker, self._entries), self.ready(everything)
 
