@@ -98,10 +98,10 @@ def alone(case):
     return train(**options)
 
 
-@pytest.mark.parametrize(
-    ("size", "case"),
-    [*(("two", case) for case in CASES), *((size, case) for size in ("four", "square") for case in FEW)],
-)
+RUNS = [("two", case) for case in CASES] + [(size, case) for size in ("four", "square") for case in FEW]
+
+
+@pytest.mark.parametrize(("size", "case"), RUNS)
 def test_sharded_equals_unsharded(ranks, size, case):
     one = alone(case)
     for rank, results in enumerate(ranks):
