@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .selection import QuantizedParameter, Selection, Slot
-from .shards import Split, is_managed, is_sharded
+from .shards import MANAGED, Split, is_managed, is_sharded
 
 _FSDP1 = "FullyShardedDataParallel"
 FSDP1 = (
@@ -50,7 +50,7 @@ def refuse_foreign(who: str, model: nn.Module, slots: Iterable[Slot]) -> None:
 
 def refuse_tensor(who: str, name: str, tensor: Tensor) -> None:
     """TypeError for a tensor subclass that runs code of its own when an operator meets it."""
-    if is_sharded(tensor) or is_plain(type(tensor)):
+    if tensor.__class__ is nn.Parameter or is_sharded(tensor) or is_plain(type(tensor)):
         return
     kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
     raise TypeError(
@@ -83,6 +83,8 @@ def look_at_shards(who: str, selection: Selection) -> None:
     mesh: Any = None
     for entry in selection.quantised:
         param = entry.param
+        if param.__class__ is nn.Parameter and not entry.module.__dict__.get(MANAGED, False):
+            continue
         if is_sharded(param):
             _refuse_placement(who, entry, param)
             if is_managed(entry.module) and entry.original.learned_name is not None and not is_sharded(entry.logit):

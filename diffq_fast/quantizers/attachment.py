@@ -34,6 +34,7 @@ from .replay import (
 from .selection import QuantizedParameter, Selection, Slot
 from .shadows import REPLICA, guard_of
 from .sharded import ShardedForwards
+from .shards import MANAGED
 
 # The backward that this thread is running, as ``replay.inside_backward`` asks for it: each module's call passes here.
 _backward_here = torch._C._current_graph_task_id
@@ -99,7 +100,8 @@ class Attachment:
         self._shown: dict[Slot, Lowered | None] = {}
         self._live: Live | None = None
         self._open: tuple[Forward, int] | None = None
-        self._sharded, self.model_type = ShardedForwards(type(source).__name__, model, selection), type(model)
+        self._sharded = ShardedForwards(type(source).__name__, model, selection)
+        self.noted: tuple[type, Any] | None = None  # of the model, when shards were noted last
         self._members: dict[nn.Module, list[int]] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -332,9 +334,12 @@ class Attachment:
     # -- exceptions and copies -----------------------------------------------------------------------------------------
 
     def note_shards(self) -> None:
-        """The root's class has changed, as by ``fully_shard``. A call begins, and all weights are still in shards."""
-        self.model_type = type(self.model)
+        """``fully_shard`` has changed the root. A call begins, and all weights are still in shards.
+
+        RuntimeError where they are not: the quantizer is on a part of what was sharded as one.
+        """
         self._sharded.look()
+        self.noted = type(self.model), self.model.__dict__.get(MANAGED)
 
     def unwind(self, calls: int, replays: int) -> None:
         """An exception has ended what this thread has begun since it was inside of so many calls of the model, and

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .replay import Nesting, ReplaysByThread, passed_by_when_compiling
 from .selection import Slot
+from .shards import MANAGED
 
 # Attribute of a module: whether its weights are shadowed. Only compiled graphs read it, see guard().
 SHADOWED = "_diffq_fast_shadowed"
@@ -92,10 +93,10 @@ class Unwinding(Protocol):
     replays: ReplaysByThread
 
     model: nn.Module
-    model_type: type
+    noted: tuple[type, Any] | None
 
     def note_shards(self) -> None:
-        """A call of the root begins, before any hook, and its class has changed since the last one."""
+        """A call of the root begins, before any hook, and ``fully_shard`` may have changed it since the last one."""
 
     def unwind(self, calls: int, replays: int) -> None:
         """Take away what this thread has put since it was inside of so many; an exception ends the call."""
@@ -147,7 +148,7 @@ class Guard:
             self._refuse_replica(sys._getframe(1).f_locals.get("self"))
             guarded = [*self._roots, *self._parts]
             for root in self._roots:
-                if root.model_type is not type(root.model):
+                if root.noted != (type(root.model), root.model.__dict__.get(MANAGED)):
                     root.note_shards()
         elif torch._C._current_graph_task_id() == -1:
             return call(*args, **kwargs)  # only inside a backward is anything put here

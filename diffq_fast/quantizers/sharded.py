@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .admission import look_at_shards
 from .replay import Maker
 from .selection import QuantizedParameter, Selection
 from .shards import is_managed, is_sharded
@@ -45,6 +46,8 @@ class ShardedForwards:
         for entry in self._entries:
             for param in entry.params:
                 del param  # reading it notes it
+        if any(is_managed(entry.module) for entry in self._entries):
+            look_at_shards(self._who, self._selection)
 
     def begin(self, maker: Maker, everything: Sequence[int]) -> tuple[Maker, Sequence[int]]:
         """A forward begins: what makes its weights, and the indices of those that the root has whole."""
