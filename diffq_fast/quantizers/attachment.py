@@ -333,6 +333,7 @@ class Attachment:
 
     # -- exceptions and copies -----------------------------------------------------------------------------------------
 
+    @never_compiled_by_itself
     def note_shards(self) -> None:
         """``fully_shard`` has changed the root. A call begins, and all weights are still in shards.
 

@@ -145,7 +145,7 @@ def test_gradients_of_a_lower_dtype_are_near_those_cast_to_float32(group_size, p
     options = group_size, 2.0, 15.0, "bits", "uniform", per_group
     got = add_noise_backward(grads, weights, *lists, *options)
     expected = add_noise_backward([grad.float() for grad in grads], weights, *lists, *options)
-    assert_near(got[0], expected[0], 3e-6, 0)
+    assert_near(got[0], expected[0], 4e-6, 0)
     assert (got[0][1] != expected[0][1]).float().mean() <= 0.01
     for one, other in zip(got[1], expected[1], strict=True):
         assert (one - other).abs().max() <= 1e-7 * other.abs().max()
