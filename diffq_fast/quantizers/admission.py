@@ -84,7 +84,7 @@ def look_at_shards(who: str, selection: Selection) -> None:
     for entry in selection.quantised:
         param = entry.param
         if param.__class__ is nn.Parameter and not entry.module.__dict__.get(MANAGED, False):
-            continue
+            continue  # without a call: models have thousands of small weights
         if is_sharded(param):
             _refuse_placement(who, entry, param)
             if is_managed(entry.module) and entry.original.learned_name is not None and not is_sharded(entry.logit):

@@ -100,7 +100,7 @@ class Attachment:
         self._shown: dict[Slot, Lowered | None] = {}
         self._live: Live | None = None
         self._open: tuple[Forward, int] | None = None
-        self._sharded = ShardedForwards(type(source).__name__, model, selection)
+        self._sharded = ShardedForwards(type(source).__name__, selection)
         self.noted: tuple[type, Any] | None = None  # of the model, when shards were noted last
         self._members: dict[nn.Module, list[int]] = {}
         self._handles: list[RemovableHandle] = []
@@ -294,7 +294,7 @@ class Attachment:
         missing = [index for index in self._members[module] if not self._entries[index].is_shadowed]
         shared = len(missing) < len(self._members[module])
         if self._selection.mesh is not None:
-            missing = list(self._sharded.ready(missing))
+            missing = self._sharded.ready(missing)
         forward = self.forwards.current() if missing or shared else None
         # A forward that has ended is not the one that another thread is inside of.
         if shared and (self.replays.elsewhere() or (forward is not None and self.nesting.others())):

@@ -25,7 +25,7 @@ from .compiled import forget_graphs
 from .export import ExportedWeight
 from .frozen import FrozenBits
 from .learned_parameters import LearnedParameters
-from .lower_precision import LowerPrecision
+from .lower_precision import NOT_OF_SHARDS, LowerPrecision
 from .noise import TrainingWeights
 from .registry import Levels, Scheme, register
 from .selection import QuantizedParameter
@@ -245,7 +245,7 @@ class DiffQuantizer(BaseQuantizer):
         if self.rng == "torch":
             return "rng='torch' draws the noise of whole weights in their order; use rng='philox'"
         if self.noisy_dtype is not None:
-            return "noisy_dtype='auto' is for whole models; leave it out, and give fully_shard a MixedPrecisionPolicy"
+            return NOT_OF_SHARDS
         return super().unsharded_only()
 
     def training_may_begin(self) -> None:

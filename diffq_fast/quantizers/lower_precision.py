@@ -35,6 +35,7 @@ _LAYERS = (
 _LAYER_NAMES = ("weight", "bias")
 _ATTENTION_NAMES = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
 LOWER_DTYPES = (torch.bfloat16, torch.float16)
+NOT_OF_SHARDS = "noisy_dtype='auto' is for whole models; leave it out, and give fully_shard a MixedPrecisionPolicy"
 
 Dtypes = Mapping[QuantizedParameter, torch.dtype]
 

@@ -35,7 +35,7 @@ from .compiled import forget_graphs
 from .export import ExportedWeight
 from .frozen import FrozenBits
 from .learned_parameters import LearnedParameters
-from .lower_precision import LowerPrecision
+from .lower_precision import NOT_OF_SHARDS, LowerPrecision
 from .noise import Piece, TrainingWeights
 from .rate_budget import RateBudget, fitting_codes
 from .registry import Scheme, register
@@ -257,7 +257,7 @@ class RateQuantizer(BaseQuantizer):
 
     def unsharded_only(self) -> str | None:
         if self.noisy_dtype is not None:
-            return "noisy_dtype='auto' is for whole models; leave it out, and give fully_shard a MixedPrecisionPolicy"
+            return NOT_OF_SHARDS
         return super().unsharded_only()
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:

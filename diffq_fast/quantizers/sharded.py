@@ -24,22 +24,16 @@ class ShardedForwards:
 
     Args:
         who: the quantizer's name, for errors.
-        model: the root.
         selection: its weights.
     """
 
-    def __init__(self, who: str, model: nn.Module, selection: Selection) -> None:
+    def __init__(self, who: str, selection: Selection) -> None:
         self._who, self._selection = who, selection
         self._entries = selection.quantised
         self._stack: list[tuple[nn.Module, list[int]]] = []
         self._own: dict[nn.Module, list[QuantizedParameter]] = {}
         for entry in self._entries:
             self._own.setdefault(entry.module, []).append(entry)
-
-    @property
-    def active(self) -> bool:
-        """Whether weights are sharded."""
-        return self._selection.mesh is not None
 
     def look(self) -> None:
         """Note the shards of all weights."""
@@ -54,13 +48,13 @@ class ShardedForwards:
         self._stack.clear()
         return partial(_split_again, maker, self._entries), self.ready(everything)
 
-    def ready(self, indices: Sequence[int]) -> Sequence[int]:
+    def ready(self, indices: Sequence[int]) -> list[int]:
         """Those of ``indices`` whose weights are whole."""
-        return [index for index in indices if self._entries[index].is_whole] if self.active else indices
+        return [index for index in indices if self._entries[index].is_whole]
 
     def enter(self, module: nn.Module, members: Sequence[int]) -> Sequence[int]:
         """A call of ``module`` begins: those of its weights that are to be made."""
-        indices = list(self.ready([index for index in members if not self._entries[index].is_shadowed]))
+        indices = self.ready([index for index in members if not self._entries[index].is_shadowed])
         self._stack.append((module, indices))
         return indices
 

@@ -191,15 +191,6 @@ def agreed(value: Tensor, mesh: Any) -> Tensor:
     return value
 
 
-def summed(value: Tensor, split: Split, *, largest: bool = False) -> Tensor:
-    """The sum, or the largest, of what the processes have of one split; without gradient."""
-    value = value.detach().clone()
-    if split.dimension is not None:
-        operation = torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM
-        torch.distributed.all_reduce(value, op=operation, group=split.mesh.get_group(split.dimension))
-    return value
-
-
 def on_first(mesh: Any, act: Callable[[], None]) -> None:
     """Have the first process of the mesh do something, while the others wait.
 

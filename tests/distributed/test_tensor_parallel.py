@@ -81,89 +81,110 @@ def kept_bytes(mesh):
     return sum(4 * getattr(each, "_local_tensor", each).numel() for each in kept)
 
 
-def refusals(mesh):
-    """What is raised by name of the case."""
-    found = {}
+# -- what is refused: each case is given a mesh of two processes -------------------------------------------------------
 
-    def note(name, ask):
+
+def two_layers():
+    return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+
+
+def diffq(model, **options):
+    return DiffQuantizer(model, min_size=0, **options)
+
+
+def sharded(mesh, **options):
+    model = two_layers()
+    fully_shard(model, mesh=mesh)
+    return model, diffq(model, **options)
+
+
+def forward(model, quantizer):
+    quantizer.no_optimizer()
+    model(torch.ones(2, 8))
+
+
+def one_layer(mesh):
+    model = two_layers()
+    fully_shard(model[0], mesh=mesh)
+    diffq(model)
+
+
+def scalar_scales(mesh):
+    model = two_layers()
+    LSQ(model, min_size=0)
+    fully_shard(model, mesh=mesh)
+
+
+def ignored_logits(mesh):
+    model = two_layers()
+    quantizer = diffq(model)
+    fully_shard(model, mesh=mesh, ignored_params=set(quantizer.learned_parameters()))
+    forward(model, quantizer)
+
+
+def ignored_weight(mesh):
+    model = two_layers()
+    fully_shard(model, mesh=mesh, ignored_params={model[0].weight})
+    diffq(model)
+
+
+def early_optimizer(mesh):
+    model = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    diffq(model).setup_optimizer(optimizer)
+    fully_shard(model, mesh=mesh)
+    model(torch.ones(2, 8))
+
+
+def inner(mesh):
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8))
+    diffq(model[0]).no_optimizer()
+    fully_shard(model, mesh=mesh)
+    model(torch.ones(2, 8))
+
+
+def compiled(mesh):
+    model, quantizer = sharded(mesh)
+    quantizer.no_optimizer()
+    torch.compile(model, backend="eager", fullgraph=True)(torch.ones(2, 8))
+
+
+def both(mesh):
+    model = Mlp()
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    parallelize_module(model, square["tensor"], PLAN)
+    fully_shard(model, mesh=square["data"])
+    diffq(model, exclude=("bias",))
+
+
+ATTEMPTS = {
+    "rng": lambda mesh: forward(*sharded(mesh, rng="torch")),
+    "noisy_dtype": lambda mesh: forward(*sharded(mesh, noisy_dtype="auto")),
+    "float16": lambda mesh: forward(*sharded(mesh, float16=True)),
+    "in place": lambda mesh: sharded(mesh)[1].quantize(),
+    "bake": lambda mesh: sharded(mesh)[1].bake(),
+    "stored state": lambda mesh: sharded(mesh)[1].restore_quantized_state({}),
+    "LSQ": scalar_scales,
+    "one_layer": one_layer,
+    "ignored_logits": ignored_logits,
+    "ignored_weight": ignored_weight,
+    "early_optimizer": early_optimizer,
+    "inner": inner,
+    "compiled": compiled,
+    "both": both,
+}
+
+
+def refusals(mesh):
+    """What is raised, by name of the case; the same on every process."""
+    found = {}
+    for name, attempt in ATTEMPTS.items():
         try:
-            ask()
+            attempt(mesh)
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
         else:
             found[name] = "nothing"
-
-    def sharded(make, order="before", **options):
-        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-        if order == "before":
-            fully_shard(model, mesh=mesh, **options)
-        quantizer = make(model)
-        if order == "after":
-            fully_shard(model, mesh=mesh, **options)
-        return model, quantizer
-
-    def forward(model, quantizer):
-        quantizer.no_optimizer()
-        model(torch.ones(2, 8))
-
-    def of(**options):
-        return lambda model: DiffQuantizer(model, min_size=0, **options)
-
-    note("rng", lambda: forward(*sharded(of(rng="torch"))))
-    note("noisy_dtype", lambda: forward(*sharded(of(noisy_dtype="auto"))))
-    note("float16", lambda: forward(*sharded(of(float16=True))))
-    note("in place", lambda: sharded(of())[1].quantize())
-    note("bake", lambda: sharded(of())[1].bake())
-    note("stored state", lambda: sharded(of())[1].restore_quantized_state({}))
-    note("LSQ", lambda: sharded(lambda model: LSQ(model, min_size=0), "after"))
-
-    def one_layer():
-        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-        fully_shard(model[0], mesh=mesh)
-        of()(model)
-
-    def ignored_logits():
-        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-        quantizer = of()(model)
-        fully_shard(model, mesh=mesh, ignored_params=set(quantizer.learned_parameters()))
-        forward(model, quantizer)
-
-    def ignored_weight():
-        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-        fully_shard(model, mesh=mesh, ignored_params={model[0].weight})
-        of()(model)
-
-    def early_optimizer():
-        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        quantizer = of()(model)
-        quantizer.setup_optimizer(optimizer)
-        fully_shard(model, mesh=mesh)
-        model(torch.ones(2, 8))
-
-    def inner():
-        model = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8))
-        quantizer = of()(model[0])
-        quantizer.no_optimizer()
-        fully_shard(model, mesh=mesh)
-        model(torch.ones(2, 8))
-
-    def compiled():
-        model, quantizer = sharded(of())
-        quantizer.no_optimizer()
-        torch.compile(model, backend="eager", fullgraph=True)(torch.ones(2, 8))
-
-    for ask in (one_layer, ignored_logits, ignored_weight, early_optimizer, inner, compiled):
-        note(ask.__name__, ask)
-
-    def both():
-        model = Mlp()
-        square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-        parallelize_module(model, square["tensor"], PLAN)
-        fully_shard(model, mesh=square["data"])
-        of(exclude=("bias",))(model)
-
-    note("both", both)
     return found
 
 
