@@ -18,6 +18,8 @@ from diffq_fast.backends.triton import (
     add_noise_ticketed_kernels,
     launching,
     noise_kernels,
+    packed_rows,
+    packed_rows_kernels,
     planes_kernels,
     quantize_kernels,
     uniform_noise_kernels,
@@ -221,8 +223,28 @@ def _weight_sizes(param: str, group_size: int | str) -> list[Case]:
     ]
 
 
-# Compiled for every target, but not counted: their time is small beside that of the others.
+def _packed_rows(*, centred: bool, vectors: int) -> list[Case]:
+    """Rows of 4,096 elements, a width and a scale for each 64."""
+    rows = packed_rows_kernels.Rows("*i32", "*i32", "*u8", "*fp32", "*fp32", "i64", "i32", "i32")
+    sizes = 64, 64, 16, 64, packed_rows.ROWS if vectors == 1 else 1, vectors
+    config = packed_rows_kernels.RowsConfig(*sizes, False, centred, 0)
+    multiplied = {"vectors_ptr": "*fp32", "number": "i32", "rows": rows, "result_ptr": "*fp32"}
+    cases = [
+        Case(f"multiply packed rows, {vectors} vectors", packed_rows_kernels.multiply_rows_kernel, multiplied,
+             {"CONFIG": config}, fusion=False)
+    ]  # fmt: skip
+    if vectors == 1:
+        unpacked = {"indices_ptr": "*i64", "rows": rows, "result_ptr": "*fp32"}
+        config = config._replace(rows=1)
+        kernel = packed_rows_kernels.unpack_rows_kernel
+        cases.append(Case("unpack packed rows", kernel, unpacked, {"CONFIG": config}, fusion=False))
+    return cases
+
+
+# Compiled for every target, but not counted: there is no budget for products, and the others' time is small.
 UNCOUNTED = [
+    *_packed_rows(centred=True, vectors=1),
+    *_packed_rows(centred=False, vectors=8),
     *_weight_sizes("bits", "i64"),
     *_weight_sizes("noise", 1),
 ]
