@@ -116,7 +116,7 @@ def loaded(name: str, way: str, folder: Path) -> Runner:
     if way.startswith("packed"):
         activations = "int8" if way.endswith("int8") else "float"
         return diffq_fast.load(folder / "packed", shape(True), packed=True, activations=activations)
-    model = shape(False)
+    model = shape(way == "torch int8")  # which knows linear layers alone
     model.load_state_dict(torch.load(folder / "float.pt", weights_only=True))
     if way == "float32":
         return model
@@ -171,7 +171,7 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
         row["alone"] = {}
         for way in ways:
             command = [sys.executable, __file__, "--alone", name, way, folder]
-            runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
+            runs = [json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout) for _ in range(3)]
             row["alone"][way] = {key: sorted(run[key] for run in runs)[1] for key in runs[0]}
         row["latency"] = latencies(name, ways, Path(folder), seconds)
     return row

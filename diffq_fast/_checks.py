@@ -293,6 +293,9 @@ def check_packed_rows(who: str, rows: PackedRows) -> None:
     dtypes = [tensor.dtype for tensor in tensors]
     if dtypes != expected:
         raise TypeError(f"{who}: data, starts, widths, scales and offsets must be {expected}, got {dtypes}")
+    shapes = [list(tensor.shape) for tensor in tensors]
+    if any(len(shape) != (2 if tensor is rows.widths else 1) for tensor, shape in zip(tensors, shapes, strict=True)):
+        raise ValueError(f"{who}: expected widths [rows, bytes] and the others flat, such as scales, got {shapes}")
     if form.columns < 1 or not 1 <= form.segment <= form.columns or form.columns % form.segment or form.group_size < 0:
         raise ValueError(f"{who}: form: expected columns made of whole segments, got {form}")
     number = len(rows.starts) - 1

@@ -143,6 +143,8 @@ def check_levels(levels: Tensor, widths: Tensor, segment: int) -> None:
 def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     """float32 ``[len(indices), columns]``: what the levels of some rows stand for."""
     form = RowForm.of(form)
+    if not len(indices):
+        return torch.empty((0, form.columns), dtype=torch.float32, device=data.device)
     width_of = _whole_bytes(widths[indices])[:, : form.segments].long() + 1
     sizes = (_lengths(form.columns, form.segment, data.device) * width_of + 7) // 8
     begins = (starts[indices].long() & 0xFFFFFFFF)[:, None] * ROW_ALIGNMENT + sizes.cumsum(1) - sizes

@@ -227,6 +227,7 @@ BAD_CALLS = {
     "packed_linear(W[:3], ROWS)": (ValueError, "packed_linear: input 2 columns [3]"),
     "packed_linear(W[:2], ROWS._replace(starts=i32(10**6, 0)))": (ValueError, "packed_linear: row out of bounds"),
     "packed_linear(W[:2], ROWS._replace(starts=i32(0)))": (ValueError, "packed_linear: widths [0, 1] [1, 1]"),
+    "packed_linear(W[:2], ROWS._replace(scales=W.view(1, -1)))": (ValueError, "packed_linear: flat scales [1, "),
     "packed_linear(W[:2], ROWS._replace(scales=W[:0]))": (ValueError, "packed_linear: scales 1 0"),
     "packed_linear(W[:2], ROWS._replace(form=F.RowForm(2, 3, 0, False, 0)))": (
         ValueError,

@@ -211,3 +211,15 @@ def test_tensors_of_other_dtypes_are_refused(place):
 def test_vectors_that_do_not_fit_are_refused(vectors):
     with pytest.raises(ValueError, match="packed_linear: expected a floating input of 64 columns"):
         ops.packed_linear(vectors, *Rows("groups of 8").arguments())
+
+
+@pytest.mark.parametrize("group_size", [0, 8])
+@pytest.mark.parametrize("unpack", [ops.unpack_rows, oracle.unpack_rows])
+def test_a_weight_without_rows_has_none_to_give(unpack, group_size):
+    nothing = torch.empty(0)
+    rows = (torch.zeros(16).byte(), torch.zeros(1).int(), torch.empty(0, 1).byte(), nothing, nothing)
+    form = [8, 8, group_size, False, 0]
+    assert unpack(torch.empty(0).long(), *rows, form).shape == (0, 8)
+    assert ops.packed_linear(torch.ones(2, 8), *rows, form).shape == (2, 0)
+    with pytest.raises((ValueError, IndexError)):
+        unpack(torch.tensor([0]), *rows, form)

@@ -42,7 +42,7 @@ class RowReader {
                 steps_[width] = 1.0f / (static_cast<float>(meaning.level_count) - 1.0f);
             if (meaning.centred) steps_[width] = 1.0f;
             halves_[width] = meaning.centred ? static_cast<float>(1 << (width - 1)) : 0.0f;
-            if (has_one_scale()) scaled_[width] = steps_[width] * rows.scales[0];
+            if (has_one_scale() && rows.rows > 0) scaled_[width] = steps_[width] * rows.scales[0];
         }
     }
 

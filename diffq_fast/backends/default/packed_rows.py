@@ -5,6 +5,8 @@ from __future__ import annotations
 from ...reference import packed_rows as reference
 from .registration import kernel
 
+OUTSIDE = (IndexError, ZeroDivisionError)  # rows without columns, or segments without elements, are no rows
+
 
 @kernel
 def pack_rows(levels, widths, starts, segment, size):
@@ -18,7 +20,7 @@ def pack_rows(levels, widths, starts, segment, size):
 def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     try:
         return reference.unpack_rows(indices, data, starts, widths, scales, offsets, form)
-    except IndexError:
+    except OUTSIDE:
         raise ValueError("unpack_rows: an index or a row is out of bounds") from None
 
 
@@ -27,5 +29,5 @@ def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False
     vectors = reference.round_activations(input.float()) if int8 else input.float()
     try:
         return reference.packed_linear(vectors, data, starts, widths, scales, offsets, form).to(input.dtype)
-    except IndexError:
+    except OUTSIDE:
         raise ValueError("packed_linear: a row is out of bounds") from None

@@ -24,6 +24,10 @@ ROUNDS = 10
 
 def noise(key: Tensor, stream: int, begin: int, count: int, noise_kind: str) -> Tensor:
     """float32 ``[count]``, see :func:`diffq_fast.reference.philox.noise`."""
+    if not 0 <= stream <= MASK32:
+        raise ValueError(f"noise: streams must be between 0 and 2**32 - 1, got {stream}")
+    if begin < 0 or count < 0 or begin + count >= 2**63:
+        raise ValueError(f"noise: begin and count must not be negative nor reach 2**63, got {begin} and {count}")
     last = (begin + count - 1) // ELEMENTS_PER_BLOCK
     alike = begin // ELEMENTS_PER_BLOCK >> 32 == last >> 32  # the high words of the blocks' numbers
     if key.device.type != "cpu" or sys.byteorder != "little" or not alike or not count:

@@ -31,6 +31,12 @@ def test_uniform_noise_is_the_oracles_bit_for_bit(key, stream, begin, count):
     torch.testing.assert_close(normal, philox.gaussian(key, stream, begin, count), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("stream", [-1, -5, 2**32])
+def test_noise_names_a_stream_out_of_range(stream):
+    with pytest.raises(ValueError, match=f"noise: streams must be between 0 and .*, got {stream}"):
+        default.noise(torch.tensor(3), stream, 0, 8, "uniform")
+
+
 @pytest.mark.parametrize("columns", [32, 4, 31])
 @pytest.mark.parametrize("width", range(1, 17))
 def test_planes_are_the_oracles(width, columns):
