@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/infer/activations.h"
 #include "core/infer/packed_rows.h"
 #include "core/pack/coding.h"
 #include "core/pack/packed_levels.h"
@@ -452,6 +453,12 @@ void bind_inference(py::module_& module) {
                     return "a row does not lie in its data";
             }
             return "";
+        },
+        Release());
+    module.def(
+        "round_activations",
+        [](Address vectors, int64_t count, int64_t columns, Address rounded, int threads) {
+            round_activations(at<const float>(vectors), count, columns, at<float>(rounded), threads);
         },
         Release());
     module.def(

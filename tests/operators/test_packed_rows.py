@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffq_fast.backends import cpu
+from diffq_fast.backends.cpu.loading import core
 from diffq_fast.reference import packed_rows as oracle
 from diffq_fast.reference.packed_rows import pack_rows
 from support.operators import check, ops
@@ -84,6 +85,17 @@ def test_the_core_rounds_as_the_oracle_does():
     torch.testing.assert_close(products + rounded.sum(1, keepdim=True), rounded, rtol=0, atol=2e-5)
     differences = (rounded - vectors).view(2, 2, 64).abs().amax(2) / vectors.view(2, 2, 64).abs().amax(2)
     assert bool((differences <= 0.5001 / 127).all())
+
+
+@needs_core
+@pytest.mark.parametrize("shape", [(1, 1), (3, 63), (9, 64), (9, 65), (300, 200)])
+@pytest.mark.parametrize("size", [0.0, 1e-40, 1e-33, 1.0, 1e37])
+def test_many_vectors_are_rounded_bit_for_bit_as_the_oracle_does(shape, size):
+    vectors = torch.randn(shape, generator=torch.Generator().manual_seed(4)) * size
+    vectors[0, -1], vectors[-1, 0] = torch.nan, -torch.inf
+    rounded, expected = torch.full(shape, 3.0), oracle.round_activations(vectors)
+    core.round_activations(vectors.data_ptr(), *shape, rounded.data_ptr(), 2)
+    torch.testing.assert_close(rounded, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <limits>
 #include <vector>
 
 #include "core/pack/quantize.h"
@@ -76,28 +74,6 @@ class RowReader {
     float steps_[kMaxWidth + 1]{}, halves_[kMaxWidth + 1]{}, scaled_[kMaxWidth + 1]{};
 };
 
-constexpr float kMostInt8 = 127.0f;
-constexpr float kLeastBlock = 0x1p-100f;  // a block of smaller values is zero: 127 over them may be infinite
-
-// One block, rounded: values become what the integers stand for. Returns the unit; NaN where a value is not
-// finite.
-float round_block(float* values, int16_t* integers, int64_t length) {
-    float most = 0.0f;
-    bool finite = true;
-    for (int64_t i = 0; i < length; ++i) {
-        finite = finite && std::isfinite(values[i]);
-        most = std::max(most, std::fabs(values[i]));
-    }
-    const float unit = finite ? most / kMostInt8 : std::numeric_limits<float>::quiet_NaN();
-    const float inverse = finite && most >= kLeastBlock ? kMostInt8 / most : 0.0f;
-    for (int64_t i = 0; i < length; ++i) {
-        const float whole = finite ? std::nearbyint(values[i] * inverse) : 0.0f;
-        integers[i] = static_cast<int16_t>(whole);
-        values[i] = whole * unit;
-    }
-    return unit;
-}
-
 // Vectors as the kernels read them: rows of whole sixteens, zeros behind the columns; and the sums of their
 // segments.
 struct PaddedVectors {
@@ -151,13 +127,16 @@ struct PaddedVectors {
             for (int64_t block = 0; block < blocks; ++block) {
                 const int64_t begin = block * kBlockColumns,
                               length = std::min(kBlockColumns, columns - begin);
-                int16_t* const of = integers.data() + v * stride + begin;
-                units.push_back(round_block(values.data() + v * stride + begin, of, length));
+                float* const of = values.data() + v * stride + begin;
+                int8_t whole[kBlockColumns];
+                const float unit = kernels().round_block(of, length, whole);
+                units.push_back(unit);
                 const int64_t place = (v * blocks + block) * kBlockColumns;
                 for (int64_t i = 0; i < length; ++i) {
-                    const auto whole = static_cast<int8_t>(of[i]);
-                    halves[static_cast<size_t>(place + i / 2 + i % 2 * (kBlockColumns / 2))] = whole;
-                    quarters[static_cast<size_t>(place + i / 4 + i % 4 * (kBlockColumns / 4))] = whole;
+                    of[i] = static_cast<float>(whole[i]) * unit;
+                    integers[static_cast<size_t>(v * stride + begin + i)] = whole[i];
+                    halves[static_cast<size_t>(place + i / 2 + i % 2 * (kBlockColumns / 2))] = whole[i];
+                    quarters[static_cast<size_t>(place + i / 4 + i % 4 * (kBlockColumns / 4))] = whole[i];
                 }
             }
     }

@@ -186,6 +186,10 @@ struct Kernels {
     const uint16_t* (*decode_rows)(const CodedSlots& code, uint32_t* states, const uint16_t* words,
                                    int64_t rows, int32_t* levels, uint32_t* escaped);
 
+    // A block of at most kBlockColumns activations in whole numbers from -127 to 127, as `unit`, which is
+    // returned, counts them; NaN, and zeros, where one is not finite.
+    float (*round_block)(const float* values, int64_t count, int8_t* whole);
+
     // products[v] of the row with each vector, to rounding; values [columns] bit for bit. kReadBehindRows
     // bytes behind the row are readable.
     void (*multiply_row)(const PackedRow& row, const RowVectors& vectors, float* products);

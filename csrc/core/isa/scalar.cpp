@@ -25,6 +25,7 @@ constexpr int kLanes = 1;
 #include "core/simd/widths.h"
 #include "core/scalar/words.h"
 #include "core/scalar/coding.h"
+#include "core/simd/activations.h"
 #include "core/scalar/packed_rows.h"
 #include "core/scalar/whole_rows.h"
 #include "core/simd/planes.h"

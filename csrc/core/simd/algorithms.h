@@ -12,6 +12,7 @@
 #include "core/simd/widths.h"
 #include "core/simd/words.h"
 #include "core/simd/coding.h"
+#include "core/simd/activations.h"
 #include "core/scalar/packed_rows.h"
 #ifdef DIFFQ_X86_VECTORS
 #include "core/simd/packed_rows.h"

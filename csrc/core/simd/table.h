@@ -11,7 +11,7 @@ static constexpr Kernels kKernels = {
     find_widths,
     pack_words, unpack_words,
     decode_rows,
-    multiply_row, unpack_row,
+    round_block, multiply_row, unpack_row,
     pack_planes, unpack_planes,
 };
 // clang-format on

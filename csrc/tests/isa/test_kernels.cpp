@@ -112,6 +112,20 @@ void steps_and_logit_gradients_are_the_same() {
     }
 }
 
+void activations_are_rounded_the_same() {
+    for (const int64_t count : {1, 7, 8, 9, 63, 64}) {
+        for (const float size : {0.0f, 1e-40f, 1.0f, 1e37f, INFINITY}) {
+            auto values = random_floats(count, 3);
+            for (float& value : values) value *= size;
+            std::vector<float> units;
+            check_same<int8_t>(count, [&](const Kernels& kernels, int8_t* whole) {
+                units.push_back(kernels.round_block(values.data(), count, whole));
+            });
+            for (const float unit : units) CHECK(std::memcmp(&unit, &units[0], sizeof unit) == 0);
+        }
+    }
+}
+
 void noisy_weights_and_products_are_the_same() {
     for (NoiseRun run : noise_runs(NoiseKind::uniform)) {
         const auto values = random_floats(run.span.count, 1),
@@ -364,7 +378,7 @@ void only_supported_kernels_can_be_used() {
 
 }  // namespace
 
-RUN_TESTS(uniform_noise_is_the_same, gaussian_noise_is_nearly_the_same,
+RUN_TESTS(activations_are_rounded_the_same, uniform_noise_is_the_same, gaussian_noise_is_nearly_the_same,
           steps_and_logit_gradients_are_the_same, noisy_weights_and_products_are_the_same, sums_are_the_same,
           ranges_are_the_same, halves_are_the_same, levels_are_the_same,
           levels_beside_boundaries_are_the_same, widths_and_doubts_are_the_same, words_are_the_same,

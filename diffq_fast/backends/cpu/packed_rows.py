@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...reference.packed_rows import READ_BEHIND, RowForm, check_levels, round_activations
+from ...reference.packed_rows import READ_BEHIND, RowForm, check_levels
 from .loading import core
 from .registration import kernel
 from .tensors import empty, guard_tensors
@@ -68,8 +68,15 @@ def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False
         if not core.multiply_rows(rows, row_form, *given):
             raise _outside("packed_linear")
     else:
-        results = _by_blocks(round_activations(vectors) if int8 else vectors, rows, row_form, count)
+        results = _by_blocks(_rounded(vectors) if int8 else vectors, rows, row_form, count)
     return results.view(*input.shape[:-1], count).to(input.dtype)
+
+
+def _rounded(vectors: Tensor) -> Tensor:
+    """As the oracle's round_activations has them."""
+    rounded = empty(list(vectors.shape), torch.float32)
+    core.round_activations(vectors.data_ptr(), *vectors.shape, rounded.data_ptr(), torch.get_num_threads())
+    return rounded
 
 
 def _by_blocks(vectors: Tensor, rows: tuple[int, ...], form: tuple[int, ...], count: int) -> Tensor:

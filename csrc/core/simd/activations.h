@@ -1,0 +1,40 @@
+// Activations in whole numbers, see core/infer/activations.h.
+
+constexpr float kMostInt8 = 127.0f;
+constexpr float kLeastBlock = 0x1p-100f;  // a block of smaller values is zero: 127 over them may be infinite
+constexpr float kToWhole = 0x1.8p23f;     // added to what is smaller than 2^22, it rounds to whole numbers
+constexpr uint32_t kToWholeBits = 0x4B400000, kMagnitude = 0x7FFFFFFF, kInfinityBits = 0x7F800000;
+
+// The largest magnitude, as bits: those of what is not finite are kInfinityBits or more.
+DIFFQ_INLINE uint32_t most_bits(const float* block) {
+    Int most{};
+    for (int64_t i = 0; i < kBlockColumns; i += kLanes) {
+        const Int bits = (Int)(bits_of(load(block + i)) & kMagnitude);
+        most = bits > most ? bits : most;
+    }
+    int32_t lanes[kLanes];
+    std::memcpy(lanes, &most, sizeof lanes);
+    return static_cast<uint32_t>(*std::max_element(lanes, lanes + kLanes));
+}
+
+static float round_block(const float* values, int64_t count, int8_t* whole) {
+    float padded[kBlockColumns] = {};
+    if (count < kBlockColumns) {
+        std::copy(values, values + count, padded);
+        values = padded;
+    }
+    const uint32_t bits = most_bits(values);
+    const float most = diffq_fast::float_of(bits);
+    if (bits >= kInfinityBits || most < kLeastBlock) {
+        std::fill(whole, whole + count, int8_t{0});
+        return bits >= kInfinityBits ? std::numeric_limits<float>::quiet_NaN() : most / kMostInt8;
+    }
+    int32_t made[kBlockColumns];
+    const Float inverse = splat(kMostInt8 / most), to_whole = splat(kToWhole);
+    for (int64_t i = 0; i < kBlockColumns; i += kLanes) {
+        const Uint rounded = bits_of(load(values + i) * inverse + to_whole) - kToWholeBits;
+        std::memcpy(made + i, &rounded, sizeof rounded);
+    }
+    for (int64_t i = 0; i < count; ++i) whole[i] = static_cast<int8_t>(made[i]);
+    return most / kMostInt8;
+}
