@@ -40,18 +40,18 @@ BITS = 4.0
 Runner = Callable[..., Any]
 
 
-def _crepe(packed: bool) -> nn.Module:
-    """Packed, its convolutions are linear layers over windows, of which weights stay packed."""
+def _crepe(linear: bool) -> nn.Module:
+    """By torch's convolutions, which packed weights are unpacked for, or by linear layers over windows."""
     model = crepe.Crepe("tiny").eval()
-    model.most_columns = 2**31 if packed else 0
+    model.most_columns = 2**31 if linear else 0
     return model
 
 
-# name: the pretrained network, one of the same shape (for packed weights or not), and inputs of a batch
+# name: the pretrained network, one of the same shape (whose layers are linear, or not), and inputs of a batch
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[bool], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
     "MiniLM": (
         minilm.pretrained,
-        lambda packed: minilm.MiniLM().eval(),
+        lambda linear: minilm.MiniLM().eval(),
         lambda batch: (
             torch.randint(1000, 20000, (batch, TOKENS), dtype=torch.int64),
             torch.ones(batch, TOKENS, dtype=torch.bool),
@@ -60,7 +60,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[bool], nn.Module], Ca
     "CREPE tiny": (lambda: crepe.pretrained("tiny"), _crepe, lambda batch: (torch.randn(batch, crepe.FRAME),)),
     "Resemblyzer": (
         voice_encoder.pretrained,
-        lambda packed: voice_encoder.VoiceEncoder().eval(),
+        lambda linear: voice_encoder.VoiceEncoder().eval(),
         lambda batch: (torch.rand(batch, SPECTRA, voice_encoder.BANDS),),
     ),
 }
@@ -115,7 +115,7 @@ def loaded(name: str, way: str, folder: Path) -> Runner:
         )
     if way.startswith("packed"):
         activations = "int8" if way.endswith("int8") else "float"
-        return diffq_fast.load(folder / "packed", shape(True), packed=True, activations=activations)
+        return diffq_fast.load(folder / "packed", shape(False), packed=True, activations=activations)
     model = shape(way == "torch int8")  # which knows linear layers alone
     model.load_state_dict(torch.load(folder / "float.pt", weights_only=True))
     if way == "float32":
@@ -148,7 +148,7 @@ def alone(name: str, way: str, folder: Path) -> dict[str, float]:
 def latencies(name: str, ways: list[str], folder: Path, seconds: float) -> dict[str, Any]:
     inputs = {batch: MODELS[name][2](batch) for batch in BATCHES}
     runs = {way: loaded(name, way, folder) for way in ways}
-    unpacked = MODELS[name][1](True)
+    unpacked = MODELS[name][1](False)
     unpacked.load_state_dict(diffq_fast.load(folder / "packed"))
     found = {}
     with torch.no_grad():

@@ -5,6 +5,7 @@ The network is written out here, in plain torch; its convolutions are linear lay
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,11 +48,11 @@ class Crepe(nn.Module):
             values = F.max_pool1d(norm(self._convolve(layer, F.pad(values, padding), kernel, stride).relu()), 2)
         return self.classifier(values.transpose(1, 2).flatten(1))
 
-    def _convolve(self, layer: nn.Module, values: Tensor, kernel: int, stride: int) -> Tensor:
+    def _convolve(self, layer: Any, values: Tensor, kernel: int, stride: int) -> Tensor:
         if values.shape[1] * kernel <= self.most_columns:
             return layer(values.unfold(2, kernel, stride).transpose(1, 2).flatten(2)).transpose(1, 2)
-        weight = layer.get_parameter("weight")
-        return F.conv1d(values, weight.view(len(weight), -1, kernel), layer.get_parameter("bias"), stride)
+        weight, bias = layer.weight, layer.bias  # a packed layer's weight is unpacked for this once
+        return F.conv1d(values, weight.view(len(weight), -1, kernel), bias, stride)
 
 
 def pretrained(size: str) -> Crepe:
