@@ -8,6 +8,7 @@
 
 #include "core/infer/activations.h"
 #include "core/infer/packed_rows.h"
+#include "core/infer/row_panels.h"
 #include "core/pack/coding.h"
 #include "core/pack/packed_levels.h"
 #include "core/pack/planes.h"
@@ -453,6 +454,21 @@ void bind_inference(py::module_& module) {
                     return "a row does not lie in its data";
             }
             return "";
+        },
+        Release());
+    // Where rows and machine are such that it is faster than multiplying floats.
+    module.def(
+        "has_panels",
+        [](const RowsTuple& rows, const RowFormTuple& form) {
+            return are_panels_fast() && fit_panels(rows_of(rows, form));
+        },
+        Release());
+    module.def(
+        "multiply_panels",
+        [](const RowsTuple& rows, const RowFormTuple& form, Address vectors, int64_t count, Address results,
+           int threads) {
+            return multiply_panels(rows_of(rows, form), at<const float>(vectors), count, at<float>(results),
+                                   threads);
         },
         Release());
     module.def(

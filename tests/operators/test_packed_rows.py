@@ -58,6 +58,30 @@ def test_products_in_int8_are_those_of_the_rounded_vectors(name, count, widths):
     assert bool(((product - exact).abs() <= 2**-21 * size).all())
 
 
+@pytest.mark.parametrize("widths", [(1, 7), (8, 8)])
+def test_hundreds_of_vectors_in_int8_with_any_number_of_threads(widths):
+    generator = torch.Generator().manual_seed(2)
+    width = torch.randint(widths[0], widths[1] + 1, (50, 3), generator=generator)
+    levels = (torch.rand(50, 192, generator=generator) * 2.0 ** width.repeat_interleave(64, 1)).int()
+    scales, form = torch.rand(150, generator=generator), [192, 64, 64, True, 0]
+    rows = (*pack_rows(levels, width.to(torch.uint8), 64), scales, torch.empty(0), form)
+    vectors = torch.randn(600, 192, generator=generator)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(ops.packed_linear(vectors, *rows, True))
+    finally:
+        torch.set_num_threads(before)
+    halves, scale = 2.0 ** (width - 1), scales.view(50, 3)
+    weight = ((levels - halves.repeat_interleave(64, 1)) * scale.repeat_interleave(64, 1)).double()
+    rounded = oracle.round_activations(vectors).double()
+    size = rounded.abs() @ (weight.abs() + (halves * scale).repeat_interleave(64, 1)).mT
+    assert bool(((results[0] - rounded @ weight.mT).abs() <= 2**-21 * size).all())
+    assert torch.equal(results[0], results[1])
+
+
 def test_vectors_in_int8_keep_zeros_and_tell_what_is_not_finite():
     given = Rows("groups of 64 with a scale each", 8)
     vectors = torch.randn(6, 256, generator=torch.Generator().manual_seed(1))

@@ -4,7 +4,7 @@
 #include <atomic>
 #include <vector>
 
-#include "core/pack/quantize.h"
+#include "core/infer/row_reader.h"
 #include "core/runtime/dispatch.h"
 #include "core/runtime/thread_pool.h"
 
@@ -13,66 +13,6 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 32;
 constexpr int64_t kSixteen = 16;
-
-int64_t bytes_of(int64_t elements, int width) {
-    return (elements * width + 7) / 8;
-}
-
-// Bytes of a row as its widths have it.
-int64_t row_bytes(const PackedRows& rows, const uint8_t* widths) {
-    int64_t bytes = 0, left = rows.columns;
-    for (int64_t s = 0; left > 0; ++s, left -= rows.segment)
-        bytes += bytes_of(std::min(left, rows.segment), width_of_segment(widths, s));
-    return bytes;
-}
-
-// What all rows of a weight have in common, made once.
-class RowReader {
-  public:
-    explicit RowReader(const PackedRows& rows)
-        : rows_(rows),
-          segments_(segments_of(rows)),
-          widest_(bytes_of(std::min(rows.segment, rows.columns), kMaxWidth) * segments_) {
-        for (int width = 1; width <= kMaxWidth; ++width) {
-            const LevelMeaning& meaning = rows.meaning;
-            steps_[width] = level_step(static_cast<uint8_t>(width));
-            if (meaning.level_count > 0)
-                steps_[width] = 1.0f / (static_cast<float>(meaning.level_count) - 1.0f);
-            if (meaning.centred) steps_[width] = 1.0f;
-            halves_[width] = meaning.centred ? static_cast<float>(1 << (width - 1)) : 0.0f;
-            if (has_one_scale() && rows.rows > 0) scaled_[width] = steps_[width] * rows.scales[0];
-        }
-    }
-
-    // False where the row does not lie in the data.
-    bool open(int64_t index, PackedRow& row) const {
-        const int64_t start = rows_.starts[index] * kRowAlignment, half_bytes = (segments_ + 1) / 2;
-        row.widths = rows_.widths + index * half_bytes;
-        const int64_t room = rows_.bytes - kReadBehindRows - start;
-        if (room < 0 || (room < widest_ && room < row_bytes(rows_, row.widths))) return false;
-        row.data = rows_.data + start;
-        row.segments = segments_;
-        row.segment = rows_.segment;
-        row.columns = rows_.columns;
-        const int64_t first = index * rows_.columns;
-        row.group_size = rows_.group_size;
-        row.before = rows_.group_size > 0 ? first % rows_.group_size : 0;
-        const int64_t group = rows_.group_size > 0 ? first / rows_.group_size : 0;
-        row.scales = rows_.scales + group;
-        row.offsets = rows_.meaning.centred ? nullptr : rows_.offsets + group;
-        row.steps = steps_;
-        row.halves = halves_;
-        row.scaled = has_one_scale() ? scaled_ : nullptr;
-        return true;
-    }
-
-  private:
-    bool has_one_scale() const { return rows_.group_size == 0 && !rows_.meaning.centred; }
-
-    const PackedRows& rows_;
-    int64_t segments_, widest_;
-    float steps_[kMaxWidth + 1]{}, halves_[kMaxWidth + 1]{}, scaled_[kMaxWidth + 1]{};
-};
 
 // Vectors as the kernels read them: rows of whole sixteens, zeros behind the columns; and the sums of their
 // segments.

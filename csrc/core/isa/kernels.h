@@ -129,6 +129,27 @@ struct RowVectors {
 constexpr int64_t kBlockColumns = 64;
 constexpr int64_t kMostVectors = 4;
 
+// Some rows of levels of at most kMostPanelWidth bits, unpacked: levels [blocks][kBlockColumns /
+// 4][kPanelRows][4], four columns of one row after the other. Pieces of `piece` columns (32 or 64) of a row
+// have one width; a level stands for level * scale + offset, scales and offsets [pieces][kPanelRows]. widest
+// [pieces]: the largest width of a row's.
+constexpr int64_t kPanelRows = 16, kPanelVectors = 3;
+constexpr int kMostPanelWidth = 7;  // pairs of products with 127 still fit in 16 bits
+struct RowPanel {
+    const uint8_t* levels;
+    const float *scales, *offsets;
+    const uint8_t* widest;
+    int64_t blocks, piece;
+};
+
+// Vectors of whole numbers from -127 to 127: whole [count][blocks][kBlockColumns], the unit of each block
+// [count][blocks], and the sums of the whole numbers of pieces [count][pieces].
+struct WholeVectors {
+    const int8_t* whole;
+    const float *units, *sums;
+    int64_t count;  // at most kPanelVectors
+};
+
 struct Kernels {
     const char* name;
 
@@ -194,6 +215,15 @@ struct Kernels {
     // bytes behind the row are readable.
     void (*multiply_row)(const PackedRow& row, const RowVectors& vectors, float* products);
     void (*unpack_row)(const PackedRow& row, float* values);
+
+    // The levels of a row of no wider ones, whose segments are whole sixteens or one; up to kReadBehind bytes
+    // behind `levels` [columns] are written, too.
+    void (*unpack_bytes)(const PackedRow& row, uint8_t* levels);
+    // levels [kPanelRows][blocks][kBlockColumns] as RowPanel has them.
+    void (*interleave_rows)(const uint8_t* levels, int64_t blocks, uint8_t* panel);
+    // products [count][kPanelRows], to rounding: in whole numbers but for the sum of pieces.
+    void (*multiply_panel)(const RowPanel& panel, const WholeVectors& vectors, float* products);
+    bool fast_panels;  // faster than floats are
 
     // Returns all values of the tile joined by "or", with their sign: what has a bit that a value has.
     uint64_t (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* planes);

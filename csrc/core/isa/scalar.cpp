@@ -28,6 +28,7 @@ constexpr int kLanes = 1;
 #include "core/simd/activations.h"
 #include "core/scalar/packed_rows.h"
 #include "core/scalar/whole_rows.h"
+#include "core/scalar/row_panels.h"
 #include "core/simd/planes.h"
 #include "core/simd/table.h"
 // clang-format on

@@ -17,8 +17,10 @@
 #ifdef DIFFQ_X86_VECTORS
 #include "core/simd/packed_rows.h"
 #include "core/simd/packed_products.h"
+#include "core/simd/row_panels.h"
 #else
 #include "core/scalar/whole_rows.h"
+#include "core/scalar/row_panels.h"
 #endif
 #include "core/simd/planes.h"
 #include "core/simd/table.h"

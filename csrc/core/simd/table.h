@@ -12,6 +12,7 @@ static constexpr Kernels kKernels = {
     pack_words, unpack_words,
     decode_rows,
     round_block, multiply_row, unpack_row,
+    unpack_bytes, interleave_rows, multiply_panel, kFastPanels,
     pack_planes, unpack_planes,
 };
 // clang-format on

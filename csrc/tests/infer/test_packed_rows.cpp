@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/infer/packed_rows.h"
+#include "core/infer/row_panels.h"
 #include "core/runtime/dispatch.h"
 #include "tests/check.h"
 
@@ -79,10 +80,11 @@ struct Weight {
 struct Shape {
     int64_t rows, columns, segment, group_size;
 };
-const std::vector<Shape> kShapes = {{5, 64, 8, 0},    {3, 40, 8, 8},   {4, 27, 1, 8},       {2, 100, 100, 0},
-                                    {3, 256, 64, 64}, {6, 96, 32, 64}, {7, 1, 1, 4},        {40, 8, 8, 0},
-                                    {2, 8, 4, 4},     {3, 17, 17, 34}, {1, 1000, 8, 0},     {2, 1000, 200, 0},
-                                    {3, 96, 32, 32},  {4, 9, 9, 0},    {2, 1024, 256, 256}, {3, 73, 73, 0}};
+const std::vector<Shape> kShapes = {{5, 64, 8, 0},       {19, 48, 16, 16},  {33, 96, 32, 0},  {3, 40, 8, 8},
+                                    {4, 27, 1, 8},       {2, 100, 100, 0},  {3, 256, 64, 64}, {6, 96, 32, 64},
+                                    {7, 1, 1, 4},        {40, 8, 8, 0},     {2, 8, 4, 4},     {3, 17, 17, 34},
+                                    {1, 1000, 8, 0},     {2, 1000, 200, 0}, {3, 96, 32, 32},  {4, 9, 9, 0},
+                                    {2, 1024, 256, 256}, {3, 73, 73, 0}};
 
 // A vector's blocks in whole numbers, in double precision.
 void round_to_int8(float* vector, int64_t columns) {
@@ -95,6 +97,25 @@ void round_to_int8(float* vector, int64_t columns) {
     }
 }
 
+// To rounding. The vectors are those that were multiplied, rounded where they are.
+void check_products(const Weight& weight, const std::vector<float>& vectors,
+                    const std::vector<float>& products) {
+    const int64_t rows = weight.rows_.rows, columns = weight.rows_.columns;
+    for (int64_t v = 0; v < static_cast<int64_t>(vectors.size()) / columns; ++v) {
+        for (int64_t r = 0; r < rows; ++r) {
+            double product = 0, size = 0;
+            for (int64_t c = 0; c < columns; ++c) {
+                const double x = vectors[static_cast<size_t>(v * columns + c)];
+                const double w = weight.values[static_cast<size_t>(r * columns + c)];
+                product += x * w;
+                size += std::fabs(x) * (std::fabs(w) + weight.origins[static_cast<size_t>(r * columns + c)]);
+            }
+            const double found = products[static_cast<size_t>(v * rows + r)];
+            CHECK(std::fabs(found - product) <= size * 0x1p-21);
+        }
+    }
+}
+
 void check(const Shape& shape, LevelMeaning meaning, Activations activations, Widths widths) {
     const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, meaning, widths);
     std::vector<int64_t> indices;
@@ -103,50 +124,71 @@ void check(const Shape& shape, LevelMeaning meaning, Activations activations, Wi
     CHECK(unpack_rows(weight.rows_, indices.data(), shape.rows, back.data(), 2));
     CHECK(std::memcmp(back.data(), weight.values.data(), 4 * back.size()) == 0);
     for (const int64_t count : {1, 2, 3, 4, 5, 9}) {
-        std::vector<float> vectors = random_floats(count * shape.columns, 3);
-        std::vector<float> products(static_cast<size_t>(count * shape.rows));
-        CHECK(multiply_rows(weight.rows_, vectors.data(), count, activations, products.data(), 2));
+        const std::vector<float> given = random_floats(count * shape.columns, 3);
+        std::vector<float> vectors = given, products(static_cast<size_t>(count * shape.rows));
+        CHECK(multiply_rows(weight.rows_, given.data(), count, activations, products.data(), 2));
         if (activations == Activations::int8)
             for (int64_t v = 0; v < count; ++v)
                 round_to_int8(vectors.data() + v * shape.columns, shape.columns);
-        for (int64_t v = 0; v < count; ++v) {
-            for (int64_t r = 0; r < shape.rows; ++r) {
-                double product = 0, size = 0;
-                for (int64_t c = 0; c < shape.columns; ++c) {
-                    const double x = vectors[static_cast<size_t>(v * shape.columns + c)];
-                    const double w = weight.values[static_cast<size_t>(r * shape.columns + c)];
-                    product += x * w;
-                    size += std::fabs(x) *
-                            (std::fabs(w) + weight.origins[static_cast<size_t>(r * shape.columns + c)]);
-                }
-                const double found = products[static_cast<size_t>(v * shape.rows + r)];
-                CHECK(std::fabs(found - product) <= size * 0x1p-21);
+        check_products(weight, vectors, products);
+        if (activations == Activations::exact || !fit_panels(weight.rows_)) continue;
+        std::fill(products.begin(), products.end(), NAN);
+        CHECK(multiply_panels(weight.rows_, given.data(), count, products.data(), 2));
+        check_products(weight, vectors, products);
+    }
+}
+
+// The largest levels and activations there are: sums of pairs must not overflow.
+void extreme_levels_do_not_overflow() {
+    for (int width = 1; width <= kMostPanelWidth; ++width) {
+        for (const int64_t segment : {32, 64, 192}) {
+            Weight weight(17, 192, segment, 0, {true, 0}, {width, width});
+            std::fill(weight.data.begin(), weight.data.end() - kReadBehindRows, uint8_t{255});
+            const auto top = static_cast<float>((1 << width) - 1 - (1 << (width - 1)));
+            std::fill(weight.values.begin(), weight.values.end(), top * weight.scales[0]);
+            for (const float sign : {1.0f, -1.0f}) {
+                const std::vector<float> vectors(static_cast<size_t>(5 * 192), sign * 127.0f);
+                std::vector<float> products(static_cast<size_t>(5 * 17));
+                CHECK(fit_panels(weight.rows_));
+                CHECK(multiply_panels(weight.rows_, vectors.data(), 5, products.data(), 1));
+                check_products(weight, vectors, products);
             }
         }
     }
 }
 
+void rows_that_fit_no_panels_are_told() {
+    for (int width = 1; width <= kMaxWidth; ++width)
+        CHECK(fit_panels(Weight(3, 192, 64, 0, {true, 0}, {width, width}).rows_) == (width <= 7));
+    CHECK(!fit_panels(Weight(2, 48, 16, 0, {true, 0}, {4, 4}).rows_));
+    CHECK(fit_panels(Weight(2, 33, 33, 0, {true, 0}, {7, 7}).rows_));
+}
+
 void every_instruction_set_unpacks_and_multiplies() {
     for (const Kernels* kernels : supported_kernels()) {
         CHECK(use_kernels(kernels->name));
+        extreme_levels_do_not_overflow();
         for (const Shape& shape : kShapes)
             for (const LevelMeaning meaning :
                  {LevelMeaning{false, 0}, LevelMeaning{true, 0}, LevelMeaning{false, 7}})
                 for (const Activations activations : {Activations::exact, Activations::int8})
-                    for (const Widths widths :
-                         {Widths{1, 8}, Widths{1, kMaxWidth}, Widths{2, 2}, Widths{4, 4}, Widths{8, 8}})
+                    for (const Widths widths : {Widths{1, 8}, Widths{1, kMaxWidth}, Widths{2, 2},
+                                                Widths{4, 4}, Widths{1, 7}, Widths{8, 8}})
                         check(shape, meaning, activations, meaning.level_count > 0 ? Widths{1, 3} : widths);
     }
 }
 
 void rows_outside_of_their_data_are_refused() {
-    Weight weight(4, 64, 8, 0, {false, 0}, {1, 4});
+    Weight weight(4, 64, 32, 0, {false, 0}, {1, 4});
     const std::vector<float> vector = random_floats(64, 1);
     std::vector<float> results(4 * 64);
     const std::vector<int64_t> bad = {-1, 4, INT64_MIN, INT64_MAX};
     for (const int64_t& index : bad) CHECK(!unpack_rows(weight.rows_, &index, 1, results.data(), 1));
     weight.starts[2] = UINT32_MAX;
     CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
+    std::vector<float> many(4 * 9);
+    const std::vector<float> vectors = random_floats(9 * 64, 1);
+    CHECK(!multiply_panels(weight.rows_, vectors.data(), 9, many.data(), 2));
     weight.starts[2] = weight.starts[4];
     CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
     weight.starts[2] = 0;
@@ -186,4 +228,5 @@ void levels_and_widths_that_do_not_fit_are_told() {
 }  // namespace
 
 RUN_TESTS(packing_gives_the_same_data, levels_and_widths_that_do_not_fit_are_told,
-          every_instruction_set_unpacks_and_multiplies, rows_outside_of_their_data_are_refused)
+          every_instruction_set_unpacks_and_multiplies, rows_that_fit_no_panels_are_told,
+          rows_outside_of_their_data_are_refused)

@@ -67,9 +67,21 @@ def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False
         given = vectors.data_ptr(), number, int8, results.data_ptr(), torch.get_num_threads()
         if not core.multiply_rows(rows, row_form, *given):
             raise _outside("packed_linear")
+    elif int8 and core.has_panels(rows, row_form):
+        results = _by_panels(vectors, rows, row_form, count)
     else:
         results = _by_blocks(_rounded(vectors) if int8 else vectors, rows, row_form, count)
     return results.view(*input.shape[:-1], count).to(input.dtype)
+
+
+def _by_panels(vectors: Tensor, rows: tuple[int, ...], form: tuple[int, ...], count: int) -> Tensor:
+    """The products with many vectors in eight bits: levels are unpacked to bytes, some rows at a time."""
+    results = torch.empty((len(vectors), count), dtype=torch.float32, device="cpu")
+    if not core.multiply_panels(
+        rows, form, vectors.data_ptr(), len(vectors), results.data_ptr(), torch.get_num_threads()
+    ):
+        raise _outside("packed_linear")
+    return results
 
 
 def _rounded(vectors: Tensor) -> Tensor:

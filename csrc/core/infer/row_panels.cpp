@@ -1,0 +1,171 @@
+#include "core/infer/row_panels.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "core/infer/row_reader.h"
+#include "core/runtime/dispatch.h"
+#include "core/runtime/thread_pool.h"
+
+namespace diffq_fast {
+namespace {
+
+static_assert(kMostPanelWidth == 7, "fit_panels() looks for others");
+constexpr int64_t kVectorsPerTask = 255;  // whole kPanelVectors
+constexpr int64_t kLeastPiece = 32;       // smaller ones are summed up too often
+
+// Columns of one width and scale, within a block of activations; 0: rows have none.
+int64_t piece_of(const PackedRows& rows) {
+    if (rows.segment >= rows.columns) return kBlockColumns;
+    if (rows.segment % kBlockColumns == 0) return kBlockColumns;
+    return rows.segment % kLeastPiece == 0 ? kLeastPiece : 0;
+}
+
+// All vectors in whole numbers, see WholeVectors; zeros behind the columns.
+class RoundedVectors {
+  public:
+    RoundedVectors(const float* vectors, int64_t count, int64_t columns, int64_t piece, int threads)
+        : blocks_((columns + kBlockColumns - 1) / kBlockColumns),
+          pieces_(blocks_ * (kBlockColumns / piece)),
+          whole_(static_cast<size_t>(count * blocks_ * kBlockColumns)),
+          units_(static_cast<size_t>(count * blocks_)),
+          sums_(static_cast<size_t>(count * pieces_)) {
+        parallel_for((count + kPanelVectors - 1) / kPanelVectors, threads, [&](int64_t task) {
+            const int64_t end = std::min((task + 1) * kPanelVectors, count);
+            for (int64_t v = task * kPanelVectors; v < end; ++v)
+                round(vectors + v * columns, v, columns, piece);
+        });
+    }
+
+    int64_t blocks() const { return blocks_; }
+
+    WholeVectors some(int64_t begin, int64_t count) const {
+        return {whole_.data() + begin * blocks_ * kBlockColumns, units_.data() + begin * blocks_,
+                sums_.data() + begin * pieces_, count};
+    }
+
+  private:
+    void round(const float* vector, int64_t v, int64_t columns, int64_t piece) {
+        int8_t* const whole = whole_.data() + v * blocks_ * kBlockColumns;
+        for (int64_t block = 0; block < blocks_; ++block) {
+            const int64_t begin = block * kBlockColumns, length = std::min(kBlockColumns, columns - begin);
+            units_[static_cast<size_t>(v * blocks_ + block)] =
+                kernels().round_block(vector + begin, length, whole + begin);
+        }
+        for (int64_t p = 0; p < pieces_; ++p) {
+            int32_t sum = 0;
+            for (int64_t i = 0; i < piece; ++i) sum += whole[p * piece + i];
+            sums_[static_cast<size_t>(v * pieces_ + p)] = static_cast<float>(sum);
+        }
+    }
+
+    int64_t blocks_, pieces_;
+    std::vector<int8_t> whole_;
+    std::vector<float> units_, sums_;
+};
+
+// Some rows, unpacked.
+class Panel {
+  public:
+    Panel(int64_t blocks, int64_t piece)
+        : blocks_(blocks),
+          piece_(piece),
+          levels_(new uint8_t[static_cast<size_t>(kPanelRows * blocks * kBlockColumns)]),
+          scales_(static_cast<size_t>(kPanelRows * pieces()), 0.0f),
+          offsets_(scales_.size(), 0.0f),
+          widest_(static_cast<size_t>(pieces()), uint8_t{1}) {}
+
+    // Rows `begin` and those behind it, up to `end`. False where one does not lie in the data.
+    bool fill(const RowReader& reader, int64_t begin, int64_t end) {
+        const int64_t columns = blocks_ * kBlockColumns;
+        std::vector<uint8_t> bytes(static_cast<size_t>(kPanelRows * columns + kReadBehind));
+        for (int64_t r = 0; r < end - begin; ++r) {
+            PackedRow row;
+            if (!reader.open(begin + r, row)) return false;
+            fill_scales(row, r);
+            kernels().unpack_bytes(row, bytes.data() + r * columns);
+        }
+        kernels().interleave_rows(bytes.data(), blocks_, levels_.get());
+        return true;
+    }
+
+    RowPanel view() const {
+        return {levels_.get(), scales_.data(), offsets_.data(), widest_.data(), blocks_, piece_};
+    }
+
+  private:
+    int64_t pieces() const { return blocks_ * (kBlockColumns / piece_); }
+
+    void fill_scales(const PackedRow& row, int64_t r) {
+        GroupCursor at(row);
+        int64_t p = 0;
+        for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
+            const int width = width_of_segment(row.widths, s);
+            const float scale = row.steps[width] * row.scales[at.group];
+            const float offset = row.offsets ? row.offsets[at.group] : -row.halves[width] * scale;
+            const int64_t end = std::min((s + 1) * row.segment, row.columns);
+            for (; p * piece_ < end; ++p) {
+                const auto place = static_cast<size_t>(p * kPanelRows + r);
+                scales_[place] = scale;
+                offsets_[place] = offset;
+                uint8_t& widest = widest_[static_cast<size_t>(p)];
+                widest = std::max(widest, static_cast<uint8_t>(width));
+            }
+        }
+    }
+
+    int64_t blocks_, piece_;
+    std::unique_ptr<uint8_t[]> levels_;
+    std::vector<float> scales_, offsets_;
+    std::vector<uint8_t> widest_;
+};
+
+}  // namespace
+
+bool fit_panels(const PackedRows& rows) {
+    const int64_t bytes = rows.rows * ((segments_of(rows) + 1) / 2);
+    uint8_t above = 0;  // the highest bit of each half byte, width - 1, is set where that is 7 or more
+    for (int64_t i = 0; i < bytes; ++i) {
+        const int pair = rows.widths[i];
+        above = static_cast<uint8_t>(above | pair | ((pair & 0x77) + 0x11));
+    }
+    return piece_of(rows) > 0 && (above & 0x88) == 0;
+}
+
+bool are_panels_fast() {
+    return kernels().fast_panels;
+}
+
+bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count, float* results,
+                     int threads) {
+    const int64_t piece = piece_of(rows);
+    const RowReader reader(rows);
+    const RoundedVectors rounded(vectors, count, rows.columns, piece, threads);
+    const int64_t panels = (rows.rows + kPanelRows - 1) / kPanelRows;
+    const int64_t parts = (count + kVectorsPerTask - 1) / kVectorsPerTask;
+    std::atomic<bool> inside{true};
+    parallel_for(panels * parts, threads, [&](int64_t task) {
+        const int64_t row = task % panels * kPanelRows, begin = task / panels * kVectorsPerTask;
+        const int64_t end = std::min(begin + kVectorsPerTask, count);
+        const int64_t width = std::min(kPanelRows, rows.rows - row);
+        Panel panel(rounded.blocks(), piece);
+        if (!panel.fill(reader, row, row + width)) {
+            inside = false;
+            return;
+        }
+        for (int64_t v = begin; v < end; v += kPanelVectors) {
+            const int64_t some = std::min<int64_t>(kPanelVectors, end - v);
+            float products[kPanelVectors * kPanelRows];
+            kernels().multiply_panel(panel.view(), rounded.some(v, some), products);
+            for (int64_t i = 0; i < some; ++i) {
+                const float* const from = products + i * kPanelRows;
+                std::copy(from, from + width, results + (v + i) * rows.rows + row);
+            }
+        }
+    });
+    return inside;
+}
+
+}  // namespace diffq_fast

@@ -1,0 +1,20 @@
+// Products of packed rows with many vectors in whole numbers: some rows are unpacked to bytes, which stay in
+// the cache, and multiplied with all vectors.
+#pragma once
+
+#include "core/infer/packed_rows.h"
+
+namespace diffq_fast {
+
+// Whether rows can be: no width is above kMostPanelWidth, and segments are whole ones of 32, or one for a
+// row.
+bool fit_panels(const PackedRows& rows);
+
+// Whether the kernels in use do that faster than products of floats are made.
+bool are_panels_fast();
+
+// multiply_rows() with Activations::int8, for rows that fit_panels().
+bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count, float* results,
+                     int threads);
+
+}  // namespace diffq_fast
