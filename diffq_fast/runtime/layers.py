@@ -16,7 +16,7 @@ from .weight import PackedWeight
 class WeightCopy(Tensor):
     """An unpacked weight. Its ``data`` cannot be set, by which PEFT, to merge adapters, means to change a layer."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @property
     def data(self) -> Tensor:
