@@ -12,8 +12,7 @@ from .. import functional
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
 from ..quantizers.shards import on_first
-from ..reference.packed_rows import ACTIVATIONS
-from ..runtime.fill import packed_weights, put_packed
+from ..runtime.fill import check_activations, packed_weights, put_packed
 from ..runtime.weight import PackedWeight
 from .coding import CODINGS, CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
@@ -131,10 +130,7 @@ def load(
         raise TypeError(f"load: expected a torch.nn.Module, got {type(model).__name__}; a quantizer has it as .model")
     if packed and model is None:
         raise TypeError("load: packed=True keeps weights packed in the layers of a model; give one")
-    if activations not in ACTIVATIONS:
-        raise ValueError(f"load: activations must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activations!r}")
-    if activations != "float" and not packed:
-        raise ValueError(f"load: activations={activations!r} is for layers that keep their weights packed: packed=True")
+    check_activations("load", activations, packed)
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()
