@@ -217,6 +217,18 @@ class Forwards:
         self._served = served
         return found
 
+    def alike(self, fresh: Forward) -> Forward:
+        """Inside a backward: the forward itself that a call of the whole model computes again, and what it saw.
+
+        As :meth:`of_root_call`, but where ``fresh`` has drawn what a forward drew, that one is given: it also knows
+        what has changed since. Where several began with the same generators, the node that is evaluated tells which.
+        """
+        candidates = [forward for forward in self._kept if forward.generators == fresh.generators]
+        if not candidates or fresh.generators is None:
+            return self.of_root_call(fresh)
+        found = self.current() if len(candidates) > 1 else None
+        return found if found is not None and found in candidates else candidates[-1]
+
     def __getstate__(self) -> dict:
         return {"limit": self._kept.maxlen}
 
