@@ -117,21 +117,28 @@ class ActivationForwards:
         forward = self.forwards.current()
         if forward is None:
             return None
+        self.forwards.replay_begins(forward)
         keys, ranges = _halves(forward.make(()))
         return Shown(keys[index], ranges[index])
 
     # -- one forward ---------------------------------------------------------------------------------------------------
 
     def _drawn(self) -> list[Tensor]:
-        """A key for each input, then the range of each: what they are now, whatever the forward moves."""
-        keys: list[Tensor] = [each.range for each in self.inputs]
-        ranges: list[Tensor] = list(keys)
+        """A key for each input, then the range of each: what they are now, whatever the forward moves.
+
+        Where no noise is added no key is drawn, and the ranges stand for the keys.
+        """
+        noisy = any(each.noise is not None for each in self.inputs)
+        ranges: list[Tensor] = [each.range for each in self.inputs]
+        keys = list(ranges)
         for indices in self._by_device():
             found = torch.stack([self.inputs[index].range for index in indices])
-            key = functional.draw_key(found)
-            drawn = key + torch.arange(len(indices), dtype=torch.int64, device=found.device)
-            for index, one, range in zip(indices, drawn.unbind(), found.unbind(), strict=True):
-                keys[index], ranges[index] = one, range
+            drawn = found
+            if noisy:
+                offsets = torch.arange(len(indices), dtype=torch.int64, device=found.device)
+                drawn = functional.draw_key(found) + offsets
+            for index, key, range in zip(indices, drawn.unbind(), found.unbind(), strict=True):
+                keys[index], ranges[index] = key, range
         return keys + ranges
 
     def _by_device(self) -> list[list[int]]:

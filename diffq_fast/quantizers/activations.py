@@ -226,7 +226,7 @@ class ActivationQuantizer:
 def _check_arguments(bits: Any, noise: Any, momentum: Any) -> None:
     who = "ActivationQuantizer"
     number = check_number(who, "bits", bits)
-    if number != int(number) or not LEAST_BITS <= number <= MOST_BITS:
+    if not LEAST_BITS <= number <= MOST_BITS or number != int(number):
         raise ValueError(
             f"{who}: bits must be a whole number from {LEAST_BITS} (one bit has no level beside zero) to "
             f"{MOST_BITS}, got {bits}"
