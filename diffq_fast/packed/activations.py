@@ -12,6 +12,7 @@ from ..quantizers.stored_input import LEAST_BITS, MOST_BITS, StoredInput
 
 KEY = "activations"  # of the metadata
 FIELDS = {"bits", "range"}
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def activation_fields(inputs: Mapping[str, StoredInput]) -> dict[str, Any]:
@@ -53,6 +54,6 @@ def _problem(fields: Any) -> str | None:
 
 
 def _is_float32(value: Any) -> bool:
-    if type(value) not in (int, float) or abs(value) > np.finfo(np.float32).max:
+    if type(value) not in (int, float) or abs(value) > LARGEST:
         return False
     return float(np.float32(value)) == value
