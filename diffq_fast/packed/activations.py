@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,14 @@ def activation_fields(inputs: Mapping[str, StoredInput]) -> dict[str, Any]:
     return {
         name: {key: value for key, value in each._asdict().items() if value is not None}
         for name, each in inputs.items()
+    }
+
+
+def renamed_inputs(inputs: Mapping[str, StoredInput], rename: Callable[[str], str | None]) -> dict[str, StoredInput]:
+    """The inputs of layers whose weights get other names, without those whose weight gets None."""
+    names = {name: rename(f"{name}.weight" if name else "weight") for name in inputs}
+    return {
+        new.removesuffix("weight").removesuffix("."): inputs[name] for name, new in names.items() if new is not None
     }
 
 

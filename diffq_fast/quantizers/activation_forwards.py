@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from .. import functional
 from .input_quantizer import InputQuantizer, Shown
 from .noise import generator_state
-from .replay import Forward, Forwards, Nesting, inside_backward, never_compiled_by_itself
+from .replay import Forward, Forwards, Nesting, inside_backward, never_compiled_by_itself, next_sequence_number
 from .shadows import REPLICA
 
 WHO = "ActivationQuantizer"
@@ -73,7 +73,7 @@ class ActivationForwards:
         if module is not self.model:
             raise RuntimeError(REPLICA.format(WHO))
         first = self.nesting.enter(module)
-        if first:
+        if first and self._open is not None:  # of a call that has died
             self._open = None
             self._hide()
         if trains and first:
@@ -89,7 +89,7 @@ class ActivationForwards:
         devices = dict.fromkeys(each.range.device for each in self.inputs)
         fresh = Forward(lambda indices: shown, tuple([generator_state(device) for device in devices]))
         forward = self.forwards.alike(fresh) if inside_backward() else fresh
-        start = torch.autograd._get_sequence_nr()
+        start = next_sequence_number()
         if not torch.is_grad_enabled():
             forward.before = start - 1
         self._open = Open(forward, start, torch._C._current_graph_task_id())
@@ -108,7 +108,7 @@ class ActivationForwards:
             self.forwards.ended(self._open.forward, self._open.start)
             self._move_ranges()
             self._open = None
-        self._hide()
+            self._hide()
 
     def shown_again(self, index: int) -> Shown | None:
         """Inside a backward: what input ``index`` saw in the forward that is computed again."""

@@ -10,9 +10,11 @@ from torch import nn
 
 import diffq_fast
 from diffq_fast import ActivationQuantizer, DiffQuantizer, RateQuantizer, UniformQuantizer
+from diffq_fast.packed.activations import renamed_inputs
 from diffq_fast.packed.contents import packed_bytes, read_packed
 from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.save_load import packed_contents
+from diffq_fast.quantizers.stored_input import StoredInput
 from support.packed_forgery import Forgery
 
 SCHEMES = {
@@ -236,3 +238,12 @@ def test_a_file_that_names_another_models_layers_is_refused(path):
     forgery.write(path)
     with pytest.raises(ValueError, match="the model has no layer 'encoder'"):
         diffq_fast.load(path, convolutional(), activations="stored")
+
+
+def test_inputs_are_renamed_as_the_weights_of_their_layers_are():
+    one, two = StoredInput(4, 1.0), StoredInput(8, 2.0, 0.5)
+    inputs = {"": one, "body.a": one, "body.b": two}
+    assert renamed_inputs(inputs, lambda name: name) == inputs
+    inside = renamed_inputs(inputs, lambda name: name[5:] if name.startswith("body.") else None)
+    assert inside == {"a": one, "b": two}
+    assert renamed_inputs({"body": two}, lambda name: name.removeprefix("body.")) == {"": two}
