@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,6 +116,21 @@ def test_the_file_has_bits_and_ranges_and_inspect_shows_them(path):
         assert f"input of {name}: 6 bits, range {value:.6g}, step {step:.6g}" in report.table()
     assert json.loads(report.to_json())["activations"] == report.activations
     assert read_packed(path).activations["0"].step == report.activations["0"]["step"]
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8, 15])
+def test_the_formula_of_the_format_gives_the_inputs_to_the_bit(bits, path):
+    """``docs/packed_format.md``, section 12, in numpy."""
+    _, quantizer, _, _ = trained(bits=bits)
+    diffq_fast.save(quantizer, path)
+    fields = json.loads(Forgery(path).metadata["activations"])["0"]
+    reach = np.float32(fields["range"])
+    step = reach / np.float32(2 ** (fields["bits"] - 1) - 1)
+    x = 3 * images()
+    expected = step * np.round(np.clip(x.numpy(), -reach, reach) / step)
+    plain = diffq_fast.load(path, convolutional(), activations="stored").eval()
+    with torch.no_grad():
+        assert np.array_equal(ActivationQuantizer.on(plain).inputs["0"](x).numpy(), expected)
 
 
 def test_inputs_that_no_training_forward_has_seen_are_left_out(path):
