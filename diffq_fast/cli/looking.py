@@ -21,6 +21,8 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file")
     text = "how often each work is measured (default 10)"
     parser.add_argument("--repetitions", type=int, default=10, metavar="N", help=text)
+    text = "how products take their vectors (default float)"
+    parser.add_argument("--activations", choices=("float", "int8"), default="float", help=text)
 
 
 def compare_files(arguments: argparse.Namespace, progress: Progress) -> tuple[bool, dict[str, Any], str]:
@@ -35,5 +37,5 @@ def measure_file(arguments: argparse.Namespace, progress: Progress) -> tuple[dic
     """The speeds of a file as JSON values and as text."""
     from ..packed.speed import measure
 
-    report = measure(arguments.file, arguments.repetitions, progress)
+    report = measure(arguments.file, arguments.repetitions, progress, arguments.activations)
     return report.to_dict(), report.table()

@@ -25,7 +25,7 @@ from ..packed.contents import PackedContents, read_packed
 from ..packed.layout import CODED_PARTS
 from ..packed.tensor import PackedTensor
 from ..quantizers.base import BaseQuantizer
-from ..runtime.fill import packed_weights, put_packed
+from ..runtime.fill import check_activations, packed_weights, put_packed
 from ..runtime.layers import PACKED_CLASSES, PackedParameters
 from .huggingface_folder import Contents, hook_saving, of_files, of_quantizer, unhook_saving
 
@@ -51,20 +51,24 @@ class DiffqFastConfig(QuantizationConfigMixin):
         packed: keep quantised weights packed in memory (docs/runtime.md): for a model that is not trained, or through
             adapters alone. False: the model is an ordinary one, with weights in its dtype.
         coding: of the levels in files that are written, see :func:`diffq_fast.save`.
+        activations: of layers that keep their weights packed, "float" or "int8", see :func:`diffq_fast.load`.
 
     Raises:
-        ValueError: another coding.
+        ValueError: another coding, other activations, or int8 for weights that are not kept packed.
     """
 
-    def __init__(self, packed: bool = False, coding: str = "fixed", quant_method: str = METHOD) -> None:
+    def __init__(
+        self, packed: bool = False, coding: str = "fixed", activations: str = "float", quant_method: str = METHOD
+    ) -> None:
         if coding not in CODINGS:
             raise ValueError(f"DiffqFastConfig: coding must be one of {', '.join(map(repr, CODINGS))}, got {coding!r}")
+        check_activations("DiffqFastConfig", activations, packed)
         self.quant_method = quant_method
-        self.packed, self.coding = packed, coding
+        self.packed, self.coding, self.activations = packed, coding, activations
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What ``from_pretrained(folder, quantization_config=...)`` may choose for a folder that has its own."""
-        return {"packed": self.packed}
+        return {"packed": self.packed, "activations": self.activations}
 
 
 # transformers takes loading attributes from the classes of this tuple alone; registering a method does not add it.
@@ -166,7 +170,8 @@ class DiffqFastHfQuantizer(HfQuantizer):
         stored = {keys[name]: stored for name, stored in self._stored_names.items() if name in keys}
         self._stored_names = {name: stored[key] for name, key in keys.items() if key in stored}
         if self.quantization_config.packed:
-            put_packed(model, packed_weights(model, self._loaded, keys, self._stored_names))
+            activations = self.quantization_config.activations
+            put_packed(model, packed_weights(model, self._loaded, keys, self._stored_names, activations))
         self._contents = of_files(model, self._loaded, self._stored_names)
         hook_saving(model)
         return model

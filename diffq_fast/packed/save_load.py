@@ -13,8 +13,7 @@ from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
 from ..quantizers.activations import ActivationQuantizer
 from ..quantizers.shards import on_first
-from ..reference.packed_rows import ACTIVATIONS
-from ..runtime.fill import packed_weights, put_packed
+from ..runtime.fill import check_activations, packed_weights, put_packed
 from ..runtime.weight import PackedWeight
 from .coding import CODINGS, CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
@@ -138,13 +137,9 @@ def load(
         raise TypeError(f"load: expected a torch.nn.Module, got {type(model).__name__}; a quantizer has it as .model")
     if packed and model is None:
         raise TypeError("load: packed=True keeps weights packed in the layers of a model; give one")
-    if activations not in (*ACTIVATIONS, STORED):
-        known = ", ".join(map(repr, (*ACTIVATIONS, STORED)))
-        raise ValueError(f"load: activations must be one of {known}, got {activations!r}")
+    check_activations("load", activations, packed, (STORED,))
     if activations == STORED and model is None:
         raise TypeError("load: activations='stored' rounds the inputs of a model's layers; give one")
-    if activations in ACTIVATIONS[1:] and not packed:
-        raise ValueError(f"load: activations={activations!r} is for layers that keep their weights packed: packed=True")
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()
@@ -157,10 +152,9 @@ def load(
     values = learned_values(match, strict)
     asked = activations == STORED
     inputs = stored_for(model, contents.activations, contents.path, asked=asked, strict=strict)
-    kept_as = ACTIVATIONS[0] if asked else activations
     weights = {name: entries[name].stored_name for name in targets if name in entries}
     weights = {name: stored for name, stored in weights.items() if stored in contents.packed}
-    kept = packed_weights(model, contents, match.keys, weights, kept_as) if packed else {}
+    kept = packed_weights(model, contents, match.keys, weights, "float" if asked else activations) if packed else {}
     filled = [name for name in targets if name in entries and name not in values and name not in kept]
     devices = {name: targets[name].device for name in filled}
     fill(model, values | contents.tensors(devices), targets, weights.keys() - kept.keys(), f"load: {contents.path}")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..files.safetensors_reader import Progress, open_file, read_header, read_tensors
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, tensor_bytes, tensors_from_bytes
+from ..runtime.fill import check_activations
 from ..runtime.weight import PackedWeight
 from .coding import CodedTensor
 from .contents import PackedContents, read_packed
@@ -87,24 +88,31 @@ class SpeedReport:
         return "\n".join([*lines, "", f"{self.path}: {sizes}; {how}"])
 
 
-def measure(path: str | os.PathLike[str], repetitions: int = 10, progress: Progress | None = None) -> SpeedReport:
+def measure(
+    path: str | os.PathLike[str],
+    repetitions: int = 10,
+    progress: Progress | None = None,
+    activations: str = "float",
+) -> SpeedReport:
     """Measure the speeds of a packed file, each in turns with float32, after a first time that does not count.
 
     Args:
         repetitions: of each measurement, 1 or more.
         progress: called as progress(name of the work, repetitions done, in all).
+        activations: of the products, "float" or "int8", see :func:`diffq_fast.load`.
 
     Raises:
-        PackedFileError: the file is damaged. ValueError: repetitions below 1.
+        PackedFileError: the file is damaged. ValueError: repetitions below 1, or other activations.
     """
     if repetitions < 1:
         raise ValueError(f"bench: repetitions must be 1 or more, got {repetitions}")
+    check_activations("bench", activations, packed=True)
     path = os.fspath(path)
     contents = read_packed(path)
     with tempfile.TemporaryDirectory(prefix="diffq_fast_bench_") as folder:
         plain = os.path.join(folder, "float32.safetensors")
         _write_float32(contents, plain)
-        works = list(_works(contents, path, plain))
+        works = list(_works(contents, path, plain, activations))
         speeds = []
         for place, work in enumerate(works):
             speeds.append(_measured(work, repetitions, progress, (place * repetitions, len(works) * repetitions)))
@@ -112,7 +120,7 @@ def measure(path: str | os.PathLike[str], repetitions: int = 10, progress: Progr
     return SpeedReport(path, torch.get_num_threads(), *sizes, tuple(speeds))
 
 
-def _works(contents: PackedContents, path: str, plain: str) -> Iterator[Work]:
+def _works(contents: PackedContents, path: str, plain: str, activations: str) -> Iterator[Work]:
     weights, size = contents.packed, os.path.getsize(path) / 2**20
     yield Work("read and verify", partial(read_packed, path), partial(_read, plain), size, "MB")
     coded = [weight for weight in weights.values() if isinstance(weight, CodedTensor)]
@@ -125,19 +133,19 @@ def _works(contents: PackedContents, path: str, plain: str) -> Iterator[Work]:
         copied = [each.clone for each in made.values()]
         yield Work("unpack", lambda: list(map(contents.tensor, weights)), partial(_all, copied), millions, "M weights")
     yield Work("load, in all", lambda: read_packed(path).state_dict(), partial(_read, plain), size, "MB")
-    yield from _products(contents, made)
+    yield from _products(contents, made, activations)
 
 
 def _all(functions: Sequence[Callable[[], object]]) -> list[object]:
     return [function() for function in functions]
 
 
-def _products(contents: PackedContents, made: dict[str, Tensor]) -> Iterator[Work]:
+def _products(contents: PackedContents, made: dict[str, Tensor], activations: str) -> Iterator[Work]:
     """Vectors, 1, 8 and 32 of them, times every matrix of the file."""
     matrices = {name: weight for name, weight in contents.packed.items() if len(weight.shape) == 2 and weight.count}
     if not matrices:
         return
-    rows = {name: PackedWeight(weight, torch.float32) for name, weight in matrices.items()}
+    rows = {name: PackedWeight(weight, torch.float32, activations) for name, weight in matrices.items()}
     millions = sum(weight.count for weight in matrices.values()) / 1e6
     generator = torch.Generator().manual_seed(0)
     for batch in BATCHES:
@@ -148,7 +156,8 @@ def _products(contents: PackedContents, made: dict[str, Tensor]) -> Iterator[Wor
         }
         packed = [partial(rows[name].linear, each) for name, each in inputs.items()]
         plain = [partial(nn.functional.linear, each, made[name]) for name, each in inputs.items()]
-        name = f"products, {batch} vector{'s' * (batch != 1)}"
+        rounded = ", int8" * (activations == "int8")
+        name = f"products, {batch} vector{'s' * (batch != 1)}{rounded}"
         yield Work(name, partial(_all, packed), partial(_all, plain), batch * millions, "M products")
 
 

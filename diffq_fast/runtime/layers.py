@@ -7,9 +7,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .weight import PackedWeight
+
+
+class WeightCopy(Tensor):
+    """An unpacked weight. Its ``data`` cannot be set, by which PEFT, to merge adapters, means to change a layer."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @property
+    def data(self) -> Tensor:
+        return super().data
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise AttributeError(
+            "the weight is packed, and this a copy that the layer does not read; load the model without packed=True "
+            "to change it, or to merge adapters"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """An ordinary tensor, which may be changed."""
+        return memo.setdefault(id(self), self.clone())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.clone().__reduce_ex__(protocol)
 
 
 class PackedParameters(nn.Module):
@@ -22,7 +47,8 @@ class PackedParameters(nn.Module):
         if not name.startswith("packed_"):
             packed = self.__dict__["_modules"].get(f"packed_{name}")
             if packed is not None:
-                return packed.unpack()
+                weight = packed.unpack()
+                return weight if type(weight) is not Tensor or is_compiling() else weight.as_subclass(WeightCopy)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -85,6 +85,15 @@ def test_bench_tells_speeds_with_their_repetitions(capsys):
     assert {each["repetitions"] for each in json.loads(out)["speeds"]} == {1}
 
 
+def test_bench_measures_products_in_int8_where_that_is_asked_for(capsys):
+    code, out, _ = run(capsys, "bench", CODED, "--repetitions", 1, "--activations", "int8")
+    assert code == 0
+    assert "products, 32 vectors, int8" in out
+    code, _, error = run(capsys, "bench", CODED, "--activations", "int4")
+    assert code == 2
+    assert "--activations" in error
+
+
 @pytest.mark.parametrize("number", ["0", "-3", "x"])
 def test_wrong_repetitions_are_wrong_usage(number, capsys):
     code, _, error = run(capsys, "bench", CODED, "--repetitions", number)

@@ -170,7 +170,8 @@ def test_only_functional_loads_the_backends_and_only_backends_read_the_schemas()
 
 def test_operators_are_called_through_functional():
     callers = {module for module, path in SOURCES.items() if "torch.ops." in path.read_text(encoding="utf-8")}
-    assert callers <= {"functional", "_ops"}
+    registers = "integrations.distributed"  # names them to DTensor, and calls none
+    assert callers - {registers} <= {"functional", "_ops"}
 
 
 def test_only_declared_packages_are_imported_and_optional_ones_inside_of_functions():

@@ -61,6 +61,20 @@ def test_weights_stay_packed_in_memory_where_that_is_asked_for(architecture, tmp
     torch.testing.assert_close(output(loaded, inputs), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_packed_layers_round_their_activations_where_that_is_asked_for(tmp_path):
+    auto, inputs, expected = folder_of("bert", tmp_path)
+    config = DiffqFastConfig(packed=True, activations="int8")
+    loaded = auto.from_pretrained(tmp_path, quantization_config=config)
+    kinds = {module.activations for module in loaded.modules() if isinstance(module, PackedWeight)}
+    assert kinds == {"int8"}
+    made = output(loaded, inputs)
+    assert not torch.equal(made, expected)
+    torch.testing.assert_close(made, expected, rtol=0.1, atol=0.05)
+    loaded.save_pretrained(tmp_path / "second")
+    again = auto.from_pretrained(tmp_path / "second")  # as its own config.json says
+    assert torch.equal(output(again, inputs), made)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
 def test_a_loaded_model_saves_the_same_folder_again(architecture, packed, tmp_path):
@@ -222,3 +236,7 @@ def test_a_quantizer_of_something_else_is_refused():
 def test_another_coding_is_refused():
     with pytest.raises(ValueError, match="coding must be one of 'fixed', 'coded', 'auto', got 'zip'"):
         DiffqFastConfig(coding="zip")
+    with pytest.raises(ValueError, match="activations must be one of 'float', 'int8', got 'int4'"):
+        DiffqFastConfig(packed=True, activations="int4")
+    with pytest.raises(ValueError, match="activations='int8' is for layers that keep their weights packed"):
+        DiffqFastConfig(activations="int8")

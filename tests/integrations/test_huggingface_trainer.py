@@ -321,6 +321,8 @@ def test_adapters_train_on_a_folder_that_stays_packed(tmp_path):
     assert not torch.allclose(output(adapted, inputs), before)
     adapted.save_pretrained(tmp_path / "adapter")
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 2
+    with pytest.raises(AttributeError, match="load the model without packed=True to change it, or to merge adapters"):
+        adapted.merge_and_unload()
 
 
 def test_a_plain_module_in_trainer_is_written_as_a_packed_file(tmp_path):

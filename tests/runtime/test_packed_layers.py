@@ -389,6 +389,20 @@ def test_a_packed_weight_cannot_be_set(tmp_path, value):
         torch.func.functional_call(packed.linear, {"weight": value}, torch.randn(3, 32))
 
 
+def test_a_packed_weight_is_not_changed_through_its_data(tmp_path):
+    _, packed = both(saved(tmp_path / "file"))
+    weight = packed.linear.weight
+    with pytest.raises(AttributeError, match="this a copy that the layer does not read; load the model without packed"):
+        packed.linear.weight.data += 1
+    with pytest.raises(AttributeError, match="or to merge adapters"):
+        weight.data = torch.zeros(())
+    assert torch.equal(weight.data, packed.linear.weight)
+    for made in (weight.data, weight + 1, weight.clone(), weight[0]):
+        assert type(made) is torch.Tensor
+    for copied in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert torch.equal(copied, weight)
+
+
 def test_the_result_has_the_dtype_that_torch_s_layer_gives(tmp_path):
     plain, packed = both(saved(tmp_path / "file"))
     vectors = torch.randn(3, 32)
@@ -425,5 +439,5 @@ def test_int8_activations_are_for_packed_layers(tmp_path):
     path = saved(tmp_path / "file")
     with pytest.raises(ValueError, match="load: activations='int8' is for layers that keep their weights packed"):
         diffq_fast.load(path, Network(), activations="int8")
-    with pytest.raises(ValueError, match="load: activations must be one of 'float', 'int8', got 'int4'"):
+    with pytest.raises(ValueError, match="load: activations must be one of 'float', 'int8', 'stored', got 'int4'"):
         diffq_fast.load(path, Network(), packed=True, activations="int4")
