@@ -80,8 +80,8 @@ def renamed(contents: PackedContents, rename: Callable[[str], str | None]) -> Pa
     origin = {new: name for name, new in names.items() if new is not None} | stood_in
     half = {new: contents.half[origin[new]] for new in plain if origin[new] in contents.half}
     buffers = {new for new in plain if origin[new] in contents.buffers}
-    moved = {"ties": ties, "half": half, "activations": renamed_inputs(contents.activations, rename)}
-    return replace(contents, packed=packed, plain=plain, buffers=buffers, **moved)
+    inputs = renamed_inputs(contents.activations, rename)
+    return replace(contents, packed=packed, plain=plain, ties=ties, half=half, buffers=buffers, activations=inputs)
 
 
 def of_files(model: PreTrainedModel, loaded: PackedContents, stored_names: Mapping[str, str]) -> Contents:

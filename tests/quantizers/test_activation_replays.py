@@ -190,3 +190,31 @@ def test_blocks_that_are_compiled_by_themselves_share_a_graph():
     found = steps(model, model, activations, start)
     same_training(found, expected)
     assert found[2][-1] == found[2][0] <= 2
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_checkpoints_inside_of_a_compiled_model_break_its_graph_and_keep_the_numbers():
+    torch.manual_seed(0)
+    model = ResidualNet("checkpointed")
+    activations = ActivationQuantizer(model, bits=5, learn_bits=True, momentum=0.5)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = steps(model, model, activations, start)
+    same_training(steps(model, torch.compile(model, backend="aot_eager"), activations, start), expected)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
+        torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(4, 16))
+
+
+def test_traces_and_exports_in_eval_mode_take_the_rounding_along():
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    activations = ActivationQuantizer(model, bits=3)
+    model(torch.randn(4, 16))
+    model.eval()
+    x = torch.randn(4, 16)
+    with torch.no_grad():
+        expected, traced = model(x), torch.jit.trace(model, x)
+        exported = torch.export.export(model, (x,)).module()
+        activations.detach()
+        assert not torch.equal(model(x), expected)
+        assert torch.equal(traced(x), expected)
+        assert torch.equal(exported(x), expected)
