@@ -31,14 +31,12 @@ def renamed_inputs(inputs: Mapping[str, StoredInput], rename: Callable[[str], st
     }
 
 
-def read_activations(metadata: Mapping[str, str], path: str) -> dict[str, StoredInput]:
-    """The inputs by the layer's name; none where the metadata have no such key.
+def read_activations(text: str, path: str) -> dict[str, StoredInput]:
+    """The inputs by the layer's name, from the metadata's text.
 
     Raises PackedFileError naming the layer.
     """
-    if KEY not in metadata:
-        return {}
-    stated, inputs = read_json(metadata[KEY], path, KEY, floats=True), {}
+    stated, inputs = read_json(text, path, KEY, floats=True), {}
     for name, fields in stated.items():
         problem = _problem(fields)
         if problem is not None:

@@ -200,7 +200,7 @@ def _prepared(contents: PackedContents) -> tuple[list[TensorSource], dict[str, s
         raise ValueError(f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one")
     layout = layout_fields(layouts, ties, half, contents.buffers)
     version = CODED_VERSION if second else VERSION
-    further = {KEY: activation_fields(contents.activations)}
+    further = {KEY: activation_fields(contents.activations)} if contents.activations else {}
     return sources, packed_metadata(contents.quantizer, layout, len(sources), version, further)
 
 

@@ -22,7 +22,7 @@ from ..reference.sizes import (
     short_range_bytes,
     word_count,
 )
-from .activations import read_activations
+from .activations import KEY, read_activations
 from .header import PackedHeader, read_packed_header
 from .widths import WidthError, coding_problem, decode_widths, fixed_bytes, stream_levels
 
@@ -132,7 +132,7 @@ def read_layout(file: BinaryIO, path: str) -> PackedLayout:
         raise file_error(path, "layout", problem)
     _check_names(weights, plain, ties, half, buffers, header)
     widths = _read_widths(file, packed, weights)
-    activations = read_activations(header.metadata, path)
+    activations = read_activations(header.metadata[KEY], path) if KEY in header.metadata else {}
     described = packed.quantizer, packed.checksums, endings, activations
     return PackedLayout(header, weights, widths, plain, ties, half, frozenset(buffers), *described)
 

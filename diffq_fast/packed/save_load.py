@@ -151,7 +151,9 @@ def load(
     targets, entries = match.targets, match.entries
     values = learned_values(match, strict)
     asked = activations == STORED
-    inputs = stored_for(model, contents.activations, contents.path, asked=asked, strict=strict)
+    inputs = []
+    if asked or contents.activations:
+        inputs = stored_for(model, contents.activations, contents.path, asked=asked, strict=strict)
     weights = {name: entries[name].stored_name for name in targets if name in entries}
     weights = {name: stored for name, stored in weights.items() if stored in contents.packed}
     kept = packed_weights(model, contents, match.keys, weights, "float" if asked else activations) if packed else {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..files.tensor_bytes import memory_keys
 from ..reference.quantize import PACKABLE
-from .input_quantizer import export_inputs, without_inputs
+from .input_quantizer import InputQuantizer, export_inputs, without_inputs
 from .selection import QuantizedParameter, Selection, Slot, learned_of, params_of
 from .shards import whole
 from .stored_input import StoredInput
@@ -109,14 +109,17 @@ class Exporter:
             ValueError: a weight has NaN or infinite elements, or is not in the state_dict.
             TypeError: an entry of the state_dict is no tensor.
         """
-        state = without_inputs(self._model, self._model.state_dict(keep_vars=True))
+        state = self._model.state_dict(keep_vars=True)
+        rounds_inputs = any(isinstance(module, InputQuantizer) for module in self._model.modules())
+        if rounds_inputs:
+            state = without_inputs(self._model, state)
         places = self.places(state)
         weights = self.weights(exported, places)
         plain = self._plain(state, places, suffix, learned)
         buffers = {name for name, _ in self._model.named_buffers() if name in plain}
         half = self._half(places) & plain.keys()
         described = {"class": self._who, "arguments": json_value(arguments)}
-        inputs = export_inputs(self._model, learned)
+        inputs = export_inputs(self._model, learned) if rounds_inputs else {}
         return ExportedModel(weights, plain, half, buffers, described, suffix, inputs)
 
     def weights(self, exported: Exported, places: Sequence[Place] | None = None) -> Iterator[ExportedWeight]:
