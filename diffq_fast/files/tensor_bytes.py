@@ -41,7 +41,8 @@ def tensor_bytes(tensor: Tensor, dtype: torch.dtype | None = None) -> np.ndarray
     flat = tensor.detach().to(dtype or tensor.dtype).cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if not flat.numel():
         return np.empty(0, dtype=np.uint8)
-    return flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()  # a single element may have any stride
+    flat = flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # a single element may have any stride
+    return np.from_dlpack(flat)  # behind tensor.numpy() a weight's storage could not be resized, as fully_shard does
 
 
 def tensor_from_bytes(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

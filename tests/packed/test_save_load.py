@@ -248,3 +248,10 @@ def test_save_reports_progress(tmp_path):
     save(quantizer, tmp_path / "a", progress=lambda name, done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
+
+
+def test_storages_can_still_be_resized_behind_a_save(tmp_path):
+    """As fully_shard does with those of weights: numpy's view of a tensor forbids it for good."""
+    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 4))
+    save(DiffQuantizer(model, min_size=0, exclude=["*bias"]), tmp_path / "file")
+    assert all(each.untyped_storage().resizable() for each in model.parameters())

@@ -13,7 +13,7 @@ from ...reference.bits import bits_from_logits, step_and_derivative, step_from_b
 from ...reference.groups import compute_dtype, flattened
 from ...reference.options import NoiseOptions
 from .philox import noise
-from .pieces import group_sums, pieces_of, spread
+from .pieces import array_of, group_sums, pieces_of, spread
 from .registration import kernel
 from .weight_range import split_ranges, weight_range
 
@@ -126,10 +126,10 @@ def _grad_weight(
 
 def _share(made: Tensor, grad: Tensor, values: Tensor, ends: Tensor, shares: Tensor) -> None:
     """Add the shares to the few elements at the ends, which numpy finds; nothing is waited for on a CPU."""
-    lo, hi = ends.to(values.dtype).numpy()
+    lo, hi = array_of(ends.to(values.dtype))
     if lo == hi:
         return
     for end, share in ((lo, -shares[:1]), (hi, shares[1:])):
-        places = torch.from_numpy(np.flatnonzero(values.detach().numpy() == end))
+        places = torch.from_numpy(np.flatnonzero(array_of(values) == end))
         if len(places):
             made[places] = (grad[places] + share).to(made.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...reference import philox as reference
 from ...reference.philox import ELEMENTS_PER_BLOCK, KEY_INCREMENTS, MASK32, MULTIPLIERS
-from .pieces import PIECE
+from .pieces import PIECE, array_of
 
 Words = NDArray[np.uint64]
 ROUNDS = 10
@@ -32,7 +32,7 @@ def noise(key: Tensor, stream: int, begin: int, count: int, noise_kind: str) -> 
     alike = begin // ELEMENTS_PER_BLOCK >> 32 == last >> 32  # the high words of the blocks' numbers
     if key.device.type != "cpu" or sys.byteorder != "little" or not alike or not count:
         return reference.noise(key, stream, begin, count, noise_kind)
-    number = int(key.detach().numpy())  # of a tensor on the CPU: nothing is waited for
+    number = int(array_of(key))  # of a tensor on the CPU: nothing is waited for
     z = torch.empty(count, dtype=torch.float32, device="cpu")
     for start in range(0, count, PIECE):
         stop = min(start + PIECE, count)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...reference.groups import grouped, per_element
 
 PIECE = 1 << 17  # elements: a float32 tensor of them takes 512 kB
 FEW = 64  # elements of a group, up to which torch is slow at sums along it
+
+
+def array_of(tensor: Tensor) -> NDArray[Any]:
+    """numpy's view of a tensor on the CPU, of one that is not contiguous: of a copy. Not by ``tensor.numpy()``, behind
+    which a storage can never again be resized, as ``fully_shard`` does with a weight's."""
+    return np.from_dlpack(tensor.detach().contiguous())
 
 
 class Piece(NamedTuple):
@@ -37,7 +44,7 @@ def spread(per_group: Tensor, count: int, group_size: int) -> Tensor:
     time that torch takes for groups of few elements."""
     if not 1 < group_size < count or per_group.device.type != "cpu" or per_group.requires_grad:
         return per_element(per_group, count, group_size)
-    return torch.from_numpy(np.repeat(per_group.numpy(), group_size)[:count])
+    return torch.from_numpy(np.repeat(array_of(per_group), group_size)[:count])
 
 
 def group_sums(values: Tensor, group_size: int) -> Tensor:

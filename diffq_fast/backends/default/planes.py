@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...reference import planes as reference
 from ...reference.sizes import MAX_WIDTH
+from .pieces import array_of
 from .quantize import quantize
 from .registration import kernel
 
@@ -29,9 +30,9 @@ Words = NDArray[np.uint64]
 
 @kernel
 def pack_planes(values: Tensor, width: int, rows: int, columns: int) -> Tensor:
-    if rows != ROWS or columns % LANES or not 0 < width <= MAX_WIDTH or not _takes(values):
+    if rows != ROWS or not columns or columns % LANES or not 0 < width <= MAX_WIDTH or not _takes(values):
         return reference.pack_planes(values, width, rows, columns)
-    flat = values.detach().contiguous().numpy().reshape(-1)
+    flat = array_of(values).reshape(-1)
     block = rows * columns
     made = np.empty((-(-len(flat) // block), width, columns), dtype=np.int64)
     for first in range(0, len(made), BLOCKS):
@@ -108,9 +109,10 @@ def quantize_planes(weight, widths, ranges, group_size, level_counts):
 @kernel
 def unpack_planes(planes: Tensor, length: int) -> Tensor:
     blocks, width, columns = planes.shape
-    if planes.dtype != torch.int64 or columns % LANES or not 0 < width <= MAX_WIDTH or not _takes(planes):
+    sound = planes.dtype == torch.int64 and columns > 0 and columns % LANES == 0 and 0 < width <= MAX_WIDTH
+    if not sound or not _takes(planes):
         return reference.unpack_planes(planes, length)
-    words = planes.detach().contiguous().numpy()
+    words = array_of(planes)
     made = np.empty((blocks, LANES, 16, columns), dtype=np.int16)
     for first in range(0, blocks, BLOCKS):
         lanes = words[first : first + BLOCKS].view(np.uint16).reshape(-1, width, columns, LANES)

@@ -12,7 +12,7 @@ from ..._ops import range_dtype
 from ...reference import weight_range as reference
 from ...reference.groups import flattened
 from ...reference.sizes import group_count
-from .pieces import PIECE
+from .pieces import PIECE, array_of
 from .registration import kernel
 
 
@@ -44,7 +44,7 @@ def _range_and_extremes(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 def _count(piece: Tensor, end: Tensor) -> int:
     """How many elements equal ``end``: twenty times as fast with numpy, and on a CPU nothing is waited for."""
-    return int(np.count_nonzero(piece.detach().numpy() == end.detach().numpy()))
+    return int(np.count_nonzero(array_of(piece) == array_of(end)))
 
 
 def _place(flat: Tensor, piece: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:

@@ -127,3 +127,29 @@ def test_noisy_weights_and_gradients_are_the_oracles(group_size, per_group, para
     for one, other in zip((made[0][0], made[1][0], made[2][0]), expected, strict=True):
         largest = max(float(other[other.isfinite()].abs().max()), 1e-30)
         torch.testing.assert_close(one, other.to(one.dtype), rtol=1e-5, atol=2e-6 * largest)
+
+
+@pytest.mark.parametrize("group_size", [0, 8])
+def test_storages_can_still_be_resized(group_size):
+    """As fully_shard does with those of weights: numpy's view of a tensor forbids it for good."""
+    weight, grad, key = torch.randn(64), torch.randn(64), torch.tensor(5)
+    logits, widths = torch.zeros(group_count(64, group_size)), torch.full((group_count(64, group_size),), 3).byte()
+    options = options_of(group_size=group_size)
+    _noisy, ranges, extremes = default.add_noise([weight], [logits], key, [0], None, *options, None)
+    default.add_noise_backward([grad], [weight], [logits], ranges, extremes, key, [0], *options)
+    levels = torch.arange(64).int()
+    default.pack_planes(levels, 6, 64, 4)
+    planes_of_levels = planes.pack_planes(levels, 6, 64, 4)
+    default.unpack_planes(planes_of_levels, 64)
+    default.quantize_planes(weight, widths, ranges, group_size, [0, 0, 64] + [0] * 13)
+    for tensor in (weight, grad, key, logits, widths, ranges, levels, planes_of_levels):
+        assert tensor.untyped_storage().resizable()
+
+
+@pytest.mark.parametrize("columns", [0, 4])
+@pytest.mark.parametrize("width", [1, 15])
+def test_planes_without_values_have_none(width, columns):
+    none = torch.zeros((0, width, columns), dtype=torch.int64)
+    assert default.unpack_planes(none, 0).shape == (0,)
+    assert default.unpack_planes(torch.zeros((1, width, 0), dtype=torch.int64), 0).shape == (0,)
+    assert default.pack_planes(torch.zeros(0).int(), width, 64, 4).shape == (0, width, 4)
