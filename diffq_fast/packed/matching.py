@@ -66,7 +66,7 @@ class Match:
 def match_model(model: nn.Module, contents: PackedContents) -> Match:
     """The model beside the file. Raises PackedFileError where the file states an impossible rule."""
     rule, targets = read_rule(contents.path, contents.quantizer), model.state_dict()
-    if any(isinstance(module, InputQuantizer) for module in model.modules()):
+    if InputQuantizer in map(type, model.modules()):
         targets = without_inputs(model, targets)
     entries, keys = contents.entries(), memory_keys(targets)
     return Match(targets, keys, contents, entries, rule, attached_to(model, with_parts=True))

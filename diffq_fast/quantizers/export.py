@@ -110,7 +110,7 @@ class Exporter:
             TypeError: an entry of the state_dict is no tensor.
         """
         state = self._model.state_dict(keep_vars=True)
-        rounds_inputs = any(isinstance(module, InputQuantizer) for module in self._model.modules())
+        rounds_inputs = InputQuantizer in map(type, self._model.modules())
         if rounds_inputs:
             state = without_inputs(self._model, state)
         places = self.places(state)
