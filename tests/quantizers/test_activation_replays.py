@@ -201,6 +201,7 @@ def test_checkpoints_inside_of_a_compiled_model_break_its_graph_and_keep_the_num
     start = {name: value.clone() for name, value in model.state_dict().items()}
     expected = steps(model, model, activations, start)
     same_training(steps(model, torch.compile(model, backend="aot_eager"), activations, start), expected)
+    torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
         torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(4, 16))
 
