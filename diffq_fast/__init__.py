@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .packed.save_load import load, save
     from .post_training.calibration import calibrate, save_calibration
     from .post_training.pack import pack_checkpoint
+    from .quantizers.activations import ActivationQuantizer
     from .quantizers.diffq import DiffQuantizer
     from .quantizers.lsq import LSQ
     from .quantizers.rate import RateQuantizer
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LSQ",
+    "ActivationQuantizer",
     "BitsLog",
     "DiffQuantizer",
     "RateQuantizer",
@@ -64,6 +66,7 @@ _HOMES = {
     "DiffQuantizer": "quantizers.diffq",
     "UniformQuantizer": "quantizers.uniform",
     "LSQ": "quantizers.lsq",
+    "ActivationQuantizer": "quantizers.activations",
     "RateQuantizer": "quantizers.rate",
     "SizeTarget": "quantizers.size_target",
     "restore_quantized_state": "quantizers.restore",

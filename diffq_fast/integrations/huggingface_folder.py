@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..files.tensor_bytes import tied_names
+from ..packed.activations import renamed_inputs
 from ..packed.coding import CodedTensor
 from ..packed.contents import PackedContents, write_packed
 from ..packed.save_load import packed_contents
@@ -79,7 +80,8 @@ def renamed(contents: PackedContents, rename: Callable[[str], str | None]) -> Pa
     origin = {new: name for name, new in names.items() if new is not None} | stood_in
     half = {new: contents.half[origin[new]] for new in plain if origin[new] in contents.half}
     buffers = {new for new in plain if origin[new] in contents.buffers}
-    return replace(contents, packed=packed, plain=plain, ties=ties, half=half, buffers=buffers)
+    inputs = renamed_inputs(contents.activations, rename)
+    return replace(contents, packed=packed, plain=plain, ties=ties, half=half, buffers=buffers, activations=inputs)
 
 
 def of_files(model: PreTrainedModel, loaded: PackedContents, stored_names: Mapping[str, str]) -> Contents:
@@ -236,6 +238,7 @@ def _part(contents: PackedContents, names: Collection[str]) -> PackedContents:
         ties={alias: name for alias, name in contents.ties.items() if name in chosen},
         half={name: each for name, each in contents.half.items() if name in chosen},
         buffers=set(contents.buffers) & chosen,
+        activations=renamed_inputs(contents.activations, lambda name: name if name in chosen else None),
     )
 
 

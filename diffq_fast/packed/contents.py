@@ -18,7 +18,9 @@ from .. import functional
 from ..files.safetensors_reader import Progress, file_error, open_file, read_tensors
 from ..files.safetensors_writer import TensorSource, safetensors_bytes, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES, dtype_name, tensor_bytes, tensors_from_bytes
+from ..quantizers.stored_input import StoredInput
 from ..reference.level_code import CodeError
+from .activations import KEY, activation_fields
 from .coding import CodedTensor
 from .header import CODED_VERSION, VERSION, packed_metadata, seal
 from .layout import (
@@ -53,6 +55,7 @@ class PackedContents:
     ties: alias -> name in packed or plain. half: name in plain of a tensor stored in float16 -> its dtype in the model.
     buffers: which plain tensors are buffers (for the report).
     quantizer: {"class": name, "arguments": JSON values}.
+    activations: how inputs of layers are rounded, by the name of the layer.
     path: of the file that it was read from.
     """
 
@@ -63,6 +66,7 @@ class PackedContents:
     buffers: Collection[str] = frozenset()
     quantizer: Mapping[str, Any] = field(default_factory=lambda: {"class": "none", "arguments": {}})
     path: str = ""
+    activations: Mapping[str, StoredInput] = field(default_factory=dict)
 
     def entries(self) -> dict[str, Entry]:
         """Every entry of the state dict by name, tied names included."""
@@ -162,6 +166,7 @@ def read_packed(
         buffers=layout.buffers & chosen,
         quantizer=layout.quantizer,
         path=path,
+        activations=layout.activations,
     )
 
 
@@ -195,7 +200,8 @@ def _prepared(contents: PackedContents) -> tuple[list[TensorSource], dict[str, s
         raise ValueError(f"save: {problem or f'a tied name points to {lost[0]!r}, which is not saved'}; rename one")
     layout = layout_fields(layouts, ties, half, contents.buffers)
     version = CODED_VERSION if second else VERSION
-    return sources, packed_metadata(contents.quantizer, layout, len(sources), version)
+    further = {KEY: activation_fields(contents.activations)} if contents.activations else {}
+    return sources, packed_metadata(contents.quantizer, layout, len(sources), version, further)
 
 
 def _plain_sources(contents: PackedContents) -> tuple[list[TensorSource], dict[str, str]]:

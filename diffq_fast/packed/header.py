@@ -43,14 +43,23 @@ def compact_json(value: Any) -> str:
 
 
 def packed_metadata(
-    quantizer: Mapping[str, Any], layout: Mapping[str, Any], tensors: int, version: str = VERSION
+    quantizer: Mapping[str, Any],
+    layout: Mapping[str, Any],
+    tensors: int,
+    version: str = VERSION,
+    further: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """The metadata of a packed file, with zeros in place of the checksums of so many `tensors` and of the header."""
+    """The metadata of a packed file, with zeros in place of the checksums of so many `tensors` and of the header.
+
+    further: JSON values of more keys, which a reader may pass over; empty ones are left out.
+    """
+    texts = {key: compact_json(value) for key, value in (further or {}).items() if value}
     return {
         "format": FORMAT,
         "version": version,
         "quantizer": compact_json(quantizer),
         "layout": compact_json(layout),
+        **texts,
         "crc32": compact_json([NO_CHECKSUM] * tensors),
         "header_crc32": NO_CHECKSUM,
     }

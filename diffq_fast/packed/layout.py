@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..files.safetensors_reader import Header, file_error, read_tensor, valid_shape, whole
+from ..quantizers.stored_input import StoredInput
 from ..reference.sizes import (
     ELEMENTS_PER_WORD,
     MOST_GROUPS_PER_UNIT,
@@ -21,6 +22,7 @@ from ..reference.sizes import (
     short_range_bytes,
     word_count,
 )
+from .activations import KEY, read_activations
 from .header import PackedHeader, read_packed_header
 from .widths import WidthError, coding_problem, decode_widths, fixed_bytes, stream_levels
 
@@ -72,6 +74,7 @@ class PackedLayout:
     quantizer: dict[str, Any]
     checksums: dict[str, int]
     parts: tuple[str, ...]
+    activations: dict[str, StoredInput] = field(default_factory=dict)
 
 
 def layout_fields(
@@ -129,9 +132,9 @@ def read_layout(file: BinaryIO, path: str) -> PackedLayout:
         raise file_error(path, "layout", problem)
     _check_names(weights, plain, ties, half, buffers, header)
     widths = _read_widths(file, packed, weights)
-    return PackedLayout(
-        header, weights, widths, plain, ties, half, frozenset(buffers), packed.quantizer, packed.checksums, endings
-    )
+    activations = read_activations(header.metadata[KEY], path) if KEY in header.metadata else {}
+    described = packed.quantizer, packed.checksums, endings, activations
+    return PackedLayout(header, weights, widths, plain, ties, half, frozenset(buffers), *described)
 
 
 def _read_weight(name: str, fields: Any, packed: PackedHeader) -> WeightLayout:

@@ -15,6 +15,7 @@ from .. import functional
 from ..files.safetensors_reader import escaped, file_error
 from ..files.tensor_bytes import memory_key, memory_keys
 from ..quantizers.attachment import attached_to
+from ..quantizers.input_quantizer import InputQuantizer, without_inputs
 from ..quantizers.registry import Rule, scheme_named
 from ..reference.level_code import CodeError
 from ..reference.logit_rule import LogitRule
@@ -65,6 +66,8 @@ class Match:
 def match_model(model: nn.Module, contents: PackedContents) -> Match:
     """The model beside the file. Raises PackedFileError where the file states an impossible rule."""
     rule, targets = read_rule(contents.path, contents.quantizer), model.state_dict()
+    if InputQuantizer in map(type, model.modules()):
+        targets = without_inputs(model, targets)
     entries, keys = contents.entries(), memory_keys(targets)
     return Match(targets, keys, contents, entries, rule, attached_to(model, with_parts=True))
 

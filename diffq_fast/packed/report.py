@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..files.safetensors_reader import ITEM_BYTES, open_file, printable
@@ -51,6 +51,7 @@ class WeightReport:
 class PackedReport:
     """Result of :func:`inspect`.
 
+    activations: bits, range and step of the inputs that are rounded, by the name of the layer.
     file_bytes: the sum of bytes_by_purpose. float_bytes: the same tensors unpacked, in their own dtypes.
     """
 
@@ -61,6 +62,7 @@ class PackedReport:
     weights: tuple[WeightReport, ...]
     bytes_by_purpose: dict[str, int]
     ties: dict[str, str]
+    activations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def bits_per_weight(self) -> float:
@@ -102,6 +104,9 @@ class PackedReport:
         lines += [f"{'in all':<17}{self.file_bytes:>14,} bytes{ratio}", ""]
         lines += [f"{self.bits_per_weight:.2f} bits per weight; by width: {_histogram_text(self.histogram)}"]
         lines += [f"tied: {printable(alias)} = {printable(name)}" for alias, name in self.ties.items()]
+        for name, each in self.activations.items():
+            scale = f"{each['bits']} bits, range {each['range']:.6g}, step {each['step']:.6g}"
+            lines.append(f"input of {printable(name) or 'the model'}: {scale}")
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -133,7 +138,10 @@ def report_of(layout: PackedLayout) -> PackedReport:
         entry = layout.header.tensors[name]
         float_bytes += math.prod(entry.shape) * ITEM_BYTES[layout.half.get(name, entry.dtype)]
     path, size = layout.header.path, layout.header.file_bytes
-    return PackedReport(path, size, float_bytes, layout.quantizer, weights, sizes, layout.ties)
+    inputs = {
+        name: {"bits": each.bits, "range": each.range, "step": each.step} for name, each in layout.activations.items()
+    }
+    return PackedReport(path, size, float_bytes, layout.quantizer, weights, sizes, layout.ties, inputs)
 
 
 def _weight_report(layout: PackedLayout, name: str) -> WeightReport:

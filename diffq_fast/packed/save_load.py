@@ -11,16 +11,20 @@ from torch import Tensor, nn
 from .. import functional
 from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
+from ..quantizers.activations import ActivationQuantizer
 from ..quantizers.shards import on_first
 from ..runtime.fill import check_activations, packed_weights, put_packed
 from ..runtime.weight import PackedWeight
 from .coding import CODINGS, CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
 from .fill import fill
+from .input_match import stored_for
 from .layout import STEPS, learned_suffix
 from .matching import Match, learned_values, match_model
 from .report import inspect
 from .tensor import PackedTensor, pack_exported
+
+STORED = "stored"  # inputs are rounded as the file says
 
 __all__ = ["inspect", "load", "read_packed", "save", "write_packed"]
 
@@ -81,6 +85,7 @@ def packed_contents(quantizer: Any, *, logits: bool = False, coding: str = "fixe
         half={name: plain[name].dtype for name in half},
         buffers=exported.buffers & plain.keys(),
         quantizer=info,
+        activations=exported.inputs,
     )
 
 
@@ -115,8 +120,10 @@ def load(
             shape is refused in any case.
         packed: keep quantised weights packed in memory, in layers that take their place (docs/runtime.md). For a model
             that is not trained, without a quantizer.
-        activations: "float"; or, with ``packed``, "int8": linear layers round what they are given to eight bits, 64
-            columns with one scale, which is faster.
+        activations: "float": layers see their inputs as they are, but where an ActivationQuantizer is on the model,
+            which takes over the file's ranges and bits. "stored": one is attached that rounds as the file says
+            (docs/activations.md). With ``packed`` also "int8": linear layers round what they are given to eight bits,
+            64 columns with one scale, which is faster.
 
     Returns:
         the model; without one, the state dict (float tensors under every name, tied names share one tensor).
@@ -130,7 +137,9 @@ def load(
         raise TypeError(f"load: expected a torch.nn.Module, got {type(model).__name__}; a quantizer has it as .model")
     if packed and model is None:
         raise TypeError("load: packed=True keeps weights packed in the layers of a model; give one")
-    check_activations("load", activations, packed)
+    check_activations("load", activations, packed, (STORED,))
+    if activations == STORED and model is None:
+        raise TypeError("load: activations='stored' rounds the inputs of a model's layers; give one")
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()
@@ -141,15 +150,23 @@ def load(
         raise ValueError(f"load: packed=True is for a model without a quantizer, found a {who}; detach() it first")
     targets, entries = match.targets, match.entries
     values = learned_values(match, strict)
+    asked = activations == STORED
+    inputs = []
+    if asked or contents.activations:
+        inputs = stored_for(model, contents.activations, contents.path, asked=asked, strict=strict)
     weights = {name: entries[name].stored_name for name in targets if name in entries}
     weights = {name: stored for name, stored in weights.items() if stored in contents.packed}
-    kept = packed_weights(model, contents, match.keys, weights, activations) if packed else {}
+    kept = packed_weights(model, contents, match.keys, weights, "float" if asked else activations) if packed else {}
     filled = [name for name in targets if name in entries and name not in values and name not in kept]
     devices = {name: targets[name].device for name in filled}
     fill(model, values | contents.tensors(devices), targets, weights.keys() - kept.keys(), f"load: {contents.path}")
     if kept:
         put_packed(model, kept)
         functional.empty_cache()  # of what decoding took: who loads packed weights wants the memory
+    for quantizer, stored in inputs:
+        quantizer.take(stored)
+    if asked:
+        ActivationQuantizer.stored(model, contents.activations)
     return model
 
 

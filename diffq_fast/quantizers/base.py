@@ -20,6 +20,7 @@ from .arguments import described, with_defaults, without_keyword_only
 from .attachment import Attachment, Draw
 from .eval_weights import EvalWeights
 from .export import ExportedModel, ExportedWeight, Exporter, warn_of_unstorable
+from .input_quantizer import without_logits
 from .learned_parameters import LearnedParameters
 from .lower_precision import LowerPrecision
 from .presence import Presence
@@ -212,7 +213,7 @@ class BaseQuantizer:
         learned = {"weight_decay": 0.0} if bits_lr is None else {"weight_decay": 0.0, "lr": bits_lr}
         model = self.model if model is None else model
         if self._learned is None:
-            groups = [{"params": list(model.parameters()), **weights}]
+            groups = [{"params": without_logits(model), **weights}]
         else:
             groups = self._learned.groups(model, weights, learned)
             self.training_may_begin()

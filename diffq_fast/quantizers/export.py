@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from .. import functional
 from ..files.tensor_bytes import memory_keys
 from ..reference.quantize import PACKABLE
+from .input_quantizer import InputQuantizer, export_inputs, without_inputs
 from .selection import QuantizedParameter, Selection, Slot, learned_of, params_of
 from .shards import whole
+from .stored_input import StoredInput
 
 
 class ExportedWeight(NamedTuple):
@@ -46,6 +48,7 @@ class ExportedModel(NamedTuple):
         buffers: names among ``plain`` that are buffers.
         quantizer: class and arguments, as the file's header holds them.
         suffix: of the names of what is learned; None: nothing is.
+        inputs: how the inputs of layers are rounded, by the layer's name.
     """
 
     weights: Iterator[ExportedWeight]
@@ -54,6 +57,7 @@ class ExportedModel(NamedTuple):
     buffers: set[str]
     quantizer: dict[str, Any]
     suffix: str | None
+    inputs: dict[str, StoredInput] = {}  # noqa: RUF012  (replaced, never written to)
 
 
 class Place(NamedTuple):
@@ -106,13 +110,17 @@ class Exporter:
             TypeError: an entry of the state_dict is no tensor.
         """
         state = self._model.state_dict(keep_vars=True)
+        rounds_inputs = InputQuantizer in map(type, self._model.modules())
+        if rounds_inputs:
+            state = without_inputs(self._model, state)
         places = self.places(state)
         weights = self.weights(exported, places)
         plain = self._plain(state, places, suffix, learned)
         buffers = {name for name, _ in self._model.named_buffers() if name in plain}
         half = self._half(places) & plain.keys()
         described = {"class": self._who, "arguments": json_value(arguments)}
-        return ExportedModel(weights, plain, half, buffers, described, suffix)
+        inputs = export_inputs(self._model, learned) if rounds_inputs else {}
+        return ExportedModel(weights, plain, half, buffers, described, suffix, inputs)
 
     def weights(self, exported: Exported, places: Sequence[Place] | None = None) -> Iterator[ExportedWeight]:
         """The quantised weights, each once, under the names that they have in the state_dict."""

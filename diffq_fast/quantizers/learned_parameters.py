@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .input_quantizer import without_logits
 from .schedulers import refuse_schedulers_without
 from .selection import QuantizedParameter
 from .shards import is_managed, placed_like, whole
@@ -95,7 +96,7 @@ class LearnedParameters:
                 "clear_optimizer(optimizer) first"
             )
         own = {id(param) for param in self.parameters()}
-        every = list(model.parameters())
+        every = without_logits(model)
         if not own <= {id(param) for param in every}:
             raise ValueError(
                 f"{who}: model must hold the quantised weights and what is learned for them, got a "

@@ -126,12 +126,26 @@ class Forwards:
         self._threads.add(forward.thread)
         self._kept.append(forward)
 
-    def remember_replay(self, forward: Forward, start: int) -> None:
-        """Keep a part that has been computed again, from number ``start`` on, until the running backward ends."""
+    def remember_replay(self, forward: Forward, start: int, stop: int | None = None) -> None:
+        """Keep a part that has been computed again, from number ``start`` on, until the running backward ends.
+
+        ``stop``: the number behind its last one; None: what comes next."""
         task = torch._C._current_graph_task_id()
         if all(replay.task != task for replay in self._replays):
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._forget_replays, task))
-        self._replays.append(Replay(forward, start, next_sequence_number(), threading.get_ident(), task))
+        stop = next_sequence_number() if stop is None else stop
+        self._replays.append(Replay(forward, start, stop, threading.get_ident(), task))
+
+    def replay_begins(self, forward: Forward) -> None:
+        """Inside a backward: a part of ``forward`` is computed again, all nodes that this thread makes from now on.
+
+        Without gradients it is the first run of a reentrant checkpoint within the recomputation, whose node is the one
+        made last.
+        """
+        here = forward, threading.get_ident(), torch._C._current_graph_task_id()
+        if not any((each.forward, each.thread, each.task) == here for each in self._replays[-1:]):
+            start = next_sequence_number() - (not torch.is_grad_enabled())
+            self.remember_replay(forward, start, sys.maxsize)
 
     def _forget_replays(self, task: int) -> None:
         self._replays = [replay for replay in self._replays if replay.task != task]
@@ -208,13 +222,40 @@ class Forwards:
                 stacklevel=6,
             )
             return fresh
-        served = (torch._C._current_graph_task_id(), torch._C._current_autograd_node()._sequence_nr())
-        if served == self._served:
+        if self._serves_again():
             raise RuntimeError(
                 "a checkpoint with preserve_rng_state=False holds more than one call of the whole model, and which "
                 "noise belongs to which call cannot be told; use preserve_rng_state=True"
             )
-        self._served = served
+        return found
+
+    def _serves_again(self) -> bool:
+        """Whether the node that is evaluated has told a forward before."""
+        served = (torch._C._current_graph_task_id(), torch._C._current_autograd_node()._sequence_nr())
+        before, self._served = self._served, served
+        return served == before
+
+    def alike(self, fresh: Forward) -> Forward:
+        """Inside a backward: the forward itself that a call of the whole model computes again, and what it saw.
+
+        As :meth:`of_root_call`, but where ``fresh`` has drawn what a forward drew, that one is given: it also knows
+        what has changed since. Where several began with the same generators, the node that is evaluated tells which.
+
+        Raises:
+            RuntimeError: the region holds several calls, all from the same generators.
+        """
+        candidates = [forward for forward in self._kept if forward.generators == fresh.generators]
+        if not candidates or fresh.generators is None:
+            return self.of_root_call(fresh)
+        found = self.current() if len(candidates) > 1 else None
+        if found is None or found not in candidates:
+            return candidates[-1]
+        if self._serves_again():
+            raise RuntimeError(
+                "a checkpoint holds more than one call of the whole model, and which ranges of activations belong to "
+                "which call cannot be told, since nothing random was drawn between them; give each call a checkpoint "
+                "of its own"
+            )
         return found
 
     def __getstate__(self) -> dict:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from .input_quantizer import InputQuantizer
 from .shards import is_managed, is_sharded, replaced
 
 BYTES_PER_MB = 2**20
@@ -202,6 +203,8 @@ def select(
 
 def _walk(model: nn.Module) -> Iterator[tuple[Slot, str]]:
     for module_name, module in model.named_modules():
+        if isinstance(module, InputQuantizer):
+            continue  # its bits are no weights
         flat_names = getattr(module, "_flat_weights_names", ()) if isinstance(module, nn.RNNBase) else ()
         for name, param in module._parameters.items():
             if param is None:

@@ -17,7 +17,7 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "diffq_fast"
 
-WEIGHTS_OF_A_FILE = ("coding", "contents", "header", "layout", "ranges", "tensor", "widths")
+WEIGHTS_OF_A_FILE = ("activations", "coding", "contents", "header", "layout", "ranges", "tensor", "widths")
 # From the bottom to the top; a module belongs to the first layer with a pattern that fits.
 LAYERS = [
     ("version and names", ["_version", "compat", "compat.names"]),  # what every import of the package passes

@@ -439,5 +439,5 @@ def test_int8_activations_are_for_packed_layers(tmp_path):
     path = saved(tmp_path / "file")
     with pytest.raises(ValueError, match="load: activations='int8' is for layers that keep their weights packed"):
         diffq_fast.load(path, Network(), activations="int8")
-    with pytest.raises(ValueError, match="load: activations must be one of 'float', 'int8', got 'int4'"):
+    with pytest.raises(ValueError, match="load: activations must be one of 'float', 'int8', 'stored', got 'int4'"):
         diffq_fast.load(path, Network(), packed=True, activations="int4")

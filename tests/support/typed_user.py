@@ -56,4 +56,6 @@ def others(model: nn.Module, weight: Tensor) -> None:
     options = functional.NoiseOptions(group_size=4)
     assert_type(functional.add_noise([weight], [weight], key, options).noisy, list[Tensor])
     assert_type(diffq_fast.RateQuantizer(model, init_step=0.5).model_size(), Tensor)
+    activations = diffq_fast.ActivationQuantizer(model, bits=6, learn_bits=True)
+    assert_type(activations.mean_bits(), Tensor)
     diffq_fast.no_such_name()  # type: ignore[attr-defined]
