@@ -23,9 +23,10 @@ from ..files.tensor_bytes import memory_keys
 from ..packed.coding import CodedTensor
 from ..packed.contents import PackedContents, read_packed
 from ..packed.layout import CODED_PARTS
+from ..packed.save_load import check_activations
 from ..packed.tensor import PackedTensor
 from ..quantizers.base import BaseQuantizer
-from ..runtime.fill import check_activations, packed_weights, put_packed
+from ..runtime.fill import packed_weights, put_packed
 from ..runtime.layers import PACKED_CLASSES, PackedParameters
 from .huggingface_folder import Contents, hook_saving, of_files, of_quantizer, unhook_saving
 

@@ -13,7 +13,8 @@ from ..files.safetensors_reader import Progress
 from ..files.tensor_bytes import tied_names
 from ..quantizers.activations import ActivationQuantizer
 from ..quantizers.shards import on_first
-from ..runtime.fill import check_activations, packed_weights, put_packed
+from ..reference.packed_rows import ACTIVATIONS
+from ..runtime.fill import packed_weights, put_packed
 from ..runtime.weight import PackedWeight
 from .coding import CODINGS, CodedTensor, code_exported
 from .contents import PackedContents, read_packed, write_packed
@@ -168,6 +169,20 @@ def load(
     if asked:
         ActivationQuantizer.stored(model, contents.activations)
     return model
+
+
+def check_activations(who: str, activations: str, packed: bool, further: tuple[str, ...] = ()) -> None:
+    """ValueError for activations that are none, or that weights which are not kept packed do not round.
+
+    ``further``: others that are known, and need no packed weights.
+    """
+    known = (*ACTIVATIONS, *further)
+    if activations not in known:
+        raise ValueError(f"{who}: activations must be one of {', '.join(map(repr, known))}, got {activations!r}")
+    if activations not in ("float", *further) and not packed:
+        raise ValueError(
+            f"{who}: activations={activations!r} is for layers that keep their weights packed: packed=True"
+        )
 
 
 def _refuse_packed_layers(model: nn.Module, match: Match) -> None:

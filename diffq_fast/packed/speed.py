@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ..files.safetensors_reader import Progress, open_file, read_header, read_tensors
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, tensor_bytes, tensors_from_bytes
-from ..runtime.fill import check_activations
 from ..runtime.weight import PackedWeight
 from .coding import CodedTensor
 from .contents import PackedContents, read_packed
+from .save_load import check_activations
 
 BATCHES = (1, 8, 32)
 

@@ -52,12 +52,11 @@ class ActivationQuantizer:
     Args:
         model: any module; none of its layers is replaced.
         bits: 2 … 15, a whole number; where bits are learned, those at the start.
-        learn_bits: learn the bits of each input, between ``min_bits`` and ``max_bits``; give the parameters to an
-            optimizer (:meth:`setup_optimizer`), and add a penalty on :meth:`mean_bits` to the loss.
+        learn_bits: learn the bits of each input, between two limits from 2 to 15, ``(2, 15)`` for True; give the
+            parameters to an optimizer (:meth:`setup_optimizer`), and add a penalty on :meth:`mean_bits` to the loss.
         noise: "uniform", or None: rounding in training too.
         include: fnmatch patterns of names of layers; all linear and convolution layers when left out.
         exclude: those among them to leave alone.
-        min_bits, max_bits: of learned bits, from 2 to 15.
         momentum: of the running ranges, from 0 (the last forward's) to below 1.
 
     Attributes:
@@ -76,15 +75,13 @@ class ActivationQuantizer:
         model: nn.Module,
         bits: int = 8,
         *,
-        learn_bits: bool = False,
+        learn_bits: bool | tuple[float, float] = False,
         noise: str | None = "uniform",
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
-        min_bits: float = 2,
-        max_bits: float = 15,
         momentum: float = 0.99,
     ) -> None:
-        limits = _limits(min_bits, max_bits, bits) if learn_bits else None
+        limits = _limits(learn_bits, bits)
         _check_arguments(bits, noise, momentum)
         layers = _chosen(model, include, exclude)
         self._attach(model, layers, dict.fromkeys(layers, int(bits)), limits, (noise, momentum))
@@ -237,17 +234,24 @@ def _check_arguments(bits: Any, noise: Any, momentum: Any) -> None:
         raise ValueError(f"{who}: momentum must be from 0 to below 1, got {momentum}")
 
 
-def _limits(min_bits: Any, max_bits: Any, bits: Any) -> tuple[float, float]:
+def _limits(learn_bits: Any, bits: Any) -> tuple[float, float] | None:
+    """Of learned bits, None: they are fixed."""
     who = "ActivationQuantizer"
-    low, high = check_number(who, "min_bits", min_bits), check_number(who, "max_bits", max_bits)
+    if learn_bits is False:
+        return None
+    given = (LEAST_BITS, MOST_BITS) if learn_bits is True else learn_bits
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise TypeError(
+            f"{who}: learn_bits must be True, False or a pair of limits such as (2, 15), got {learn_bits!r}"
+        )
+    low, high = (check_number(who, "learn_bits", each) for each in given)
     if not LEAST_BITS <= low < high <= MOST_BITS:
         raise ValueError(
-            f"{who}: expected {LEAST_BITS} <= min_bits < max_bits <= {MOST_BITS}, got {min_bits} and {max_bits}"
+            f"{who}: learn_bits: expected limits {LEAST_BITS} <= low < high <= {MOST_BITS}, got {low:g} and {high:g}"
         )
     if not low < check_number(who, "bits", bits) < high:
         raise ValueError(
-            f"{who}: learned bits start between min_bits and max_bits, which are {min_bits} and {max_bits}; got "
-            f"bits={bits}"
+            f"{who}: learned bits start between their limits, which are {low:g} and {high:g}; got bits={bits}"
         )
     return low, high
 

@@ -8,23 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..packed.contents import PackedContents
-from ..reference.packed_rows import ACTIVATIONS
 from .layers import pack_parameter, packable_parameters
 from .weight import PackedWeight
-
-
-def check_activations(who: str, activations: str, packed: bool, further: tuple[str, ...] = ()) -> None:
-    """ValueError for activations that are none, or that weights which are not kept packed do not round.
-
-    ``further``: others that are known, and need no packed weights.
-    """
-    known = (*ACTIVATIONS, *further)
-    if activations not in known:
-        raise ValueError(f"{who}: activations must be one of {', '.join(map(repr, known))}, got {activations!r}")
-    if activations not in ("float", *further) and not packed:
-        raise ValueError(
-            f"{who}: activations={activations!r} is for layers that keep their weights packed: packed=True"
-        )
 
 
 def packed_weights(

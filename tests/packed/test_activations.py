@@ -177,7 +177,7 @@ def test_a_file_without_activations_leaves_the_model_to_its_own(path):
     [
         (lambda model: ActivationQuantizer(model, bits=7), {}, "the input of 0 has 4 bits, here are 7; the input of 3"),
         (
-            lambda model: ActivationQuantizer(model, bits=7, learn_bits=True, min_bits=6),
+            lambda model: ActivationQuantizer(model, bits=7, learn_bits=(6, 15)),
             {},
             "the input of 0 has 4 bits, which are not learned between 6 and 15",
         ),

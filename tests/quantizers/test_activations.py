@@ -70,7 +70,7 @@ def test_a_training_forward_adds_noise_of_one_step_within_the_range():
 def test_gradients_are_those_of_the_formula(bits):
     """Of the input, zero outside of the range, and of the logit, through the step alone."""
     layer = nn.Linear(40, 3)
-    activations = ActivationQuantizer(layer, bits=4, learn_bits=True, min_bits=2, max_bits=9)
+    activations = ActivationQuantizer(layer, bits=4, learn_bits=(2, 9))
     observed([1.0], activations)
     quantizer = activations.inputs[""]
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_bits_fall_under_a_penalty_and_rise_without():
 
 def test_bits_are_learned_numbers_and_whole_ones_in_an_export():
     model = sequential()
-    activations = ActivationQuantizer(model, bits=6, learn_bits=True, min_bits=3, max_bits=10)
+    activations = ActivationQuantizer(model, bits=6, learn_bits=(3, 10))
     torch.testing.assert_close(activations.bits(), torch.full((2,), 6.0))
     with torch.no_grad():
         activations.inputs["0"].logit.fill_(0.1)
@@ -505,9 +505,12 @@ def test_inputs_given_by_name_are_rounded():
         ({"noise": "gaussian"}, ValueError, r"noise must be 'uniform' or None .*, got 'gaussian'"),
         ({"momentum": 1}, ValueError, "momentum must be from 0 to below 1, got 1"),
         ({"momentum": -0.1}, ValueError, "momentum must be from 0 to below 1, got -0.1"),
-        ({"learn_bits": True, "min_bits": 1}, ValueError, "expected 2 <= min_bits < max_bits <= 15, got 1 and 15"),
-        ({"learn_bits": True, "max_bits": 16}, ValueError, "expected 2 <= min_bits < max_bits <= 15, got 2 and 16"),
-        ({"learn_bits": True, "max_bits": 8}, ValueError, "learned bits start between .* 2 and 8; got bits=8"),
+        ({"learn_bits": (1, 15)}, ValueError, "learn_bits: expected limits 2 <= low < high <= 15, got 1 and 15"),
+        ({"learn_bits": (2, 16)}, ValueError, "learn_bits: expected limits 2 <= low < high <= 15, got 2 and 16"),
+        ({"learn_bits": (2, 4, 9)}, TypeError, "learn_bits must be True, False or a pair of limits"),
+        ({"learn_bits": 9}, TypeError, "learn_bits must be True, False or a pair of limits"),
+        ({"learn_bits": (2, "9")}, TypeError, "learn_bits"),
+        ({"learn_bits": (2, 8)}, ValueError, "learned bits start between .* 2 and 8; got bits=8"),
         ({"include": "5"}, ValueError, "include='5' means no linear or convolution layer"),
         ({"exclude": ["0", "x*"]}, ValueError, r"exclude='x\*' means no linear or convolution layer"),
         ({"exclude": "*"}, ValueError, "no linear or convolution layer that is not excluded"),
