@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..files.safetensors_reader import Progress, open_file, printable, read_header
 from ..files.tensor_bytes import DTYPE_NAMES, DTYPES
+from ..quantizers.stored_input import StoredInput
 from .checkpoint import Checkpoint, open_checkpoint
 from .contents import PackedContents, read_packed
 from .header import FORMAT
@@ -80,10 +81,14 @@ def _error_of_part(first: Tensor, second: Tensor) -> Error:
 
 
 class Weights(Protocol):
-    """A file of weights that is open to be compared. entries: name -> shape and dtype, tied names too."""
+    """A file of weights that is open to be compared. entries: name -> shape and dtype, tied names too.
+
+    inputs: how inputs of layers are rounded, by the layer's name.
+    """
 
     file_bytes: int
     entries: Entries
+    inputs: Mapping[str, StoredInput]
 
     def tensor(self, name: str) -> Tensor: ...
 
@@ -97,7 +102,7 @@ class PackedWeights:
     def __init__(self, path: str) -> None:
         self._contents: PackedContents = read_packed(path)
         report = inspect(path)
-        self.file_bytes = report.file_bytes
+        self.file_bytes, self.inputs = report.file_bytes, self._contents.activations
         self._bytes = {weight.name: weight.bytes for weight in report.weights}
         entries = self._contents.entries()
         self.entries: Entries = {name: (each.shape, each.dtype) for name, each in entries.items()}
@@ -119,6 +124,7 @@ class PlainWeights:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint, self.file_bytes = checkpoint, checkpoint.header.file_bytes
+        self.inputs: Mapping[str, StoredInput] = {}
         tensors = checkpoint.header.tensors
         self.entries: Entries = {name: (each.shape, DTYPES[each.dtype]) for name, each in tensors.items()}
 
@@ -179,6 +185,7 @@ class Comparison:
 
     tensors: names in either file. differences: of those that are not the same; no others are listed.
     relative: as in TensorDifference, over all floating tensors of the same shape. file_bytes: of both files.
+    activations: how the inputs of layers are rounded in both, None: not at all; of those that are not the same.
     """
 
     paths: tuple[str, str]
@@ -186,11 +193,13 @@ class Comparison:
     tensors: int
     differences: tuple[TensorDifference, ...]
     relative: float
+    activations: Mapping[str, tuple[StoredInput | None, StoredInput | None]]
 
     @property
     def equal(self) -> bool:
-        """Whether both hold the same tensors, in name, shape, dtype and every value; how they keep them may differ."""
-        return not self.differences
+        """Whether both hold the same tensors, in name, shape, dtype and every value, and round the same inputs in the
+        same way; how they keep tensors may differ."""
+        return not self.differences and not self.activations
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only; what is infinite is None."""
@@ -199,7 +208,8 @@ class Comparison:
             values = asdict(each) | {"bits": each.bits}
             differences.append(values | {name: _finite(values[name]) for name in ("largest", "relative")})
         own = {"relative": _finite(self.relative), "equal": self.equal}
-        return asdict(self) | own | {"differences": differences}
+        inputs = {name: [each and each._asdict() for each in pair] for name, pair in self.activations.items()}
+        return asdict(self) | own | {"differences": differences, "activations": inputs}
 
 
 def compare(
@@ -225,7 +235,9 @@ def compare(
             if progress is not None:
                 progress(name, done, len(names))
         paths, sizes = (os.fspath(first), os.fspath(second)), (one.file_bytes, two.file_bytes)
-    return Comparison(paths, sizes, len(names), tuple(differences), overall.relative)
+        inputs = {name: (one.inputs.get(name), two.inputs.get(name)) for name in {**one.inputs, **two.inputs}}
+    inputs = {name: pair for name, pair in inputs.items() if pair[0] != pair[1]}
+    return Comparison(paths, sizes, len(names), tuple(differences), overall.relative, inputs)
 
 
 def _compare_tensor(name: str, one: Weights, two: Weights) -> tuple[TensorDifference | None, Error]:
@@ -266,6 +278,9 @@ def comparison_table(comparison: Comparison) -> str:
         "  ".join(cell.ljust(space) for cell, space in zip(row, spaces, strict=True)).rstrip()
         for row in (rows if comparison.differences else [])
     ]
+    for name, inputs in comparison.activations.items():
+        shown = ("as it is" if one is None else f"{one.bits} bits, range {one.range:.6g}" for one in inputs)
+        lines.append(f"input of {printable(name) or 'the model'}: {' -> '.join(shown)}")
     lines += [""] if lines else []
     differ, both = len(comparison.differences), " and ".join(f"{size:,}" for size in comparison.file_bytes)
     found = f"all {comparison.tensors} tensors are equal"

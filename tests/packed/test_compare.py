@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,8 +11,9 @@ from safetensors.torch import save_file
 
 from diffq_fast.packed.coding import code_packed
 from diffq_fast.packed.compare import compare, comparison_table, error_of
-from diffq_fast.packed.contents import read_packed
+from diffq_fast.packed.contents import PackedContents, read_packed, write_packed
 from diffq_fast.packed.tensor import pack_weight
+from diffq_fast.quantizers.stored_input import StoredInput
 from support.packed_examples import DATA, Example, example_weight
 
 KINDS = DATA / "packed_v1_kinds.safetensors"
@@ -109,3 +111,22 @@ def test_bytes_of_what_is_kept_in_half_precision(tmp_path):
     Example({}, {"half": torch.ones(5)}, {}, {"half"}).write(tmp_path / "one")
     Example({}, {"half": torch.zeros(5)}).write(tmp_path / "two")
     assert compare(tmp_path / "one", tmp_path / "two").differences[0].bytes == (10, 20)
+
+
+def test_inputs_that_are_rounded_in_another_way_differ(tmp_path):
+    weight = example_weight((40, 30), [3, 5], 8)
+    as_they_are, eight = {}, {"up": StoredInput(8, 1.5), "down": StoredInput(6, 0.25, logit=0.5)}
+    for name, inputs in {"none": as_they_are, "eight": eight, "other": eight | {"up": StoredInput(7, 1.5)}}.items():
+        write_packed(tmp_path / name, PackedContents({"w": weight}, {}, activations=inputs))
+    assert compare(tmp_path / "eight", tmp_path / "eight").equal
+    comparison = compare(tmp_path / "eight", tmp_path / "other")
+    assert not comparison.equal
+    assert not comparison.differences
+    assert comparison.activations == {"up": (StoredInput(8, 1.5), StoredInput(7, 1.5))}
+    assert comparison_table(comparison).splitlines()[0] == "input of up: 8 bits, range 1.5 -> 7 bits, range 1.5"
+    comparison = compare(tmp_path / "none", tmp_path / "eight")
+    assert "input of down: as it is -> 6 bits, range 0.25" in comparison_table(comparison)
+    assert json.loads(json.dumps(comparison.to_dict()))["activations"]["up"] == [
+        None,
+        {"bits": 8, "range": 1.5, "logit": None},
+    ]
