@@ -18,19 +18,10 @@ from .activation_forwards import ActivationForwards
 from .arguments import check_number, remembers_arguments
 from .compiled import forget_graphs
 from .input_quantizer import NAME, InputQuantizer, quantize_input
+from .lower_precision import LAYERS
 from .schedulers import refuse_schedulers_without
 from .shards import is_sharded
 from .stored_input import LEAST_BITS, MOST_BITS, StoredInput
-
-LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 
 
 class ActivationQuantizer:

@@ -23,7 +23,7 @@ from .selection import QuantizedParameter, Slot
 
 # Exact types: a subclass may do anything with its weight. Not here, as autocast leaves their weights in float32 or
 # casts them in ways of its own: normalisation, embeddings, Bilinear, PReLU, recurrent layers.
-_LAYERS = (
+LAYERS = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
@@ -153,6 +153,6 @@ def _readers(model: nn.Module, entries: Iterable[QuantizedParameter]) -> dict[Qu
             found[entry] = module
         elif module in attentions and entry.name in _LAYER_NAMES:
             found[entry] = attentions[module]  # which reads these without calling the layer
-        elif type(module) in _LAYERS and entry.name in _LAYER_NAMES:
+        elif type(module) in LAYERS and entry.name in _LAYER_NAMES:
             found[entry] = module
     return found
