@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -259,3 +262,27 @@ def test_a_weight_without_rows_has_none_to_give(unpack, group_size):
     assert ops.packed_linear(torch.ones(2, 8), *rows, form).shape == (2, 0)
     with pytest.raises((ValueError, IndexError)):
         unpack(torch.tensor([0]), *rows, form)
+
+
+OUT_OF_MEMORY = """
+import resource, torch, diffq_fast.functional as F
+columns = 1 << 22
+widths = torch.full((2, 1), 4, dtype=torch.uint8)
+data, starts, halves = F.pack_rows(torch.zeros((2, columns), dtype=torch.int32), widths, columns)
+form = F.RowForm(columns, columns, 0, False, 0)
+rows = F.PackedRows(data, starts, halves, torch.ones(1), torch.zeros(1), form)
+vectors = torch.ones(9, columns)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)  # enough for the vectors, not for levels of 16 rows
+try:
+    F.packed_linear(vectors, rows, activations="int8")
+except MemoryError:
+    print("told")
+"""
+
+
+@needs_core
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_lack_of_memory_is_told():
+    made = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert (made.returncode, made.stdout) == (0, "told\n"), made.stderr

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "core/infer/row_reader.h"
@@ -145,8 +146,8 @@ bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count
     const RoundedVectors rounded(vectors, count, rows.columns, piece, threads);
     const int64_t panels = (rows.rows + kPanelRows - 1) / kPanelRows;
     const int64_t parts = (count + kVectorsPerTask - 1) / kVectorsPerTask;
-    std::atomic<bool> inside{true};
-    parallel_for(panels * parts, threads, [&](int64_t task) {
+    std::atomic<bool> inside{true}, memory{true};
+    const auto multiply = [&](int64_t task) {
         const int64_t row = task % panels * kPanelRows, begin = task / panels * kVectorsPerTask;
         const int64_t end = std::min(begin + kVectorsPerTask, count);
         const int64_t width = std::min(kPanelRows, rows.rows - row);
@@ -164,7 +165,15 @@ bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count
                 std::copy(from, from + width, results + (v + i) * rows.rows + row);
             }
         }
+    };
+    parallel_for(panels * parts, threads, [&](int64_t task) {
+        try {  // tasks must not throw
+            multiply(task);
+        } catch (const std::bad_alloc&) {
+            memory = false;
+        }
     });
+    if (!memory) throw std::bad_alloc();
     return inside;
 }
 
