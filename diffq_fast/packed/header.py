@@ -51,9 +51,9 @@ def packed_metadata(
 ) -> dict[str, str]:
     """The metadata of a packed file, with zeros in place of the checksums of so many `tensors` and of the header.
 
-    further: JSON values of more keys, which a reader may pass over; empty ones are left out.
+    further: JSON values of more keys, which a reader may pass over.
     """
-    texts = {key: compact_json(value) for key, value in (further or {}).items() if value}
+    texts = {key: compact_json(value) for key, value in (further or {}).items()}
     return {
         "format": FORMAT,
         "version": version,

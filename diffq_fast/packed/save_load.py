@@ -134,13 +134,7 @@ def load(
         ValueError: the file does not fit the model, naming every entry, or its quantizer would not give the file's
             weights again. The model is then unchanged.
     """
-    if model is not None and not isinstance(model, nn.Module):
-        raise TypeError(f"load: expected a torch.nn.Module, got {type(model).__name__}; a quantizer has it as .model")
-    if packed and model is None:
-        raise TypeError("load: packed=True keeps weights packed in the layers of a model; give one")
-    check_activations("load", activations, packed, (STORED,))
-    if activations == STORED and model is None:
-        raise TypeError("load: activations='stored' rounds the inputs of a model's layers; give one")
+    _check_arguments(model, packed, activations)
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()
@@ -169,6 +163,16 @@ def load(
     if asked:
         ActivationQuantizer.stored(model, contents.activations)
     return model
+
+
+def _check_arguments(model: Any, packed: bool, activations: str) -> None:
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"load: expected a torch.nn.Module, got {type(model).__name__}; a quantizer has it as .model")
+    if packed and model is None:
+        raise TypeError("load: packed=True keeps weights packed in the layers of a model; give one")
+    check_activations("load", activations, packed, (STORED,))
+    if activations == STORED and model is None:
+        raise TypeError("load: activations='stored' rounds the inputs of a model's layers; give one")
 
 
 def check_activations(who: str, activations: str, packed: bool, further: tuple[str, ...] = ()) -> None:

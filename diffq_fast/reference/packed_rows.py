@@ -148,6 +148,8 @@ def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     width_of = _whole_bytes(widths[indices])[:, : form.segments].long() + 1
     sizes = (_lengths(form.columns, form.segment, data.device) * width_of + 7) // 8
     begins = (starts[indices].long() & 0xFFFFFFFF)[:, None] * ROW_ALIGNMENT + sizes.cumsum(1) - sizes
+    if bool((begins + sizes > len(data)).any()):  # before anything of the size of the rows is made
+        raise IndexError("a row is out of bounds")
     column = torch.arange(form.columns, dtype=torch.int64, device=data.device)
     segment = column // form.segment
     width = width_of[:, segment]

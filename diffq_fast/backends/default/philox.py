@@ -26,8 +26,7 @@ def noise(key: Tensor, stream: int, begin: int, count: int, noise_kind: str) -> 
     """float32 ``[count]``, see :func:`diffq_fast.reference.philox.noise`."""
     if not 0 <= stream <= MASK32:
         raise ValueError(f"noise: streams must be between 0 and 2**32 - 1, got {stream}")
-    if begin < 0 or count < 0 or begin + count >= 2**63:
-        raise ValueError(f"noise: begin and count must not be negative nor reach 2**63, got {begin} and {count}")
+    check_elements(begin, count)
     last = (begin + count - 1) // ELEMENTS_PER_BLOCK
     alike = begin // ELEMENTS_PER_BLOCK >> 32 == last >> 32  # the high words of the blocks' numbers
     if key.device.type != "cpu" or sys.byteorder != "little" or not alike or not count:
@@ -38,6 +37,12 @@ def noise(key: Tensor, stream: int, begin: int, count: int, noise_kind: str) -> 
         stop = min(start + PIECE, count)
         z[start:stop] = _noise(number, stream, begin + start, stop - start, noise_kind)
     return z
+
+
+def check_elements(begin: int, count: int) -> None:
+    """ValueError for elements that no counter counts."""
+    if begin < 0 or count < 0 or begin + count >= 2**63:
+        raise ValueError(f"noise: begin and count must not be negative nor reach 2**63, got {begin} and {count}")
 
 
 def _noise(key: int, stream: int, begin: int, count: int, noise_kind: str) -> Tensor:
