@@ -23,6 +23,7 @@ from ..packed.contents import PackedContents, write_packed
 from ..packed.save_load import packed_contents
 from ..packed.tensor import PackedTensor
 from ..quantizers.base import BaseQuantizer
+from ..quantizers.input_quantizer import export_inputs, without_inputs
 from ..runtime.weight import PackedWeight
 
 WEIGHTS = "model.safetensors"
@@ -95,7 +96,7 @@ def of_files(model: PreTrainedModel, loaded: PackedContents, stored_names: Mappi
     """
 
     def contents() -> PackedContents:
-        state = model.state_dict()
+        state = without_inputs(model, model.state_dict())
         inside = {
             f"{name}.{part}"
             for name, module in model.named_modules(remove_duplicate=False)
@@ -127,7 +128,10 @@ def of_files(model: PreTrainedModel, loaded: PackedContents, stored_names: Mappi
         plain = {name: tensor for name, tensor in rest.items() if name not in tied}
         buffers = {name for name, _ in model.named_buffers() if name in plain}
         half = {name: loaded.half[name] for name in plain.keys() & loaded.half.keys() if _fits_half(plain[name])}
-        return replace(loaded, packed=packed, plain=plain, ties=ties | tied, buffers=buffers, half=half)
+        inputs = export_inputs(model, learned=False) or loaded.activations
+        return replace(
+            loaded, packed=packed, plain=plain, ties=ties | tied, buffers=buffers, half=half, activations=inputs
+        )
 
     return contents
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from transformers.quantizers import HfQuantizer, auto, register_quantization_con
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..files.tensor_bytes import memory_keys
+from ..packed.activations import renamed_inputs
 from ..packed.coding import CodedTensor
 from ..packed.contents import PackedContents, read_packed
+from ..packed.input_match import stored_for
 from ..packed.layout import CODED_PARTS
-from ..packed.save_load import check_activations
+from ..packed.save_load import STORED, check_activations
 from ..packed.tensor import PackedTensor
+from ..quantizers.activations import ActivationQuantizer
 from ..quantizers.base import BaseQuantizer
+from ..quantizers.stored_input import StoredInput
 from ..runtime.fill import packed_weights, put_packed
 from ..runtime.layers import PACKED_CLASSES, PackedParameters
 from .huggingface_folder import Contents, hook_saving, of_files, of_quantizer, unhook_saving
@@ -52,7 +57,7 @@ class DiffqFastConfig(QuantizationConfigMixin):
         packed: keep quantised weights packed in memory (docs/runtime.md): for a model that is not trained, or through
             adapters alone. False: the model is an ordinary one, with weights in its dtype.
         coding: of the levels in files that are written, see :func:`diffq_fast.save`.
-        activations: of layers that keep their weights packed, "float" or "int8", see :func:`diffq_fast.load`.
+        activations: "float", "stored" or, where weights are kept packed, "int8", see :func:`diffq_fast.load`.
 
     Raises:
         ValueError: another coding, other activations, or int8 for weights that are not kept packed.
@@ -63,7 +68,7 @@ class DiffqFastConfig(QuantizationConfigMixin):
     ) -> None:
         if coding not in CODINGS:
             raise ValueError(f"DiffqFastConfig: coding must be one of {', '.join(map(repr, CODINGS))}, got {coding!r}")
-        check_activations("DiffqFastConfig", activations, packed)
+        check_activations("DiffqFastConfig", activations, packed, (STORED,))
         self.quant_method = quant_method
         self.packed, self.coding, self.activations = packed, coding, activations
 
@@ -125,6 +130,7 @@ class DiffqFastHfQuantizer(HfQuantizer):
         packed: dict[str, PackedTensor | CodedTensor] = {}
         ties: dict[str, str] = {}
         half: dict[str, torch.dtype] = {}
+        inputs: dict[str, StoredInput] = {}
         info: Mapping[str, Any] = {}
         files = [str(file) for file in kwargs["checkpoint_files"]]
         for file in files:
@@ -132,8 +138,10 @@ class DiffqFastHfQuantizer(HfQuantizer):
             packed |= contents.packed
             ties |= contents.ties
             half |= contents.half
+            inputs |= contents.activations
             info = contents.quantizer
-        self._loaded = PackedContents(packed, {}, ties, half, quantizer=info, path=str(Path(files[0]).parent))
+        path = str(Path(files[0]).parent)
+        self._loaded = PackedContents(packed, {}, ties, half, quantizer=info, activations=inputs, path=path)
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
@@ -143,10 +151,17 @@ class DiffqFastHfQuantizer(HfQuantizer):
         renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
         converters = [each for each in conversions if isinstance(each, WeightConverter)]
         state = model.state_dict()
-        for stored in self._loaded.packed:
-            part = f"{stored}{CODED_PARTS[0]}"
-            name, _ = rename_source_key(part, renamings, converters, model.base_model_prefix, state)
-            self._stored_names[name] = stored
+
+        def in_model(stored: str) -> str:
+            return rename_source_key(stored, renamings, converters, model.base_model_prefix, state)[0]
+
+        def known(stored: str) -> str | None:
+            return name if (name := in_model(stored)) in state else None
+
+        self._stored_names |= {in_model(f"{stored}{CODED_PARTS[0]}"): stored for stored in self._loaded.packed}
+        # Layers that the model lacks, such as a head, are passed over, as transformers passes over their weights.
+        inputs = renamed_inputs(self._loaded.activations, known)
+        self._loaded = replace(self._loaded, activations=inputs)
         return conversions
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
@@ -170,9 +185,15 @@ class DiffqFastHfQuantizer(HfQuantizer):
         keys = memory_keys(model.state_dict())
         stored = {keys[name]: stored for name, stored in self._stored_names.items() if name in keys}
         self._stored_names = {name: stored[key] for name, key in keys.items() if key in stored}
+        activations = self.quantization_config.activations
+        inputs = self._loaded.activations
+        if activations == STORED:
+            stored_for(model, inputs, self._loaded.path, asked=True, strict=True)  # which refuses what does not fit
         if self.quantization_config.packed:
-            activations = self.quantization_config.activations
-            put_packed(model, packed_weights(model, self._loaded, keys, self._stored_names, activations))
+            of_layers = "float" if activations == STORED else activations
+            put_packed(model, packed_weights(model, self._loaded, keys, self._stored_names, of_layers))
+        if activations == STORED:
+            ActivationQuantizer.stored(model, inputs)
         self._contents = of_files(model, self._loaded, self._stored_names)
         hook_saving(model)
         return model

@@ -10,7 +10,7 @@ import torch
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install '.[hf]')")
 
 import diffq_fast  # noqa: E402
-from diffq_fast import DiffQuantizer, RateQuantizer  # noqa: E402
+from diffq_fast import ActivationQuantizer, DiffQuantizer, RateQuantizer  # noqa: E402
 from diffq_fast.integrations.huggingface import DiffqFastConfig, pack_on_save, save_float  # noqa: E402
 from diffq_fast.packed.header import PackedFileError  # noqa: E402
 from diffq_fast.runtime.weight import PackedWeight  # noqa: E402
@@ -73,6 +73,60 @@ def test_packed_layers_round_their_activations_where_that_is_asked_for(tmp_path)
     loaded.save_pretrained(tmp_path / "second")
     again = auto.from_pretrained(tmp_path / "second")  # as its own config.json says
     assert torch.equal(output(again, inputs), made)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+def test_inputs_are_rounded_as_the_folder_says_where_that_is_asked_for(architecture, packed, tmp_path):
+    model, auto, inputs = made(architecture)
+    quantizer = quantised(model)
+    rounding = ActivationQuantizer(model, bits=5)
+    quantizer.no_optimizer()
+    model.train()
+    model(**inputs)  # the ranges
+    expected = output(model.eval(), inputs)
+    pack_on_save(quantizer)
+    model.save_pretrained(tmp_path / "first")
+
+    float_inputs = auto.from_pretrained(tmp_path / "first")
+    assert not torch.equal(output(float_inputs, inputs), expected)
+    float_inputs.save_pretrained(tmp_path / "second")  # which keeps them
+    config = DiffqFastConfig(packed=packed, activations="stored")
+    loaded = auto.from_pretrained(tmp_path / "second", quantization_config=config)
+    assert ActivationQuantizer.on(loaded).inputs.keys() == rounding.inputs.keys()
+    if packed:
+        # A float product that differs in its last bit may round to the next level of 31 in the layer behind it.
+        torch.testing.assert_close(output(loaded, inputs), expected, rtol=0.1, atol=0.1)
+    else:
+        assert torch.equal(output(loaded, inputs), expected)
+    made_here = output(loaded, inputs)
+    loaded.save_pretrained(tmp_path / "third")
+    assert torch.equal(output(auto.from_pretrained(tmp_path / "third"), inputs), made_here)  # as its config.json says
+
+
+def test_a_base_model_rounds_the_inputs_of_its_own_layers_alone(tmp_path):
+    model, _, inputs = made("bert")
+    quantizer = quantised(model)
+    rounding = ActivationQuantizer(model, bits=5)
+    quantizer.no_optimizer()
+    model.train()(**inputs)
+    pack_on_save(quantizer)
+    model.save_pretrained(tmp_path)
+    base = transformers.AutoModel.from_pretrained(
+        tmp_path, quantization_config=DiffqFastConfig(activations="stored"), add_pooling_layer=False
+    )
+    own = [name.removeprefix("bert.") for name in rounding.inputs if name.startswith("bert.")]
+    assert list(ActivationQuantizer.on(base).inputs) == own
+    assert len(own) < len(rounding.inputs)  # the head's are left out
+    expected = model.eval()(**inputs, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(base.eval()(**inputs).last_hidden_state, expected)
+
+
+def test_stored_inputs_that_are_not_there_are_refused(tmp_path):
+    auto, _, _ = folder_of("bert", tmp_path / "none")
+    config = DiffqFastConfig(activations="stored")
+    with pytest.raises(ValueError, match="the file has none; it was saved without an ActivationQuantizer"):
+        auto.from_pretrained(tmp_path / "none", quantization_config=config)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -236,7 +290,7 @@ def test_a_quantizer_of_something_else_is_refused():
 def test_another_coding_is_refused():
     with pytest.raises(ValueError, match="coding must be one of 'fixed', 'coded', 'auto', got 'zip'"):
         DiffqFastConfig(coding="zip")
-    with pytest.raises(ValueError, match="activations must be one of 'float', 'int8', got 'int4'"):
+    with pytest.raises(ValueError, match="activations must be one of 'float', 'int8', 'stored', got 'int4'"):
         DiffqFastConfig(packed=True, activations="int4")
     with pytest.raises(ValueError, match="activations='int8' is for layers that keep their weights packed"):
         DiffqFastConfig(activations="int8")
