@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from support.cases import items_left_out
 from support.paths import GOLDEN
 
 HAS_PEER = importlib.util.find_spec("diffq") is not None  # asked before any test can install the alias
@@ -19,12 +20,20 @@ MARKERS = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption("--of-each", type=int, metavar="N", help="run at most N of the cases of a parametrised test")
+
+
 def pytest_configure(config):
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--of-each"):
+        left_out = items_left_out(items, config.getoption("--of-each"))
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     missing = {}
     if not HAS_PEER:
         missing["peer"] = "diffq is not installed (pip install diffq==0.2.4)"

@@ -6,6 +6,7 @@ import ast
 
 import pytest
 
+from support.cases import items_left_out
 from support.paths import ROOT
 
 TESTS = ROOT / "tests"
@@ -45,3 +46,17 @@ def given(): ...
 def test_it(given): ...
 """
     assert uncollected(text) == ["plain", "marked"]
+
+
+def test_a_short_run_takes_the_first_the_last_and_what_lies_between():
+    class Item(str):
+        @property
+        def nodeid(self):
+            return str(self)
+
+    items = [Item(f"tests/a.py::test_many[{case}]") for case in range(9)]
+    items += [Item("tests/a.py::test_one"), Item("tests/b.py::test_two[x]"), Item("tests/b.py::test_two[y]")]
+    for most, kept in ((1, [0]), (2, [0, 8]), (3, [0, 4, 8]), (4, [0, 2, 5, 8]), (9, range(9)), (20, range(9))):
+        left = [item for item in items if item not in items_left_out(items, most)]
+        assert [item for item in left if "many" in item] == [f"tests/a.py::test_many[{case}]" for case in kept]
+        assert len(left) == len(kept) + 1 + min(most, 2)
