@@ -36,6 +36,7 @@ class ExportedWeight(NamedTuple):
     levels: Tensor | None = None
     ranges: Tensor | None = None  # known beforehand, or, where levels are given, theirs
     level_count: int | None = None
+    short: tuple[Tensor, Tensor, int] | None = None  # codes, units and groups per unit that give the ranges
 
 
 class ExportedModel(NamedTuple):
