@@ -211,7 +211,7 @@ def _noise_of(key: Tensor, stream: int, weight: Tensor, options: NoiseOptions) -
 
 def _sorted(ends: Tensor) -> Tensor:
     """An optimizer may carry one end past the other."""
-    return torch.stack([ends.amin(1), ends.amax(1)], dim=1)
+    return torch.where(ends[:, :1] > ends[:, 1:], ends.flip(1), ends)
 
 
 def _following(ranges: Tensor, ends: Tensor) -> Tensor:
