@@ -47,14 +47,10 @@ class Ranges:
         return f"range per {self.scope}{bits}, learned at {self.rate:g}{start}"
 
 
-TENSOR, GROUP = Ranges("tensor"), Ranges("group")
 CHOSEN = (
-    TENSOR,
-    Ranges("tensor", 1.0),
+    Ranges("tensor"),
     Ranges("tensor", 1.0, fitted=True),
-    GROUP,
-    Ranges("group", 1.0),
-    Ranges("group", 1.0, short=True),
+    Ranges("group"),
     Ranges("group", 1.0, short=True, fitted=True),
 )
 

@@ -87,6 +87,6 @@ def test_ranks_agree_after_training(case, tmp_path):
         assert not torch.equal(value, first[name]), name
     assert first["blocks.0.inner.weight_diffq"].std() > 0
     assert key0 != key1
-    if case in ("plain", "checkpointed", "autocast"):
+    if case in ("plain", "checkpointed", "autocast", "ranges"):
         # The last block's gradients are ready before the first block's: DDP can overlap.
         assert ready.index("blocks.2.inner.weight") < ready.index("blocks.0.inner.weight")
