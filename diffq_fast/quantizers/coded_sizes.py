@@ -235,14 +235,15 @@ def _bits_in_classes(sampled: _Sampled, counts: Tensor, count: int, groups: int)
         number = split.sum(2)
         rates = entropy_of_sample(split.flatten(0, 1)).view(len(counts), classes)
         of_levels = (rates * number).sum(1) / number.sum(1) * count
-        symbols = 8.0 * split.count_nonzero(2).sum(1) + TABLE_BITS * ((number > 0).sum(1) - 1)
+        used = torch.stack([split.count_nonzero(2).sum(1), (number > 0).sum(1) - 1]).to(bits.dtype)
         stream = torch.full_like(bits, groups * math.log2(classes))
         if changes.shape[1] + 1 == groups:
-            stream = stream.minimum(8.0 * (changes != 0).sum(1) + 8)
-        needed.append(of_levels + symbols + fixed_bits(count, rate) + stream)
+            stream = stream.minimum(8.0 * (changes != 0).sum(1).to(bits.dtype) + 8)
+        needed.append(of_levels + 8.0 * used[0] + TABLE_BITS * used[1] + fixed_bits(count, rate) + stream)
         split = split.view(len(counts), classes // 2, 2, -1).sum(2)
         changes = (class_of := class_of // 2).diff(dim=1)
-    return torch.where(torch.stack(needed).amin(0) < needed[0], torch.stack(needed).amin(0), bits)
+    least = torch.stack(needed).amin(0)
+    return torch.where(least < needed[0], least, bits)
 
 
 def _counts(values: Tensor, number: int) -> Tensor:
