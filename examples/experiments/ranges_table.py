@@ -14,7 +14,7 @@ def ranges_table(task: Task, rows: list[dict[str, Any]]) -> str:
     columns += [f"against the first, {task.difference_unit} (95 % interval)", "processor, s"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     first: dict[float, dict[str, Any]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["method"]["times"]):
         times = row["method"]["times"]
         against = first.setdefault(times, row)
         label = row["label"].partition(", ")[2]
