@@ -12,6 +12,7 @@ from experiments.minilm_table import put_tables
 from experiments.peer_table import peer_table
 from experiments.penalty_table import penalty_table
 from experiments.plots import plot
+from experiments.ranges_table import ranges_table
 from experiments.store import results_path
 from experiments.summary import read, summarise, task_named
 from experiments.tables import full_table, put, short_rows, verdict
@@ -41,6 +42,9 @@ def main() -> None:
     penalty = results_path("penalty", quick=False)
     if penalty.exists():
         put(PAGE, "penalty", penalty_table(task_named("text"), read(penalty)["rows"]))
+    ranges = results_path("learned_ranges", quick=False)
+    if ranges.exists():
+        put(PAGE, "learned_ranges", ranges_table(task_named("text"), read(ranges)["rows"]))
     put_tables()
     put(PAGE, "summary", "\n".join(short))
 

@@ -20,12 +20,19 @@ class OwnGroup:
         optimizer: one of torch's, or a subclass.
         params: those that get the group. Groups of the optimizer that hold nothing else stay as they are.
         lr: while the optimizer's schedule is at its start; it follows the schedule of the group that holds them.
+        undecayed: further ones, which keep the learning rate that they have, and lose the weight decay.
 
     Raises:
         TypeError: it is no optimizer of torch, which tells when it steps.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, params: Iterable[nn.Parameter], lr: float) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        undecayed: Iterable[nn.Parameter] = (),
+    ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"diffq_fast: expected an optimizer of torch to give bits a learning rate of their own, got a "
@@ -33,6 +40,7 @@ class OwnGroup:
             )
         self.optimizer, self.lr = optimizer, lr
         self._own = {id(param) for param in params}
+        self._undecayed = {id(param) for param in undecayed}
         self._split: list[tuple[dict[str, Any], list[nn.Parameter]]] = []
         self._count = 0
         self._handles = [
@@ -46,13 +54,18 @@ class OwnGroup:
         groups = self.optimizer.param_groups
         self._count = len(groups)
         for group in list(groups):
-            own = [param for param in group["params"] if id(param) in self._own]
-            if own and len(own) < len(group["params"]):
-                self._split.append((group, group["params"]))
-                start = group.get("initial_lr")
-                lr = self.lr * (group["lr"] / start) if start else self.lr
-                groups.append({**group, "params": own, "lr": lr, "weight_decay": 0.0})
-                group["params"] = [param for param in group["params"] if id(param) not in self._own]
+            parts = [[param for param in group["params"] if id(param) in ids] for ids in (self._own, self._undecayed)]
+            left = len(group["params"]) - len(parts[0]) - len(parts[1])
+            if not any(parts) or not (left or all(parts)):
+                continue
+            self._split.append((group, group["params"]))
+            start = group.get("initial_lr")
+            lr = self.lr * (group["lr"] / start) if start else self.lr
+            for part, rate in zip(parts, (lr, group["lr"]), strict=True):
+                if part:
+                    groups.append({**group, "params": part, "lr": rate, "weight_decay": 0.0})
+            own = self._own | self._undecayed
+            group["params"] = [param for param in group["params"] if id(param) not in own]
 
     def take(self) -> None:
         """Take the group away: the optimizer is as it was made."""

@@ -162,7 +162,8 @@ class QuantizedTraining:
             self.quantizer.clear_optimizer(optimizers[0])
             self.quantizer.setup_optimizer(optimizers[0], **({} if lr is None else {"lr": lr}))
         elif lr is not None:
-            self._groups = [OwnGroup(each, learned, lr) for each in held]
+            ends = [weight.ends for weight in self.quantizer.weights if weight.ends is not None]
+            self._groups = [OwnGroup(each, learned, lr, ends) for each in held]
 
     def end(self) -> None:
         """Let the optimizers go."""
@@ -219,12 +220,14 @@ class QuantizedTraining:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep beside model and optimizer; what is learned is in it too, since not every
         checkpoint holds it (PEFT's does not)."""
-        learned = {
-            weight.name: weight.learned.detach().cpu().clone()
-            for weight in self.quantizer.weights
-            if weight.tied_to is None and weight.learned is not None
-        }
+        learned = {name: param.detach().cpu().clone() for name, param in self._learned().items()}
         return {"learned": learned, "target": None if self.target is None else self.target.state_dict()}
+
+    def _learned(self) -> dict[str, nn.Parameter]:
+        """What is learned, by the weight's name."""
+        weights = [weight for weight in self.quantizer.weights if weight.tied_to is None]
+        learned = {weight.name: weight.learned for weight in weights if weight.learned is not None}
+        return learned | {f"range of {weight.name}": weight.ends for weight in weights if weight.ends is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a :meth:`state_dict`, behind :meth:`begin`.
@@ -232,11 +235,7 @@ class QuantizedTraining:
         Raises:
             ValueError: it is that of another quantizer or model.
         """
-        own = {
-            weight.name: weight.learned
-            for weight in self.quantizer.weights
-            if weight.tied_to is None and weight.learned is not None
-        }
+        own = self._learned()
         stored = state["learned"]
         wrong = sorted(own.keys() ^ stored.keys())
         wrong += [name for name in own if name in stored and own[name].shape != stored[name].shape]

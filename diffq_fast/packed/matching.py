@@ -34,11 +34,13 @@ REACHED = 1e-5  # of a range's larger end: what rounding may be off
 class Learned:
     """An entry of the model's state_dict that a quantizer learns: for which weight of the file, by which rule.
 
-    ``quantizer`` is None where the entry was told by its name alone.
+    ``quantizer`` is None where the entry was told by its name alone. ``stored``: the name under which the file may have
+    it; "": under none.
     """
 
     weight: str
     rule: Rule
+    stored: str
     quantizer: Any = None
 
 
@@ -166,28 +168,30 @@ def _tie_conflicts(match: Match) -> list[str]:
 
 def _learned_entries(match: Match) -> dict[str, Learned]:
     """The model's logits and scales, by name, with the packed weight of the file that each belongs to."""
-    owned: dict[Hashable, tuple[Any, Hashable]] = {}
+    owned: dict[Hashable, tuple[Any, Rule | None, Hashable]] = {}
     for quantizer in match.quantizers:
         for weight in quantizer.weights:
             if weight.learned is not None:
-                owned[memory_key(weight.learned)] = quantizer, memory_key(weight.parameter)
+                owned[memory_key(weight.learned)] = quantizer, None, memory_key(weight.parameter)
+            if quantizer.range_rule is not None:
+                owned[memory_key(weight.ends)] = quantizer, quantizer.range_rule, memory_key(weight.parameter)
     names: dict[Hashable, list[str]] = {}
     for name, key in match.keys.items():
         names.setdefault(key, []).append(name)
     learned = {}
     for name in match.targets:
-        quantizer, weight_key = owned.get(match.keys.get(name), (None, None))
+        quantizer, ranges, weight_key = owned.get(match.keys.get(name), (None, None, None))
         if quantizer is None:
             weight = _stored_weight(match, name.removesuffix(match.rule.suffix))
             if weight is not None and name.endswith(match.rule.suffix) and name not in match.entries:
-                learned[name] = Learned(weight, match.rule)
+                learned[name] = Learned(weight, match.rule, weight + match.rule.suffix)
             continue
-        own = quantizer.rule()
+        own = ranges or quantizer.rule()
         candidates = [each for each in names.get(weight_key, []) if _belongs(own, match.packed(each))]
         likely = name.removesuffix(own.suffix)
         if candidates:
             weight = match.entries[likely if likely in candidates else candidates[0]].stored_name
-            learned[name] = Learned(weight, own, quantizer)
+            learned[name] = Learned(weight, own, "" if ranges else weight + match.rule.suffix, quantizer)
     return learned
 
 
@@ -203,7 +207,7 @@ def _belongs(rule: Rule, packed: PackedTensor | CodedTensor | None) -> bool:
 
 def _learned_misfit(match: Match, target: Any, entry: Learned) -> str | None:
     """Why the weight's logits or scale cannot be the model's."""
-    packed, stored = match.contents.packed[entry.weight], match.entries.get(entry.weight + match.rule.suffix)
+    packed, stored = match.contents.packed[entry.weight], match.entries.get(entry.stored)
     shape = entry.rule.shape(packed)
     if tuple(target.shape) != shape:
         return entry.rule.misfit(packed, list(target.shape))
@@ -216,9 +220,9 @@ def _values(match: Match, learned: Mapping[str, Learned]) -> tuple[dict[str, Ten
     """Logits and scales by name, and what is wrong where the widths of the file are out of reach."""
     values, problems = {}, []
     for name, entry in learned.items():
-        stored, differing = entry.weight + match.rule.suffix, entry.rule.differing(match.rule)
-        if stored in match.entries and not differing:
-            values[name] = match.contents.tensor(stored)
+        differing = entry.rule.differing(match.rule)
+        if entry.stored in match.entries and not differing:
+            values[name] = match.contents.tensor(entry.stored)
         else:
             packed = match.contents.packed[entry.weight]
             values[name] = entry.rule.learned(packed)
@@ -255,9 +259,8 @@ def _unlike_the_file(match: Match, strict: bool) -> Iterator[str]:
         elif packed.count:
             stated = match.contents.quantizer["class"]
             misfit = quantizer.misfit(packed)
-            if (
-                misfit is None and stated != who
-            ):  # what a quantizer saves has its weights' ranges, and is not decoded twice
+            if misfit is None and stated != who and quantizer.range_rule is None:
+                # what a quantizer saves has its weights' ranges, and is not decoded twice
                 misfit = _unreached(packed)
             if misfit:
                 has, expected = misfit

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import functional
-from ..reference.groups import grouped
-from ..reference.short_ranges import MOST_UNITS, decode_ranges, encode_ranges, unit_of_groups
+from ..quantizers.clipping import least_error_ranges
+from ..reference.short_ranges import GROUPS_PER_UNIT, MOST_UNITS, decode_ranges, encode_ranges, nearest_codes
 from ..reference.sizes import unit_count
 
-GROUPS_PER_UNIT = 16  # by default: 18 bits a group, all told
-# What is left of the ends' distances from the mean, in turn: of both, then of each. A whole weight's may be far out.
-GROUP_FACTORS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
-TENSOR_FACTORS = tuple(0.85**power for power in range(1, 25))
+__all__ = ["GROUPS_PER_UNIT", "RangeOptions", "ShortRanges", "fit_ranges"]
 
 
 class RangeOptions(NamedTuple):
@@ -81,7 +76,7 @@ def fit_ranges(
         ranges like those given, and how they are kept, if not as they are.
     """
     if options.groups_per_unit == 0:
-        return (_clipped(weight, widths, ranges, scheme, lambda found: found) if options.clip else ranges), None
+        return (least_error_ranges(weight, widths, ranges, scheme) if options.clip else ranges), None
     units = encode_ranges(ranges, options.groups_per_unit)[1]
 
     def nearest(found: Tensor) -> Tensor:
@@ -90,49 +85,11 @@ def fit_ranges(
     outer = ShortRanges(*encode_ranges(ranges, options.groups_per_unit), options.groups_per_unit)
     if not options.clip:
         return outer.ranges(), outer
-    clipped = _clipped(weight, widths, outer.ranges(), scheme, nearest)
+    clipped = least_error_ranges(weight, widths, outer.ranges(), scheme, nearest)
     made = _short(clipped, units, options.groups_per_unit)
     return made.ranges(), made
 
 
 def _short(ranges: Tensor, units: Tensor, groups_per_unit: int) -> ShortRanges:
     """The nearest ranges of these units."""
-    of_group = unit_of_groups(units, len(ranges), groups_per_unit)
-    codes = torch.where(of_group > 0, ranges / of_group, 0.0).round().clamp(-MOST_UNITS, MOST_UNITS)
-    return ShortRanges(codes.to(torch.int8), units, groups_per_unit)
-
-
-def _clipped(
-    weight: Tensor, widths: Tensor, ranges: Tensor, scheme: tuple[int, str], kept: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """The ranges of least squared error among some that lie inside; `kept` makes of ranges what the file keeps."""
-    per_group = scheme[1] == "group"
-    factors = GROUP_FACTORS if per_group else TENSOR_FACTORS
-    best, least = ranges, _squared_errors(weight, widths, ranges, scheme)
-    middle = _means(weight, scheme)[:, None].clamp(ranges[:, :1], ranges[:, 1:])
-    for ends in ([True, True], [True, False], [False, True]):
-        start, moving = best, torch.tensor(ends, dtype=torch.bool, device=ranges.device)
-        for factor in factors:
-            found = kept(torch.where(moving, middle + (start - middle) * factor, start))
-            errors = _squared_errors(weight, widths, found, scheme)
-            better = errors < least
-            best, least = torch.where(better[:, None], found, best), torch.where(better, errors, least)
-    return best
-
-
-def _means(weight: Tensor, scheme: tuple[int, str]) -> Tensor:
-    """float32 `[groups]`, or `[1]`: of the elements, in each group or all."""
-    flat = weight.to(torch.float32).reshape(-1)
-    if scheme[1] == "tensor":
-        return flat.mean(0, keepdim=True, dtype=torch.float64).to(torch.float32)
-    return grouped(flat, scheme[0], flat[-1]).mean(1)
-
-
-def _squared_errors(weight: Tensor, widths: Tensor, ranges: Tensor, scheme: tuple[int, str]) -> Tensor:
-    """float32 `[groups]`, or float64 `[1]` for a range of the whole weight."""
-    group_size, range_scope = scheme
-    rounded = functional.fake_quantize([weight], [widths], ranges, group_size=group_size, range_scope=range_scope)[0]
-    errors = rounded.reshape(-1).to(torch.float32).sub_(weight.reshape(-1)).square_()
-    return (
-        grouped(errors, group_size, 0.0).sum(1) if range_scope == "group" else errors.sum(0, True, dtype=torch.float64)
-    )
+    return ShortRanges(nearest_codes(ranges, units, groups_per_unit), units, groups_per_unit)

@@ -47,7 +47,7 @@ def save(
     Args:
         quantizer: a quantizer of this package, attached to its model.
         path: a safetensors file, replaced atomically.
-        logits: keep the logits too, so that training can go on exactly where it was.
+        logits: keep the logits too, so that training can go on exactly where it was. Learned ranges are in any file.
         coding: "fixed" gives every level the width of its group, and a file of version 1, of the size that
             ``true_model_size()`` states. "coded" codes the levels of all weights by how frequent they are, which a
             reader of version 1 refuses; "auto" those that get smaller by it. Weights with steps are always coded.

@@ -188,6 +188,8 @@ def pack_exported(weights: Iterable[ExportedWeight]) -> dict[str, PackedTensor]:
         if each.levels is None or each.ranges is None:
             widths, group_size = each.widths.to(each.weight.device), int(each.group_size)
             packed[each.name] = pack_weight(each.weight, widths, group_size=group_size, ranges=each.ranges, **options)
+            if each.short is not None:
+                packed[each.name] = replace(packed[each.name], short=ShortRanges(*each.short))
         else:
             options |= {"dtype": each.weight.dtype, "level_count": each.level_count}
             packed[each.name] = pack_levels(each.levels, int(each.widths[0]), each.ranges, **options)

@@ -147,6 +147,8 @@ class Attachment:
         for entry in self._entries:
             if entry.tied_to is None and entry.learned_name is not None:
                 guarded[entry.module].append(entry.learned_name)
+            if entry.tied_to is None and entry.ends_name is not None:
+                guarded[entry.module].append(entry.ends_name)
         return guarded
 
     # -- the forward of the whole model ------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ class BaseQuantizer:
     """
 
     arguments: dict[str, Any]
+    range_rule: Rule | None = None  # how learned ranges and packed weights belong together; None: none are learned
 
     def __init__(
         self, model: nn.Module, min_size: float, float16: bool, exclude: Sequence[str], detect_bound: bool

@@ -5,6 +5,7 @@ A sampled size does not wait for the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +14,16 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..reference.classes import choose_classes, class_bytes
+from ..reference.classes import (
+    CLASSES,
+    LEAST_GROUPS,
+    TABLE_BITS,
+    WORTH,
+    choose_classes,
+    class_bytes,
+    classes_of_sizes,
+    size_of_group,
+)
 from ..reference.groups import grouped, per_element
 from ..reference.level_code import HIGHEST_VALUE
 from ..reference.log_steps import codes_from_steps
@@ -113,6 +123,7 @@ class _Sampled(NamedTuple):
     standing_for: Tensor
     in_levels: Tensor  # [weights, rows, samples], in units of ``coarse`` levels
     coarse: Tensor  # [weights]
+    sizes: Tensor | None  # [weights, rows]: logarithms of the mean level of each group; None: no weight has classes
 
 
 def sampled_size(coded: Sequence[Coded], share: float, to_weights: bool) -> Tensor:
@@ -163,7 +174,22 @@ def _samples(coded: Sequence[Coded], share: float) -> Iterator[_Sampled]:
         middle, spread = _middle(in_levels.flatten(1), COARSE)
         coarse = (spread / COARSE).clamp(min=1)
         in_levels = (in_levels - middle[:, None, None]) / coarse[:, None, None]
-        yield _Sampled(members, groups, elements, standing_for, in_levels, coarse)
+        sizes = None
+        if strata.groups >= LEAST_GROUPS:
+            parts = zip(members, groups, drawn.exp(), strict=True)
+            sizes = size_of_group(
+                torch.stack([_mean_levels(coded[m].weight.detach(), strata, *each) for m, *each in parts])
+            )
+        yield _Sampled(members, groups, elements, standing_for, in_levels, coarse, sizes)
+
+
+def _mean_levels(weight: Tensor, strata: Strata, groups: Tensor, steps: Tensor) -> Tensor:
+    """float32 ``[rows]``: the mean absolute level of each of these groups, unrounded where all groups are there."""
+    flat, size = weight.reshape(-1), strata.group_size
+    if strata.stride > 1:
+        places = groups[:, None] * size + torch.arange(size, dtype=torch.int64, device=flat.device)
+        return (flat[places.clamp(max=strata.count - 1)].float() / steps[:, None]).round().abs().mean(1)
+    return torch.linalg.vector_norm(grouped(flat, size, 0.0), 1, dim=1, dtype=torch.float32) / (size * steps)
 
 
 def _middle(levels: Tensor, fine: float) -> tuple[Tensor, Tensor]:
@@ -191,6 +217,35 @@ def _count_levels(sampled: _Sampled) -> Tensor:
     return _counts(levels.flatten(1), 2 * HIGHEST_LEVEL + 1).float()
 
 
+def _bits_in_classes(sampled: _Sampled, counts: Tensor, count: int, groups: int) -> Tensor:
+    """float32 ``[weights]``: bits of the levels and their tables; where groups share tables in classes, with those."""
+    rate = entropy_of_sample(counts)
+    tables = 8.0 * counts.count_nonzero(1).to(counts.dtype) + fixed_bits(count, rate)
+    bits = rate * count + tables
+    if sampled.sizes is None:
+        return bits
+    most = max(CLASSES)
+    class_of = classes_of_sizes(sampled.sizes, most).long()
+    levels = sampled.in_levels.round().nan_to_num().clamp(-HIGHEST_LEVEL, HIGHEST_LEVEL).long() + HIGHEST_LEVEL
+    places = (class_of[:, :, None] * counts.shape[1] + levels).flatten(1)
+    split = _counts(places, most * counts.shape[1]).float().view(len(counts), most, counts.shape[1])
+    changes = class_of.diff(dim=1)
+    needed = [WORTH * bits]
+    for classes in reversed(CLASSES):
+        number = split.sum(2)
+        rates = entropy_of_sample(split.flatten(0, 1)).view(len(counts), classes)
+        of_levels = (rates * number).sum(1) / number.sum(1) * count
+        used = torch.stack([split.count_nonzero(2).sum(1), (number > 0).sum(1) - 1]).to(bits.dtype)
+        stream = torch.full_like(bits, groups * math.log2(classes))
+        if changes.shape[1] + 1 == groups:
+            stream = stream.minimum(8.0 * (changes != 0).sum(1).to(bits.dtype) + 8)
+        needed.append(of_levels + 8.0 * used[0] + TABLE_BITS * used[1] + fixed_bits(count, rate) + stream)
+        split = split.view(len(counts), classes // 2, 2, -1).sum(2)
+        changes = (class_of := class_of // 2).diff(dim=1)
+    least = torch.stack(needed).amin(0)
+    return torch.where(least < needed[0], least, bits)
+
+
 def _counts(values: Tensor, number: int) -> Tensor:
     """How often each of ``0 … number - 1`` occurs in each row: float64, exact."""
     if values.is_cpu and len(values) == 1 and not torch.compiler.is_compiling():
@@ -210,10 +265,8 @@ def _linearised(sampled: _Sampled, coded: Sequence[Coded], costs: Tensor, counts
     own = [coded[member] for member in sampled.members]
     count = own[0].weight.numel()
     with torch.no_grad():
-        rate = entropy_of_sample(counts)
-        levels = (rate + sampled.coarse.log2()) * count
-        tables = 8.0 * counts.count_nonzero(1).to(counts.dtype) + fixed_bits(count, rate)
-        value = torch.maximum(levels + tables, levels.new_tensor(16.0 * -(-count // ELEMENTS_PER_WORD))).sum()
+        bits = _bits_in_classes(sampled, counts, count, own[0].groups) + sampled.coarse.log2() * count
+        value = torch.maximum(bits, bits.new_tensor(16.0 * -(-count // ELEMENTS_PER_WORD))).sum()
         slopes = _slopes(sampled, costs)
         of_steps = -(slopes * sampled.in_levels).sum(2)
     drawn = torch.stack([each.log_steps.float() for each in own]).gather(1, sampled.groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,12 @@ from ..reference.sizes import group_count
 from .arguments import check_number, remembers_arguments
 from .attachment import Draw
 from .base import BITS_PER_MB, BaseQuantizer
+from .clipping import least_error_ranges
 from .compiled import forget_graphs
 from .export import ExportedWeight
 from .frozen import FrozenBits
 from .learned_parameters import LearnedParameters
+from .learned_ranges import SUFFIX, LearnedRanges, RangeRule
 from .lower_precision import NOT_OF_SHARDS, LowerPrecision
 from .noise import TrainingWeights
 from .registry import Levels, Scheme, register
@@ -33,6 +35,7 @@ from .shards import gathered, whole
 from .sizes import BitBudget, SizeRule
 
 RNGS = ("philox", "torch")
+WHOLE_RANGES = "learn_range=True is for whole models; leave it out"
 
 
 class DiffQuantizer(BaseQuantizer):
@@ -66,6 +69,10 @@ class DiffQuantizer(BaseQuantizer):
             the numbers that diffq 0.2.4 draws under the same seed).
         range_scope: ``"tensor"`` or ``"group"`` (each group has its own minimum and maximum; the two floats per
             group count in every size).
+        learn_range: learn the ends of the ranges too, parameters ``<name><suffix>_range``; they start as the smallest
+            and the largest element, or as :meth:`fit_ranges` sets them. What lies outside becomes the nearest end.
+        short_ranges: keep the ranges of groups in 16 bits each, in files, in eval, in training, and in every size. With
+            ``learn_range`` and ``range_scope="group"``.
         noisy_dtype: None: a noisy weight has its weight's dtype. ``"auto"``: under autocast, the float32 weights of
             linear, convolution and attention layers are made in autocast's dtype, which spares its casts and gives the
             same results; for models that read those weights only by calling the layers (``docs/training.md``).
@@ -95,6 +102,8 @@ class DiffQuantizer(BaseQuantizer):
         rng: str = "philox",
         range_scope: str = "tensor",
         noisy_dtype: str | None = None,
+        learn_range: bool = False,
+        short_ranges: bool = False,
     ) -> None:
         _check_choice("param", param, PARAMS)
         _check_choice("noise", noise, NOISE_KINDS)
@@ -113,37 +122,56 @@ class DiffQuantizer(BaseQuantizer):
             raise TypeError(f"DiffQuantizer: group_size must be a whole number, got {group_size!r}")
         if group_size < 0:
             raise ValueError(f"DiffQuantizer: group_size must be 0 (one group) or positive, got {group_size}")
-        LearnedParameters.refuse_second(type(self).__name__, model, suffix)
+        _check_ranges(learn_range, short_ranges, range_scope, rng)
+        for ending in (suffix, suffix + SUFFIX) if learn_range else (suffix,):
+            LearnedParameters.refuse_second(type(self).__name__, model, ending)
         super().__init__(model, min_size, float16, exclude, detect_bound)
         self.group_size = group_size
         self.min_bits, self.max_bits, self.param = min_bits, max_bits, param
         self.noise, self.init_bits, self.extra_bits = noise, init_bits, extra_bits
         self.rng, self.range_scope = rng, range_scope
-        self.noisy_dtype = noisy_dtype
+        self.noisy_dtype, self.learn_range, self.short_ranges = noisy_dtype, learn_range, short_ranges
         start = float(initial_logit(init_bits, min_bits, max_bits, param))
         self.learn(suffix, partial(self._initial_logits, start))
         lowering = LowerPrecision(model, self.selection.quantised) if noisy_dtype == "auto" else None
         self._frozen = FrozenBits(self.selection.originals, self.widths_of, self._as_exported)
-        self._training = TrainingWeights(self.selection, self._frozen, lowering)
+        self._ranges = self._learned_ranges() if learn_range else None
+        self._training = TrainingWeights(self.selection, self._frozen, lowering, self._ranges)
         self.attach(lowering)
 
     def _initial_logits(self, start: float, entry: QuantizedParameter) -> Tensor:
         groups = group_count(entry.param.numel(), self.group_size)
         return torch.full((groups,), start, dtype=torch.float32, device=entry.param.device)
 
-    def setup_optimizer(self, optimizer: torch.optim.Optimizer, lr: float = 1e-3, **kwargs: Any) -> None:
-        """Add the logits to ``optimizer``, as one group with ``weight_decay`` 0.
+    def _learned_ranges(self) -> LearnedRanges:
+        """Give every weight its learned ends."""
+        if self.selection.mesh is not None:
+            raise RuntimeError(f"DiffQuantizer: the model is sharded, and {WHOLE_RANGES} (docs/distributed.md)")
+        made = LearnedRanges(self.group_size, self.range_scope, self.short_ranges)
+        self.range_rule = RangeRule(self.suffix + SUFFIX)
+        cast(LearnedParameters, self._learned).add_ends(SUFFIX, lambda entry: made.extremes(entry.param))
+        self._frozen.ranges = made
+        return made
+
+    def setup_optimizer(
+        self, optimizer: torch.optim.Optimizer, lr: float = 1e-3, *, range_lr: float | None = None, **kwargs: Any
+    ) -> None:
+        """Add the logits to ``optimizer``, as one group with ``weight_decay`` 0; learned ranges as a second one.
 
         Args:
             optimizer: made before this quantizer, so that it does not hold the logits yet.
             lr: learning rate of the logits.
-            kwargs: other options of the group.
+            range_lr: of learned ranges, whose ends are in the unit of the weights; None: the optimizer's own.
+            kwargs: other options of the groups.
 
         Raises:
             RuntimeError: the optimizer holds the logits already, another one was set up, or a learning rate
                 scheduler was made before that cannot go on with one group more: make it afterwards.
         """
-        super().setup_optimizer(optimizer, **{"lr": lr, "weight_decay": 0, **kwargs})
+        options = {"weight_decay": 0, **kwargs}
+        if self.learn_range:
+            options["of_ends"] = {**options, **({} if range_lr is None else {"lr": range_lr})}
+        super().setup_optimizer(optimizer, **{"lr": lr, **options})
 
     # -- bits --------------------------------------------------------------------------------------------------------
 
@@ -235,6 +263,47 @@ class DiffQuantizer(BaseQuantizer):
         fitting = dict(zip(full, budget.split(budget.fit(bits, mb * BITS_PER_MB)), strict=True))
         return [fitting.get(entry, whole(entry.logit)) for entry in originals]
 
+    # -- ranges ------------------------------------------------------------------------------------------------------
+
+    def ranges(self) -> dict[str, Tensor]:
+        """The ranges of an export: float32 rows (lo, hi), ``[1, 2]`` or ``[groups, 2]``, by weight name."""
+        with torch.no_grad():
+            entries = self.selection.originals
+            return {entry.full_name: self._ranges_of([entry], [self.storable(entry)]) for entry in entries}
+
+    def fit_ranges(self, clip: bool = True, bits: int | None = None) -> None:
+        """Set the learned ranges anew, from the weights as they stand; call it between two training steps.
+
+        Args:
+            clip: those of least squared error after rounding, among some that lie inside the weights; False: the
+                smallest and the largest element.
+            bits: round to so many bits for it, 1 … 15, everywhere: what is hoped for at the start of a training. None:
+                to the present widths, for the end of one, or for an export of a network that is not trained further.
+
+        Raises:
+            RuntimeError: ranges are not learned. ValueError: ``bits`` is no such number.
+        """
+        if self._ranges is None:
+            raise RuntimeError("DiffQuantizer.fit_ranges: ranges are not learned; give learn_range=True")
+        if bits is not None and bits not in range(1, 16):
+            raise ValueError(f"DiffQuantizer.fit_ranges: bits must be a whole number from 1 to 15, got {bits}")
+        self.check_model()
+        with torch.no_grad():
+            for entry in self.selection.originals:
+                weight, widths = self.storable(entry), self.widths_of(entry)
+                found = self._ranges.extremes(weight)
+                if clip and weight.numel():
+                    widths = widths if bits is None else torch.full_like(widths, bits)
+                    found = least_error_ranges(weight, widths, found, (self.group_size, self.range_scope))
+                entry.ends.copy_(found)
+
+    def _ranges_of(self, entries: Sequence[QuantizedParameter], weights: Sequence[Tensor]) -> Tensor:
+        """Those of weights of one device, one below the other. ``weights``: as an export quantises them."""
+        if self._ranges is not None:
+            return torch.cat([self._ranges.kept(entry.ends) for entry in entries])
+        groups: dict[str, Any] = {"group_size": self.group_size, "range_scope": self.range_scope}
+        return functional.weight_range(weights, **groups)
+
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def training_draw(self) -> Draw:
@@ -246,6 +315,8 @@ class DiffQuantizer(BaseQuantizer):
             return "rng='torch' draws the noise of whole weights in their order; use rng='philox'"
         if self.noisy_dtype is not None:
             return NOT_OF_SHARDS
+        if self.learn_range:
+            return WHOLE_RANGES
         return super().unsharded_only()
 
     def training_may_begin(self) -> None:
@@ -284,7 +355,7 @@ class DiffQuantizer(BaseQuantizer):
         """Weights of one device, rounded to these widths, in ``dtype`` (None: each in its own)."""
         groups: dict[str, Any] = {"group_size": self.group_size, "range_scope": self.range_scope}
         weights = [self.storable(entry) for entry in entries]
-        ranges = functional.weight_range(weights, **groups)
+        ranges = self._ranges_of(entries, weights)
         rounded = functional.fake_quantize(weights, widths, ranges, **groups, dtype=dtype)
         return [each.to(dtype or entry.param.dtype) for each, entry in zip(rounded, entries, strict=True)]
 
@@ -292,7 +363,7 @@ class DiffQuantizer(BaseQuantizer):
         """A weight as an export has it, before packing."""
         weight, widths = self.storable(entry), self.widths_of(entry)
         groups: dict[str, Any] = {"group_size": self.group_size, "range_scope": self.range_scope}
-        ranges = functional.weight_range([weight], **groups)
+        ranges = self._ranges_of([entry], [weight])
         levels = functional.quantize([weight], [widths], ranges, **groups)[0]
         return Levels(levels, widths, ranges, self.group_size, self.range_scope)
 
@@ -315,7 +386,7 @@ class DiffQuantizer(BaseQuantizer):
     def size_rule(self) -> SizeRule:
         """What decides the size of the quantised weights."""
         limits = self.min_bits, self.max_bits, self.extra_bits
-        return SizeRule(self.group_size, *limits, self.range_scope)
+        return SizeRule(self.group_size, *limits, self.range_scope, self.short_ranges)
 
     def quantised_bits(self, exact: bool) -> Tensor | float:
         """Bits that the quantised weights take: levels, ranges, tables of widths."""
@@ -371,17 +442,33 @@ class DiffQuantizer(BaseQuantizer):
             return f"range_scope={packed.range_scope!r}", f"has range_scope={self.range_scope!r}"
         if len(packed.widths) > 1 and packed.group_size != self.group_size:
             return f"group_size={packed.group_size}", f"has group_size={self.group_size}"
+        if self._ranges is not None and not self._ranges.holds(packed.ranges):
+            return "ranges that are not of 16 bits, or in other units", "has short_ranges=True"
         return None
 
     def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
         widths, known = self.widths_of(entry), ranges if self.range_scope == "tensor" else None
         if not bool(widths.all()):
             self._refuse_nan_logits([entry])  # which have 0 bits
-        return ExportedWeight(entry.full_name, value, widths, self.group_size, self.range_scope, ranges=known)
+        exported = ExportedWeight(entry.full_name, value, widths, self.group_size, self.range_scope, ranges=known)
+        if self._ranges is None:
+            return exported
+        self._refuse_unsound_ranges(entry)
+        return exported._replace(ranges=self._ranges.kept(entry.ends), short=self._ranges.codes(entry.ends))
+
+    def _refuse_unsound_ranges(self, entry: QuantizedParameter) -> None:
+        if not bool(entry.ends.isfinite().all()):
+            raise ValueError(
+                f"DiffQuantizer: the learned ranges of {entry.full_name} have NaN or infinite ends; call fit_ranges(), "
+                "or load a state from before"
+            )
 
     def stored_entry(self, entry: QuantizedParameter, ranges: Tensor, packed: bool, torch_pack: bool) -> Any:
         self._refuse_stored(entry)
         self._refuse_nan_logits([entry])
+        if self._ranges is not None:
+            self._refuse_unsound_ranges(entry)
+            ranges = self._ranges.kept(entry.ends)
         stored = tuple(ranges[0].tolist())
         names: dict[str, Any] = {"min_bits": self.min_bits, "name": entry.full_name}
         if packed and not torch_pack and entry.param.numel():
@@ -418,11 +505,25 @@ class DiffQuantizer(BaseQuantizer):
         margin = min(0.01, (self.max_bits - self.min_bits) / 4)
         bits = (levels.widths.double() - self.extra_bits).clamp(self.min_bits + margin, self.max_bits - margin)
         entry.logit.copy_(logits_from_bits(bits, self.min_bits, self.max_bits, self.param))
+        if self._ranges is not None:
+            entry.ends.copy_(levels.ranges)
 
 
 def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"DiffQuantizer: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_ranges(learn_range: bool, short_ranges: bool, range_scope: str, rng: str) -> None:
+    if learn_range and rng != "philox":
+        raise ValueError(f"DiffQuantizer: learn_range=True needs rng='philox', got rng={rng!r}")
+    if short_ranges and not learn_range:
+        raise ValueError(
+            "DiffQuantizer: short_ranges=True needs learn_range=True: ranges that are taken from the weights are not "
+            "found again in those of a file, which need not reach the ends of short ones"
+        )
+    if short_ranges and range_scope != "group":
+        raise ValueError(f"DiffQuantizer: short_ranges=True needs range_scope='group', got {range_scope!r}")
 
 
 def _decode(stored: Any, shape: Sequence[int], arguments: Mapping[str, Any], name: str) -> Levels:

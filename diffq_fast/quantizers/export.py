@@ -36,6 +36,7 @@ class ExportedWeight(NamedTuple):
     levels: Tensor | None = None
     ranges: Tensor | None = None  # known beforehand, or, where levels are given, theirs
     level_count: int | None = None
+    short: tuple[Tensor, Tensor, int] | None = None  # codes, units and groups per unit that give the ranges
 
 
 class ExportedModel(NamedTuple):
@@ -189,8 +190,8 @@ class Exporter:
         """Every entry of the state_dict that is not a quantised weight, with its training value."""
         count = len(self._selection.quantised)
         left_out = {name for place in places[:count] for name in place.names}
-        if suffix is not None and not learned:
-            left_out |= self._names_of_learned(state)
+        if suffix is not None:
+            left_out |= self._names_of_learned(state, ends_only=learned)  # a file has the ranges anyway
         rest = places[count:]
         values: dict[str, Tensor] = {}
         for place, value in zip(rest, self._float_values([place.slot for place in rest]) if rest else [], strict=True):
@@ -205,11 +206,12 @@ class Exporter:
                 plain[name] = made[id(found)]
         return plain
 
-    def _names_of_learned(self, state: Mapping[str, Any]) -> set[str]:
-        """The names, in the state_dict, of what is learned for the weights."""
-        learned = learned_of(self._selection.originals)
-        keys = memory_keys({**state, **dict(enumerate(learned))})
-        owned = {keys[index] for index in range(len(learned))}
+    def _names_of_learned(self, state: Mapping[str, Any], ends_only: bool) -> set[str]:
+        """The names, in the state_dict, of what is learned for the weights, or of the ends of ranges alone."""
+        originals = self._selection.originals
+        params = learned_of(originals) if not ends_only else [each.ends for each in originals if each.ends_name]
+        keys = memory_keys({**state, **dict(enumerate(params))})
+        owned = {keys[index] for index in range(len(params))}
         return {name for name in state if keys.get(name) in owned}
 
     def _half(self, places: Sequence[Place]) -> set[str]:

@@ -35,12 +35,20 @@ class Piece(Protocol):
     def weight(self) -> Tensor: ...
     @property
     def logit(self) -> Tensor: ...
+    @property
+    def stream(self) -> int: ...
 
 
 class LogitsOfWidths(Protocol):
     """A rule that knows the logits of widths, or of what a quantizer has in their place."""
 
     def logits(self, widths: Tensor) -> Tensor: ...
+
+
+class LearnedEnds(Protocol):
+    """Ranges whose ends are learned."""
+
+    def straight_through(self, bucket: Sequence[Piece], rounded: Sequence[Tensor]) -> list[Tensor]: ...
 
 
 # Rounds weights of one device to these widths, into a dtype, or each into its own (None).
@@ -58,7 +66,10 @@ class FrozenBits:
     Attributes:
         active: the bits are frozen.
         rounds_weights: training sees rounded weights instead of noisy ones.
+        ranges: those that are learned, and get gradients from rounded weights; None: none are.
     """
+
+    ranges: LearnedEnds | None = None
 
     def __init__(
         self,
@@ -108,6 +119,8 @@ class FrozenBits:
             widths = [self.once(piece, self._widths_of) for piece in bucket]
             made = self._rounder([piece.entry for piece in bucket], widths, dtype)
             rounded = [each.to(dtype or piece.weight.dtype) for each, piece in zip(made, bucket, strict=True)]
+        if self.ranges is not None:
+            return self.ranges.straight_through(bucket, rounded)
         return straight_through([piece.weight for piece in bucket], rounded, [piece.logit for piece in bucket])
 
     def once(self, piece: Piece, make: Callable[[QuantizedParameter], Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from ..reference.groups import compute_dtype
 from ..reference.options import NoiseOptions
 from .attachment import Draw
 from .frozen import FrozenBits
+from .learned_ranges import LearnedRanges
 from .lower_precision import LOWER_DTYPES, Dtypes, LoweringMaker, LowerPrecision
 from .selection import QuantizedParameter, Selection, untied
 from .shards import agreed, gathered, is_managed
@@ -48,11 +49,18 @@ class TrainingWeights:
         selection: the weights.
         frozen: says whether bits are frozen, and rounds the weights then.
         lowering: which weights may be made in autocast's dtype; None: none.
+        ranges: the learned ones; None: each weight's own.
     """
 
-    def __init__(self, selection: Selection, frozen: FrozenBits, lowering: LowerPrecision | None) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        frozen: FrozenBits,
+        lowering: LowerPrecision | None,
+        ranges: LearnedRanges | None = None,
+    ) -> None:
         self.entries = selection.quantised
-        self._selection, self._frozen, self._lowering = selection, frozen, lowering
+        self._selection, self._frozen, self._lowering, self._ranges = selection, frozen, lowering, ranges
         self._streams = {entry: index for index, entry in enumerate(selection.originals)}
         self._nonfinite: dict[tuple[int, ...], Tensor] = {}
 
@@ -137,10 +145,13 @@ class TrainingWeights:
         streams = [piece.stream for piece in bucket]
         if self._frozen.active:
             options, logits = self._frozen.noise_of(options, bucket)
+        key = keys[weights[0].device]
+        if self._ranges is not None:
+            return self._ranges.noisy(bucket, logits, key, options, self._counter(streams, logits), dtype)
         return functional.add_noise(
             weights,
             logits,
-            keys[weights[0].device],
+            key,
             options,
             streams=streams,
             nonfinite=self._counter(streams, logits),

@@ -41,6 +41,11 @@ class Presence:
             for entry in selection.originals
             if entry.learned_name is not None
         ]
+        learned += [
+            Slot(entry.module, entry.ends_name, entry.full_name)
+            for entry in selection.originals
+            if entry.ends_name is not None
+        ]
         self._weights_once = [entry for entry in selection.originals if entry.learned_name is not None]
         ties = [slot for slot, _ in selection.ties()]
         self._slots: list[Slot] = [*self._weights, *learned, *selection.rest, *ties]

@@ -55,5 +55,8 @@ def _ways_down(quantizer: Any, budget: BitBudget) -> str:
     if budget.plain:
         ways.append(f"quantise more of it with a smaller min_size (now {quantizer.min_size:g} MB) or exclude")
     if quantizer.range_scope == "group":
+        if not quantizer.short_ranges:
+            saved = (budget.fixed - budget.plain) * (1 - 18 / 64) / BITS_PER_MB
+            ways.append(f"keep ranges in 16 bits with learn_range=True, short_ranges=True (saves about {saved:.6g} MB)")
         ways.append(f"make ranges fewer with a larger group_size (now {quantizer.group_size}) or range_scope='tensor'")
     return "To reach it: " + "; ".join(ways) if ways else "Nothing that the quantizer can be told makes it smaller"

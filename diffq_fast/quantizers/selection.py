@@ -73,6 +73,8 @@ class QuantizedParameter(Slot):
     tied_to: QuantizedParameter | None = None
     learned_name: str | None = None
     detached: nn.Parameter | None = None
+    ends_name: str | None = None
+    detached_ends: nn.Parameter | None = None
     sharded_logit: Any = field(default=None, init=False, repr=False)
 
     @property
@@ -91,9 +93,17 @@ class QuantizedParameter(Slot):
         return cast(nn.Parameter, found if owner.sharded_logit is None else owner.sharded_logit)
 
     @property
+    def ends(self) -> nn.Parameter:
+        """The learned ends of its ranges, a parameter of the owning module."""
+        owner = self.tied_to or self
+        return cast(nn.Parameter, owner.module._parameters.get(cast(str, owner.ends_name), owner.detached_ends))
+
+    @property
     def params(self) -> list[nn.Parameter]:
         """The parameter, and what is learned for it, if anything is."""
-        return [self.param] if self.original.learned_name is None else [self.param, self.logit]
+        owner = self.tied_to or self
+        params = [self.param] if owner.learned_name is None else [self.param, self.logit]
+        return params if owner.ends_name is None else [*params, self.ends]
 
     # -- what diffq calls them ---------------------------------------------------------------------------------------
 
@@ -129,8 +139,10 @@ def params_of(slots: Iterable[Slot]) -> list[nn.Parameter]:
 
 
 def learned_of(entries: Iterable[QuantizedParameter]) -> list[nn.Parameter]:
-    """What is learned for these weights, if anything is."""
-    return [entry.logit for entry in entries if entry.original.learned_name is not None]
+    """What is learned for these weights, if anything is: all logits, then all ends of ranges."""
+    entries = list(entries)
+    logits = [entry.logit for entry in entries if entry.original.learned_name is not None]
+    return logits + [entry.ends for entry in entries if entry.original.ends_name is not None]
 
 
 @dataclass

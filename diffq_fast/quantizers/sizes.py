@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..reference.bits import MAX_WHOLE_BITS
-from ..reference.sizes import group_count
+from ..reference.short_ranges import GROUPS_PER_UNIT
+from ..reference.sizes import group_count, short_range_bytes
 from ..reference.weight_sizes import elements_sum, table_bits
 
 BISECTIONS = 60
@@ -30,6 +31,7 @@ class SizeRule(NamedTuple):
     max_bits: float
     extra_bits: float
     range_scope: str
+    short_ranges: bool = False
 
     def weight_bits(self, used: Tensor, count: int) -> Tensor:
         """Bits of a weight of ``count`` elements whose groups use ``used`` bits: levels, ranges, table of widths.
@@ -41,7 +43,8 @@ class SizeRule(NamedTuple):
 
     def range_bits(self, count: int) -> int:
         """Bits of a weight's ranges, and of the width of its table's entries."""
-        return 64 * (group_count(count, self.group_size) if self.range_scope == "group" else 1) + 8
+        groups = group_count(count, self.group_size) if self.range_scope == "group" else 1
+        return 8 * (short_range_bytes(groups, GROUPS_PER_UNIT) if self.short_ranges else 8 * groups) + 8
 
     def total(self, per_group: Tensor, count: int) -> Tensor:
         """Sum over a weight's elements of a value per group."""
@@ -97,9 +100,8 @@ class BitBudget:
         self._owner = owners.repeat_interleave(self._groups.long())
         pairs = zip(counts, self._lengths, strict=True)
         self._elements = self.row([_group_sizes(count, groups, rule.group_size) for count, groups in pairs])
-        ranges = sum(self._lengths) if rule.range_scope == "group" else len(counts)
         plain_count, self.plain = plain
-        self.fixed = self.plain + 64 * ranges + 8 * len(counts)
+        self.fixed = self.plain + sum(map(rule.range_bits, counts))
         self.quantised = sum(counts)
         self.count = self.quantised + plain_count
 

@@ -31,6 +31,11 @@ class Weight:
         return None if self._entry.original.learned_name is None else self._entry.logit
 
     @property
+    def ends(self) -> nn.Parameter | None:
+        """The ends of its ranges, ``[1 or groups, 2]``, where they are learned beside the bits; else None."""
+        return None if self._entry.original.ends_name is None else self._entry.ends
+
+    @property
     def tied_to(self) -> str | None:
         """The name of the place of the same tensor that owns widths and noise; None for that place itself."""
         return None if self._entry.tied_to is None else self._entry.tied_to.full_name

@@ -9,6 +9,7 @@ from .groups import grouped, per_element
 from .sizes import group_count, stream_words
 
 CLASSES = (2, 4, 8)  # tried, and one
+LEAST_GROUPS = 4  # of a weight with classes
 LARGEST = 127  # levels beyond count as this: they are escapes
 TABLE_BITS, SYMBOL_BITS = 300.0, 10.0  # of a class: its table and states; and of each symbol in it
 WORTH = 0.997  # of the size with one class
@@ -22,22 +23,36 @@ def choose_classes(levels: Tensor, group_size: int) -> Tensor:
     """
     groups = group_count(levels.numel(), group_size)
     best = torch.ones(groups, dtype=torch.uint8, device=levels.device)
-    if groups < 4:
+    if groups < LEAST_GROUPS:
         return best
     near = levels.clamp(-LARGEST, LARGEST)
     fill = near.new_zeros((), dtype=torch.float32)
-    size = torch.log2(grouped(near.abs().to(torch.float32), group_size, fill).mean(1) + 2**-6)
+    size = size_of_group(grouped(near.abs().to(torch.float32), group_size, fill).mean(1))
     lowest, highest = size.min(), size.max()
     bits = WORTH * _bits(near, best, group_size)
     if float(highest - lowest) < 0.25:
         return best
     for classes in CLASSES:
-        places = (size - lowest) * (classes / (highest - lowest))
-        chosen = places.floor().clamp(0, classes - 1).to(torch.uint8) + 1
+        chosen = classes_of_sizes(size, classes) + 1
         needed = _bits(near, chosen, group_size)
         if needed < bits:
             best, bits = chosen, needed
     return best
+
+
+def size_of_group(means: Tensor) -> Tensor:
+    """By what groups are classed, of their mean absolute levels."""
+    return torch.log2(means + 2**-6)
+
+
+def classes_of_sizes(sizes: Tensor, classes: int) -> Tensor:
+    """uint8 of the same shape, from 0: the classes of groups by their sizes ``[..., groups]``.
+
+    Those of half as many classes are half of them.
+    """
+    lowest, highest = sizes.amin(-1, keepdim=True), sizes.amax(-1, keepdim=True)
+    places = (sizes - lowest) * (classes / (highest - lowest))
+    return places.nan_to_num(0.0).floor().clamp(0, classes - 1).to(torch.uint8)
 
 
 def _bits(levels: Tensor, classes: Tensor, group_size: int) -> float:

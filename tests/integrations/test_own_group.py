@@ -84,3 +84,14 @@ def test_a_group_that_holds_nothing_else_stays():
     OwnGroup(optimizer, [bits], lr=0.3)
     steps(optimizer, [weight, bits], count=1)
     assert torch.allclose(bits, torch.full((3,), 0.75))
+
+
+def test_undecayed_parameters_keep_their_learning_rate_and_lose_the_decay():
+    bits, ends, weight = (nn.Parameter(torch.ones(1)) for _ in range(3))
+    optimizer = torch.optim.SGD([bits, ends, weight], lr=0.5, weight_decay=0.25)
+    OwnGroup(optimizer, [bits], 0.125, [ends])
+    for param in (bits, ends, weight):
+        param.grad = torch.ones(1)
+    optimizer.step()
+    assert [param.item() for param in (bits, ends, weight)] == [1 - 0.125, 1 - 0.5, 1 - 0.5 * 1.25]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [3]

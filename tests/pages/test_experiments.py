@@ -15,7 +15,7 @@ import diffq_fast
 from support.paths import ROOT
 
 NAMES = ("task", "methods", "training", "store", "grid", "summary", "tables", "plots", "peer_table", "images", "text")
-NAMES += ("penalty_table", "minilm_table", "audio_table", "crepe", "voice_encoder", "notes")
+NAMES += ("penalty_table", "ranges_table", "minilm_table", "audio_table", "crepe", "voice_encoder", "notes")
 
 
 @pytest.fixture
@@ -387,6 +387,24 @@ def test_the_penalty_table_pairs_each_penalty_with_its_target(modules):
     led = row("SizeTarget for 2", 1, modules.methods.size_target(6.0), 0.19, [math.log(3.96)] * 3)
     table = modules.penalty_table.penalty_table(task, [by_hand | {"quality": 4.0}, led | {"quality": 3.96}])
     assert table.splitlines()[2:] == ["| 1 | 2 | 0.2000 | 4.0000 | 0.1900 | 3.9600 | +1.01 |"]
+
+
+def test_the_ranges_table_pairs_rows_of_one_size(modules):
+    task = modules.text.Text()
+    rows = []
+    for times in (8.0, 12.0):
+        for label, perplexity in (("range per tensor, of the weights", 4.0), ("range per group", 3.96)):
+            made = row(
+                f"SizeTarget {times:g}x, {label}",
+                0,
+                modules.methods.size_target(times),
+                0.1,
+                [math.log(perplexity)] * 3,
+            )
+            rows.append(made | {"quality": perplexity, "seconds": 71.4})
+    lines = modules.ranges_table.ranges_table(task, rows).splitlines()[2:]
+    assert lines[0] == "| 8x | range per tensor, of the weights | 0.1000 | 0.1100 | 4.0000 |  | 71 |"
+    assert lines[3] == "| 12x | range per group | 0.1000 | 0.1100 | 3.9600 | +1.01 (+1.01 to +1.01) | 71 |"
 
 
 def test_put_replaces_only_what_stands_between_the_marks(modules, tmp_path):

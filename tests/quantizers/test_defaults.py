@@ -18,6 +18,7 @@ QUANTIZERS = {
     "uniform": partial(DiffQuantizer, group_size=8, noise="uniform", param="noise"),
     "torch": partial(DiffQuantizer, group_size=8, rng="torch"),
     "ranges of groups": partial(DiffQuantizer, group_size=8, range_scope="group"),
+    "learned ranges": partial(DiffQuantizer, group_size=8, learn_range=True),
     "float16": partial(DiffQuantizer, group_size=8, float16=True),
     "target": partial(DiffQuantizer, group_size=8),
     "frozen": partial(DiffQuantizer, group_size=8),

@@ -41,7 +41,8 @@ def train(rank: int, case: str, path: str) -> None:
     model = ResidualNet("checkpointed" if case == "checkpointed" else "plain")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     noisy_dtype = "auto" if case == "autocast" else None
-    quantizer = DiffQuantizer(model, min_size=0, group_size=8, init_bits=5, noisy_dtype=noisy_dtype)
+    options = {"group_size": 8, "init_bits": 5, "noisy_dtype": noisy_dtype, "learn_range": case == "ranges"}
+    quantizer = DiffQuantizer(model, min_size=0, **options)
     quantizer.setup_optimizer(optimizer, lr=0.1)
     if case == "compiled":
         model.compile(backend="aot_eager")
@@ -51,8 +52,8 @@ def train(rank: int, case: str, path: str) -> None:
     for name, param in model.named_parameters():
         param.register_post_accumulate_grad_hook(lambda _, name=name: ready.append(name))
     target = None
-    if case in ("target", "rounded"):
-        schedule = {"total_steps": 4, "freeze_at": 0.75, "straight_through": case == "rounded"}
+    if case in ("target", "rounded", "ranges"):
+        schedule = {"total_steps": 4, "freeze_at": 0.75, "straight_through": case != "target"}
         target = SizeTarget(quantizer, bits_per_weight=6, **schedule)
     torch.manual_seed(rank + 1)
     for step in range(4):
@@ -72,7 +73,9 @@ def train(rank: int, case: str, path: str) -> None:
     torch.save(({n: p.detach() for n, p in model.named_parameters()}, ready, key), f"{path}/{rank}.pt")
 
 
-@pytest.mark.parametrize("case", ["plain", "checkpointed", "no_sync", "compiled", "autocast", "target", "rounded"])
+@pytest.mark.parametrize(
+    "case", ["plain", "checkpointed", "no_sync", "compiled", "autocast", "target", "rounded", "ranges"]
+)
 def test_ranks_agree_after_training(case, tmp_path):
     mp.spawn(run_rank, (free_port(), case, str(tmp_path)), nprocs=2)
     (first, ready, key0), (second, _, key1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
@@ -84,6 +87,6 @@ def test_ranks_agree_after_training(case, tmp_path):
         assert not torch.equal(value, first[name]), name
     assert first["blocks.0.inner.weight_diffq"].std() > 0
     assert key0 != key1
-    if case in ("plain", "checkpointed", "autocast"):
+    if case in ("plain", "checkpointed", "autocast", "ranges"):
         # The last block's gradients are ready before the first block's: DDP can overlap.
         assert ready.index("blocks.2.inner.weight") < ready.index("blocks.0.inner.weight")

@@ -19,6 +19,8 @@ QUANTIZERS = {
     "torch": partial(DiffQuantizer, group_size=8, rng="torch"),
     "one group": partial(DiffQuantizer, group_size=0),
     "ranges of groups": partial(DiffQuantizer, group_size=8, range_scope="group", float16=True),
+    "learned ranges": partial(DiffQuantizer, group_size=8, learn_range=True),
+    "short ranges": partial(DiffQuantizer, group_size=8, range_scope="group", learn_range=True, short_ranges=True),
     "lower dtype": partial(DiffQuantizer, group_size=8, noisy_dtype="auto"),
     "no training": partial(UniformQuantizer, bits=4),
     "whole levels": partial(UniformQuantizer, bits=4, qat=True),
