@@ -95,6 +95,7 @@ constexpr Kernels reading_kernels() {
     made.unpack_words = simd128::unpack_words;
     made.decode_rows = simd128::decode_rows;
     made.multiply_row = simd128::multiply_row;
+    made.row_vectors = 4;
     made.unpack_row = simd128::unpack_row;
     return made;
 }

@@ -13,9 +13,10 @@
 namespace diffq_fast {
 namespace {
 
-static_assert(kMostPanelWidth == 7, "fit_panels() looks for others");
-constexpr int64_t kVectorsPerTask = 255;  // whole kPanelVectors
-constexpr int64_t kLeastPiece = 32;       // smaller ones are summed up too often
+constexpr int64_t kVectorsPerTask = 252;  // whole vectors of any PanelForm
+constexpr int64_t kVectorsToRound = 4;
+constexpr int64_t kBlocksOfOneSet = 8;  // vectors that are so many apart share few sets of the cache
+constexpr int64_t kLeastPiece = 32;  // smaller ones are summed up too often
 
 // Columns of one width and scale, within a block of activations; 0: rows have none.
 int64_t piece_of(const PackedRows& rows) {
@@ -30,12 +31,13 @@ class RoundedVectors {
     RoundedVectors(const float* vectors, int64_t count, int64_t columns, int64_t piece, int threads)
         : blocks_((columns + kBlockColumns - 1) / kBlockColumns),
           pieces_(blocks_ * (kBlockColumns / piece)),
-          whole_(static_cast<size_t>(count * blocks_ * kBlockColumns)),
+          stride_((blocks_ + (blocks_ % kBlocksOfOneSet == 0)) * kBlockColumns),
+          whole_(static_cast<size_t>(count * stride_)),
           units_(static_cast<size_t>(count * blocks_)),
           sums_(static_cast<size_t>(count * pieces_)) {
-        parallel_for((count + kPanelVectors - 1) / kPanelVectors, threads, [&](int64_t task) {
-            const int64_t end = std::min((task + 1) * kPanelVectors, count);
-            for (int64_t v = task * kPanelVectors; v < end; ++v)
+        parallel_for((count + kVectorsToRound - 1) / kVectorsToRound, threads, [&](int64_t task) {
+            const int64_t end = std::min((task + 1) * kVectorsToRound, count);
+            for (int64_t v = task * kVectorsToRound; v < end; ++v)
                 round(vectors + v * columns, v, columns, piece);
         });
     }
@@ -43,13 +45,13 @@ class RoundedVectors {
     int64_t blocks() const { return blocks_; }
 
     WholeVectors some(int64_t begin, int64_t count) const {
-        return {whole_.data() + begin * blocks_ * kBlockColumns, units_.data() + begin * blocks_,
+        return {whole_.data() + begin * stride_, stride_, units_.data() + begin * blocks_,
                 sums_.data() + begin * pieces_, count};
     }
 
   private:
     void round(const float* vector, int64_t v, int64_t columns, int64_t piece) {
-        int8_t* const whole = whole_.data() + v * blocks_ * kBlockColumns;
+        int8_t* const whole = whole_.data() + v * stride_;
         for (int64_t block = 0; block < blocks_; ++block) {
             const int64_t begin = block * kBlockColumns, length = std::min(kBlockColumns, columns - begin);
             units_[static_cast<size_t>(v * blocks_ + block)] =
@@ -62,7 +64,7 @@ class RoundedVectors {
         }
     }
 
-    int64_t blocks_, pieces_;
+    int64_t blocks_, pieces_, stride_;
     std::vector<int8_t> whole_;
     std::vector<float> units_, sums_;
 };
@@ -127,16 +129,17 @@ class Panel {
 
 bool fit_panels(const PackedRows& rows) {
     const int64_t bytes = rows.rows * ((segments_of(rows) + 1) / 2);
-    uint8_t above = 0;  // the highest bit of each half byte, width - 1, is set where that is 7 or more
+    const int room = (8 - kernels().panels.most_width) * 0x11;
+    uint8_t above = 0;  // the highest bit of each half byte is set where its width is too large
     for (int64_t i = 0; i < bytes; ++i) {
         const int pair = rows.widths[i];
-        above = static_cast<uint8_t>(above | pair | ((pair & 0x77) + 0x11));
+        above = static_cast<uint8_t>(above | pair | ((pair & 0x77) + room));
     }
     return piece_of(rows) > 0 && (above & 0x88) == 0;
 }
 
 bool are_panels_fast() {
-    return kernels().fast_panels;
+    return kernels().panels.fast;
 }
 
 bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count, float* results,
@@ -146,6 +149,7 @@ bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count
     const RoundedVectors rounded(vectors, count, rows.columns, piece, threads);
     const int64_t panels = (rows.rows + kPanelRows - 1) / kPanelRows;
     const int64_t parts = (count + kVectorsPerTask - 1) / kVectorsPerTask;
+    const int64_t at_once = kernels().panels.vectors;
     std::atomic<bool> inside{true}, memory{true};
     const auto multiply = [&](int64_t task) {
         const int64_t row = task % panels * kPanelRows, begin = task / panels * kVectorsPerTask;
@@ -156,9 +160,9 @@ bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count
             inside = false;
             return;
         }
-        for (int64_t v = begin; v < end; v += kPanelVectors) {
-            const int64_t some = std::min<int64_t>(kPanelVectors, end - v);
-            float products[kPanelVectors * kPanelRows];
+        for (int64_t v = begin; v < end; v += at_once) {
+            const int64_t some = std::min(at_once, end - v);
+            float products[kMostPanelVectors * kPanelRows];
             kernels().multiply_panel(panel.view(), rounded.some(v, some), products);
             for (int64_t i = 0; i < some; ++i) {
                 const float* const from = products + i * kPanelRows;

@@ -57,6 +57,7 @@ class RowReader {
         row.steps = steps_;
         row.halves = halves_;
         row.scaled = has_one_scale() ? scaled_ : nullptr;
+        row.own_steps = rows_.meaning.level_count == 0 && !rows_.meaning.centred;
         return true;
     }
 

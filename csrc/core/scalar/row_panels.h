@@ -1,6 +1,6 @@
 // Products of panels of rows with vectors of whole numbers, see RowPanel: the definition.
 
-constexpr bool kFastPanels = false;
+constexpr PanelForm kPanelForm = {3, 8, false};
 
 static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
     const uint8_t* segment = row.data;
@@ -35,7 +35,7 @@ static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, f
             const int64_t begin = p * panel.piece, at = p * kPanelRows;
             int32_t sums[kPanelRows] = {};
             add_whole(panel.levels + begin * kPanelRows,
-                      vectors.whole + v * panel.blocks * kBlockColumns + begin, panel.piece, sums);
+                      vectors.whole + v * vectors.stride + begin, panel.piece, sums);
             const float unit = vectors.units[v * panel.blocks + p / of_block];
             const float sum = vectors.sums[v * panel.blocks * of_block + p];
             for (int64_t r = 0; r < kPanelRows; ++r)

@@ -7,7 +7,8 @@
 //   pairs   |a0x0 + a1x1|a2x2 + a3x3| ...   16 bits
 //   sums    |a0x0 + ... + a3x3      | ...   32 bits
 
-constexpr bool kFastPanels = true;
+constexpr int kMostPanelWidth = 7;  // pairs of products with 127 still fit in 16 bits
+constexpr PanelForm kPanelForm = {3, kMostPanelWidth, true};
 
 static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
     const uint8_t* from = row.data;
@@ -89,7 +90,7 @@ DIFFQ_INLINE void sum_fours(const uint8_t* levels, const int8_t* whole, int64_t 
 
 template <int kCount>
 static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vectors, float* products) {
-    const int64_t stride = panel.blocks * kBlockColumns, of_block = kBlockColumns / panel.piece;
+    const int64_t stride = vectors.stride, of_block = kBlockColumns / panel.piece;
     const int64_t pieces = panel.blocks * of_block;
     const uint8_t* levels = panel.levels;
     const int8_t* whole = vectors.whole;

@@ -140,7 +140,7 @@ void check(const Shape& shape, LevelMeaning meaning, Activations activations, Wi
 
 // The largest levels and activations there are: sums of pairs must not overflow.
 void extreme_levels_do_not_overflow() {
-    for (int width = 1; width <= kMostPanelWidth; ++width) {
+    for (int width = 1; width <= kernels().panels.most_width; ++width) {
         for (const int64_t segment : {32, 64, 192}) {
             Weight weight(17, 192, segment, 0, {true, 0}, {width, width});
             std::fill(weight.data.begin(), weight.data.end() - kReadBehindRows, uint8_t{255});
@@ -159,7 +159,7 @@ void extreme_levels_do_not_overflow() {
 
 void rows_that_fit_no_panels_are_told() {
     for (int width = 1; width <= kMaxWidth; ++width)
-        CHECK(fit_panels(Weight(3, 192, 64, 0, {true, 0}, {width, width}).rows_) == (width <= 7));
+        CHECK(fit_panels(Weight(3, 192, 64, 0, {true, 0}, {width, width}).rows_) == (width <= kernels().panels.most_width));
     CHECK(!fit_panels(Weight(2, 48, 16, 0, {true, 0}, {4, 4}).rows_));
     CHECK(fit_panels(Weight(2, 33, 33, 0, {true, 0}, {7, 7}).rows_));
 }
