@@ -108,18 +108,19 @@ static constexpr ByteTables kByteTables{};
 
 struct ByteReader {
     __m512i words, even, odd, even_shifts, odd_shifts, kept;
+    __mmask64 read;
 
-    DIFFQ_MEMBER explicit ByteReader(int width)
+    // Of `length` levels, at most 64; zeros behind them.
+    DIFFQ_MEMBER ByteReader(int width, int64_t length)
         : words(load_512(kByteTables.of[width].words)),
           even(load_512(kByteTables.of[width].even)),
           odd(load_512(kByteTables.of[width].odd)),
           even_shifts(load_512(kByteTables.of[width].even_shifts)),
           odd_shifts(load_512(kByteTables.of[width].odd_shifts)),
-          kept(_mm512_set1_epi8(static_cast<char>((1 << width) - 1))) {}
+          kept(_mm512_set1_epi8(static_cast<char>((1 << width) - 1))),
+          read(~uint64_t{0} >> (64 - (length * width + 7) / 8)) {}
 
-    // Of the bytes that there are, at most 64 and eight for each bit of a level; zeros behind them.
-    DIFFQ_MEMBER __m512i levels(const uint8_t* from, int64_t bytes) const {
-        const __mmask64 read = ~uint64_t{0} >> (64 - bytes);
+    DIFFQ_MEMBER __m512i levels(const uint8_t* from) const {
         const __m512i found = _mm512_permutexvar_epi32(words, _mm512_maskz_loadu_epi8(read, from));
         const __m512i first = _mm512_srlv_epi16(_mm512_shuffle_epi8(found, even), even_shifts);
         const __m512i second = _mm512_sllv_epi16(_mm512_shuffle_epi8(found, odd), odd_shifts);

@@ -5,12 +5,11 @@ static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
     for (int64_t s = 0; s < row.segments; ++s) {
         const int width = width_of_segment(row.widths, s);
         const int64_t begin = s * row.segment, end = std::min(begin + row.segment, row.columns);
-        const ByteReader reader(width);
         for (int64_t i = begin; i < end; i += kBlockColumns) {
-            const int64_t length = std::min(kBlockColumns, end - i), bytes = (length * width + 7) / 8;
+            const int64_t length = std::min(kBlockColumns, end - i);
             const __mmask64 lanes = ~uint64_t{0} >> (kBlockColumns - length);
-            _mm512_mask_storeu_epi8(levels + i, lanes, reader.levels(from, bytes));
-            from += bytes;
+            _mm512_mask_storeu_epi8(levels + i, lanes, ByteReader(width, length).levels(from));
+            from += (length * width + 7) / 8;
         }
     }
 }

@@ -3,7 +3,7 @@
 
 constexpr int64_t kVectorsOfRow = kMostVectors;
 
-// A piece with each vector. kLength: its columns, or 0 where they are `length`.
+// A piece of at most 64 columns with each vector. kLength: its columns, or 0 where they are `length`.
 template <int kCount, int kLength>
 DIFFQ_INLINE void add_float_piece(const WideReader& wide, int width, const uint8_t* from, int64_t length,
                                   float scale, const float* values, int64_t stride,
@@ -29,10 +29,9 @@ DIFFQ_INLINE void add_float_piece(const WideReader& wide, int width, const uint8
 
 // The same of whole numbers; scales: of each vector, kAtOnce apart.
 template <int kCount>
-DIFFQ_INLINE void add_byte_piece(const ByteReader& reader, const uint8_t* from, int64_t bytes,
-                                 const float* scales, const int8_t* whole, int64_t stride,
-                                 __m512 (&totals)[kCount]) {
-    const __m512i levels = reader.levels(from, bytes);
+DIFFQ_INLINE void add_byte_piece(const ByteReader& reader, const uint8_t* from, const float* scales,
+                                 const int8_t* whole, int64_t stride, __m512 (&totals)[kCount]) {
+    const __m512i levels = reader.levels(from);
     for (int v = 0; v < kCount; ++v) {
         const __m512i sums = dot_fours(_mm512_setzero_si512(), levels, load_512(whole + v * stride));
         totals[v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(scales[v * Pieces::kAtOnce]),
@@ -40,58 +39,82 @@ DIFFQ_INLINE void add_byte_piece(const ByteReader& reader, const uint8_t* from, 
     }
 }
 
-// Some pieces, of one width or several, and what they are multiplied with.
+DIFFQ_INLINE void ask_for_row(const uint8_t* from) {
+    _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
+}
+
+// Some pieces of a row that begin at a column, and what they are multiplied with: each returns the place
+// behind them.
 template <int kCount, int kPiece>
 struct SomePieces {
     const Pieces& pieces;
-    int64_t count, begin, columns;
+    int64_t begin;
     const RowVectors& vectors;
     __m512 (&totals)[kCount];
 
-    // Returns the place behind them. Readers are made for a width.
-    template <class Reader, class Add>
-    DIFFQ_MEMBER const uint8_t* each(const uint8_t* from, Add&& add) const {
-        const bool one_width = pieces.all_have(pieces.widths[0], count);
-        if (one_width) {
-            const Reader reader(pieces.widths[0]);
-            for (int64_t k = 0; k < count; ++k) from = add(reader, k, from);
+    DIFFQ_MEMBER const uint8_t* as_floats(const uint8_t* from, int64_t count) const {
+        const float* values = vectors.values + begin;
+        const auto add = [&](const WideReader& reader, int width, int64_t k) {
+            ask_for_row(from);
+            add_float_piece<kCount, kPiece>(reader, width, from, kPiece, pieces.scales[k], values,
+                                            vectors.stride, totals);
+            from += kPiece / 8 * width;
+            values += kPiece;
+        };
+        const int width = pieces.widths[0];
+        if (pieces.all_have(width, count)) {
+            const WideReader reader(width);
+            for (int64_t k = 0; k < count; ++k) add(reader, width, k);
         } else {
-            for (int64_t k = 0; k < count; ++k) from = add(Reader(pieces.widths[k]), k, from);
+            for (int64_t k = 0; k < count; ++k) add(WideReader(pieces.widths[k]), pieces.widths[k], k);
         }
         return from;
     }
 
-    DIFFQ_MEMBER const uint8_t* as_floats(const uint8_t* start) const {
-        return each<WideReader>(start, [&](const WideReader& reader, int64_t k, const uint8_t* from) {
-            const int64_t at = begin + k * kPiece, length = std::min<int64_t>(kPiece, columns - at);
-            const float* const values = vectors.values + at;
-            const int width = pieces.widths[k];
-            _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
-            if (length == kPiece)
-                add_float_piece<kCount, kPiece>(reader, width, from, length, pieces.scales[k], values,
-                                                vectors.stride, totals);
-            else
-                add_float_piece<kCount, 0>(reader, width, from, length, pieces.scales[k], values,
-                                           vectors.stride, totals);
-            return from + (length * width + 7) / 8;
-        });
+    DIFFQ_MEMBER const uint8_t* as_bytes(const uint8_t* from, int64_t count) const {
+        const int8_t* whole = vectors.whole + begin;
+        float scales[kCount][Pieces::kAtOnce];
+        scale_units(count, scales);
+        const auto add = [&](const ByteReader& reader, int width, int64_t k) {
+            ask_for_row(from);
+            add_byte_piece<kCount>(reader, from, &scales[0][k], whole, stride(), totals);
+            from += kPiece / 8 * width;
+            whole += kPiece;
+        };
+        const int width = pieces.widths[0];
+        if (pieces.all_have(width, count)) {
+            const ByteReader reader(width, kPiece);
+            for (int64_t k = 0; k < count; ++k) add(reader, width, k);
+        } else {
+            for (int64_t k = 0; k < count; ++k)
+                add(ByteReader(pieces.widths[k], kPiece), pieces.widths[k], k);
+        }
+        return from;
     }
 
-    DIFFQ_MEMBER const uint8_t* as_bytes(const uint8_t* start) const {
-        const int64_t stride = vectors.blocks * kBlockColumns;
-        float scales[kCount][Pieces::kAtOnce];
+    // The first piece, of `length` columns.
+    DIFFQ_MEMBER void add_last(const uint8_t* from, int64_t length, bool bytes) const {
+        const int width = pieces.widths[0];
+        if (bytes) {
+            float scales[kCount][Pieces::kAtOnce];
+            scale_units(1, scales);
+            add_byte_piece<kCount>(ByteReader(width, length), from, scales[0], vectors.whole + begin,
+                                   stride(), totals);
+        } else {
+            add_float_piece<kCount, 0>(WideReader(width), width, from, length, pieces.scales[0],
+                                       vectors.values + begin, vectors.stride, totals);
+        }
+    }
+
+  private:
+    DIFFQ_MEMBER int64_t stride() const { return vectors.blocks * kBlockColumns; }
+
+    DIFFQ_MEMBER void scale_units(int64_t count, float (&scales)[kCount][Pieces::kAtOnce]) const {
         for (int v = 0; v < kCount; ++v) {
             const float* const units = vectors.units + v * vectors.blocks + begin / kBlockColumns;
             for (int64_t k = 0; k < count; ++k)
                 scales[v][k] = pieces.scales[k] * units[k * kPiece / kBlockColumns];
         }
-        return each<ByteReader>(start, [&](const ByteReader& reader, int64_t k, const uint8_t* from) {
-            const int64_t at = begin + k * kPiece, length = std::min<int64_t>(kPiece, columns - at);
-            const int64_t bytes = (length * pieces.widths[k] + 7) / 8;
-            _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
-            add_byte_piece<kCount>(reader, from, bytes, &scales[0][k], vectors.whole + at, stride, totals);
-            return from + bytes;
-        });
     }
 };
 
@@ -102,13 +125,18 @@ DIFFQ_INLINE void multiply_pieces(const PackedRow& row, const RowVectors& vector
     __m512 totals[kCount];
     for (int v = 0; v < kCount; ++v) totals[v] = _mm512_setzero_ps();
     Pieces pieces(row, kPiece);
-    for (int64_t begin = 0; begin < row.columns; begin += Pieces::kAtOnce * kPiece) {
-        const int64_t left = (row.columns - begin + kPiece - 1) / kPiece;
-        const int64_t count = std::min(left, Pieces::kAtOnce);
+    int64_t begin = 0;
+    while (begin < row.columns) {
+        const int64_t whole = std::min((row.columns - begin) / kPiece, Pieces::kAtOnce);
+        const int64_t count = std::max<int64_t>(whole, 1);
         pieces.take(count);
-        const SomePieces<kCount, kPiece> some{pieces, count, begin, row.columns, vectors, totals};
         const bool bytes = vectors.whole && pieces.are_at_most(kMostByteWidth, count);
-        from = bytes ? some.as_bytes(from) : some.as_floats(from);
+        const SomePieces<kCount, kPiece> some{pieces, begin, vectors, totals};
+        if (whole == 0)
+            some.add_last(from, row.columns - begin, bytes);
+        else
+            from = bytes ? some.as_bytes(from, count) : some.as_floats(from, count);
+        begin += count * kPiece;
     }
     multiply_offsets<kCount>(row, vectors, products);
     for (int v = 0; v < kCount; ++v) products[v] += _mm512_reduce_add_ps(totals[v]);
