@@ -69,13 +69,26 @@ class RoundedVectors {
     std::vector<float> units_, sums_;
 };
 
+// Bytes that begin with a line of the cache, and hold nothing yet.
+class Bytes {
+  public:
+    explicit Bytes(int64_t count) : room_(new uint8_t[static_cast<size_t>(count + kLine)]) {}
+
+    uint8_t* data() { return room_.get() + (kLine - reinterpret_cast<uintptr_t>(room_.get()) % kLine); }
+
+  private:
+    static constexpr int64_t kLine = 64;
+    std::unique_ptr<uint8_t[]> room_;
+};
+
 // Some rows, unpacked.
 class Panel {
   public:
     Panel(int64_t blocks, int64_t piece)
         : blocks_(blocks),
           piece_(piece),
-          levels_(new uint8_t[static_cast<size_t>(kPanelRows * blocks * kBlockColumns)]),
+          levels_(kPanelRows * blocks * kBlockColumns),
+          bytes_(kPanelRows * blocks * kBlockColumns + kReadBehind),
           scales_(static_cast<size_t>(kPanelRows * pieces()), 0.0f),
           offsets_(scales_.size(), 0.0f),
           widest_(static_cast<size_t>(pieces()), uint8_t{1}) {}
@@ -83,19 +96,18 @@ class Panel {
     // Rows `begin` and those behind it, up to `end`. False where one does not lie in the data.
     bool fill(const RowReader& reader, int64_t begin, int64_t end) {
         const int64_t columns = blocks_ * kBlockColumns;
-        std::vector<uint8_t> bytes(static_cast<size_t>(kPanelRows * columns + kReadBehind));
         for (int64_t r = 0; r < end - begin; ++r) {
             PackedRow row;
             if (!reader.open(begin + r, row)) return false;
             fill_scales(row, r);
-            kernels().unpack_bytes(row, bytes.data() + r * columns);
+            kernels().unpack_bytes(row, bytes_.data() + r * columns);
         }
-        kernels().interleave_rows(bytes.data(), blocks_, levels_.get());
+        kernels().interleave_rows(bytes_.data(), blocks_, levels_.data());
         return true;
     }
 
-    RowPanel view() const {
-        return {levels_.get(), scales_.data(), offsets_.data(), widest_.data(), blocks_, piece_};
+    RowPanel view() {
+        return {levels_.data(), scales_.data(), offsets_.data(), widest_.data(), blocks_, piece_};
     }
 
   private:
@@ -103,24 +115,24 @@ class Panel {
 
     void fill_scales(const PackedRow& row, int64_t r) {
         GroupCursor at(row);
-        int64_t p = 0;
+        float *scales = scales_.data() + r, *offsets = offsets_.data() + r;
+        uint8_t* widest = widest_.data();
+        int64_t left = pieces();
+        const int64_t of_segment = row.segments == 1 ? left : row.segment / piece_;
         for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
             const int width = width_of_segment(row.widths, s);
             const float scale = row.steps[width] * row.scales[at.group];
             const float offset = row.offsets ? row.offsets[at.group] : -row.halves[width] * scale;
-            const int64_t end = std::min((s + 1) * row.segment, row.columns);
-            for (; p * piece_ < end; ++p) {
-                const auto place = static_cast<size_t>(p * kPanelRows + r);
-                scales_[place] = scale;
-                offsets_[place] = offset;
-                uint8_t& widest = widest_[static_cast<size_t>(p)];
-                widest = std::max(widest, static_cast<uint8_t>(width));
+            for (int64_t i = std::min(of_segment, left); i > 0; --i, --left) {
+                *scales = scale, *offsets = offset;
+                *widest = std::max(*widest, static_cast<uint8_t>(width));
+                scales += kPanelRows, offsets += kPanelRows, ++widest;
             }
         }
     }
 
     int64_t blocks_, piece_;
-    std::unique_ptr<uint8_t[]> levels_;
+    Bytes levels_, bytes_;  // of the rows as they follow one another
     std::vector<float> scales_, offsets_;
     std::vector<uint8_t> widest_;
 };

@@ -105,9 +105,11 @@ DIFFQ_INLINE __m512i dot_fours(__m512i sums, __m512i levels, __m512i whole) {
 }
 // The same for levels of up to seven bits: pairs of products with 127 still fit in 16.
 constexpr PanelForm kPanelForm = {kMostPanelVectors, 7, true};
-DIFFQ_INLINE __m512i dot_panel_fours(__m512i sums, __m512i levels, __m512i whole) {
-    const __m512i pairs = _mm512_maddubs_epi16(levels, whole);
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+DIFFQ_INLINE void dot_panel_fours(__m512i& sums, __m512i levels, const int8_t* four) {
+    int32_t whole;
+    std::memcpy(&whole, four, sizeof whole);
+    const __m512i pairs = _mm512_maddubs_epi16(levels, _mm512_set1_epi32(whole));
+    sums = _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
 
 #include "core/simd/algorithms.h"

@@ -5,11 +5,16 @@ static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
     for (int64_t s = 0; s < row.segments; ++s) {
         const int width = width_of_segment(row.widths, s);
         const int64_t begin = s * row.segment, end = std::min(begin + row.segment, row.columns);
-        for (int64_t i = begin; i < end; i += kBlockColumns) {
-            const int64_t length = std::min(kBlockColumns, end - i);
-            const __mmask64 lanes = ~uint64_t{0} >> (kBlockColumns - length);
-            _mm512_mask_storeu_epi8(levels + i, lanes, ByteReader(width, length).levels(from));
-            from += (length * width + 7) / 8;
+        int64_t i = begin;
+        if (i + kBlockColumns <= end) {
+            const ByteReader reader(width, kBlockColumns);
+            for (; i + kBlockColumns <= end; i += kBlockColumns, from += kBlockColumns / 8 * width)
+                _mm512_storeu_si512(levels + i, reader.levels(from));
+        }
+        if (i < end) {
+            const __mmask64 lanes = ~uint64_t{0} >> (kBlockColumns - (end - i));
+            _mm512_mask_storeu_epi8(levels + i, lanes, ByteReader(width, end - i).levels(from));
+            from += ((end - i) * width + 7) / 8;
         }
     }
 }

@@ -11,11 +11,7 @@ DIFFQ_INLINE void sum_fours(const uint8_t* levels, const int8_t* whole, int64_t 
     for (int v = 0; v < kCount; ++v) sums[v] = _mm512_setzero_si512();
     for (const int8_t* const end = whole + columns; whole != end; whole += 4, levels += 4 * kPanelRows) {
         const __m512i four = load_512(levels);
-        for (int v = 0; v < kCount; ++v) {
-            int32_t x;
-            std::memcpy(&x, whole + v * stride, sizeof x);
-            sums[v] = dot_panel_fours(sums[v], four, _mm512_set1_epi32(x));
-        }
+        for (int v = 0; v < kCount; ++v) dot_panel_fours(sums[v], four, whole + v * stride);
     }
 }
 
