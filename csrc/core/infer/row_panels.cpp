@@ -13,8 +13,9 @@
 namespace diffq_fast {
 namespace {
 
-constexpr int64_t kVectorsPerTask = 252;  // whole vectors of any PanelForm
-constexpr int64_t kVectorsToRound = 4;
+constexpr int64_t kBytesPerTask = 1 << 19;   // of vectors, which are to stay in the cache
+constexpr int64_t kVectorsOfTasks = 12;       // tasks have whole vectors of any PanelForm
+constexpr int64_t kVectorsToRound = 4, kTasksPerThread = 4;
 constexpr int64_t kBlocksOfOneSet = 8;  // vectors that are so many apart share few sets of the cache
 constexpr int64_t kLeastPiece = 32;  // smaller ones are summed up too often
 
@@ -29,7 +30,8 @@ int64_t piece_of(const PackedRows& rows) {
 class RoundedVectors {
   public:
     RoundedVectors(const float* vectors, int64_t count, int64_t columns, int64_t piece, int threads)
-        : blocks_((columns + kBlockColumns - 1) / kBlockColumns),
+        : count_(count),
+          blocks_((columns + kBlockColumns - 1) / kBlockColumns),
           pieces_(blocks_ * (kBlockColumns / piece)),
           stride_((blocks_ + (blocks_ % kBlocksOfOneSet == 0)) * kBlockColumns),
           whole_(static_cast<size_t>(count * stride_)),
@@ -43,6 +45,13 @@ class RoundedVectors {
     }
 
     int64_t blocks() const { return blocks_; }
+
+    // Vectors that a task multiplies: all, where they stay in the cache and panels are enough for all threads.
+    int64_t of_task(int64_t panels, int threads) const {
+        const int64_t parts = (kTasksPerThread * threads + panels - 1) / std::max<int64_t>(panels, 1);
+        const int64_t fit = std::min(kBytesPerTask / stride_, (count_ + parts - 1) / parts);
+        return (fit / kVectorsOfTasks + 1) * kVectorsOfTasks;
+    }
 
     WholeVectors some(int64_t begin, int64_t count) const {
         return {whole_.data() + begin * stride_, stride_, units_.data() + begin * blocks_,
@@ -64,7 +73,7 @@ class RoundedVectors {
         }
     }
 
-    int64_t blocks_, pieces_, stride_;
+    int64_t count_, blocks_, pieces_, stride_;
     std::vector<int8_t> whole_;
     std::vector<float> units_, sums_;
 };
@@ -160,12 +169,12 @@ bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count
     const RowReader reader(rows);
     const RoundedVectors rounded(vectors, count, rows.columns, piece, threads);
     const int64_t panels = (rows.rows + kPanelRows - 1) / kPanelRows;
-    const int64_t parts = (count + kVectorsPerTask - 1) / kVectorsPerTask;
+    const int64_t of_task = rounded.of_task(panels, threads), parts = (count + of_task - 1) / of_task;
     const int64_t at_once = kernels().panels.vectors;
     std::atomic<bool> inside{true}, memory{true};
     const auto multiply = [&](int64_t task) {
-        const int64_t row = task % panels * kPanelRows, begin = task / panels * kVectorsPerTask;
-        const int64_t end = std::min(begin + kVectorsPerTask, count);
+        const int64_t row = task % panels * kPanelRows, begin = task / panels * of_task;
+        const int64_t end = std::min(begin + of_task, count);
         const int64_t width = std::min(kPanelRows, rows.rows - row);
         Panel panel(rounded.blocks(), piece);
         if (!panel.fill(reader, row, row + width)) {
@@ -174,11 +183,16 @@ bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count
         }
         for (int64_t v = begin; v < end; v += at_once) {
             const int64_t some = std::min(at_once, end - v);
+            float* const to = results + v * rows.rows + row;
+            if (width == kPanelRows) {
+                kernels().multiply_panel(panel.view(), rounded.some(v, some), to, rows.rows);
+                continue;
+            }
             float products[kMostPanelVectors * kPanelRows];
-            kernels().multiply_panel(panel.view(), rounded.some(v, some), products);
+            kernels().multiply_panel(panel.view(), rounded.some(v, some), products, kPanelRows);
             for (int64_t i = 0; i < some; ++i) {
                 const float* const from = products + i * kPanelRows;
-                std::copy(from, from + width, results + (v + i) * rows.rows + row);
+                std::copy(from, from + width, to + i * rows.rows);
             }
         }
     };

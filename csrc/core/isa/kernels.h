@@ -231,8 +231,10 @@ struct Kernels {
     void (*unpack_bytes)(const PackedRow& row, uint8_t* levels);
     // levels [kPanelRows][blocks][kBlockColumns] as RowPanel has them.
     void (*interleave_rows)(const uint8_t* levels, int64_t blocks, uint8_t* panel);
-    // products [count][kPanelRows], to rounding: in whole numbers but for the sum of pieces.
-    void (*multiply_panel)(const RowPanel& panel, const WholeVectors& vectors, float* products);
+    // products: of each vector kPanelRows, `stride` apart, to rounding: in whole numbers but for the sum of
+    // pieces.
+    void (*multiply_panel)(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                           int64_t stride);
     PanelForm panels;
 
     // Returns all values of the tile joined by "or", with their sign: what has a bit that a value has.

@@ -27,9 +27,10 @@ static void add_whole(const uint8_t* levels, const int8_t* whole, int64_t column
             for (int64_t k = 0; k < 4; ++k) sums[r] += levels[4 * r + k] * whole[i + k];
 }
 
-static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, float* products) {
+static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                           int64_t stride) {
     const int64_t of_block = kBlockColumns / panel.piece;
-    for (int64_t v = 0; v < vectors.count; ++v, products += kPanelRows) {
+    for (int64_t v = 0; v < vectors.count; ++v, products += stride) {
         std::fill(products, products + kPanelRows, 0.0f);
         for (int64_t p = 0; p < panel.blocks * of_block; ++p) {
             const int64_t begin = p * panel.piece, at = p * kPanelRows;

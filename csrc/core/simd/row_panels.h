@@ -89,7 +89,8 @@ DIFFQ_INLINE void sum_fours(const uint8_t* levels, const int8_t* whole, int64_t 
 }
 
 template <int kCount>
-static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vectors, float* products) {
+static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                                int64_t apart) {
     const int64_t stride = vectors.stride, of_block = kBlockColumns / panel.piece;
     const int64_t pieces = panel.blocks * of_block;
     const uint8_t* levels = panel.levels;
@@ -122,16 +123,17 @@ static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vecto
         }
     }
     for (int v = 0; v < kCount; ++v)
-        for (int h = 0; h < 2; ++h) _mm256_storeu_ps(products + v * kPanelRows + 8 * h, totals[v][h]);
+        for (int h = 0; h < 2; ++h) _mm256_storeu_ps(products + v * apart + 8 * h, totals[v][h]);
 }
 
-static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, float* products) {
+static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                           int64_t stride) {
     switch (vectors.count) {
         case 1:
-            return multiply_panel_with<1>(panel, vectors, products);
+            return multiply_panel_with<1>(panel, vectors, products, stride);
         case 2:
-            return multiply_panel_with<2>(panel, vectors, products);
+            return multiply_panel_with<2>(panel, vectors, products, stride);
         default:
-            return multiply_panel_with<3>(panel, vectors, products);
+            return multiply_panel_with<3>(panel, vectors, products, stride);
     }
 }

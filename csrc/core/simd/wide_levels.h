@@ -38,6 +38,14 @@ DIFFQ_INLINE __m128i load_128(const uint8_t* from) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
 }
 
+// Not in a way that GCC makes a call or a string instruction of.
+template <int kCount>
+DIFFQ_INLINE void set_zero(__m512 (&sums)[kCount]) {
+    __m512 zero = _mm512_setzero_ps();
+    __asm__("" : "+v"(zero));
+    for (int v = 0; v < kCount; ++v) sums[v] = zero;
+}
+
 struct WideReader {
     __m512i bytes, masks;
     __m512 factors;

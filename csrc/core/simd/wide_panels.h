@@ -16,10 +16,11 @@ DIFFQ_INLINE void sum_fours(const uint8_t* levels, const int8_t* whole, int64_t 
 }
 
 template <int kCount>
-static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vectors, float* products) {
+static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                                int64_t stride) {
     const int64_t of_block = kBlockColumns / panel.piece, pieces = panel.blocks * of_block;
     __m512 totals[kCount];
-    for (int v = 0; v < kCount; ++v) totals[v] = _mm512_setzero_ps();
+    set_zero(totals);
     for (int64_t p = 0; p < pieces; ++p) {
         const int64_t begin = p * panel.piece;
         __m512i sums[kCount];
@@ -34,15 +35,17 @@ static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vecto
             totals[v] = _mm512_fmadd_ps(found, unit, totals[v]);
         }
     }
-    for (int v = 0; v < kCount; ++v) _mm512_storeu_ps(products + v * kPanelRows, totals[v]);
+    for (int v = 0; v < kCount; ++v) _mm512_storeu_ps(products + v * stride, totals[v]);
 }
 
 template <int kCount = kMostPanelVectors>
-static void multiply_panel_of(const RowPanel& panel, const WholeVectors& vectors, float* products) {
-    if (vectors.count == kCount) return multiply_panel_with<kCount>(panel, vectors, products);
-    if constexpr (kCount > 1) multiply_panel_of<kCount - 1>(panel, vectors, products);
+static void multiply_panel_of(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                              int64_t stride) {
+    if (vectors.count == kCount) return multiply_panel_with<kCount>(panel, vectors, products, stride);
+    if constexpr (kCount > 1) multiply_panel_of<kCount - 1>(panel, vectors, products, stride);
 }
 
-static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, float* products) {
-    multiply_panel_of<>(panel, vectors, products);
+static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                           int64_t stride) {
+    multiply_panel_of<>(panel, vectors, products, stride);
 }

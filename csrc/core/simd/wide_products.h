@@ -123,7 +123,7 @@ template <int kCount, int kPiece>
 DIFFQ_INLINE void multiply_pieces(const PackedRow& row, const RowVectors& vectors, float* products) {
     const uint8_t* from = row.data;
     __m512 totals[kCount];
-    for (int v = 0; v < kCount; ++v) totals[v] = _mm512_setzero_ps();
+    set_zero(totals);
     Pieces pieces(row, kPiece);
     int64_t begin = 0;
     while (begin < row.columns) {
