@@ -66,7 +66,9 @@ static void finish_writes() {}
 #include "core/simd/quantize.h"
 #include "core/simd/words.h"
 #include "core/simd/coding.h"
+#include "core/scalar/row_levels.h"
 #include "core/scalar/packed_rows.h"
+#include "core/scalar/row_products.h"
 #include "wasm/packed_rows.h"
 // clang-format on
 

@@ -96,8 +96,13 @@ static void finish_writes() {
 #include "core/simd/sixteens.h"
 #include "core/simd/packed_products.h"
 #include "core/simd/row_panels.h"
-#include "core/simd/table.h"
 // clang-format on
+
+static void unpack_row(const PackedRow& row, float* values) {
+    unpack_eights(row, values);
+}
+
+#include "core/simd/table.h"
 
 }  // namespace avx2
 

@@ -42,16 +42,15 @@ constexpr int kLanes = 16;
 DIFFQ_INLINE __m512i dot_fours(__m512i sums, __m512i levels, __m512i whole) {
     return _mm512_dpbusd_epi32(sums, levels, whole);
 }
-constexpr PanelForm kPanelForm = {kMostPanelVectors, 8, true};
+constexpr PanelForm kPanelForm = {kMostPanelParts, kMostPanelVectors, 8, true};
 // In loops over twelve sums, GCC 12 moves each one twice around the intrinsic.
-DIFFQ_INLINE void dot_panel_fours(__m512i& sums, __m512i levels, const int8_t* four) {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
-            : "+v"(sums)
-            : "v"(levels), "m"(*reinterpret_cast<const int8_t(*)[4]>(four)));
+DIFFQ_INLINE void dot_panel_fours(__m512i& sums, __m512i levels, __m512i whole) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(levels), "v"(whole));
 }
 
 // clang-format off
-#include "core/scalar/packed_rows.h"
+#include "core/scalar/row_levels.h"
+#include "core/scalar/row_products.h"
 #include "core/simd/eights.h"
 #include "core/simd/eight_products.h"
 #include "core/simd/wide_levels.h"

@@ -131,10 +131,10 @@ struct RowVectors {
 constexpr int64_t kBlockColumns = 64;
 constexpr int64_t kMostVectors = 8;
 
-// Some rows of levels, unpacked: levels [blocks][kBlockColumns / 4][kPanelRows][4], four columns of one row after the other. Pieces of `piece` columns (32 or 64) of a row
-// have one width; a level stands for level * scale + offset, scales and offsets [pieces][kPanelRows]. widest
-// [pieces]: the largest width of a row's.
-constexpr int64_t kPanelRows = 16, kMostPanelVectors = 12;
+// Parts of kPanelRows rows of levels, unpacked: levels [parts][blocks][kBlockColumns / 4][kPanelRows][4], four columns of one row after the other. Pieces of `piece` columns (32 or 64) of a row
+// have one width; a level stands for level * scale + offset, scales and offsets [parts][pieces][kPanelRows].
+// widest [parts][pieces]: the largest width of a row's.
+constexpr int64_t kPanelRows = 16, kMostPanelParts = 2, kMostPanelVectors = 6;
 struct RowPanel {
     const uint8_t* levels;
     const float *scales, *offsets;
@@ -151,10 +151,10 @@ struct WholeVectors {
     int64_t count;  // at most the kernels' panels.vectors
 };
 
-// What panels a set of kernels takes: vectors at once, levels of up to so many bits; and whether that is faster
-// than floats are.
+// What panels a set of kernels takes: of how many parts, vectors at once, levels of up to so many bits; and
+// whether that is faster than floats are.
 struct PanelForm {
-    int64_t vectors;
+    int64_t parts, vectors;
     int most_width;
     bool fast;
 };
@@ -229,9 +229,9 @@ struct Kernels {
     // The levels of a row of no wider ones, whose segments are whole sixteens or one; up to kReadBehind bytes
     // behind `levels` [columns] are written, too.
     void (*unpack_bytes)(const PackedRow& row, uint8_t* levels);
-    // levels [kPanelRows][blocks][kBlockColumns] as RowPanel has them.
+    // levels [kPanelRows][blocks][kBlockColumns] as a part of a RowPanel has them.
     void (*interleave_rows)(const uint8_t* levels, int64_t blocks, uint8_t* panel);
-    // products: of each vector kPanelRows, `stride` apart, to rounding: in whole numbers but for the sum of
+    // products: of each vector those with all parts' rows, `stride` apart, to rounding: in whole numbers but for the sum of
     // pieces.
     void (*multiply_panel)(const RowPanel& panel, const WholeVectors& vectors, float* products,
                            int64_t stride);

@@ -14,5 +14,7 @@
 #include "core/simd/coding.h"
 #include "core/simd/activations.h"
 #include "core/simd/planes.h"
+#include "core/scalar/row_levels.h"
 #include "core/scalar/packed_rows.h"
+#include "core/scalar/row_products.h"
 // clang-format on

@@ -1,6 +1,6 @@
 // Rows of packed levels in floats, see core/infer/packed_rows.h.
 
-static void unpack_row(const PackedRow& row, float* values) {
+static void unpack_eights(const PackedRow& row, float* values) {
     if (has_broken_eights(row)) return unpack_row_by_level(row, values);
     const uint8_t* from = row.data;
     GroupCursor at(row);

@@ -5,13 +5,22 @@
 //   vector  |x0 x1 x2 x3|x0 x1 x2 x3| ...
 //   sums    |a0x0 + ... + a3x3      | ...   32 bits
 
+// The sums of some columns of each part's rows and each vector. `columns` is a number that the compiler does
+// not know, so that the loop stays one and its sums in registers.
 template <int kCount>
-DIFFQ_INLINE void sum_fours(const uint8_t* levels, const int8_t* whole, int64_t stride, int64_t columns,
-                            __m512i (&sums)[kCount]) {
-    for (int v = 0; v < kCount; ++v) sums[v] = _mm512_setzero_si512();
+DIFFQ_INLINE void sum_fours(const uint8_t* levels, int64_t part, const int8_t* whole, int64_t stride,
+                            int64_t columns, __m512i (&sums)[kMostPanelParts][kCount]) {
+    for (int h = 0; h < kMostPanelParts; ++h)
+        for (int v = 0; v < kCount; ++v) sums[h][v] = _mm512_setzero_si512();
     for (const int8_t* const end = whole + columns; whole != end; whole += 4, levels += 4 * kPanelRows) {
-        const __m512i four = load_512(levels);
-        for (int v = 0; v < kCount; ++v) dot_panel_fours(sums[v], four, whole + v * stride);
+        __m512i fours[kMostPanelParts];
+        for (int h = 0; h < kMostPanelParts; ++h) fours[h] = load_512(levels + h * part);
+        for (int v = 0; v < kCount; ++v) {
+            int32_t four;
+            std::memcpy(&four, whole + v * stride, sizeof four);
+            const __m512i x = _mm512_set1_epi32(four);
+            for (int h = 0; h < kMostPanelParts; ++h) dot_panel_fours(sums[h][v], fours[h], x);
+        }
     }
 }
 
@@ -19,23 +28,28 @@ template <int kCount>
 static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vectors, float* products,
                                 int64_t stride) {
     const int64_t of_block = kBlockColumns / panel.piece, pieces = panel.blocks * of_block;
-    __m512 totals[kCount];
-    set_zero(totals);
+    const int64_t part = panel.blocks * kBlockColumns * kPanelRows;
+    __m512 totals[kMostPanelParts][kCount];
+    for (int h = 0; h < kMostPanelParts; ++h) set_zero(totals[h]);
     for (int64_t p = 0; p < pieces; ++p) {
         const int64_t begin = p * panel.piece;
-        __m512i sums[kCount];
-        sum_fours<kCount>(panel.levels + begin * kPanelRows, vectors.whole + begin, vectors.stride,
+        __m512i sums[kMostPanelParts][kCount];
+        sum_fours<kCount>(panel.levels + begin * kPanelRows, part, vectors.whole + begin, vectors.stride,
                           panel.piece, sums);
-        const __m512 scale = _mm512_loadu_ps(panel.scales + p * kPanelRows);
-        const __m512 offset = _mm512_loadu_ps(panel.offsets + p * kPanelRows);
-        for (int v = 0; v < kCount; ++v) {
-            const __m512 sum = _mm512_set1_ps(vectors.sums[v * pieces + p]);
-            const __m512 found = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[v]), scale, _mm512_mul_ps(offset, sum));
-            const __m512 unit = _mm512_set1_ps(vectors.units[v * panel.blocks + p / of_block]);
-            totals[v] = _mm512_fmadd_ps(found, unit, totals[v]);
+        const float *sum = vectors.sums + p, *unit = vectors.units + p / of_block;
+        for (int h = 0; h < kMostPanelParts; ++h) {
+            const __m512 scale = _mm512_loadu_ps(panel.scales + (h * pieces + p) * kPanelRows);
+            const __m512 offset = _mm512_loadu_ps(panel.offsets + (h * pieces + p) * kPanelRows);
+            for (int v = 0; v < kCount; ++v) {
+                const __m512 add = _mm512_mul_ps(offset, _mm512_set1_ps(sum[v * pieces]));
+                const __m512 found = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[h][v]), scale, add);
+                totals[h][v] = _mm512_fmadd_ps(found, _mm512_set1_ps(unit[v * panel.blocks]), totals[h][v]);
+            }
         }
     }
-    for (int v = 0; v < kCount; ++v) _mm512_storeu_ps(products + v * stride, totals[v]);
+    for (int h = 0; h < kMostPanelParts; ++h)
+        for (int v = 0; v < kCount; ++v)
+            _mm512_storeu_ps(products + v * stride + h * kPanelRows, totals[h][v]);
 }
 
 template <int kCount = kMostPanelVectors>
