@@ -80,17 +80,21 @@ class Panel {
 
     void fill_scales(const PackedRow& row, int64_t part, int64_t r) {
         GroupCursor at(row);
-        int64_t place = part * pieces() * kPanelRows + r, left = pieces();
+        int64_t left = pieces();
         const int64_t of_segment = row.segments == 1 ? left : row.segment / piece_;
+        float* scales = scales_.data() + part * left * kPanelRows + r;
+        float* offsets = offsets_.data() + part * left * kPanelRows + r;
+        uint8_t* widest = widest_.data() + part * left;
         for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
             const int width = width_of_segment(row.widths, s);
             const float scale = row.steps[width] * row.scales[at.group];
             const float offset = row.offsets ? row.offsets[at.group] : -row.halves[width] * scale;
-            for (int64_t i = std::min(of_segment, left); i > 0; --i, --left, place += kPanelRows) {
-                scales_[static_cast<size_t>(place)] = scale;
-                offsets_[static_cast<size_t>(place)] = offset;
-                uint8_t& widest = widest_[static_cast<size_t>(place / kPanelRows)];
-                widest = std::max(widest, static_cast<uint8_t>(width));
+            for (int64_t i = std::min(of_segment, left); i > 0; --i, --left) {
+                *scales = scale, *offsets = offset;
+                scales += kPanelRows, offsets += kPanelRows;
+                if (!form_.asks_for_widest) continue;
+                *widest = std::max(*widest, static_cast<uint8_t>(width));
+                ++widest;
             }
         }
     }

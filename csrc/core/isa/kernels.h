@@ -133,7 +133,7 @@ constexpr int64_t kMostVectors = 8;
 
 // Parts of kPanelRows rows of levels, unpacked: levels [parts][blocks][kBlockColumns / 4][kPanelRows][4], four columns of one row after the other. Pieces of `piece` columns (32 or 64) of a row
 // have one width; a level stands for level * scale + offset, scales and offsets [parts][pieces][kPanelRows].
-// widest [parts][pieces]: the largest width of a row's.
+// widest [parts][pieces]: the largest width of a row's, where the kernels ask for it.
 constexpr int64_t kPanelRows = 16, kMostPanelParts = 2, kMostPanelVectors = 6;
 struct RowPanel {
     const uint8_t* levels;
@@ -151,12 +151,12 @@ struct WholeVectors {
     int64_t count;  // at most the kernels' panels.vectors
 };
 
-// What panels a set of kernels takes: of how many parts, vectors at once, levels of up to so many bits; and
-// whether that is faster than floats are.
+// What panels a set of kernels takes: of how many parts, vectors at once, levels of up to so many bits; whether
+// it looks at the widest levels of pieces, and whether that is faster than floats are.
 struct PanelForm {
     int64_t parts, vectors;
     int most_width;
-    bool fast;
+    bool asks_for_widest, fast;
 };
 
 struct Kernels {

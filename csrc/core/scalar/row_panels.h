@@ -1,6 +1,6 @@
 // Products of panels of rows with vectors of whole numbers, see RowPanel: the definition.
 
-constexpr PanelForm kPanelForm = {1, 3, 8, false};
+constexpr PanelForm kPanelForm = {1, 3, 8, false, false};
 
 static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
     const uint8_t* segment = row.data;

@@ -8,7 +8,7 @@
 //   sums    |a0x0 + ... + a3x3      | ...   32 bits
 
 constexpr int kMostPanelWidth = 7;  // pairs of products with 127 still fit in 16 bits
-constexpr PanelForm kPanelForm = {1, 3, kMostPanelWidth, true};
+constexpr PanelForm kPanelForm = {1, 3, kMostPanelWidth, true, true};
 
 static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
     const uint8_t* from = row.data;

@@ -76,7 +76,7 @@ def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False
 
 def _by_panels(vectors: Tensor, rows: tuple[int, ...], form: tuple[int, ...], count: int) -> Tensor:
     """The products with many vectors in eight bits: levels are unpacked to bytes, some rows at a time."""
-    results = torch.empty((len(vectors), count), dtype=torch.float32, device="cpu")
+    results = empty([len(vectors), count], torch.float32)
     if not core.multiply_panels(
         rows, form, vectors.data_ptr(), len(vectors), results.data_ptr(), torch.get_num_threads()
     ):
@@ -93,7 +93,7 @@ def _rounded(vectors: Tensor) -> Tensor:
 
 def _by_blocks(vectors: Tensor, rows: tuple[int, ...], form: tuple[int, ...], count: int) -> Tensor:
     """The products with many vectors: a block of rows is unpacked at a time."""
-    results = torch.empty((len(vectors), count), dtype=torch.float32, device="cpu")
+    results = empty([len(vectors), count], torch.float32)
     block = max(1, BLOCK_ELEMENTS // max(vectors.shape[1], 1))
     for indices in torch.arange(count, dtype=torch.int64, device="cpu").split(block):
         begin = int(indices[0])
