@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -36,8 +37,10 @@ inline bool are_above(const uint8_t* half_bytes, int64_t bytes, int most) {
 // Some rows, unpacked.
 class Panel {
   public:
-    Panel(int64_t blocks, int64_t piece)
+    // some_are_wide: rows may be too wide.
+    Panel(int64_t blocks, int64_t piece, bool some_are_wide)
         : form_(kernels().panels),
+          some_are_wide_(some_are_wide),
           blocks_(blocks),
           piece_(piece),
           levels_(rows() * blocks * kBlockColumns),
@@ -59,7 +62,7 @@ class Panel {
             for (int64_t r = first; r < last; ++r) {
                 PackedRow row;
                 if (!reader.open(r, row)) return false;
-                if (are_above(row.widths, (row.segments + 1) / 2, form_.most_width)) {
+                if (some_are_wide_ && are_above(row.widths, (row.segments + 1) / 2, form_.most_width)) {
                     left_out_.push_back(r);
                     continue;
                 }
@@ -100,6 +103,7 @@ class Panel {
     }
 
     PanelForm form_;
+    bool some_are_wide_;
     int64_t blocks_, piece_;
     Bytes levels_, bytes_;  // bytes: of a part's rows as they follow one another
     std::vector<float> scales_, offsets_;

@@ -20,6 +20,11 @@ int64_t piece_of(const PackedRows& rows) {
     return rows.segment % kLeastPiece == 0 ? kLeastPiece : 0;
 }
 
+bool some_are_wide(const PackedRows& rows) {
+    const int64_t bytes = rows.rows * ((segments_of(rows) + 1) / 2);
+    return are_above(rows.widths, bytes, kernels().panels.most_width);
+}
+
 struct PanelProduct {
     const PackedRows& rows;
     const RowReader& reader;
@@ -69,11 +74,12 @@ struct PanelProduct {
 }  // namespace
 
 bool fit_panels(const PackedRows& rows) {
+    if (piece_of(rows) == 0 || !some_are_wide(rows)) return piece_of(rows) > 0;
     const int64_t bytes = (segments_of(rows) + 1) / 2;
     int64_t wide = 0;
     for (int64_t r = 0; r < rows.rows; ++r)
         wide += are_above(rows.widths + r * bytes, bytes, kernels().panels.most_width);
-    return piece_of(rows) > 0 && wide * kRowsOfOneWide <= rows.rows;
+    return wide * kRowsOfOneWide <= rows.rows;
 }
 
 bool are_panels_fast() {
@@ -86,6 +92,7 @@ bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count
     const RowReader reader(rows);
     const RoundedVectors rounded(vectors, count, rows.columns, piece, threads);
     const PanelProduct product{rows, reader, rounded, results};
+    const bool wide = some_are_wide(rows);
     const int64_t of_panel = kernels().panels.parts * kPanelRows;
     const int64_t panels = (rows.rows + of_panel - 1) / of_panel;
     const int64_t of_task = rounded.of_task(panels, threads), tasks = (count + of_task - 1) / of_task;
@@ -93,7 +100,7 @@ bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count
     parallel_for(panels * tasks, threads, [&](int64_t task) {
         const int64_t begin = task / panels * of_task, end = std::min(begin + of_task, count);
         try {  // tasks must not throw
-            Panel panel(rounded.blocks(), piece);
+            Panel panel(rounded.blocks(), piece, wide);
             if (!product.multiply(panel, task % panels * of_panel, begin, end)) inside = false;
         } catch (const std::bad_alloc&) {
             memory = false;

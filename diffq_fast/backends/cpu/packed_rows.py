@@ -10,9 +10,10 @@ from torch import Tensor
 from ...reference.packed_rows import READ_BEHIND, RowForm, check_levels
 from .loading import core
 from .registration import kernel
-from .tensors import empty, guard_tensors
+from .tensors import contiguous, empty, guard_tensors
 
 MOST_VECTORS = 8  # more are multiplied by torch, with blocks of unpacked rows
+ROWS_DTYPES = [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32]
 BLOCK_ELEMENTS = 1 << 20  # of a block: smaller ones make for slower products, as measured
 
 
@@ -116,10 +117,9 @@ def _given(who: str, tensors: Sequence[Tensor], form: Sequence[int]) -> tuple[tu
     if len(form) != 5 or not 0 < form[0] < 2**31 or not 0 < form[1] <= form[0] or not 0 <= form[2] < 2**62:
         raise ValueError(f"{who}: form: expected columns, segment, group_size, centred, level_count, got {list(form)}")
     row_form = RowForm.of(form)
-    data, starts, widths, scales, offsets = kept = [tensor.contiguous() for tensor in tensors]
+    data, starts, widths, scales, offsets = kept = contiguous(tensors)
     rows = starts.shape[0] - 1 if starts.dim() == 1 else -1
-    dtypes = [tensor.dtype for tensor in kept]
-    if dtypes != [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32] or rows < 0:
+    if [tensor.dtype for tensor in kept] != ROWS_DTYPES or rows < 0:
         raise ValueError(f"{who}: expected uint8 data, int32 starts, uint8 widths, float32 scales and offsets")
     groups = row_form.group_count(rows) if rows else 0
     whole = row_form.columns % row_form.segment == 0 or row_form.segment == row_form.columns
