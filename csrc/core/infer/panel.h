@@ -34,6 +34,18 @@ inline bool are_above(const uint8_t* half_bytes, int64_t bytes, int most) {
     return (above & 0x88) != 0;
 }
 
+// What levels of a group are worth, by their width: level * scale + offset.
+struct GroupScales {
+    float scales[kMaxWidth + 1], offsets[kMaxWidth + 1];
+
+    void fill(const PackedRow& row, int64_t group) {
+        for (int width = 1; width <= kMaxWidth; ++width) {
+            scales[width] = row.steps[width] * row.scales[group];
+            offsets[width] = row.offsets ? row.offsets[group] : -row.halves[width] * scales[width];
+        }
+    }
+};
+
 // Some rows, unpacked.
 class Panel {
   public:
@@ -83,6 +95,8 @@ class Panel {
 
     void fill_scales(const PackedRow& row, int64_t part, int64_t r) {
         GroupCursor at(row);
+        GroupScales of_group;
+        int64_t group = -1;
         int64_t left = pieces();
         const int64_t of_segment = row.segments == 1 ? left : row.segment / piece_;
         float* scales = scales_.data() + part * left * kPanelRows + r;
@@ -90,8 +104,8 @@ class Panel {
         uint8_t* widest = widest_.data() + part * left;
         for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
             const int width = width_of_segment(row.widths, s);
-            const float scale = row.steps[width] * row.scales[at.group];
-            const float offset = row.offsets ? row.offsets[at.group] : -row.halves[width] * scale;
+            if (at.group != group) of_group.fill(row, group = at.group);
+            const float scale = of_group.scales[width], offset = of_group.offsets[width];
             for (int64_t i = std::min(of_segment, left); i > 0; --i, --left) {
                 *scales = scale, *offsets = offset;
                 scales += kPanelRows, offsets += kPanelRows;

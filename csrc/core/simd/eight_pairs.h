@@ -70,7 +70,7 @@ DIFFQ_INLINE void multiply_pairs_of_eights(const PackedRow& row, const RowVector
     const int64_t pairs = (row.segments + 1) / 2;
     int64_t p = 0;
     for (; p + 2 <= pairs; p += 2) {
-        _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
+        ask_for_row(from);
         take(p, 0);
         take(p + 1, 1);
     }

@@ -133,7 +133,7 @@ DIFFQ_INLINE void multiply_pieces(const PackedRow& row, const RowVectors& vector
         const bool bytes = kPiece == kBlockColumns && vectors.integers;
         if (bytes && pieces.all_have(4, count)) {
             for (int64_t k = 0; k < count; ++k, begin += kPiece, from += kPiece / 2) {
-                _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
+                ask_for_row(from);
                 multiply_block<kCount, HalfBytes>(from, pieces.scales[k], vectors, begin / kPiece, total);
             }
             continue;
@@ -145,7 +145,7 @@ DIFFQ_INLINE void multiply_pieces(const PackedRow& row, const RowVectors& vector
         }
         for (int64_t k = 0; k < count; ++k, begin += kPiece) {
             const int width = pieces.widths[k];
-            _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
+            ask_for_row(from);
             multiply_piece<kCount, kPiece>(from, width, pieces.scales[k], vectors, begin, kPiece, total);
             from += kPiece / 8 * width;
         }

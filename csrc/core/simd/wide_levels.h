@@ -83,6 +83,7 @@ struct ByteTable {
     alignas(64) uint32_t words[16];
     alignas(64) uint8_t even[64], odd[64];
     alignas(64) uint16_t even_shifts[32], odd_shifts[32];
+    uint64_t whole;  // which bytes sixty-four levels are
     uint32_t kept;
 };
 
@@ -97,6 +98,7 @@ struct ByteTables {
   private:
     constexpr void fill(ByteTable& table, int width, int quarter) {
         const int word = 2 * width * quarter / 4, skipped = 2 * width * quarter % 4;
+        table.whole = ~uint64_t{0} >> (64 - 8 * width);
         table.kept = ((uint32_t{1} << width) - 1) * 0x01010101;
         for (int i = 0; i < 4; ++i)
             table.words[4 * quarter + i] = static_cast<uint32_t>(word + i < 16 ? word + i : 15);
@@ -128,7 +130,8 @@ struct ByteReader {
           even_shifts(load_512(kByteTables.of[width].even_shifts)),
           odd_shifts(load_512(kByteTables.of[width].odd_shifts)),
           kept(_mm512_set1_epi32(static_cast<int32_t>(kByteTables.of[width].kept))),
-          read(~uint64_t{0} >> (64 - (length * width + 7) / 8)) {}
+          read(length == 64 ? kByteTables.of[width].whole
+                            : ~uint64_t{0} >> (64 - (length * width + 7) / 8)) {}
 
     DIFFQ_MEMBER __m512i levels(const uint8_t* from) const {
         const __m512i found = _mm512_permutexvar_epi32(words, _mm512_maskz_loadu_epi8(read, from));

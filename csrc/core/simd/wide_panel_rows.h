@@ -8,8 +8,10 @@ static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
         int64_t i = begin;
         if (i + kBlockColumns <= end) {
             const ByteReader reader(width, kBlockColumns);
-            for (; i + kBlockColumns <= end; i += kBlockColumns, from += kBlockColumns / 8 * width)
+            for (; i + kBlockColumns <= end; i += kBlockColumns, from += kBlockColumns / 8 * width) {
+                ask_for_row(from);
                 _mm512_storeu_si512(levels + i, reader.levels(from));
+            }
         }
         if (i < end) {
             const __mmask64 lanes = ~uint64_t{0} >> (kBlockColumns - (end - i));

@@ -39,10 +39,6 @@ DIFFQ_INLINE void add_byte_piece(const ByteReader& reader, const uint8_t* from, 
     }
 }
 
-DIFFQ_INLINE void ask_for_row(const uint8_t* from) {
-    _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
-}
-
 // Some pieces of a row that begin at a column, and what they are multiplied with: each returns the place
 // behind them.
 template <int kCount, int kPiece>
