@@ -132,9 +132,9 @@ def _version(name: str) -> str | None:
 
 
 def machine_name() -> str:
-    """A file name's part: cores and instruction set."""
+    """A file name's part: cores and instruction set, without what a part of the kernels may use besides."""
     found = machine()
-    return f"{found['cores']}core_{found['instruction_set'] or 'torch'}"
+    return f"{found['cores']}core_{(found['instruction_set'] or 'torch').partition('_')[0]}"
 
 
 def store(name: str, results: Any) -> Path:

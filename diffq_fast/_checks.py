@@ -287,18 +287,20 @@ def check_rows(levels: Tensor, widths: Tensor, segment: int) -> None:
     check_width_values(who, [widths])
 
 
+ROWS_DTYPES = [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32]
+
+
 def check_packed_rows(who: str, rows: PackedRows) -> None:
     tensors, form = rows[:5], rows.form
-    expected = [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32]
     dtypes = [tensor.dtype for tensor in tensors]
-    if dtypes != expected:
-        raise TypeError(f"{who}: data, starts, widths, scales and offsets must be {expected}, got {dtypes}")
-    shapes = [list(tensor.shape) for tensor in tensors]
-    if any(len(shape) != (2 if tensor is rows.widths else 1) for tensor, shape in zip(tensors, shapes, strict=True)):
+    if dtypes != ROWS_DTYPES:
+        raise TypeError(f"{who}: data, starts, widths, scales and offsets must be {ROWS_DTYPES}, got {dtypes}")
+    if [tensor.dim() for tensor in tensors] != [1, 1, 2, 1, 1]:
+        shapes = [list(tensor.shape) for tensor in tensors]
         raise ValueError(f"{who}: expected widths [rows, bytes] and the others flat, such as scales, got {shapes}")
     if form.columns < 1 or not 1 <= form.segment <= form.columns or form.columns % form.segment or form.group_size < 0:
         raise ValueError(f"{who}: form: expected columns made of whole segments, got {form}")
-    number = len(rows.starts) - 1
+    number = rows.starts.shape[0] - 1
     if number < 0 or tuple(rows.widths.shape) != (number, form.width_bytes):
         given = list(rows.widths.shape)
         raise ValueError(
@@ -306,8 +308,8 @@ def check_packed_rows(who: str, rows: PackedRows) -> None:
         )
     groups = form.group_count(number) if number else 0
     for name, values in (("scales", rows.scales), ("offsets", rows.offsets)):
-        if len(values) < groups and not (form.centred and name == "offsets"):
-            raise ValueError(f"{who}: {name}: expected {groups}, one per group, got {len(values)}")
+        if values.shape[0] < groups and not (form.centred and name == "offsets"):
+            raise ValueError(f"{who}: {name}: expected {groups}, one per group, got {values.shape[0]}")
 
 
 def check_planes(values: Tensor, width: int, rows: int, columns: int) -> None:

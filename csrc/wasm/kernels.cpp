@@ -66,7 +66,9 @@ static void finish_writes() {}
 #include "core/simd/quantize.h"
 #include "core/simd/words.h"
 #include "core/simd/coding.h"
+#include "core/scalar/row_levels.h"
 #include "core/scalar/packed_rows.h"
+#include "core/scalar/row_products.h"
 #include "wasm/packed_rows.h"
 // clang-format on
 
@@ -95,6 +97,7 @@ constexpr Kernels reading_kernels() {
     made.unpack_words = simd128::unpack_words;
     made.decode_rows = simd128::decode_rows;
     made.multiply_row = simd128::multiply_row;
+    made.row_vectors = 4;
     made.unpack_row = simd128::unpack_row;
     return made;
 }

@@ -88,7 +88,8 @@ class PackedWeight(nn.Module):
             bias = None if bias is None else bias.to(input.dtype)
             return nn.functional.linear(input, self.unpack().to(input.dtype), bias)
         product = functional.packed_linear(input, self._rows(), activations=self.activations)
-        product = product if bias is None else product + bias.to(product.dtype)
+        if bias is not None:
+            product = _added(product, bias.to(product.dtype))
         device = input.device.type
         return product.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else product
 
@@ -102,7 +103,8 @@ class PackedWeight(nn.Module):
         return f"{list(self.shape)}, {8 * self.bytes / count:.2f} bits a weight, {self.dtype}"
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.data, self.starts, self.widths, self.scales, self.offsets
+        parts = self._buffers
+        return parts["data"], parts["starts"], parts["widths"], parts["scales"], parts["offsets"]
 
     def _rows(self) -> PackedRows:
         return PackedRows(*self._parts(), self.form)
@@ -113,6 +115,13 @@ class PackedWeight(nn.Module):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scales.device)).dtype
         self.scales, self.offsets = scales.to(self.data.device), offsets.to(self.data.device)
         return self
+
+
+def _added(product: Tensor, bias: Tensor) -> Tensor:
+    """Into the product, which is nobody else's: but vmap may have several biases, and only one product."""
+    if torch._C._functorch.maybe_current_level() is None:
+        return product.add_(bias)
+    return product + bias
 
 
 def _is_differentiated(input: Tensor) -> bool:

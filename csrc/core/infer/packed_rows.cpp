@@ -45,6 +45,7 @@ struct PaddedVectors {
                       totals.data() + begin, count};
         if (!integers.empty()) {
             of.integers = integers.data() + begin * stride;
+            of.whole = whole.data() + begin * blocks * kBlockColumns;
             of.halves = halves.data() + begin * blocks * kBlockColumns;
             of.quarters = quarters.data() + begin * blocks * kBlockColumns;
             of.units = units.data() + begin * blocks;
@@ -56,27 +57,28 @@ struct PaddedVectors {
     int64_t stride, segments, blocks;
     std::vector<float> values, sums, totals, units;
     std::vector<int16_t> integers;
-    std::vector<int8_t> halves, quarters;
+    std::vector<int8_t> whole, halves, quarters;
 
   private:
     void round(int64_t columns, int64_t count) {
         integers.assign(values.size(), 0);
         halves.assign(static_cast<size_t>(blocks * kBlockColumns * count), 0);
         quarters = halves;
+        whole.assign(halves.size() + kBlockColumns, 0);
         for (int64_t v = 0; v < count; ++v)
             for (int64_t block = 0; block < blocks; ++block) {
                 const int64_t begin = block * kBlockColumns,
                               length = std::min(kBlockColumns, columns - begin);
                 float* const of = values.data() + v * stride + begin;
-                int8_t whole[kBlockColumns];
-                const float unit = kernels().round_block(of, length, whole);
-                units.push_back(unit);
                 const int64_t place = (v * blocks + block) * kBlockColumns;
+                int8_t* const block_whole = whole.data() + place;
+                const float unit = kernels().round_block(of, length, block_whole);
+                units.push_back(unit);
                 for (int64_t i = 0; i < length; ++i) {
-                    of[i] = static_cast<float>(whole[i]) * unit;
-                    integers[static_cast<size_t>(v * stride + begin + i)] = whole[i];
-                    halves[static_cast<size_t>(place + i / 2 + i % 2 * (kBlockColumns / 2))] = whole[i];
-                    quarters[static_cast<size_t>(place + i / 4 + i % 4 * (kBlockColumns / 4))] = whole[i];
+                    of[i] = static_cast<float>(block_whole[i]) * unit;
+                    integers[static_cast<size_t>(v * stride + begin + i)] = block_whole[i];
+                    halves[static_cast<size_t>(place + i / 2 + i % 2 * (kBlockColumns / 2))] = block_whole[i];
+                    quarters[static_cast<size_t>(place + i / 4 + i % 4 * (kBlockColumns / 4))] = block_whole[i];
                 }
             }
     }
@@ -141,6 +143,7 @@ bool multiply_rows(const PackedRows& rows, const float* vectors, int64_t count, 
     const RowReader reader(rows);
     const PaddedVectors padded(rows, vectors, count, activations);
     std::atomic<bool> inside{true};
+    const int64_t at_once = kernels().row_vectors;
     const int64_t tasks = (rows.rows + kRowsPerTask - 1) / kRowsPerTask;
     parallel_for(tasks, threads, [&](int64_t task) {
         const int64_t end = std::min((task + 1) * kRowsPerTask, rows.rows);
@@ -150,8 +153,8 @@ bool multiply_rows(const PackedRows& rows, const float* vectors, int64_t count, 
                 inside = false;
                 return;
             }
-            for (int64_t v = 0; v < count; v += kMostVectors) {
-                const int64_t some = std::min<int64_t>(kMostVectors, count - v);
+            for (int64_t v = 0; v < count; v += at_once) {
+                const int64_t some = std::min(at_once, count - v);
                 float products[kMostVectors];
                 kernels().multiply_row(row, padded.some(v, some), products);
                 for (int64_t i = 0; i < some; ++i) results[(v + i) * rows.rows + r] = products[i];

@@ -1,21 +1,17 @@
 #include "core/infer/row_panels.h"
 
-#include <algorithm>
 #include <atomic>
-#include <memory>
 #include <new>
-#include <vector>
 
-#include "core/infer/row_reader.h"
-#include "core/runtime/dispatch.h"
+#include "core/infer/panel.h"
+#include "core/infer/rounded_vectors.h"
 #include "core/runtime/thread_pool.h"
 
 namespace diffq_fast {
 namespace {
 
-static_assert(kMostPanelWidth == 7, "fit_panels() looks for others");
-constexpr int64_t kVectorsPerTask = 255;  // whole kPanelVectors
-constexpr int64_t kLeastPiece = 32;       // smaller ones are summed up too often
+constexpr int64_t kLeastPiece = 32;    // smaller ones are summed up too often
+constexpr int64_t kRowsOfOneWide = 64;  // one of so many may be left out of panels
 
 // Columns of one width and scale, within a block of activations; 0: rows have none.
 int64_t piece_of(const PackedRows& rows) {
@@ -24,119 +20,70 @@ int64_t piece_of(const PackedRows& rows) {
     return rows.segment % kLeastPiece == 0 ? kLeastPiece : 0;
 }
 
-// All vectors in whole numbers, see WholeVectors; zeros behind the columns.
-class RoundedVectors {
-  public:
-    RoundedVectors(const float* vectors, int64_t count, int64_t columns, int64_t piece, int threads)
-        : blocks_((columns + kBlockColumns - 1) / kBlockColumns),
-          pieces_(blocks_ * (kBlockColumns / piece)),
-          whole_(static_cast<size_t>(count * blocks_ * kBlockColumns)),
-          units_(static_cast<size_t>(count * blocks_)),
-          sums_(static_cast<size_t>(count * pieces_)) {
-        parallel_for((count + kPanelVectors - 1) / kPanelVectors, threads, [&](int64_t task) {
-            const int64_t end = std::min((task + 1) * kPanelVectors, count);
-            for (int64_t v = task * kPanelVectors; v < end; ++v)
-                round(vectors + v * columns, v, columns, piece);
-        });
-    }
+bool some_are_wide(const PackedRows& rows) {
+    const int64_t bytes = rows.rows * ((segments_of(rows) + 1) / 2);
+    return are_above(rows.widths, bytes, kernels().panels.most_width);
+}
 
-    int64_t blocks() const { return blocks_; }
+struct PanelProduct {
+    const PackedRows& rows;
+    const RowReader& reader;
+    const RoundedVectors& rounded;
+    float* results;
 
-    WholeVectors some(int64_t begin, int64_t count) const {
-        return {whole_.data() + begin * blocks_ * kBlockColumns, units_.data() + begin * blocks_,
-                sums_.data() + begin * pieces_, count};
-    }
-
-  private:
-    void round(const float* vector, int64_t v, int64_t columns, int64_t piece) {
-        int8_t* const whole = whole_.data() + v * blocks_ * kBlockColumns;
-        for (int64_t block = 0; block < blocks_; ++block) {
-            const int64_t begin = block * kBlockColumns, length = std::min(kBlockColumns, columns - begin);
-            units_[static_cast<size_t>(v * blocks_ + block)] =
-                kernels().round_block(vector + begin, length, whole + begin);
+    // With vectors `begin` up to `end`. False where a row does not lie in the data.
+    bool multiply(Panel& panel, int64_t first, int64_t begin, int64_t end) const {
+        const int64_t last = std::min(first + panel.rows(), rows.rows);
+        if (!panel.fill(reader, first, last)) return false;
+        const int64_t most = kernels().panels.vectors;
+        int64_t calls = (end - begin + most - 1) / most;
+        for (int64_t v = begin; v < end; --calls) {
+            const int64_t some = (end - v + calls - 1) / calls;  // about as many each
+            multiply_some(panel, first, last, v, some);
+            v += some;
         }
-        for (int64_t p = 0; p < pieces_; ++p) {
-            int32_t sum = 0;
-            for (int64_t i = 0; i < piece; ++i) sum += whole[p * piece + i];
-            sums_[static_cast<size_t>(v * pieces_ + p)] = static_cast<float>(sum);
-        }
-    }
-
-    int64_t blocks_, pieces_;
-    std::vector<int8_t> whole_;
-    std::vector<float> units_, sums_;
-};
-
-// Some rows, unpacked.
-class Panel {
-  public:
-    Panel(int64_t blocks, int64_t piece)
-        : blocks_(blocks),
-          piece_(piece),
-          levels_(new uint8_t[static_cast<size_t>(kPanelRows * blocks * kBlockColumns)]),
-          scales_(static_cast<size_t>(kPanelRows * pieces()), 0.0f),
-          offsets_(scales_.size(), 0.0f),
-          widest_(static_cast<size_t>(pieces()), uint8_t{1}) {}
-
-    // Rows `begin` and those behind it, up to `end`. False where one does not lie in the data.
-    bool fill(const RowReader& reader, int64_t begin, int64_t end) {
-        const int64_t columns = blocks_ * kBlockColumns;
-        std::vector<uint8_t> bytes(static_cast<size_t>(kPanelRows * columns + kReadBehind));
-        for (int64_t r = 0; r < end - begin; ++r) {
-            PackedRow row;
-            if (!reader.open(begin + r, row)) return false;
-            fill_scales(row, r);
-            kernels().unpack_bytes(row, bytes.data() + r * columns);
-        }
-        kernels().interleave_rows(bytes.data(), blocks_, levels_.get());
+        for (const int64_t row : panel.left_out()) multiply_as_floats(row, begin, end);
         return true;
     }
 
-    RowPanel view() const {
-        return {levels_.get(), scales_.data(), offsets_.data(), widest_.data(), blocks_, piece_};
+  private:
+    void multiply_some(Panel& panel, int64_t first, int64_t last, int64_t v, int64_t some) const {
+        float* const to = results + v * rows.rows + first;
+        const int64_t made = panel.rows(), width = last - first;
+        const auto multiply_panel = kernels().multiply_panel;
+        if (width == made) return multiply_panel(panel.view(), rounded.some(v, some), to, rows.rows);
+        float products[kMostPanelVectors * kMostPanelParts * kPanelRows];
+        multiply_panel(panel.view(), rounded.some(v, some), products, made);
+        for (int64_t i = 0; i < some; ++i)
+            std::copy(products + i * made, products + i * made + width, to + i * rows.rows);
     }
 
-  private:
-    int64_t pieces() const { return blocks_ * (kBlockColumns / piece_); }
-
-    void fill_scales(const PackedRow& row, int64_t r) {
-        GroupCursor at(row);
-        int64_t p = 0;
-        for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
-            const int width = width_of_segment(row.widths, s);
-            const float scale = row.steps[width] * row.scales[at.group];
-            const float offset = row.offsets ? row.offsets[at.group] : -row.halves[width] * scale;
-            const int64_t end = std::min((s + 1) * row.segment, row.columns);
-            for (; p * piece_ < end; ++p) {
-                const auto place = static_cast<size_t>(p * kPanelRows + r);
-                scales_[place] = scale;
-                offsets_[place] = offset;
-                uint8_t& widest = widest_[static_cast<size_t>(p)];
-                widest = std::max(widest, static_cast<uint8_t>(width));
-            }
+    void multiply_as_floats(int64_t index, int64_t begin, int64_t end) const {
+        PackedRow row;
+        reader.open(index, row);
+        std::vector<float> weights(static_cast<size_t>(rows.columns)), vector(weights.size());
+        kernels().unpack_row(row, weights.data());
+        for (int64_t v = begin; v < end; ++v) {
+            rounded.restore(v, rows.columns, vector.data());
+            const double product = kernels().dot(weights.data(), vector.data(), rows.columns);
+            results[v * rows.rows + index] = static_cast<float>(product);
         }
     }
-
-    int64_t blocks_, piece_;
-    std::unique_ptr<uint8_t[]> levels_;
-    std::vector<float> scales_, offsets_;
-    std::vector<uint8_t> widest_;
 };
 
 }  // namespace
 
 bool fit_panels(const PackedRows& rows) {
-    const int64_t bytes = rows.rows * ((segments_of(rows) + 1) / 2);
-    uint8_t above = 0;  // the highest bit of each half byte, width - 1, is set where that is 7 or more
-    for (int64_t i = 0; i < bytes; ++i) {
-        const int pair = rows.widths[i];
-        above = static_cast<uint8_t>(above | pair | ((pair & 0x77) + 0x11));
-    }
-    return piece_of(rows) > 0 && (above & 0x88) == 0;
+    if (piece_of(rows) == 0 || !some_are_wide(rows)) return piece_of(rows) > 0;
+    const int64_t bytes = (segments_of(rows) + 1) / 2;
+    int64_t wide = 0;
+    for (int64_t r = 0; r < rows.rows; ++r)
+        wide += are_above(rows.widths + r * bytes, bytes, kernels().panels.most_width);
+    return wide * kRowsOfOneWide <= rows.rows;
 }
 
 bool are_panels_fast() {
-    return kernels().fast_panels;
+    return kernels().panels.fast;
 }
 
 bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count, float* results,
@@ -144,31 +91,17 @@ bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count
     const int64_t piece = piece_of(rows);
     const RowReader reader(rows);
     const RoundedVectors rounded(vectors, count, rows.columns, piece, threads);
-    const int64_t panels = (rows.rows + kPanelRows - 1) / kPanelRows;
-    const int64_t parts = (count + kVectorsPerTask - 1) / kVectorsPerTask;
+    const PanelProduct product{rows, reader, rounded, results};
+    const bool wide = some_are_wide(rows);
+    const int64_t of_panel = kernels().panels.parts * kPanelRows;
+    const int64_t panels = (rows.rows + of_panel - 1) / of_panel;
+    const int64_t of_task = rounded.of_task(panels, threads), tasks = (count + of_task - 1) / of_task;
     std::atomic<bool> inside{true}, memory{true};
-    const auto multiply = [&](int64_t task) {
-        const int64_t row = task % panels * kPanelRows, begin = task / panels * kVectorsPerTask;
-        const int64_t end = std::min(begin + kVectorsPerTask, count);
-        const int64_t width = std::min(kPanelRows, rows.rows - row);
-        Panel panel(rounded.blocks(), piece);
-        if (!panel.fill(reader, row, row + width)) {
-            inside = false;
-            return;
-        }
-        for (int64_t v = begin; v < end; v += kPanelVectors) {
-            const int64_t some = std::min<int64_t>(kPanelVectors, end - v);
-            float products[kPanelVectors * kPanelRows];
-            kernels().multiply_panel(panel.view(), rounded.some(v, some), products);
-            for (int64_t i = 0; i < some; ++i) {
-                const float* const from = products + i * kPanelRows;
-                std::copy(from, from + width, results + (v + i) * rows.rows + row);
-            }
-        }
-    };
-    parallel_for(panels * parts, threads, [&](int64_t task) {
+    parallel_for(panels * tasks, threads, [&](int64_t task) {
+        const int64_t begin = task / panels * of_task, end = std::min(begin + of_task, count);
         try {  // tasks must not throw
-            multiply(task);
+            Panel panel(rounded.blocks(), piece, wide);
+            if (!product.multiply(panel, task % panels * of_panel, begin, end)) inside = false;
         } catch (const std::bad_alloc&) {
             memory = false;
         }

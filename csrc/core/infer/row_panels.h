@@ -6,8 +6,8 @@
 
 namespace diffq_fast {
 
-// Whether rows can be: no width is above kMostPanelWidth, and segments are whole ones of 32, or one for a
-// row.
+// Whether the kernels in use take rows: but for few rows, which are multiplied as floats, no width is above
+// their panels', and segments are whole ones of 32, or one for a row.
 bool fit_panels(const PackedRows& rows);
 
 // Whether the kernels in use do that faster than products of floats are made.

@@ -26,6 +26,7 @@ class RowReader {
     explicit RowReader(const PackedRows& rows)
         : rows_(rows),
           segments_(segments_of(rows)),
+          groups_(groups_of_row(rows)),
           widest_(bytes_of(std::min(rows.segment, rows.columns), kMaxWidth) * segments_) {
         for (int width = 1; width <= kMaxWidth; ++width) {
             const LevelMeaning& meaning = rows.meaning;
@@ -48,15 +49,19 @@ class RowReader {
         row.segments = segments_;
         row.segment = rows_.segment;
         row.columns = rows_.columns;
-        const int64_t first = index * rows_.columns;
         row.group_size = rows_.group_size;
-        row.before = rows_.group_size > 0 ? first % rows_.group_size : 0;
-        const int64_t group = rows_.group_size > 0 ? first / rows_.group_size : 0;
+        int64_t group = index * groups_;
+        row.before = 0;
+        if (groups_ < 0) {  // divisions take long
+            group = index * rows_.columns / rows_.group_size;
+            row.before = index * rows_.columns - group * rows_.group_size;
+        }
         row.scales = rows_.scales + group;
         row.offsets = rows_.meaning.centred ? nullptr : rows_.offsets + group;
         row.steps = steps_;
         row.halves = halves_;
         row.scaled = has_one_scale() ? scaled_ : nullptr;
+        row.own_steps = rows_.meaning.level_count == 0 && !rows_.meaning.centred;
         return true;
     }
 
@@ -64,7 +69,13 @@ class RowReader {
     bool has_one_scale() const { return rows_.group_size == 0 && !rows_.meaning.centred; }
 
     const PackedRows& rows_;
-    int64_t segments_, widest_;
+    // -1 where a row begins within a group.
+    static int64_t groups_of_row(const PackedRows& rows) {
+        if (rows.group_size <= 0) return 0;
+        return rows.columns % rows.group_size == 0 ? rows.columns / rows.group_size : -1;
+    }
+
+    int64_t segments_, groups_, widest_;
     float steps_[kMaxWidth + 1]{}, halves_[kMaxWidth + 1]{}, scaled_[kMaxWidth + 1]{};
 };
 

@@ -87,6 +87,23 @@ static void finish_writes() {
 
 #include "core/simd/algorithms.h"
 
+// clang-format off
+#include "core/simd/eights.h"
+#include "core/simd/eight_products.h"
+#include "core/simd/packed_rows.h"
+#include "core/scalar/pieces.h"
+#include "core/simd/pieces.h"
+#include "core/simd/sixteens.h"
+#include "core/simd/packed_products.h"
+#include "core/simd/row_panels.h"
+// clang-format on
+
+static void unpack_row(const PackedRow& row, float* values) {
+    unpack_eights(row, values);
+}
+
+#include "core/simd/table.h"
+
 }  // namespace avx2
 
 const Kernels* avx2_kernels() {

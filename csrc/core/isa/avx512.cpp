@@ -96,7 +96,35 @@ static void finish_writes() {
     _mm_sfence();
 }
 
+// sums += four levels times four whole numbers, in each lane.
+DIFFQ_INLINE __m512i dot_fours(__m512i sums, __m512i levels, __m512i whole) {
+    const __m512i even = _mm512_and_si512(levels, _mm512_set1_epi16(255)), odd = _mm512_srli_epi16(levels, 8);
+    const __m512i with_even = _mm512_srai_epi16(_mm512_slli_epi16(whole, 8), 8);
+    const __m512i pairs = _mm512_madd_epi16(odd, _mm512_srai_epi16(whole, 8));
+    return _mm512_add_epi32(sums, _mm512_add_epi32(_mm512_madd_epi16(even, with_even), pairs));
+}
+// The same for levels of up to seven bits: pairs of products with 127 still fit in 16.
+constexpr PanelForm kPanelForm = {kMostPanelParts, kMostPanelVectors, 7, false, true};
+DIFFQ_INLINE void dot_panel_fours(__m512i& sums, __m512i levels, __m512i whole) {
+    const __m512i pairs = _mm512_maddubs_epi16(levels, whole);
+    sums = _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+
 #include "core/simd/algorithms.h"
+// clang-format off
+#include "core/simd/eights.h"
+#include "core/simd/eight_products.h"
+#include "core/simd/packed_rows.h"
+#include "core/simd/wide_levels.h"
+#include "core/simd/wide_rows.h"
+#include "core/simd/wide_pieces.h"
+#include "core/simd/pieces.h"
+#include "core/simd/eight_pairs.h"
+#include "core/simd/wide_products.h"
+#include "core/simd/wide_panel_rows.h"
+#include "core/simd/wide_panels.h"
+#include "core/simd/table.h"
+// clang-format on
 
 }  // namespace avx512
 

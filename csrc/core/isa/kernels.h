@@ -84,6 +84,7 @@ struct PackedRow {
     const uint8_t *data, *widths;
     int64_t segments, segment, columns, group_size, before;
     const float *scales, *offsets, *steps, *halves, *scaled;
+    bool own_steps;  // of a width: 1 / (2^width - 1)
 };
 
 // The group of one segment of a row after the other.
@@ -113,28 +114,27 @@ inline int width_of_segment(const uint8_t* widths, int64_t segment) {
 // Vectors that a row is multiplied with: `values` are `stride` apart and zero from the row's columns up to a
 // whole sixteen; sums [count][segments]. Of vectors of whole numbers `integers` are those, as far apart, each
 // of whose blocks of kBlockColumns stands for as many times its one of `units` [count][blocks]; `values` are
-// what they stand for. `halves` and `quarters` [count][blocks][kBlockColumns] are the same: the columns of a
-// block whose index is 0 modulo 2 (or 4), then 1, and so on. Null: of other vectors.
+// what they stand for. `whole` [count][blocks][kBlockColumns] are the same in order, zeros behind the columns
+// and one more block of them behind all; `halves` and `quarters` the columns of a block whose index is 0
+// modulo 2 (or 4), then 1, and so on. Null: of other vectors.
 struct RowVectors {
     const float* values;
     int64_t stride;
     const float *sums, *totals;
-    int64_t count;  // at most kMostVectors
+    int64_t count;  // at most the kernels' row_vectors
     const int16_t* integers = nullptr;
-    const int8_t *halves = nullptr, *quarters = nullptr;
+    const int8_t *whole = nullptr, *halves = nullptr, *quarters = nullptr;
     const float* units = nullptr;
     int64_t blocks = 0;
 };
 
 constexpr int64_t kBlockColumns = 64;
-constexpr int64_t kMostVectors = 4;
+constexpr int64_t kMostVectors = 8;
 
-// Some rows of levels of at most kMostPanelWidth bits, unpacked: levels [blocks][kBlockColumns /
-// 4][kPanelRows][4], four columns of one row after the other. Pieces of `piece` columns (32 or 64) of a row
-// have one width; a level stands for level * scale + offset, scales and offsets [pieces][kPanelRows]. widest
-// [pieces]: the largest width of a row's.
-constexpr int64_t kPanelRows = 16, kPanelVectors = 3;
-constexpr int kMostPanelWidth = 7;  // pairs of products with 127 still fit in 16 bits
+// Parts of kPanelRows rows of levels, unpacked: levels [parts][blocks][kBlockColumns / 4][kPanelRows][4], four columns of one row after the other. Pieces of `piece` columns (32 or 64) of a row
+// have one width; a level stands for level * scale + offset, scales and offsets [parts][pieces][kPanelRows].
+// widest [parts][pieces]: the largest width of a row's, where the kernels ask for it.
+constexpr int64_t kPanelRows = 16, kMostPanelParts = 2, kMostPanelVectors = 6;
 struct RowPanel {
     const uint8_t* levels;
     const float *scales, *offsets;
@@ -142,12 +142,21 @@ struct RowPanel {
     int64_t blocks, piece;
 };
 
-// Vectors of whole numbers from -127 to 127: whole [count][blocks][kBlockColumns], the unit of each block
-// [count][blocks], and the sums of the whole numbers of pieces [count][pieces].
+// Vectors of whole numbers from -127 to 127: whole [count][blocks][kBlockColumns], `stride` apart, the unit of
+// each block [count][blocks], and the sums of the whole numbers of pieces [count][pieces].
 struct WholeVectors {
     const int8_t* whole;
+    int64_t stride;
     const float *units, *sums;
-    int64_t count;  // at most kPanelVectors
+    int64_t count;  // at most the kernels' panels.vectors
+};
+
+// What panels a set of kernels takes: of how many parts, vectors at once, levels of up to so many bits; whether
+// it looks at the widest levels of pieces, and whether that is faster than floats are.
+struct PanelForm {
+    int64_t parts, vectors;
+    int most_width;
+    bool asks_for_widest, fast;
 };
 
 struct Kernels {
@@ -214,16 +223,19 @@ struct Kernels {
     // products[v] of the row with each vector, to rounding; values [columns] bit for bit. kReadBehindRows
     // bytes behind the row are readable.
     void (*multiply_row)(const PackedRow& row, const RowVectors& vectors, float* products);
+    int64_t row_vectors;  // that it takes at once
     void (*unpack_row)(const PackedRow& row, float* values);
 
     // The levels of a row of no wider ones, whose segments are whole sixteens or one; up to kReadBehind bytes
     // behind `levels` [columns] are written, too.
     void (*unpack_bytes)(const PackedRow& row, uint8_t* levels);
-    // levels [kPanelRows][blocks][kBlockColumns] as RowPanel has them.
+    // levels [kPanelRows][blocks][kBlockColumns] as a part of a RowPanel has them.
     void (*interleave_rows)(const uint8_t* levels, int64_t blocks, uint8_t* panel);
-    // products [count][kPanelRows], to rounding: in whole numbers but for the sum of pieces.
-    void (*multiply_panel)(const RowPanel& panel, const WholeVectors& vectors, float* products);
-    bool fast_panels;  // faster than floats are
+    // products: of each vector those with all parts' rows, `stride` apart, to rounding: in whole numbers but for the sum of
+    // pieces.
+    void (*multiply_panel)(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                           int64_t stride);
+    PanelForm panels;
 
     // Returns all values of the tile joined by "or", with their sign: what has a bit that a value has.
     uint64_t (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* planes);
@@ -235,6 +247,7 @@ struct Kernels {
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* avx512_vnni_kernels();
 const Kernels* neon_kernels();
 
 }  // namespace diffq_fast

@@ -16,6 +16,7 @@ std::vector<const Kernels*> find_supported() {
     add(neon_kernels(), true);  // part of the architecture
     add(avx2_kernels(), cpu_has(DIFFQ_AVX2_FEATURES));
     add(avx512_kernels(), cpu_has(DIFFQ_AVX512_FEATURES));
+    add(avx512_vnni_kernels(), cpu_has(DIFFQ_AVX512_VNNI_FEATURES));
     return supported;
 }
 

@@ -1,6 +1,6 @@
 // Products of panels of rows with vectors of whole numbers, see RowPanel: the definition.
 
-constexpr bool kFastPanels = false;
+constexpr PanelForm kPanelForm = {1, 3, 8, false, false};
 
 static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
     const uint8_t* segment = row.data;
@@ -27,15 +27,16 @@ static void add_whole(const uint8_t* levels, const int8_t* whole, int64_t column
             for (int64_t k = 0; k < 4; ++k) sums[r] += levels[4 * r + k] * whole[i + k];
 }
 
-static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, float* products) {
+static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                           int64_t stride) {
     const int64_t of_block = kBlockColumns / panel.piece;
-    for (int64_t v = 0; v < vectors.count; ++v, products += kPanelRows) {
+    for (int64_t v = 0; v < vectors.count; ++v, products += stride) {
         std::fill(products, products + kPanelRows, 0.0f);
         for (int64_t p = 0; p < panel.blocks * of_block; ++p) {
             const int64_t begin = p * panel.piece, at = p * kPanelRows;
             int32_t sums[kPanelRows] = {};
             add_whole(panel.levels + begin * kPanelRows,
-                      vectors.whole + v * panel.blocks * kBlockColumns + begin, panel.piece, sums);
+                      vectors.whole + v * vectors.stride + begin, panel.piece, sums);
             const float unit = vectors.units[v * panel.blocks + p / of_block];
             const float sum = vectors.sums[v * panel.blocks * of_block + p];
             for (int64_t r = 0; r < kPanelRows; ++r)

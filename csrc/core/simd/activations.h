@@ -14,7 +14,9 @@ DIFFQ_INLINE uint32_t most_bits(const float* block) {
     }
     int32_t lanes[kLanes];
     std::memcpy(lanes, &most, sizeof lanes);
-    return static_cast<uint32_t>(*std::max_element(lanes, lanes + kLanes));
+    for (int half = kLanes / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; ++lane) lanes[lane] = std::max(lanes[lane], lanes[lane + half]);
+    return static_cast<uint32_t>(lanes[0]);
 }
 
 static float round_block(const float* values, int64_t count, int8_t* whole) {
@@ -35,6 +37,11 @@ static float round_block(const float* values, int64_t count, int8_t* whole) {
         const Uint rounded = bits_of(load(values + i) * inverse + to_whole) - kToWholeBits;
         std::memcpy(made + i, &rounded, sizeof rounded);
     }
-    for (int64_t i = 0; i < count; ++i) whole[i] = static_cast<int8_t>(made[i]);
+    int8_t bytes[kBlockColumns];
+    for (int64_t i = 0; i < kBlockColumns; ++i) bytes[i] = static_cast<int8_t>(made[i]);
+    if (count == kBlockColumns)
+        std::memcpy(whole, bytes, kBlockColumns);
+    else
+        std::copy(bytes, bytes + count, whole);
     return most / kMostInt8;
 }

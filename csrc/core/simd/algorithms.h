@@ -1,5 +1,5 @@
-// All algorithms over vector words, in the order of their use of one another. Included inside the namespace
-// and target region of an instruction set, after its words.
+// All algorithms over vector words, in the order of their use of one another, but for products of packed rows,
+// which differ more. Included inside the namespace and target region of an instruction set, after its words.
 // clang-format off
 #include "core/simd/past_cache.h"
 #include "core/simd/elementary.h"
@@ -13,15 +13,8 @@
 #include "core/simd/words.h"
 #include "core/simd/coding.h"
 #include "core/simd/activations.h"
-#include "core/scalar/packed_rows.h"
-#ifdef DIFFQ_X86_VECTORS
-#include "core/simd/packed_rows.h"
-#include "core/simd/packed_products.h"
-#include "core/simd/row_panels.h"
-#else
-#include "core/scalar/whole_rows.h"
-#include "core/scalar/row_panels.h"
-#endif
 #include "core/simd/planes.h"
-#include "core/simd/table.h"
+#include "core/scalar/row_levels.h"
+#include "core/scalar/packed_rows.h"
+#include "core/scalar/row_products.h"
 // clang-format on

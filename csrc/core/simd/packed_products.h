@@ -1,205 +1,7 @@
 // Products of rows of packed levels with vectors, see core/infer/packed_rows.h and RowVectors: in floats,
 // eight levels at a time, or in whole numbers, sixteen or sixty-four.
 
-DIFFQ_INLINE float sum_of_eight(__m256 value) {
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
-}
-
-// What a level of a segment stands for is level * scale + offset.
-struct RowScale {
-    float scale, offset;
-
-    DIFFQ_MEMBER RowScale(const PackedRow& row, int width, int64_t group)
-        : scale(row.steps[width] * row.scales[group]),
-          offset(row.offsets ? row.offsets[group] : -row.halves[width] * scale) {}
-};
-
-// Segments of whole eights: each eight becomes a vector of weights, so that nothing has to be summed up
-// between segments.
-template <int kCount>
-DIFFQ_INLINE void multiply_eights(const PackedRow& row, const RowVectors& vectors, float* products) {
-    constexpr int kSums = kCount == 1 ? 4 : 2;
-    const uint8_t* from = row.data;
-    const float* vector = vectors.values;
-    const int64_t eights = row.segment / 8;
-    __m256 sums[kCount][kSums];
-    for (int v = 0; v < kCount; ++v)
-        for (int k = 0; k < kSums; ++k) sums[v][k] = _mm256_setzero_ps();
-    const auto take = [&](int k, const EightReader& eight, int width, __m256 scale, __m256 offset) {
-        const __m256 weights = _mm256_fmadd_ps(eight.levels(from), scale, offset);
-        for (int v = 0; v < kCount; ++v)
-            sums[v][k] = _mm256_fmadd_ps(weights, _mm256_loadu_ps(vector + v * vectors.stride), sums[v][k]);
-        from += width;
-        vector += 8;
-    };
-    GroupCursor at(row);
-    for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
-        const int width = width_of_segment(row.widths, s);
-        const RowScale found(row, width, at.group);
-        const __m256 scale = _mm256_set1_ps(found.scale), offset = _mm256_set1_ps(found.offset);
-        const EightReader eight(width);
-        int64_t e = 0;
-        for (; e + kSums <= eights; e += kSums)
-            for (int k = 0; k < kSums; ++k) take(k, eight, width, scale, offset);
-        for (; e < eights; ++e) take(static_cast<int>(s % 2), eight, width, scale, offset);
-    }
-    for (int v = 0; v < kCount; ++v) {
-        for (int k = 1; k < kSums; ++k) sums[v][0] = _mm256_add_ps(sums[v][0], sums[v][k]);
-        products[v] = sum_of_eight(sums[v][0]);
-    }
-}
-
-// Segments of eight levels where all have one scale and one offset, which counts once: two segments, whose
-// widths are one byte, at a time.
-template <int kCount>
-DIFFQ_INLINE void multiply_eights_of_one_scale(const PackedRow& row, const RowVectors& vectors,
-                                               float* products) {
-    const uint8_t* from = row.data;
-    __m256 sums[kCount][2];
-    for (int v = 0; v < kCount; ++v) sums[v][0] = sums[v][1] = _mm256_setzero_ps();
-    const auto take = [&](int64_t s, int half, int width) {
-        const __m256 scale = _mm256_broadcast_ss(row.scaled + width);
-        const __m256 weights = _mm256_mul_ps(EightReader(width).levels(from), scale);
-        for (int v = 0; v < kCount; ++v) {
-            const __m256 x = _mm256_loadu_ps(vectors.values + v * vectors.stride + 8 * s);
-            sums[v][half] = _mm256_fmadd_ps(weights, x, sums[v][half]);
-        }
-        from += width;
-    };
-    for (int64_t s = 0; s + 2 <= row.segments; s += 2) {
-        const int widths = row.widths[s / 2];
-        take(s, 0, (widths & 15) + 1);
-        take(s + 1, 1, (widths >> 4) + 1);
-    }
-    if (row.segments % 2 != 0) take(row.segments - 1, 0, width_of_segment(row.widths, row.segments - 1));
-    for (int v = 0; v < kCount; ++v)
-        products[v] =
-            sum_of_eight(_mm256_add_ps(sums[v][0], sums[v][1])) + row.offsets[0] * vectors.totals[v];
-}
-
-// Sixteen levels of up to eight bits as whole numbers of 16 bits: the two bytes that have a level are shifted
-// left, which drops the levels behind it, and then right, which drops those before.
-struct SixteenTable {
-    alignas(16) uint8_t bytes[16];
-    alignas(16) uint16_t factors[8];
-};
-
-constexpr int kMostSixteenWidth = 8;
-
-struct SixteenTables {
-    SixteenTable of[kMostSixteenWidth + 1];
-
-    constexpr SixteenTables() : of() {
-        for (int width = 1; width <= kMostSixteenWidth; ++width) {
-            for (int lane = 0; lane < 8; ++lane) {
-                const int bit = lane * width;
-                of[width].factors[lane] = static_cast<uint16_t>(1 << (16 - width - bit % 8));
-                for (int byte = 0; byte < 2; ++byte)
-                    of[width].bytes[lane * 2 + byte] = static_cast<uint8_t>(bit / 8 + byte);
-            }
-        }
-    }
-};
-static constexpr SixteenTables kSixteenTables{};
-
-struct SixteenReader {
-    __m256i bytes, factors;
-    __m128i shift;
-    int width;
-
-    DIFFQ_MEMBER explicit SixteenReader(int of) : width(of) {
-        const SixteenTable& table = kSixteenTables.of[width];
-        bytes = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table.bytes)));
-        factors =
-            _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table.factors)));
-        shift = _mm_cvtsi32_si128(16 - width);
-    }
-
-    // Sixteen bytes from the first level on, and from the ninth, are read.
-    DIFFQ_MEMBER __m256i levels(const uint8_t* from) const { return levels(from, from + width); }
-
-    DIFFQ_MEMBER __m256i levels(const uint8_t* first, const uint8_t* ninth) const {
-        const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(first));
-        const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(ninth));
-        const __m256i pairs = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), bytes);
-        return _mm256_srl_epi16(_mm256_mullo_epi16(pairs, factors), shift);
-    }
-};
-
-// A row cut into pieces of as many elements each, within segments: the widths of some pieces, and what a
-// level of theirs is worth.
-struct Pieces {
-    static constexpr int64_t kAtOnce = 64;
-
-    DIFFQ_MEMBER Pieces(const PackedRow& of, int64_t size)
-        : row(of), at(of), of_segment(of.segments == 1 ? INT64_MAX : of.segment / size) {}
-
-    // Each segment is one piece, and one group.
-    DIFFQ_MEMBER bool are_groups() const {
-        return of_segment == 1 && row.group_size == row.segment && row.before == 0;
-    }
-
-    DIFFQ_MEMBER void take(int64_t count) {
-        if (are_groups()) {
-            for (int64_t k = 0; k < count; ++k) widths[k] = width_of_segment(row.widths, segment + k);
-            for (int64_t k = 0; k < count; ++k) scales[k] = row.steps[widths[k]] * row.scales[segment + k];
-            segment += count;
-            return;
-        }
-        GroupCursor here = at;
-        int64_t s = segment, number = taken;
-        for (int64_t k = 0; k < count; ++k) {
-            widths[k] = width_of_segment(row.widths, s);
-            scales[k] = row.steps[widths[k]] * row.scales[here.group];
-            if (++number < of_segment) continue;
-            number = 0;
-            ++s;
-            here.next_segment();
-        }
-        at = here, segment = s, taken = number;
-    }
-
-    DIFFQ_MEMBER bool all_have(int width, int64_t count) const {
-        int other = 0;
-        for (int64_t k = 0; k < count; ++k) other |= widths[k] ^ width;
-        return other == 0;
-    }
-
-    int widths[kAtOnce];
-    float scales[kAtOnce];
-    const PackedRow& row;
-    GroupCursor at;
-    int64_t of_segment, segment = 0, taken = 0;
-};
-
-// products[v] = what the offsets of a row's segments add to the product with each vector.
-template <int kCount>
-DIFFQ_INLINE void multiply_offsets(const PackedRow& row, const RowVectors& vectors, float* products) {
-    float sums[kCount];
-    for (int v = 0; v < kCount; ++v) sums[v] = 0.0f;
-    if (row.group_size == 0 && row.offsets) {
-        for (int v = 0; v < kCount; ++v) sums[v] = row.offsets[0] * vectors.totals[v];
-    } else if (row.group_size == row.segment && row.before == 0 && row.offsets) {
-        for (int v = 0; v < kCount; ++v) {
-            const float* const of = vectors.sums + v * row.segments;
-            __m256 eights = _mm256_setzero_ps();
-            int64_t s = 0;
-            for (; s + 8 <= row.segments; s += 8)
-                eights = _mm256_fmadd_ps(_mm256_loadu_ps(row.offsets + s), _mm256_loadu_ps(of + s), eights);
-            for (; s < row.segments; ++s) sums[v] += row.offsets[s] * of[s];
-            sums[v] += sum_of_eight(eights);
-        }
-    } else {
-        GroupCursor at(row);
-        for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
-            const float offset = RowScale(row, width_of_segment(row.widths, s), at.group).offset;
-            for (int v = 0; v < kCount; ++v) sums[v] += offset * vectors.sums[v * row.segments + s];
-        }
-    }
-    for (int v = 0; v < kCount; ++v) products[v] = sums[v];
-}
+constexpr int64_t kVectorsOfRow = 4;
 
 // sums += level * element, of one width.
 template <int kCount>
@@ -317,9 +119,6 @@ DIFFQ_INLINE void multiply_piece(const uint8_t* from, int width, float scale, co
         total[v] = _mm256_fmadd_ps(_mm256_add_ps(sums[v], others[v]), _mm256_set1_ps(scale), total[v]);
 }
 
-// How far ahead of its use a row is asked for: the hardware stops at the ends of pages.
-constexpr int64_t kRowAhead = 2048;
-
 // Rows of whole pieces, but for the last one: 64 elements, or 32, of one width, scale and block of vectors.
 template <int kCount, int kPiece>
 DIFFQ_INLINE void multiply_pieces(const PackedRow& row, const RowVectors& vectors, float* products) {
@@ -334,7 +133,7 @@ DIFFQ_INLINE void multiply_pieces(const PackedRow& row, const RowVectors& vector
         const bool bytes = kPiece == kBlockColumns && vectors.integers;
         if (bytes && pieces.all_have(4, count)) {
             for (int64_t k = 0; k < count; ++k, begin += kPiece, from += kPiece / 2) {
-                _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
+                ask_for_row(from);
                 multiply_block<kCount, HalfBytes>(from, pieces.scales[k], vectors, begin / kPiece, total);
             }
             continue;
@@ -346,7 +145,7 @@ DIFFQ_INLINE void multiply_pieces(const PackedRow& row, const RowVectors& vector
         }
         for (int64_t k = 0; k < count; ++k, begin += kPiece) {
             const int width = pieces.widths[k];
-            _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
+            ask_for_row(from);
             multiply_piece<kCount, kPiece>(from, width, pieces.scales[k], vectors, begin, kPiece, total);
             from += kPiece / 8 * width;
         }

@@ -7,7 +7,8 @@
 //   pairs   |a0x0 + a1x1|a2x2 + a3x3| ...   16 bits
 //   sums    |a0x0 + ... + a3x3      | ...   32 bits
 
-constexpr bool kFastPanels = true;
+constexpr int kMostPanelWidth = 7;  // pairs of products with 127 still fit in 16 bits
+constexpr PanelForm kPanelForm = {1, 3, kMostPanelWidth, true, true};
 
 static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
     const uint8_t* from = row.data;
@@ -88,8 +89,9 @@ DIFFQ_INLINE void sum_fours(const uint8_t* levels, const int8_t* whole, int64_t 
 }
 
 template <int kCount>
-static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vectors, float* products) {
-    const int64_t stride = panel.blocks * kBlockColumns, of_block = kBlockColumns / panel.piece;
+static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                                int64_t apart) {
+    const int64_t stride = vectors.stride, of_block = kBlockColumns / panel.piece;
     const int64_t pieces = panel.blocks * of_block;
     const uint8_t* levels = panel.levels;
     const int8_t* whole = vectors.whole;
@@ -121,16 +123,17 @@ static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vecto
         }
     }
     for (int v = 0; v < kCount; ++v)
-        for (int h = 0; h < 2; ++h) _mm256_storeu_ps(products + v * kPanelRows + 8 * h, totals[v][h]);
+        for (int h = 0; h < 2; ++h) _mm256_storeu_ps(products + v * apart + 8 * h, totals[v][h]);
 }
 
-static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, float* products) {
+static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, float* products,
+                           int64_t stride) {
     switch (vectors.count) {
         case 1:
-            return multiply_panel_with<1>(panel, vectors, products);
+            return multiply_panel_with<1>(panel, vectors, products, stride);
         case 2:
-            return multiply_panel_with<2>(panel, vectors, products);
+            return multiply_panel_with<2>(panel, vectors, products, stride);
         default:
-            return multiply_panel_with<3>(panel, vectors, products);
+            return multiply_panel_with<3>(panel, vectors, products, stride);
     }
 }

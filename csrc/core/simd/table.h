@@ -11,8 +11,8 @@ static constexpr Kernels kKernels = {
     find_widths,
     pack_words, unpack_words,
     decode_rows,
-    round_block, multiply_row, unpack_row,
-    unpack_bytes, interleave_rows, multiply_panel, kFastPanels,
+    round_block, multiply_row, kVectorsOfRow, unpack_row,
+    unpack_bytes, interleave_rows, multiply_panel, kPanelForm,
     pack_planes, unpack_planes,
 };
 // clang-format on

@@ -13,6 +13,7 @@ namespace {
 
 struct Widths {
     int least, most;
+    int64_t wide_rows = 0;  // the first ones, whose widths are of 9 to 16 bits
 };
 
 // Rows of random levels, and what they stand for.
@@ -30,8 +31,9 @@ struct Weight {
             data.resize((data.size() + kRowAlignment - 1) / kRowAlignment * kRowAlignment);
             starts.push_back(static_cast<uint32_t>(data.size() / kRowAlignment));
             for (int64_t s = 0; s < segments; ++s) {
-                const auto choices = static_cast<uint32_t>(of_segments.most - of_segments.least + 1);
-                const int width = of_segments.least + static_cast<int>(generator() % choices);
+                const Widths of_row = r < of_segments.wide_rows ? Widths{9, kMaxWidth} : of_segments;
+                const auto choices = static_cast<uint32_t>(of_row.most - of_row.least + 1);
+                const int width = of_row.least + static_cast<int>(generator() % choices);
                 widths[static_cast<size_t>(r * ((segments + 1) / 2) + s / 2)] |=
                     static_cast<uint8_t>((width - 1) << (s % 2 * 4));
                 segment_widths.push_back(static_cast<uint8_t>(width));
@@ -84,7 +86,8 @@ const std::vector<Shape> kShapes = {{5, 64, 8, 0},       {19, 48, 16, 16},  {33,
                                     {4, 27, 1, 8},       {2, 100, 100, 0},  {3, 256, 64, 64}, {6, 96, 32, 64},
                                     {7, 1, 1, 4},        {40, 8, 8, 0},     {2, 8, 4, 4},     {3, 17, 17, 34},
                                     {1, 1000, 8, 0},     {2, 1000, 200, 0}, {3, 96, 32, 32},  {4, 9, 9, 0},
-                                    {2, 1024, 256, 256}, {3, 73, 73, 0}};
+                                    {2, 1024, 256, 256}, {3, 73, 73, 0},  {2, 4160, 64, 64}, {2, 2208, 32, 0},
+                                    {40, 128, 64, 128},  {35, 512, 64, 64}, {3, 24, 8, 0}};
 
 // A vector's blocks in whole numbers, in double precision.
 void round_to_int8(float* vector, int64_t columns) {
@@ -123,7 +126,7 @@ void check(const Shape& shape, LevelMeaning meaning, Activations activations, Wi
     std::vector<float> back(weight.values.size());
     CHECK(unpack_rows(weight.rows_, indices.data(), shape.rows, back.data(), 2));
     CHECK(std::memcmp(back.data(), weight.values.data(), 4 * back.size()) == 0);
-    for (const int64_t count : {1, 2, 3, 4, 5, 9}) {
+    for (const int64_t count : {1, 2, 3, 4, 5, 8, 9}) {
         const std::vector<float> given = random_floats(count * shape.columns, 3);
         std::vector<float> vectors = given, products(static_cast<size_t>(count * shape.rows));
         CHECK(multiply_rows(weight.rows_, given.data(), count, activations, products.data(), 2));
@@ -138,9 +141,74 @@ void check(const Shape& shape, LevelMeaning meaning, Activations activations, Wi
     }
 }
 
+// Whole numbers, of which each block has one of 127, so that a unit is 1.
+std::vector<float> whole_numbers(int64_t count, int64_t columns) {
+    std::mt19937 generator(7);
+    std::vector<float> vectors;
+    for (int64_t i = 0; i < count * columns; ++i) {
+        const auto any = static_cast<float>(static_cast<int>(generator() % 255) - 127);
+        vectors.push_back(i % columns % kBlockColumns == 0 ? -127.0f : any);
+    }
+    return vectors;
+}
+
+// Floats hold these products, and all that they are summed up from: they are the same bits whatever makes them.
+void check_exact(const Shape& shape, int width) {
+    Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, {true, 0}, {width, width});
+    std::fill(weight.scales.begin(), weight.scales.end(), 0.5f);
+    for (const int64_t count : {1, 2, 5, 7, 8, 13}) {
+        const std::vector<float> vectors = whole_numbers(count, shape.columns);
+        std::vector<float> expected;
+        for (int64_t v = 0; v < count; ++v)
+            for (int64_t r = 0; r < shape.rows; ++r) {
+                int64_t product = 0;
+                for (int64_t c = 0; c < shape.columns; ++c) {
+                    const int32_t level = weight.levels[static_cast<size_t>(r * shape.columns + c)];
+                    const float x = vectors[static_cast<size_t>(v * shape.columns + c)];
+                    product += (level - (1 << (width - 1))) * static_cast<int64_t>(x);
+                }
+                expected.push_back(static_cast<float>(product) / 2);
+            }
+        std::vector<float> products(expected.size());
+        for (const Activations activations : {Activations::exact, Activations::int8}) {
+            CHECK(multiply_rows(weight.rows_, vectors.data(), count, activations, products.data(), 2));
+            CHECK(products == expected);
+        }
+        if (!fit_panels(weight.rows_)) continue;
+        CHECK(multiply_panels(weight.rows_, vectors.data(), count, products.data(), 2));
+        CHECK(products == expected);
+    }
+}
+
+void whole_numbers_have_the_same_products_on_every_instruction_set() {
+    for (const Kernels* kernels : supported_kernels()) {
+        CHECK(use_kernels(kernels->name));
+        for (int width = 1; width <= 8; ++width)
+            for (const Shape& shape : {Shape{37, 192, 64, 0}, Shape{3, 96, 32, 32}, Shape{3, 160, 32, 160},
+                                       Shape{2, 200, 200, 0}, Shape{2, 65, 65, 65}, Shape{4, 72, 8, 8},
+                                       Shape{2, 48, 16, 16}, Shape{2, 7, 7, 0}, Shape{2, 20, 4, 4}})
+                check_exact(shape, width);
+    }
+}
+
+// A panel leaves out rows that are too wide for it, where they are few.
+void few_rows_that_are_too_wide_are_multiplied_beside_panels() {
+    for (const Kernels* kernels : supported_kernels()) {
+        CHECK(use_kernels(kernels->name));
+        CHECK(!fit_panels(Weight(127, 128, 64, 0, {true, 0}, {3, 6, 2}).rows_));
+        const Weight weight(128, 128, 64, 64, {false, 0}, {3, 6, 2});
+        CHECK(fit_panels(weight.rows_));
+        const std::vector<float> given = random_floats(9 * 128, 3);
+        std::vector<float> vectors = given, products(9 * 128);
+        CHECK(multiply_panels(weight.rows_, given.data(), 9, products.data(), 2));
+        for (int64_t v = 0; v < 9; ++v) round_to_int8(vectors.data() + v * 128, 128);
+        check_products(weight, vectors, products);
+    }
+}
+
 // The largest levels and activations there are: sums of pairs must not overflow.
 void extreme_levels_do_not_overflow() {
-    for (int width = 1; width <= kMostPanelWidth; ++width) {
+    for (int width = 1; width <= kernels().panels.most_width; ++width) {
         for (const int64_t segment : {32, 64, 192}) {
             Weight weight(17, 192, segment, 0, {true, 0}, {width, width});
             std::fill(weight.data.begin(), weight.data.end() - kReadBehindRows, uint8_t{255});
@@ -159,7 +227,7 @@ void extreme_levels_do_not_overflow() {
 
 void rows_that_fit_no_panels_are_told() {
     for (int width = 1; width <= kMaxWidth; ++width)
-        CHECK(fit_panels(Weight(3, 192, 64, 0, {true, 0}, {width, width}).rows_) == (width <= 7));
+        CHECK(fit_panels(Weight(3, 192, 64, 0, {true, 0}, {width, width}).rows_) == (width <= kernels().panels.most_width));
     CHECK(!fit_panels(Weight(2, 48, 16, 0, {true, 0}, {4, 4}).rows_));
     CHECK(fit_panels(Weight(2, 33, 33, 0, {true, 0}, {7, 7}).rows_));
 }
@@ -172,8 +240,9 @@ void every_instruction_set_unpacks_and_multiplies() {
             for (const LevelMeaning meaning :
                  {LevelMeaning{false, 0}, LevelMeaning{true, 0}, LevelMeaning{false, 7}})
                 for (const Activations activations : {Activations::exact, Activations::int8})
-                    for (const Widths widths : {Widths{1, 8}, Widths{1, kMaxWidth}, Widths{2, 2},
-                                                Widths{4, 4}, Widths{1, 7}, Widths{8, 8}})
+                    for (const Widths widths :
+                         {Widths{1, 8}, Widths{1, kMaxWidth}, Widths{2, 2}, Widths{4, 4}, Widths{1, 7},
+                          Widths{8, 8}, Widths{9, 9}, Widths{kMaxWidth, kMaxWidth}})
                         check(shape, meaning, activations, meaning.level_count > 0 ? Widths{1, 3} : widths);
     }
 }
@@ -229,4 +298,5 @@ void levels_and_widths_that_do_not_fit_are_told() {
 
 RUN_TESTS(packing_gives_the_same_data, levels_and_widths_that_do_not_fit_are_told,
           every_instruction_set_unpacks_and_multiplies, rows_that_fit_no_panels_are_told,
-          rows_outside_of_their_data_are_refused)
+          whole_numbers_have_the_same_products_on_every_instruction_set,
+          few_rows_that_are_too_wide_are_multiplied_beside_panels, rows_outside_of_their_data_are_refused)

@@ -10,9 +10,10 @@ from torch import Tensor
 from ...reference.packed_rows import READ_BEHIND, RowForm, check_levels
 from .loading import core
 from .registration import kernel
-from .tensors import empty, guard_tensors
+from .tensors import contiguous, empty, guard_tensors
 
 MOST_VECTORS = 8  # more are multiplied by torch, with blocks of unpacked rows
+ROWS_DTYPES = [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32]
 BLOCK_ELEMENTS = 1 << 20  # of a block: smaller ones make for slower products, as measured
 
 
@@ -76,7 +77,7 @@ def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False
 
 def _by_panels(vectors: Tensor, rows: tuple[int, ...], form: tuple[int, ...], count: int) -> Tensor:
     """The products with many vectors in eight bits: levels are unpacked to bytes, some rows at a time."""
-    results = torch.empty((len(vectors), count), dtype=torch.float32, device="cpu")
+    results = empty([len(vectors), count], torch.float32)
     if not core.multiply_panels(
         rows, form, vectors.data_ptr(), len(vectors), results.data_ptr(), torch.get_num_threads()
     ):
@@ -93,7 +94,7 @@ def _rounded(vectors: Tensor) -> Tensor:
 
 def _by_blocks(vectors: Tensor, rows: tuple[int, ...], form: tuple[int, ...], count: int) -> Tensor:
     """The products with many vectors: a block of rows is unpacked at a time."""
-    results = torch.empty((len(vectors), count), dtype=torch.float32, device="cpu")
+    results = empty([len(vectors), count], torch.float32)
     block = max(1, BLOCK_ELEMENTS // max(vectors.shape[1], 1))
     for indices in torch.arange(count, dtype=torch.int64, device="cpu").split(block):
         begin = int(indices[0])
@@ -116,10 +117,9 @@ def _given(who: str, tensors: Sequence[Tensor], form: Sequence[int]) -> tuple[tu
     if len(form) != 5 or not 0 < form[0] < 2**31 or not 0 < form[1] <= form[0] or not 0 <= form[2] < 2**62:
         raise ValueError(f"{who}: form: expected columns, segment, group_size, centred, level_count, got {list(form)}")
     row_form = RowForm.of(form)
-    data, starts, widths, scales, offsets = kept = [tensor.contiguous() for tensor in tensors]
+    data, starts, widths, scales, offsets = kept = contiguous(tensors)
     rows = starts.shape[0] - 1 if starts.dim() == 1 else -1
-    dtypes = [tensor.dtype for tensor in kept]
-    if dtypes != [torch.uint8, torch.int32, torch.uint8, torch.float32, torch.float32] or rows < 0:
+    if [tensor.dtype for tensor in kept] != ROWS_DTYPES or rows < 0:
         raise ValueError(f"{who}: expected uint8 data, int32 starts, uint8 widths, float32 scales and offsets")
     groups = row_form.group_count(rows) if rows else 0
     whole = row_form.columns % row_form.segment == 0 or row_form.segment == row_form.columns

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])
 SCRIPT = """
 import hashlib, json, torch
 import diffq_fast.functional
+from diffq_fast.functional import pack_rows
 ops = torch.ops.diffq_fast
 KEY = torch.tensor(-0x123456789ABCDEF)
 digests = {}
@@ -58,6 +59,22 @@ def export(name, weight, group_size, per_group):
         fake = ops.fake_quantize([weight], [widths], found, group_size, per_group)
         put(f"{name} {kind}", [*levels, *fake, words, ops.unpack(words, widths, group_size, count), back])
 
+# Whole numbers of at most 127 and scales that are powers of two: floats hold every sum.
+def packed(name, columns, segment, group_size, widths):
+    generator = torch.Generator().manual_seed(5)
+    width = torch.randint(widths[0], widths[1] + 1, (70, columns // segment), generator=generator)
+    levels = (torch.rand(70, columns, generator=generator) * 2.0 ** width.repeat_interleave(segment, 1)).int()
+    groups = 70 * columns // group_size if group_size else 1
+    scales = 2.0 ** torch.randint(-2, 1, (groups,), generator=generator)
+    given = (*pack_rows(levels, width.to(torch.uint8), segment), scales, torch.empty(0),
+             [columns, segment, group_size, True, 0])
+    made = [ops.unpack_rows(torch.arange(70), *given)]
+    for count in (1, 3, 8, 20, 130):
+        vectors = torch.randint(-127, 128, (count, columns), generator=generator).float()
+        vectors[:, ::64] = 127
+        made += [ops.packed_linear(vectors, *given), ops.packed_linear(vectors, *given, True)]
+    put(name, made)
+
 for threads in (1, 2, 3):
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(1)
@@ -77,6 +94,9 @@ for threads in (1, 2, 3):
         put(f"{threads} planes {count}", [planes, ops.unpack_planes(planes, count)])
         logits = torch.randn(count, generator=generator) * 3
         put(f"{threads} widths {count}", [ops.widths_from_logits(logits, 2.0, 15.0, "bits", 0.0)])
+    for columns, segment, group_size in ((192, 64, 0), (192, 64, 64), (96, 32, 96), (72, 8, 0), (48, 16, 16), (77, 77, 77)):
+        for widths in ((1, 7), (1, 8), (4, 4), (8, 8)):
+            packed(f"{threads} packed {columns} {segment} {group_size} {widths}", columns, segment, group_size, widths)
 print(json.dumps([digests, ops.noise(KEY, 5, 3, 3000, "gaussian").tolist()]))
 """
 

@@ -1,0 +1,142 @@
+// Levels of packed rows in vectors of 512 bits, see core/infer/packed_rows.h: sixteen as floats, or
+// sixty-four as bytes. The same instructions for every width, whose tables differ.
+
+// Sixteen levels of one width: the bytes that each lane takes of the sixteen from the first level's on, and
+// of those from the ninth's on where a level has more than eight bits; the bits that are kept, and the factor
+// that makes a level of them.
+struct WideTable {
+    alignas(64) uint8_t bytes[64];
+    alignas(64) uint32_t masks[16];
+    alignas(64) float factors[16];
+};
+
+constexpr int kMostByteWidth = 8;
+
+struct WideTables {
+    WideTable of[kMaxWidth + 1];
+
+    constexpr WideTables() : of() {
+        for (int width = 1; width <= kMaxWidth; ++width)
+            for (int lane = 0; lane < 16; ++lane) {
+                const int bit = (width > kMostByteWidth ? lane % 8 : lane) * width;
+                of[width].masks[lane] = ((uint32_t{1} << width) - 1) << bit % 8;
+                of[width].factors[lane] = 1.0f / static_cast<float>(1 << bit % 8);
+                for (int byte = 0; byte < 4; ++byte) {
+                    const int from = bit / 8 + byte;
+                    of[width].bytes[lane * 4 + byte] = static_cast<uint8_t>(from < 16 ? from : 0x80);
+                }
+            }
+    }
+};
+static constexpr WideTables kWideTables{};
+
+template <typename Item>
+DIFFQ_INLINE __m512i load_512(const Item* from) {
+    return _mm512_loadu_si512(from);
+}
+DIFFQ_INLINE __m128i load_128(const uint8_t* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+}
+
+// Not in a way that GCC makes a call or a string instruction of.
+template <int kCount>
+DIFFQ_INLINE void set_zero(__m512 (&sums)[kCount]) {
+    __m512 zero = _mm512_setzero_ps();
+    __asm__("" : "+v"(zero));
+    for (int v = 0; v < kCount; ++v) sums[v] = zero;
+}
+
+struct WideReader {
+    __m512i bytes, masks;
+    __m512 factors;
+
+    DIFFQ_MEMBER explicit WideReader(int width)
+        : bytes(load_512(kWideTables.of[width].bytes)),
+          masks(load_512(kWideTables.of[width].masks)),
+          factors(_mm512_load_ps(kWideTables.of[width].factors)) {}
+
+    // Each over its lane's factor. Of up to eight bits; sixteen bytes are read.
+    DIFFQ_MEMBER __m512 levels(const uint8_t* from) const {
+        return floats(_mm512_broadcast_i32x4(load_128(from)));
+    }
+
+    // Of any width; sixteen bytes are read from the first level on, and from the ninth.
+    DIFFQ_MEMBER __m512 levels(const uint8_t* first, const uint8_t* ninth) const {
+        const __m512i low = _mm512_broadcast_i32x4(load_128(first));
+        return floats(_mm512_mask_broadcast_i32x4(low, 0xFF00, load_128(ninth)));
+    }
+
+  private:
+    DIFFQ_MEMBER __m512 floats(__m512i from) const {
+        return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_shuffle_epi8(from, bytes), masks));
+    }
+};
+
+// Sixty-four levels of one width. Each quarter of the vector first takes the four words that its sixteen
+// levels lie in, then each pair of bytes the two that have an even level, and the two that have the odd one
+// behind it; these are shifted into their bytes.
+//
+//   even  |b0 b1|b0 b1| ...  >>  |l0 ..|l2 ..| ...
+//   odd   |b0 b1|b1 b2| ...  <<  |.. l1|.. l3| ...
+//                                |l0 l1|l2 l3| ...
+struct ByteTable {
+    alignas(64) uint32_t words[16];
+    alignas(64) uint8_t even[64], odd[64];
+    alignas(64) uint16_t even_shifts[32], odd_shifts[32];
+    uint64_t whole;  // which bytes sixty-four levels are
+    uint32_t kept;
+};
+
+struct ByteTables {
+    ByteTable of[kMostByteWidth + 1];
+
+    constexpr ByteTables() : of() {
+        for (int width = 1; width <= kMostByteWidth; ++width)
+            for (int quarter = 0; quarter < 4; ++quarter) fill(of[width], width, quarter);
+    }
+
+  private:
+    constexpr void fill(ByteTable& table, int width, int quarter) {
+        const int word = 2 * width * quarter / 4, skipped = 2 * width * quarter % 4;
+        table.whole = ~uint64_t{0} >> (64 - 8 * width);
+        table.kept = ((uint32_t{1} << width) - 1) * 0x01010101;
+        for (int i = 0; i < 4; ++i)
+            table.words[4 * quarter + i] = static_cast<uint32_t>(word + i < 16 ? word + i : 15);
+        for (int pair = 0; pair < 8; ++pair) {
+            const int place = 8 * quarter + pair;
+            const int even = 8 * skipped + 2 * pair * width, odd = even + width;
+            table.even_shifts[place] = static_cast<uint16_t>(even % 8);
+            table.odd_shifts[place] = static_cast<uint16_t>(8 - odd % 8);
+            for (int byte = 0; byte < 2; ++byte) {
+                table.even[2 * place + byte] = byte_at(even / 8 + byte);
+                table.odd[2 * place + byte] = byte_at(odd / 8 + byte);
+            }
+        }
+    }
+
+    static constexpr uint8_t byte_at(int from) { return static_cast<uint8_t>(from < 16 ? from : 0x80); }
+};
+static constexpr ByteTables kByteTables{};
+
+struct ByteReader {
+    __m512i words, even, odd, even_shifts, odd_shifts, kept;
+    __mmask64 read;
+
+    // Of `length` levels, at most 64; zeros behind them.
+    DIFFQ_MEMBER ByteReader(int width, int64_t length)
+        : words(load_512(kByteTables.of[width].words)),
+          even(load_512(kByteTables.of[width].even)),
+          odd(load_512(kByteTables.of[width].odd)),
+          even_shifts(load_512(kByteTables.of[width].even_shifts)),
+          odd_shifts(load_512(kByteTables.of[width].odd_shifts)),
+          kept(_mm512_set1_epi32(static_cast<int32_t>(kByteTables.of[width].kept))),
+          read(length == 64 ? kByteTables.of[width].whole
+                            : ~uint64_t{0} >> (64 - (length * width + 7) / 8)) {}
+
+    DIFFQ_MEMBER __m512i levels(const uint8_t* from) const {
+        const __m512i found = _mm512_permutexvar_epi32(words, _mm512_maskz_loadu_epi8(read, from));
+        const __m512i first = _mm512_srlv_epi16(_mm512_shuffle_epi8(found, even), even_shifts);
+        const __m512i second = _mm512_sllv_epi16(_mm512_shuffle_epi8(found, odd), odd_shifts);
+        return _mm512_and_si512(_mm512_mask_blend_epi8(0xAAAAAAAAAAAAAAAA, first, second), kept);
+    }
+};
