@@ -52,7 +52,7 @@ def training_table(rows: list[Row]) -> str:
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in sorted(rows, key=lambda row: (row["method"], row["bits"])):
         disk = row["bytes"] / 2**20
-        ratios = (disk / row["target_mb"], disk / row["mb"], row["estimated_mb"] / row["mb"])
+        ratios = (row["bits"] / row["asked"], disk / row["mb"], row["estimated_mb"] / row["mb"])
         cells = " | ".join(f"{each:.4f}" for each in ratios)
         lines.append(
             f"| {row['label']} | {row['bits']:.3f} | {scores(row)} | {cells} | {row['processor_seconds']:.0f} |"
