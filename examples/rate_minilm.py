@@ -8,7 +8,7 @@ Two ways to start. ``float``: steps of half a deviation, learned under noise for
 ``packed``: the steps and levels of the calibrated packing (examples/post_training.py makes its moments) at the same
 size, frozen from the first step on, so that the weights alone are trained. A start goes on where the last one ended
 (build/rate_minilm/). Bits and quality are counted as in examples/post_training.py, and the sentences that train are
-others than those that judge. Results: benchmarks/results/experiment_rate_minilm_long.json.
+others than those that judge. Results: benchmarks/results/experiment_rate_minilm_more.json.
 """
 
 import argparse
@@ -35,7 +35,7 @@ WEIGHTS_LR = {"float": 1e-4, "packed": 2e-4}
 CHECKPOINT = 20  # steps between two
 INSIDE = 0.2  # of a step: how far from its level a weight may lie at the start, so that not all leave it at once
 FOLDER = Path("build/rate_minilm")
-RESULTS = "rate_minilm_long"  # beside those of an earlier recipe, on another machine
+RESULTS = "rate_minilm_more"  # beside rows of an earlier recipe and machine
 STARTS = {
     "float": ({}, {}),
     "packed": ({"group_size": minilm.WIDTH}, {"warm_up": 0.0, "reach_at": 1e-6, "freeze_at": 1e-6}),

@@ -30,9 +30,9 @@ Row = dict[str, Any]
 
 
 def rows_of(name: str) -> list[Row]:
-    """The stored rows of one experiment; none if it has not run."""
-    path = results_path(name, quick=False)
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+    """The stored rows of one experiment, and those that another machine added; none if it has not run."""
+    paths = [results_path(stored, quick=False) for stored in (name, f"{name}_more")]
+    return [row for path in paths if path.exists() for row in json.loads(path.read_text())["rows"]]
 
 
 def post_training_table(rows: list[Row]) -> str:
