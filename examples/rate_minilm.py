@@ -62,11 +62,12 @@ class Run:
         self.quantizer = RateQuantizer(self.model, float16=True, **of_quantizer)
         self.quantizer.setup_optimizer(self.optimizer, lr=STEPS_LR)
         self.path = FOLDER / f"{start}_{bits:g}_{steps}_{seed}.pt"
-        self.target = SizeTarget(self.quantizer, self._megabytes(), total_steps=steps, **of_target)
         self.texts = [sorted(texts, key=len) for texts in training_sentences(JUDGED)]
         self.seconds = 0.0
-        if self.path.exists():
-            self._resume(torch.load(self.path))
+        state = torch.load(self.path) if self.path.exists() else {"mb": self._megabytes()}
+        self.target = SizeTarget(self.quantizer, state["mb"], total_steps=steps, **of_target)
+        if "model" in state:
+            self._resume(state)
         elif start == "packed":
             take_packed(self.quantizer, packed_file(bits))
             self.quantizer.freeze_bits(self.target.mb, straight_through=True)
@@ -91,6 +92,7 @@ class Run:
     def _keep(self) -> None:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"target": self.target.state_dict(), "generator": torch.get_rng_state(), "seconds": self.seconds}
+        state["mb"] = self.target.mb
         beside = self.path.with_suffix(".new")
         torch.save(state, beside)
         beside.replace(self.path)

@@ -18,7 +18,7 @@ TIMES = (4, 8, 12)  # how many times smaller than float32, for SizeTarget
 DIFFQ = {"group_size": 8, "noise": "gaussian", "range_scope": "tensor", "straight_through": False}
 TARGET = {"group_size": 64, "noise": "uniform", "range_scope": "tensor", "straight_through": True}
 RATE: dict[str, Any] = {}  # of RateQuantizer: its defaults
-STEPS_RATE = 5e-2  # peak learning rate of its log-steps
+STEPS_RATE = 1e-2  # peak learning rate of its log-steps
 NOISE_TO_THE_END = {"reach_at": 0.5, "freeze_at": 0.9, "straight_through": False}  # of SizeTarget
 
 
