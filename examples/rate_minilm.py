@@ -70,7 +70,8 @@ class Run:
             self._resume(state)
         elif start == "packed":
             take_packed(self.quantizer, packed_file(bits))
-            self.quantizer.freeze_bits(self.target.mb, straight_through=True)
+            fits = self.quantizer.true_model_size() <= self.target.mb
+            self.quantizer.freeze_bits(None if fits else self.target.mb, straight_through=True)
 
     def _megabytes(self) -> float:
         """The size of a file of so many bits a weight, without its header's text, which no size counts."""

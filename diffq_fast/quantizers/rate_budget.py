@@ -23,6 +23,7 @@ from .coded_sizes import Coded, classes_of, least_steps, level_bits, step_code_b
 LEAST_SHIFT, MOST_SHIFT = -16.0 * STEPS_PER_OCTAVE, 24.0 * STEPS_PER_OCTAVE
 CLOSE_ENOUGH = 1e-3  # of the budget
 MOST_TRIALS = 24
+LEAST_REACH, CLOSEST = 0.125, 1e-3  # of shifts: half the first that is tried, and what is not told apart
 GOLDEN = 0.6180339887498949
 LARGE_GROUPS = 8  # a weight of so few groups moves in jumps, and keeps its codes while others move
 
@@ -66,11 +67,12 @@ def fitting_codes(coded: Sequence[Coded], budget: float) -> list[Tensor]:
         return []
     exact = [_real_codes(each) for each in coded]
     coded = [each._replace(classes=classes_of(each, each.log_steps.detach().exp())) for each in coded]
-    codes, bits = _fit(coded, exact, [None] * len(coded), budget)
-    kept = [code if len(code) < LARGE_GROUPS else None for code in codes]
-    if bits < (1 - CLOSE_ENOUGH) * budget and any(each is None for each in kept):
-        codes, _ = _fit(coded, exact, kept, budget)
-    return codes
+    found = _fit(coded, exact, [None] * len(coded), budget, 0.0)
+    kept = [code if len(code) < LARGE_GROUPS else None for code in found.codes]
+    some_are_kept = any(each is not None for each in kept) and any(each is None for each in kept)
+    if some_are_kept and found.bits < (1 - CLOSE_ENOUGH) * budget:
+        found = _fit(coded, exact, kept, budget, found.shift)
+    return found.codes
 
 
 class _Place(NamedTuple):
@@ -92,34 +94,73 @@ def _real_codes(coded: Coded) -> _Place:
     return _Place(code, least.clamp(max=HIGHEST_STEP_CODE))
 
 
-def _fit(
-    coded: Sequence[Coded], exact: Sequence[_Place], kept: Sequence[Tensor | None], budget: float
-) -> tuple[list[Tensor], float]:
-    """Codes, and their bits, of the smallest shift that fits, nearly; those ``kept`` stay as they are.
+class _Search:
+    """Looks for the smallest shift with which the bits fit: they fall with it in the large, though not everywhere.
 
-    By the false position: the size falls nearly evenly with the shift.
+    By the false position between a shift that fits and one that does not, and by the middle where only one of the two
+    moves. Until both are known it goes by ``slope``, at least twice as far each time: weights that lie close to their
+    levels take about as many bits with any step of that size.
     """
-    codes = _moved(exact, kept, 0.0)
-    bits = _bits(coded, codes)
-    slope = -sum(each.weight.numel() for each in coded) / STEPS_PER_OCTAVE  # a bit an octave
-    shift, low, high = 0.0, LEAST_SHIFT, MOST_SHIFT
-    best: tuple[list[Tensor], float] | None = None
-    for _ in range(MOST_TRIALS):
-        if bits <= budget:
-            high, best = shift, (codes, bits)
-            if bits >= (1 - CLOSE_ENOUGH) * budget:
-                break
+
+    def __init__(self, budget: float, slope: float, begin: float) -> None:
+        self.aim, self.budget, self.slope, self.shift = budget * (1 - CLOSE_ENOUGH / 2), budget, slope, begin
+        self.reach = LEAST_REACH
+        self.large: tuple[float, float] | None = None  # shift and bits
+        self.fitting: tuple[float, float] | None = None
+        self.last_fitted: bool | None = None
+
+    def is_over(self, bits: float) -> bool:
+        """Take the bits at the present shift, and go on to the next one unless there is nothing left to gain."""
+        fits, again = bits <= self.budget, self.last_fitted == (bits <= self.budget)
+        at_end = self.shift == (LEAST_SHIFT if fits else MOST_SHIFT)
+        if at_end or (fits and bits >= (1 - CLOSE_ENOUGH) * self.budget):
+            return True
+        self.last_fitted = fits
+        if fits:
+            self.fitting = self.shift, bits
         else:
-            low = shift
-        guess = shift + (budget * (1 - CLOSE_ENOUGH / 2) - bits) / slope
-        shift = guess if low < guess < high else (low + high) / 2
-        if high - low < 1e-3:
-            break
+            self.large = self.shift, bits
+        self.shift = self._between(again) if self.large and self.fitting else self._beyond(bits)
+        return bool(self.large and self.fitting and self.fitting[0] - self.large[0] < CLOSEST)
+
+    def _beyond(self, bits: float) -> float:
+        move = (self.aim - bits) / self.slope
+        self.reach = max(2 * self.reach, abs(move))
+        return min(max(self.shift + math.copysign(self.reach, move), LEAST_SHIFT), MOST_SHIFT)
+
+    def _between(self, again: bool) -> float:
+        (low, more), (high, fewer) = self.large or (0.0, 0.0), self.fitting or (0.0, 0.0)
+        share = 0.5 if again else (more - self.aim) / (more - fewer)
+        return low + min(max(share, 0.05), 0.95) * (high - low)
+
+
+class _Fit(NamedTuple):
+    codes: list[Tensor]
+    bits: float
+    shift: float
+
+
+def _fit(
+    coded: Sequence[Coded], exact: Sequence[_Place], kept: Sequence[Tensor | None], budget: float, begin: float
+) -> _Fit:
+    """Of the shifts that were tried the one whose bits fit best; those ``kept`` stay as they are.
+
+    If none fits, the largest.
+    """
+    slope = -sum(each.weight.numel() for each in coded) / STEPS_PER_OCTAVE  # a bit an octave
+    search = _Search(budget, slope, begin)
+    best: _Fit | None = None
+    for _ in range(MOST_TRIALS):
+        shift = search.shift
         codes = _moved(exact, kept, shift)
         bits = _bits(coded, codes)
+        if bits <= budget and (best is None or bits > best.bits):
+            best = _Fit(codes, bits, shift)
+        if search.is_over(bits):
+            break
     if best is None:
-        codes = _moved(exact, kept, high)
-        best = codes, _bits(coded, codes)
+        codes = _moved(exact, kept, MOST_SHIFT)
+        best = _Fit(codes, _bits(coded, codes), MOST_SHIFT)
     return best
 
 

@@ -36,7 +36,9 @@ def difference(found: Result) -> str:
 
 def verdict(task: Task, results: list[Result]) -> str:
     """Which learned-bits methods reach the aim: as small as AIMED_TIMES, and not worse by more than `task.aim`."""
-    small = [r for r in results if r.kind in ("diffq", "target", "rate") and r.times_smaller >= AIMED_TIMES and r.seeds > 1]
+    small = [
+        r for r in results if r.kind in ("diffq", "target", "rate") and r.times_smaller >= AIMED_TIMES and r.seeds > 1
+    ]
     good = [r for r in small if r.difference >= -task.aim]
     aim = f"at least {AIMED_TIMES:g} times smaller, within {task.aim:g} {task.difference_unit} of float32"
     if not small:
