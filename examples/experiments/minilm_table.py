@@ -20,6 +20,8 @@ STYLES = {
     "fixed width, range per tensor": ("tab:gray", "s"),
     "GGUF": ("tab:orange", "^"),
     "HQQ": ("tab:purple", "D"),
+    "quanto": ("tab:olive", "v"),
+    "torchao": ("tab:brown", "v"),
     "coded": ("tab:cyan", "o"),
     "coded, calibrated": ("tab:blue", "o"),
     "trained, from float": ("tab:green", "*"),
