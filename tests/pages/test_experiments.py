@@ -355,7 +355,8 @@ def test_summary_of_a_stored_file(modules, stored_rows):
 def test_coded_runs_are_held_against_the_float32_beside_them(modules, stored_rows):
     task = modules.images.ImagesResnet()
     make = modules.methods.Method
-    coded = [row("float32", 0, make("float32"), 1.0, "1000000000"), row("PTQ 4 bits", 0, make("ptq"), 0.1, "1111111111")]
+    coded = [row("float32", 0, make("float32"), 1.0, "1000000000")]
+    coded.append(row("PTQ 4 bits", 0, make("ptq", bits=4), 0.1, "1111111111"))
     coded.append(row("Rate 16x", 0, make("rate", times=16), 1 / 16, "1100000000"))
     results = modules.summary.summarise(task, stored_rows, coded=coded)
     assert [found.label for found in results].count("float32") == 1
