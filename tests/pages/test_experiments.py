@@ -469,6 +469,7 @@ def test_the_tables_of_minilm_are_made_from_what_is_stored(modules, monkeypatch)
     ours = [row for row in packed + trained if row["method"] in tables.OURS]
     for page, mark, made in (
         ("experiments", "post_training", tables.post_training_table(packed)),
+        ("experiments", "rate_minilm", tables.training_table(trained)),
         ("experiments", "minilm_peers", tables.peer_table(peers, ours)),
         ("post_training", "minilm", tables.short_table(packed + peers)),
     ):
