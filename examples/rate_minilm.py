@@ -8,7 +8,7 @@ Two ways to start. ``float``: steps of half a deviation, learned under noise for
 ``packed``: the steps and levels of the calibrated packing (examples/post_training.py makes its moments) at the same
 size, frozen from the first step on, so that the weights alone are trained. A start goes on where the last one ended
 (build/rate_minilm/). Bits and quality are counted as in examples/post_training.py, and the sentences that train are
-others than those that judge. Results: benchmarks/results/experiment_rate_minilm.json.
+others than those that judge. Results: benchmarks/results/experiment_rate_minilm_more.json.
 """
 
 import argparse
@@ -30,10 +30,12 @@ from diffq_fast import RateQuantizer, SizeTarget
 from diffq_fast.packed.checkpoint import MEGABYTE
 from diffq_fast.packed.contents import read_packed
 
-BATCH, WEIGHTS_LR, STEPS_LR = 32, 1e-4, 0.02
+BATCH, STEPS_LR = 32, 0.02
+WEIGHTS_LR = {"float": 1e-4, "packed": 2e-4}
 CHECKPOINT = 20  # steps between two
-INSIDE = 0.49  # of a step: how far from its level a weight may lie at most
+INSIDE = 0.2  # of a step: how far from its level a weight may lie at the start, so that not all leave it at once
 FOLDER = Path("build/rate_minilm")
+RESULTS = "rate_minilm_more"  # beside rows of an earlier recipe and machine
 STARTS = {
     "float": ({}, {}),
     "packed": ({"group_size": minilm.WIDTH}, {"warm_up": 0.0, "reach_at": 1e-6, "freeze_at": 1e-6}),
@@ -44,7 +46,7 @@ class Settings:
     """What every run has in common, for the stored file."""
 
     def stored(self) -> dict[str, Any]:
-        rates = {"batch": BATCH, "weights_lr": WEIGHTS_LR, "steps_lr": STEPS_LR}
+        rates = {"batch": BATCH, "weights_lr": WEIGHTS_LR, "steps_lr": STEPS_LR, "inside": INSIDE}
         return rates | {"judged": JUDGED, "most_tokens": MOST_TOKENS, "checkpoint": minilm.PACKAGE}
 
 
@@ -55,18 +57,31 @@ class Run:
         self.start, self.bits, self.steps, self.seed = start, bits, steps, seed
         torch.manual_seed(seed)
         self.teacher, self.model = minilm.pretrained(pooler=False), minilm.pretrained(pooler=False).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), WEIGHTS_LR)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), WEIGHTS_LR[start])
         of_quantizer, of_target = STARTS[start]
         self.quantizer = RateQuantizer(self.model, float16=True, **of_quantizer)
         self.quantizer.setup_optimizer(self.optimizer, lr=STEPS_LR)
-        self.target = SizeTarget(self.quantizer, bits_per_weight=bits, total_steps=steps, **of_target)
         self.path = FOLDER / f"{start}_{bits:g}_{steps}_{seed}.pt"
         self.texts = [sorted(texts, key=len) for texts in training_sentences(JUDGED)]
         self.seconds = 0.0
-        if self.path.exists():
-            self._resume(torch.load(self.path))
+        state = torch.load(self.path) if self.path.exists() else {"mb": self._megabytes()}
+        self.target = SizeTarget(self.quantizer, state["mb"], total_steps=steps, **of_target)
+        if "model" in state:
+            self._resume(state)
         elif start == "packed":
             take_packed(self.quantizer, packed_file(bits))
+            fits = self.quantizer.true_model_size() <= self.target.mb
+            self.quantizer.freeze_bits(None if fits else self.target.mb, straight_through=True)
+
+    def _megabytes(self) -> float:
+        """The size of a file of so many bits a weight, without its header's text, which no size counts."""
+        count = sum(each.numel() for each in self.teacher.parameters())
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        file = self.path.with_suffix(".start")
+        diffq_fast.save(self.quantizer, file)
+        header = file.stat().st_size / MEGABYTE - self.quantizer.true_model_size()
+        file.unlink()
+        return self.bits * count / 8 / MEGABYTE - header
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -76,9 +91,9 @@ class Run:
         self.seconds = state["seconds"]
 
     def _keep(self) -> None:
-        FOLDER.mkdir(parents=True, exist_ok=True)
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"target": self.target.state_dict(), "generator": torch.get_rng_state(), "seconds": self.seconds}
+        state["mb"] = self.target.mb
         beside = self.path.with_suffix(".new")
         torch.save(state, beside)
         beside.replace(self.path)
@@ -86,7 +101,7 @@ class Run:
     def train(self) -> None:
         while self.target.steps < self.steps:
             begin, step = time.process_time(), self.target.steps
-            for group, rate in zip(self.optimizer.param_groups, (WEIGHTS_LR, STEPS_LR), strict=True):
+            for group, rate in zip(self.optimizer.param_groups, (WEIGHTS_LR[self.start], STEPS_LR), strict=True):
                 group["lr"] = rate * self._rate(step)
             loss = self._loss(step)
             self.optimizer.zero_grad()
@@ -170,7 +185,7 @@ def main() -> None:
     run = Run(given.start, given.bits, given.steps, given.seed)
     run.train()
     row = run.row()
-    Store(results_path("rate_minilm", quick=False), Settings()).add([row])
+    Store(results_path(RESULTS, quick=False), Settings()).add([row])
     print({name: value for name, value in row.items() if name != "scores"})
     put_tables()
 

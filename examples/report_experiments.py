@@ -14,7 +14,7 @@ from experiments.penalty_table import penalty_table
 from experiments.plots import plot
 from experiments.ranges_table import ranges_table
 from experiments.store import results_path
-from experiments.summary import read, summarise, task_named
+from experiments.summary import coded_rows, read, summarise, task_named
 from experiments.tables import full_table, put, short_rows, verdict
 
 PAGE = Path("docs/experiments.md")
@@ -28,8 +28,9 @@ def main() -> None:
             print(f"{name}: nothing stored yet, run examples/run_experiments.py {name}")
             continue
         task = task_named(name)
-        results = summarise(task, read(path)["rows"])
-        anew = summarise(task, read(path)["rows"], renewed=True)
+        rows, coded = read(path)["rows"], coded_rows(name)
+        results = summarise(task, rows, coded=coded)
+        anew = summarise(task, rows, renewed=True, coded=coded)
         if anew:
             put(PAGE, f"{name}, statistics anew", full_table(task, anew))
         plot(task, results, Path(f"docs/figures/experiment_{name}.png"))

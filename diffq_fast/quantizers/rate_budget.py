@@ -19,9 +19,8 @@ from ..reference.log_steps import (
 from ..reference.rate import least_fixed_bits
 from ..reference.sizes import ELEMENTS_PER_WORD
 from .coded_sizes import Coded, classes_of, least_steps, level_bits, step_code_bits
+from .shift_search import CLOSE_ENOUGH, MOST_SHIFT, ShiftSearch
 
-LEAST_SHIFT, MOST_SHIFT = -16.0 * STEPS_PER_OCTAVE, 24.0 * STEPS_PER_OCTAVE
-CLOSE_ENOUGH = 1e-3  # of the budget
 MOST_TRIALS = 24
 GOLDEN = 0.6180339887498949
 LARGE_GROUPS = 8  # a weight of so few groups moves in jumps, and keeps its codes while others move
@@ -66,11 +65,12 @@ def fitting_codes(coded: Sequence[Coded], budget: float) -> list[Tensor]:
         return []
     exact = [_real_codes(each) for each in coded]
     coded = [each._replace(classes=classes_of(each, each.log_steps.detach().exp())) for each in coded]
-    codes, bits = _fit(coded, exact, [None] * len(coded), budget)
-    kept = [code if len(code) < LARGE_GROUPS else None for code in codes]
-    if bits < (1 - CLOSE_ENOUGH) * budget and any(each is None for each in kept):
-        codes, _ = _fit(coded, exact, kept, budget)
-    return codes
+    found = _fit(coded, exact, [None] * len(coded), budget, 0.0)
+    kept = [code if len(code) < LARGE_GROUPS else None for code in found.codes]
+    some_are_kept = any(each is not None for each in kept) and any(each is None for each in kept)
+    if some_are_kept and found.bits < (1 - CLOSE_ENOUGH) * budget:
+        found = _fit(coded, exact, kept, budget, found.shift)
+    return found.codes
 
 
 class _Place(NamedTuple):
@@ -92,34 +92,33 @@ def _real_codes(coded: Coded) -> _Place:
     return _Place(code, least.clamp(max=HIGHEST_STEP_CODE))
 
 
-def _fit(
-    coded: Sequence[Coded], exact: Sequence[_Place], kept: Sequence[Tensor | None], budget: float
-) -> tuple[list[Tensor], float]:
-    """Codes, and their bits, of the smallest shift that fits, nearly; those ``kept`` stay as they are.
+class _Fit(NamedTuple):
+    codes: list[Tensor]
+    bits: float
+    shift: float
 
-    By the false position: the size falls nearly evenly with the shift.
+
+def _fit(
+    coded: Sequence[Coded], exact: Sequence[_Place], kept: Sequence[Tensor | None], budget: float, begin: float
+) -> _Fit:
+    """Of the shifts that were tried the one whose bits fit best; those ``kept`` stay as they are.
+
+    If none fits, the largest.
     """
-    codes = _moved(exact, kept, 0.0)
-    bits = _bits(coded, codes)
     slope = -sum(each.weight.numel() for each in coded) / STEPS_PER_OCTAVE  # a bit an octave
-    shift, low, high = 0.0, LEAST_SHIFT, MOST_SHIFT
-    best: tuple[list[Tensor], float] | None = None
+    search = ShiftSearch(budget, slope, begin)
+    best: _Fit | None = None
     for _ in range(MOST_TRIALS):
-        if bits <= budget:
-            high, best = shift, (codes, bits)
-            if bits >= (1 - CLOSE_ENOUGH) * budget:
-                break
-        else:
-            low = shift
-        guess = shift + (budget * (1 - CLOSE_ENOUGH / 2) - bits) / slope
-        shift = guess if low < guess < high else (low + high) / 2
-        if high - low < 1e-3:
-            break
+        shift = search.shift
         codes = _moved(exact, kept, shift)
         bits = _bits(coded, codes)
+        if bits <= budget and (best is None or bits > best.bits):
+            best = _Fit(codes, bits, shift)
+        if search.is_over(bits):
+            break
     if best is None:
-        codes = _moved(exact, kept, high)
-        best = codes, _bits(coded, codes)
+        codes = _moved(exact, kept, MOST_SHIFT)
+        best = _Fit(codes, _bits(coded, codes), MOST_SHIFT)
     return best
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import mnist
 
 from .images import ImagesResnet, ImagesVit
-from .methods import Method, core_methods, secondary_methods
+from .methods import Method, coded_methods, core_methods, secondary_methods
 from .music import Music
 from .store import Store, results_path
 from .task import Recipe, Task
@@ -36,11 +36,16 @@ class Unit(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to run. quick: one seed, a quarter of the steps, stored elsewhere."""
+    """What to run. quick: one seed, a quarter of the steps, stored elsewhere. coded: RateQuantizer and float32 alone,
+    stored beside the others."""
 
     tasks: tuple[str, ...]
     seeds: tuple[int, ...] = SEEDS
     quick: bool = False
+    coded: bool = False
+
+    def path(self, name: str) -> Path:
+        return results_path(f"{name}_coded" if self.coded else name, self.quick)
 
     def task(self, name: str) -> Task:
         task = TASKS[name]()
@@ -57,8 +62,8 @@ def stages(plan: Plan, stores: dict[str, Store]) -> list[list[Unit]]:
     methods; at last the secondary ones of the first seed. Each stage needs the one before it."""
     ordered: list[list[Unit]] = []
     for seed in plan.seeds:
-        ordered += with_starts(plan, missing(plan, stores, seed, core_methods))
-    if not plan.quick and SEEDS[0] in plan.seeds:
+        ordered += with_starts(plan, missing(plan, stores, seed, coded_methods if plan.coded else core_methods))
+    if not plan.quick and not plan.coded and SEEDS[0] in plan.seeds:
         ordered += with_starts(plan, missing(plan, stores, SEEDS[0], secondary_methods))
     return [stage for stage in ordered if stage]
 
@@ -103,7 +108,7 @@ def work(plan: Plan, unit: Unit, rounds: float) -> list[dict[str, Any]]:
 def run_grid(plan: Plan, jobs: int) -> None:
     """Run what is missing; each result is stored as soon as it is there, so that the next start goes on."""
     mnist.use_one_thread()
-    stores = {name: Store(results_path(name, plan.quick), plan.task(name).recipe) for name in plan.tasks}
+    stores = {name: Store(plan.path(name), plan.task(name).recipe) for name in plan.tasks}
     for name in plan.tasks:
         plan.task(name).load()  # renders what has to be rendered, once
     ordered = stages(plan, stores)

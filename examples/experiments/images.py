@@ -63,6 +63,7 @@ class ImagesVit(Images):
         min_size=0.0005,
         bits_rate=5e-2,
         penalties=(1.0, 4.0, 16.0, 60.0),
+        coded_times=(8, 12, 16),
     )
 
     def build(self) -> nn.Module:

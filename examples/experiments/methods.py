@@ -17,6 +17,8 @@ TIMES = (4, 8, 12)  # how many times smaller than float32, for SizeTarget
 # The learned bits' settings: with a penalty those of the paper, with SizeTarget what was best on validation data.
 DIFFQ = {"group_size": 8, "noise": "gaussian", "range_scope": "tensor", "straight_through": False}
 TARGET = {"group_size": 64, "noise": "uniform", "range_scope": "tensor", "straight_through": True}
+RATE: dict[str, Any] = {}  # of RateQuantizer: its defaults
+STEPS_RATE = 1e-2  # peak learning rate of its log-steps
 NOISE_TO_THE_END = {"reach_at": 0.5, "freeze_at": 0.9, "straight_through": False}  # of SizeTarget
 
 
@@ -25,7 +27,7 @@ class Method:
     """One column of settings; those that a kind does not use stay 0 or at their default. Learned bits are made by
     :func:`diffq` and :func:`size_target`."""
 
-    kind: str  # float32, ptq, qat, lsq, diffq or target
+    kind: str  # float32, ptq, qat, lsq, diffq, target or rate
     bits: int = 0
     penalty: float = 0.0  # loss per MB
     times: float = 0.0
@@ -52,6 +54,8 @@ class Method:
                 "straight_through": "straight through" if self.straight_through else "noise to the end",
             }
             return ", ".join([first, *(name for key, name in names.items() if getattr(self, key) != usual[key])])
+        if self.kind == "rate":
+            return f"Rate {self.times:g}x"
         return "float32" if self.kind == "float32" else f"{self.kind.upper()} {self.bits} bits"
 
     def stored(self) -> dict[str, Any]:
@@ -82,6 +86,11 @@ def attach(
         quantizer = diffq_fast.LSQ(network, bits=method.bits, **shared)
         quantizer.setup_optimizer(optimizer)
         return Attached(quantizer)
+    if method.kind == "rate":
+        quantizer = diffq_fast.RateQuantizer(network, **RATE, **shared)
+        quantizer.setup_optimizer(optimizer, lr=STEPS_RATE)
+        target = diffq_fast.SizeTarget(quantizer, mb=plain / method.times, total_steps=steps)
+        return Attached(quantizer, target.penalty, target.step)
     quantizer = diffq_fast.DiffQuantizer(
         network, group_size=method.group_size, noise=method.noise, range_scope=method.range_scope, **shared
     )
@@ -107,6 +116,11 @@ def core_methods(recipe: Recipe) -> list[Method]:
     """Those that every seed runs. Post-training quantisation comes with float32, see `training.run`."""
     methods = [Method("float32"), *(Method("qat", bits=bits) for bits in BITS), Method("lsq", bits=4)]
     return methods + [diffq(penalty) for penalty in recipe.penalties] + [size_target(times) for times in TIMES]
+
+
+def coded_methods(recipe: Recipe) -> list[Method]:
+    """RateQuantizer led to coded sizes, and the float32 networks that it is held against."""
+    return [Method("float32"), *(Method("rate", times=times) for times in recipe.coded_times)]
 
 
 def secondary_methods(recipe: Recipe) -> list[Method]:

@@ -20,6 +20,8 @@ STYLES = {
     "fixed width, range per tensor": ("tab:gray", "s"),
     "GGUF": ("tab:orange", "^"),
     "HQQ": ("tab:purple", "D"),
+    "quanto": ("tab:olive", "v"),
+    "torchao": ("tab:brown", "v"),
     "coded": ("tab:cyan", "o"),
     "coded, calibrated": ("tab:blue", "o"),
     "trained, from float": ("tab:green", "*"),
@@ -30,9 +32,9 @@ Row = dict[str, Any]
 
 
 def rows_of(name: str) -> list[Row]:
-    """The stored rows of one experiment; none if it has not run."""
-    path = results_path(name, quick=False)
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+    """The stored rows of one experiment, and those that another machine added; none if it has not run."""
+    paths = [results_path(stored, quick=False) for stored in (name, f"{name}_more")]
+    return [row for path in paths if path.exists() for row in json.loads(path.read_text())["rows"]]
 
 
 def post_training_table(rows: list[Row]) -> str:
@@ -52,7 +54,7 @@ def training_table(rows: list[Row]) -> str:
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in sorted(rows, key=lambda row: (row["method"], row["bits"])):
         disk = row["bytes"] / 2**20
-        ratios = (disk / row["target_mb"], disk / row["mb"], row["estimated_mb"] / row["mb"])
+        ratios = (row["bits"] / row["asked"], disk / row["mb"], row["estimated_mb"] / row["mb"])
         cells = " | ".join(f"{each:.4f}" for each in ratios)
         lines.append(
             f"| {row['label']} | {row['bits']:.3f} | {scores(row)} | {cells} | {row['processor_seconds']:.0f} |"

@@ -16,6 +16,7 @@ STYLES = {  # colour, marker, name
     "lsq": ("tab:purple", "D", "LSQ"),
     "diffq": ("tab:blue", "o", "DiffQ, penalty"),
     "target": ("tab:green", "*", "DiffQ, SizeTarget"),
+    "rate": ("tab:red", "P", "coded sizes, SizeTarget"),
 }
 SHOWN = 8  # times the aim, below float32: what is worse is marked at the lower edge
 
@@ -45,7 +46,7 @@ def plot(task: Task, results: list[Result], path: Path) -> None:
         if once:
             axes.plot(*zip(*once, strict=True), color=colour, marker=marker, mfc="none", linestyle="", alpha=0.6)
     axes.set(xscale="log", xlabel="times smaller than float32", ylabel=f"against float32, {task.difference_unit}")
-    axes.set_xticks([4, 6, 8, 10, 12, 14], ["4", "6", "8", "10", "12", "14"], minor=False)
+    axes.set_xticks([4, 6, 8, 10, 12, 14, 16], ["4", "6", "8", "10", "12", "14", "16"], minor=False)
     axes.minorticks_off()
     axes.set_title(f"{task.name}: float32 has {task.metric.split(',')[0]} {plain.quality:.2f}")
     axes.legend(frameon=False, fontsize="small", loc="lower left")

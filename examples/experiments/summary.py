@@ -8,6 +8,7 @@ import mnist_claim
 import numpy as np
 
 from .grid import SEEDS, TASKS
+from .store import results_path
 from .task import Task
 from .training import expanded
 
@@ -33,20 +34,35 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def summarise(task: Task, rows: list[dict[str, Any]], renewed: bool = False) -> list[Result]:
+def coded_rows(task: str) -> list[dict[str, Any]]:
+    """The stored runs of RateQuantizer and of float32 beside them; none if there are none."""
+    path = results_path(f"{task}_coded", quick=False)
+    return list(read(path)["rows"]) if path.exists() else []
+
+
+def summarise(
+    task: Task, rows: list[dict[str, Any]], renewed: bool = False, coded: list[dict[str, Any]] | None = None
+) -> list[Result]:
     """One result per method, smallest model last; methods without a float32 run of the same seed are left out.
 
     `renewed`: the runs with renewed batch statistics, float32 too, instead of those as trained.
+    `coded`: the runs of RateQuantizer, each held against the float32 run that was trained beside it.
     """
+    results = paired(task, rows, renewed)
+    results += [found for found in paired(task, coded or [], renewed) if found.kind == "rate"]
+    results.sort(key=lambda found: -found.megabytes)
+    return [found._replace(on_front=is_on_front(task, found, results)) for found in results]
+
+
+def paired(task: Task, rows: list[dict[str, Any]], renewed: bool) -> list[Result]:
+    """The results of runs that were made together."""
     kept = [row for row in rows if row["method"].get("renewed", False) == renewed]
     plain = {row["seed"]: row for row in kept if row["method"]["kind"] == "float32"}
     by_label: dict[str, list[dict[str, Any]]] = {}
     for row in kept:
         if row["seed"] in plain:
             by_label.setdefault(row["label"], []).append(row)
-    results = [result(task, found, plain) for found in by_label.values()]
-    results.sort(key=lambda found: -found.megabytes)
-    return [found._replace(on_front=is_on_front(task, found, results)) for found in results]
+    return [result(task, found, plain) for found in by_label.values()]
 
 
 def result(task: Task, rows: list[dict[str, Any]], plain: dict[int, dict[str, Any]]) -> Result:

@@ -27,6 +27,7 @@ class Recipe:
     min_size: float  # MB: parameters of up to this size stay in half precision, with every method but float32
     bits_rate: float  # peak learning rate of DiffQ's logits
     penalties: tuple[float, ...]  # of DiffQ, loss per MB, from large to small models
+    coded_times: tuple[float, ...] = (16,)  # how many times smaller than float32, for RateQuantizer
 
     def shortened(self, share: float) -> "Recipe":
         """The same with fewer steps."""
@@ -34,8 +35,8 @@ class Recipe:
         return replace(self, start_steps=start, steps=steps)
 
     def stored(self) -> dict[str, Any]:
-        """All that two runs of a table must have in common; further penalties can be added to it."""
-        return {name: value for name, value in asdict(self).items() if name != "penalties"}
+        """All that two runs of a table must have in common; further penalties and sizes can be added to it."""
+        return {name: value for name, value in asdict(self).items() if name not in ("penalties", "coded_times")}
 
 
 class Task(ABC):

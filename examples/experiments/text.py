@@ -63,6 +63,7 @@ class Text(Task):
         min_size=0.0005,
         bits_rate=5e-2,
         penalties=(0.3, 1.0, 3.0, 10.0),
+        coded_times=(8, 12, 16),
     )
 
     def read(self) -> str:

@@ -131,6 +131,15 @@ def test_size_target_ends_at_its_size(changed, modules, resnet, tmp_path):
     assert plain / rows[0]["megabytes"] == pytest.approx(8, rel=0.02)
 
 
+def test_rate_ends_within_its_coded_size(modules, resnet, tmp_path):
+    resnet.recipe = replace(resnet.recipe, steps=20)
+    trained, _ = modules.training.run(resnet, modules.methods.Method("rate", times=16), 0, tmp_path, quiet)
+    assert trained["label"] == "Rate 16x"
+    asked = modules.mnist.float32_megabytes(resnet.build()) / 16
+    assert 0.98 * asked <= trained["megabytes"] <= asked
+    assert trained["megabytes"] < trained["megabytes_on_disk"] < trained["megabytes"] + 0.03
+
+
 def test_every_method_trains_from_the_same_network_on_the_same_batches(modules, resnet, tmp_path):
     first = modules.training.starting_network(resnet, 3, tmp_path, quiet).state_dict()
     again = modules.training.starting_network(resnet, 3, tmp_path, quiet).state_dict()
@@ -264,6 +273,16 @@ def test_the_grid_lists_what_is_missing(modules, store, monkeypatch, tmp_path):
     assert rest == [stages[0], stages[1], stages[5], *stages[6:]]
 
 
+def test_coded_sizes_have_a_grid_and_a_file_of_their_own(modules, store, monkeypatch, tmp_path):
+    monkeypatch.setattr(modules.grid, "CACHE", tmp_path)
+    plan = modules.grid.Plan(("images_vit",), seeds=(1,), coded=True)
+    starts, trainings = modules.grid.stages(plan, {"images_vit": store})
+    assert [unit.method for unit in starts] == [None]
+    assert [unit.label for unit in trainings] == ["float32", "Rate 8x", "Rate 12x", "Rate 16x"]
+    assert plan.path("images_vit").name == "experiment_images_vit_coded.json"
+    assert modules.grid.Plan(("images_vit",)).path("images_vit").name == "experiment_images_vit.json"
+
+
 def test_the_grid_runs_what_is_missing_and_goes_on_where_it_ended(modules, resnet, monkeypatch, tmp_path, capsys):
     """In this process instead of in a pool of others: two methods, the second start has one of them left."""
     done = []
@@ -331,6 +350,19 @@ def test_summary_of_a_stored_file(modules, stored_rows):
     assert results["PTQ 4 bits"].interval == (pytest.approx(-60, abs=1), pytest.approx(0, abs=1))
     assert [label for label, found in results.items() if found.on_front] == ["DiffQ penalty 1"]  # float32 is not better
     assert results["DiffQ penalty 1, g=4"].seeds == 1
+
+
+def test_coded_runs_are_held_against_the_float32_beside_them(modules, stored_rows):
+    task = modules.images.ImagesResnet()
+    make = modules.methods.Method
+    coded = [row("float32", 0, make("float32"), 1.0, "1000000000")]
+    coded.append(row("PTQ 4 bits", 0, make("ptq", bits=4), 0.1, "1111111111"))
+    coded.append(row("Rate 16x", 0, make("rate", times=16), 1 / 16, "1100000000"))
+    results = modules.summary.summarise(task, stored_rows, coded=coded)
+    assert [found.label for found in results].count("float32") == 1
+    assert next(found for found in results if found.label == "PTQ 4 bits").difference == pytest.approx(-30)
+    assert results[-1].label == "Rate 16x"
+    assert (results[-1].difference, results[-1].times_smaller) == (pytest.approx(10), pytest.approx(16))
 
 
 def test_the_verdict_names_what_reaches_the_aim_and_says_so_if_nothing_does(modules, stored_rows):
@@ -435,11 +467,14 @@ def test_the_figures_on_the_page_are_those_that_are_stored(modules, monkeypatch,
     monkeypatch.setattr(modules.summary.mnist_claim, "bootstrap_interval", lambda differences: (0.0, 0.0))
     task = modules.summary.task_named(name)
     page = (ROOT / "docs" / "experiments.md").read_text()
+    monkeypatch.chdir(ROOT)
     rows = modules.summary.read(ROOT / "benchmarks" / "results" / f"experiment_{name}.json")["rows"]
     section = page.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
     shown = [line.rsplit(" (", 1)[0] for line in section.splitlines() if line.startswith("| ")]
-    made = modules.tables.full_table(task, modules.summary.summarise(task, rows)).splitlines()
+    coded = modules.summary.coded_rows(name)
+    made = modules.tables.full_table(task, modules.summary.summarise(task, rows, coded=coded)).splitlines()
     assert len(rows) > 10
+    assert coded
     assert shown == [line.rsplit(" (", 1)[0] for line in made if line.startswith("| ")]
 
 
@@ -452,6 +487,7 @@ def test_the_tables_of_minilm_are_made_from_what_is_stored(modules, monkeypatch)
     ours = [row for row in packed + trained if row["method"] in tables.OURS]
     for page, mark, made in (
         ("experiments", "post_training", tables.post_training_table(packed)),
+        ("experiments", "rate_minilm", tables.training_table(trained)),
         ("experiments", "minilm_peers", tables.peer_table(peers, ours)),
         ("post_training", "minilm", tables.short_table(packed + peers)),
     ):

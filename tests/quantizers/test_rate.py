@@ -438,6 +438,22 @@ def test_a_size_that_fits_is_met_on_disk_where_a_file_has_classes(tmp_path):
     assert 0.99 * wanted <= written <= wanted
 
 
+def test_a_size_is_met_where_weights_lie_on_their_levels():
+    """Then all steps of nearly an octave give the same bits: a search must not go by how they fall elsewhere."""
+    torch.manual_seed(0)
+    model = nn.Linear(512, 256, bias=False)
+    step = steps_from_codes(torch.tensor([-53], dtype=torch.int16))
+    with torch.no_grad():
+        levels = torch.randn(256, 512).mul(0.7).round().clamp(-1, 1)
+        model.weight.copy_((levels + 0.02 * torch.randn(256, 512)) * step)
+    quantizer = RateQuantizer(model, min_size=0)
+    with torch.no_grad():
+        quantizer.learned_parameters()[0].copy_(step.log().expand(256))
+    wanted = 0.98 * quantizer.true_model_size()
+    quantizer.freeze_bits(mb=wanted)
+    assert 0.97 * wanted <= quantizer.true_model_size() <= wanted
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_bytes_of_classes_are_those_of_the_file(seed):
     generator = torch.Generator().manual_seed(seed)
