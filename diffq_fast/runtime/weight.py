@@ -103,7 +103,7 @@ class PackedWeight(nn.Module):
         return f"{list(self.shape)}, {8 * self.bytes / count:.2f} bits a weight, {self.dtype}"
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        parts = self._buffers
+        parts: dict[str, Any] = self._buffers  # which a lookup as an attribute comes to last
         return parts["data"], parts["starts"], parts["widths"], parts["scales"], parts["offsets"]
 
     def _rows(self) -> PackedRows:

@@ -73,9 +73,9 @@ DIFFQ_INLINE void store_past_cache(Float value, float* to) {
 
 static void finish_writes() {}
 
-#include "core/simd/algorithms.h"
-#include "core/scalar/whole_rows.h"
 #include "core/scalar/row_panels.h"
+#include "core/scalar/whole_rows.h"
+#include "core/simd/algorithms.h"
 #include "core/simd/table.h"
 
 }  // namespace neon
