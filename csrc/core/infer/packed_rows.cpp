@@ -78,7 +78,8 @@ struct PaddedVectors {
                     of[i] = static_cast<float>(block_whole[i]) * unit;
                     integers[static_cast<size_t>(v * stride + begin + i)] = block_whole[i];
                     halves[static_cast<size_t>(place + i / 2 + i % 2 * (kBlockColumns / 2))] = block_whole[i];
-                    quarters[static_cast<size_t>(place + i / 4 + i % 4 * (kBlockColumns / 4))] = block_whole[i];
+                    quarters[static_cast<size_t>(place + i / 4 + i % 4 * (kBlockColumns / 4))] =
+                        block_whole[i];
                 }
             }
     }

@@ -29,7 +29,8 @@ class RoundedVectors {
 
     int64_t blocks() const { return blocks_; }
 
-    // Vectors that a task multiplies: all, where they stay in the cache and panels are enough for all threads.
+    // Vectors that a task multiplies: all, where they stay in the cache and panels are enough for all
+    // threads.
     int64_t of_task(int64_t panels, int threads) const {
         const int64_t parts = (kTasksPerThread * threads + panels - 1) / std::max<int64_t>(panels, 1);
         const int64_t fit = std::min(kBytesOfTask / stride_, (count_ + parts - 1) / parts);
@@ -69,7 +70,8 @@ class RoundedVectors {
     static constexpr int64_t kBytesOfTask = 1 << 19;  // which are to stay in the cache
     static constexpr int64_t kVectorsOfTask = 6;      // whole vectors of any PanelForm
     static constexpr int64_t kVectorsToRound = 4, kTasksPerThread = 4;
-    static constexpr int64_t kBlocksOfOneSet = 8;  // vectors that are so many apart share few sets of the cache
+    static constexpr int64_t kBlocksOfOneSet =
+        8;  // vectors that are so many apart share few sets of the cache
 
     int64_t count_, blocks_, pieces_, stride_;
     std::vector<int8_t> whole_;

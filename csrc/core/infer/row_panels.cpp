@@ -10,7 +10,7 @@
 namespace diffq_fast {
 namespace {
 
-constexpr int64_t kLeastPiece = 32;    // smaller ones are summed up too often
+constexpr int64_t kLeastPiece = 32;     // smaller ones are summed up too often
 constexpr int64_t kRowsOfOneWide = 64;  // one of so many may be left out of panels
 
 // Columns of one width and scale, within a block of activations; 0: rows have none.

@@ -131,9 +131,10 @@ struct RowVectors {
 constexpr int64_t kBlockColumns = 64;
 constexpr int64_t kMostVectors = 8;
 
-// Parts of kPanelRows rows of levels, unpacked: levels [parts][blocks][kBlockColumns / 4][kPanelRows][4], four columns of one row after the other. Pieces of `piece` columns (32 or 64) of a row
-// have one width; a level stands for level * scale + offset, scales and offsets [parts][pieces][kPanelRows].
-// widest [parts][pieces]: the largest width of a row's, where the kernels ask for it.
+// Parts of kPanelRows rows of levels, unpacked: levels [parts][blocks][kBlockColumns / 4][kPanelRows][4],
+// four columns of one row after the other. Pieces of `piece` columns (32 or 64) of a row have one width; a
+// level stands for level * scale + offset, scales and offsets [parts][pieces][kPanelRows]. widest
+// [parts][pieces]: the largest width of a row's, where the kernels ask for it.
 constexpr int64_t kPanelRows = 16, kMostPanelParts = 2, kMostPanelVectors = 6;
 struct RowPanel {
     const uint8_t* levels;
@@ -142,8 +143,8 @@ struct RowPanel {
     int64_t blocks, piece;
 };
 
-// Vectors of whole numbers from -127 to 127: whole [count][blocks][kBlockColumns], `stride` apart, the unit of
-// each block [count][blocks], and the sums of the whole numbers of pieces [count][pieces].
+// Vectors of whole numbers from -127 to 127: whole [count][blocks][kBlockColumns], `stride` apart, the unit
+// of each block [count][blocks], and the sums of the whole numbers of pieces [count][pieces].
 struct WholeVectors {
     const int8_t* whole;
     int64_t stride;
@@ -151,8 +152,8 @@ struct WholeVectors {
     int64_t count;  // at most the kernels' panels.vectors
 };
 
-// What panels a set of kernels takes: of how many parts, vectors at once, levels of up to so many bits; whether
-// it looks at the widest levels of pieces, and whether that is faster than floats are.
+// What panels a set of kernels takes: of how many parts, vectors at once, levels of up to so many bits;
+// whether it looks at the widest levels of pieces, and whether that is faster than floats are.
 struct PanelForm {
     int64_t parts, vectors;
     int most_width;
@@ -231,8 +232,8 @@ struct Kernels {
     void (*unpack_bytes)(const PackedRow& row, uint8_t* levels);
     // levels [kPanelRows][blocks][kBlockColumns] as a part of a RowPanel has them.
     void (*interleave_rows)(const uint8_t* levels, int64_t blocks, uint8_t* panel);
-    // products: of each vector those with all parts' rows, `stride` apart, to rounding: in whole numbers but for the sum of
-    // pieces.
+    // products: of each vector those with all parts' rows, `stride` apart, to rounding: in whole numbers but
+    // for the sum of pieces.
     void (*multiply_panel)(const RowPanel& panel, const WholeVectors& vectors, float* products,
                            int64_t stride);
     PanelForm panels;

@@ -35,8 +35,8 @@ static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, f
         for (int64_t p = 0; p < panel.blocks * of_block; ++p) {
             const int64_t begin = p * panel.piece, at = p * kPanelRows;
             int32_t sums[kPanelRows] = {};
-            add_whole(panel.levels + begin * kPanelRows,
-                      vectors.whole + v * vectors.stride + begin, panel.piece, sums);
+            add_whole(panel.levels + begin * kPanelRows, vectors.whole + v * vectors.stride + begin,
+                      panel.piece, sums);
             const float unit = vectors.units[v * panel.blocks + p / of_block];
             const float sum = vectors.sums[v * panel.blocks * of_block + p];
             for (int64_t r = 0; r < kPanelRows; ++r)

@@ -1,5 +1,6 @@
-// All algorithms over vector words, in the order of their use of one another, but for products of packed rows,
-// which differ more. Included inside the namespace and target region of an instruction set, after its words.
+// All algorithms over vector words, in the order of their use of one another, but for products of packed
+// rows, which differ more. Included inside the namespace and target region of an instruction set, after its
+// words.
 // clang-format off
 #include "core/simd/past_cache.h"
 #include "core/simd/elementary.h"

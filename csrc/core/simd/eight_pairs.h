@@ -57,8 +57,8 @@ DIFFQ_INLINE void multiply_pairs_of_eights(const PackedRow& row, const RowVector
     const auto take = [&](int64_t p, int k) {
         const int pair = row.widths[p];
         const PairTable& table = kPairTables.of[pair];
-        const __m512i bytes = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load_128(from)),
-                                                  load_512(table.bytes));
+        const __m512i bytes =
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load_128(from)), load_512(table.bytes));
         const __m512i kept = _mm512_and_si512(bytes, load_512(table.masks));
         const __m512 weights = _mm512_mul_ps(_mm512_cvtepi32_ps(kept), _mm512_load_ps(table.factors));
         for (int v = 0; v < kCount; ++v) {

@@ -130,8 +130,8 @@ struct ByteReader {
           even_shifts(load_512(kByteTables.of[width].even_shifts)),
           odd_shifts(load_512(kByteTables.of[width].odd_shifts)),
           kept(_mm512_set1_epi32(static_cast<int32_t>(kByteTables.of[width].kept))),
-          read(length == 64 ? kByteTables.of[width].whole
-                            : ~uint64_t{0} >> (64 - (length * width + 7) / 8)) {}
+          read(length == 64 ? kByteTables.of[width].whole : ~uint64_t{0} >> (64 - (length * width + 7) / 8)) {
+    }
 
     DIFFQ_MEMBER __m512i levels(const uint8_t* from) const {
         const __m512i found = _mm512_permutexvar_epi32(words, _mm512_maskz_loadu_epi8(read, from));

@@ -1,5 +1,5 @@
-// Products of panels of rows with vectors of whole numbers, see RowPanel, in vectors of 512 bits: four columns
-// of sixteen rows at a time.
+// Products of panels of rows with vectors of whole numbers, see RowPanel, in vectors of 512 bits: four
+// columns of sixteen rows at a time.
 //
 //   levels  |a0 a1 a2 a3|b0 b1 b2 b3| ...   bytes of the rows a, b, ...
 //   vector  |x0 x1 x2 x3|x0 x1 x2 x3| ...

@@ -34,8 +34,8 @@ DIFFQ_INLINE void add_byte_piece(const ByteReader& reader, const uint8_t* from, 
     const __m512i levels = reader.levels(from);
     for (int v = 0; v < kCount; ++v) {
         const __m512i sums = dot_fours(_mm512_setzero_si512(), levels, load_512(whole + v * stride));
-        totals[v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(scales[v * Pieces::kAtOnce]),
-                                    totals[v]);
+        totals[v] =
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(scales[v * Pieces::kAtOnce]), totals[v]);
     }
 }
 

@@ -30,7 +30,8 @@ static void unpack_row(const PackedRow& row, float* values) {
         for (int64_t i = 0; i < length; i += 16) {
             const uint8_t* const first = from + i / 8 * width;
             const bool two = width > kMostByteWidth && length - i > 8;
-            const __m512 levels = _mm512_mul_ps(wide.levels(first, two ? first + width : first), wide.factors);
+            const __m512 levels =
+                _mm512_mul_ps(wide.levels(first, two ? first + width : first), wide.factors);
             const auto lanes = static_cast<__mmask16>(0xFFFF >> (16 - std::min<int64_t>(16, length - i)));
             _mm512_mask_storeu_ps(values + begin + i, lanes, meaning.of(levels));
         }

@@ -82,12 +82,12 @@ struct Weight {
 struct Shape {
     int64_t rows, columns, segment, group_size;
 };
-const std::vector<Shape> kShapes = {{5, 64, 8, 0},       {19, 48, 16, 16},  {33, 96, 32, 0},  {3, 40, 8, 8},
-                                    {4, 27, 1, 8},       {2, 100, 100, 0},  {3, 256, 64, 64}, {6, 96, 32, 64},
-                                    {7, 1, 1, 4},        {40, 8, 8, 0},     {2, 8, 4, 4},     {3, 17, 17, 34},
-                                    {1, 1000, 8, 0},     {2, 1000, 200, 0}, {3, 96, 32, 32},  {4, 9, 9, 0},
-                                    {2, 1024, 256, 256}, {3, 73, 73, 0},  {2, 4160, 64, 64}, {2, 2208, 32, 0},
-                                    {40, 128, 64, 128},  {35, 512, 64, 64}, {3, 24, 8, 0}};
+const std::vector<Shape> kShapes = {
+    {5, 64, 8, 0},      {19, 48, 16, 16},    {33, 96, 32, 0}, {3, 40, 8, 8},     {4, 27, 1, 8},
+    {2, 100, 100, 0},   {3, 256, 64, 64},    {6, 96, 32, 64}, {7, 1, 1, 4},      {40, 8, 8, 0},
+    {2, 8, 4, 4},       {3, 17, 17, 34},     {1, 1000, 8, 0}, {2, 1000, 200, 0}, {3, 96, 32, 32},
+    {4, 9, 9, 0},       {2, 1024, 256, 256}, {3, 73, 73, 0},  {2, 4160, 64, 64}, {2, 2208, 32, 0},
+    {40, 128, 64, 128}, {35, 512, 64, 64},   {3, 24, 8, 0}};
 
 // A vector's blocks in whole numbers, in double precision.
 void round_to_int8(float* vector, int64_t columns) {
@@ -152,7 +152,8 @@ std::vector<float> whole_numbers(int64_t count, int64_t columns) {
     return vectors;
 }
 
-// Floats hold these products, and all that they are summed up from: they are the same bits whatever makes them.
+// Floats hold these products, and all that they are summed up from: they are the same bits whatever makes
+// them.
 void check_exact(const Shape& shape, int width) {
     Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, {true, 0}, {width, width});
     std::fill(weight.scales.begin(), weight.scales.end(), 0.5f);
@@ -227,7 +228,8 @@ void extreme_levels_do_not_overflow() {
 
 void rows_that_fit_no_panels_are_told() {
     for (int width = 1; width <= kMaxWidth; ++width)
-        CHECK(fit_panels(Weight(3, 192, 64, 0, {true, 0}, {width, width}).rows_) == (width <= kernels().panels.most_width));
+        CHECK(fit_panels(Weight(3, 192, 64, 0, {true, 0}, {width, width}).rows_) ==
+              (width <= kernels().panels.most_width));
     CHECK(!fit_panels(Weight(2, 48, 16, 0, {true, 0}, {4, 4}).rows_));
     CHECK(fit_panels(Weight(2, 33, 33, 0, {true, 0}, {7, 7}).rows_));
 }
