@@ -73,10 +73,12 @@ DIFFQ_INLINE void store_past_cache(Float value, float* to) {
 
 static void finish_writes() {}
 
-#include "core/scalar/row_panels.h"
-#include "core/scalar/whole_rows.h"
+// clang-format off
 #include "core/simd/algorithms.h"
+#include "core/scalar/whole_rows.h"
+#include "core/scalar/row_panels.h"
 #include "core/simd/table.h"
+// clang-format on
 
 }  // namespace neon
 

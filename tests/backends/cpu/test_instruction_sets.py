@@ -94,8 +94,8 @@ for threads in (1, 2, 3):
         put(f"{threads} planes {count}", [planes, ops.unpack_planes(planes, count)])
         logits = torch.randn(count, generator=generator) * 3
         put(f"{threads} widths {count}", [ops.widths_from_logits(logits, 2.0, 15.0, "bits", 0.0)])
-    shapes = ((192, 64, 0), (192, 64, 64), (96, 32, 96), (72, 8, 0), (48, 16, 16), (77, 77, 77))
-    for columns, segment, group_size in shapes:
+    forms = (192, 64, 0), (192, 64, 64), (96, 32, 96), (72, 8, 0), (48, 16, 16), (77, 77, 77)
+    for columns, segment, group_size in forms:
         for widths in ((1, 7), (1, 8), (4, 4), (8, 8)):
             packed(f"{threads} packed {columns} {segment} {group_size} {widths}", columns, segment, group_size, widths)
 print(json.dumps([digests, ops.noise(KEY, 5, 3, 3000, "gaussian").tolist()]))
