@@ -13,6 +13,11 @@
 #include <avx2intrin.h>
 #include <fmaintrin.h>
 #include <avx512fintrin.h>
+#include <avx512vlintrin.h>
+#include <avx512bwintrin.h>
+#include <avx512vlbwintrin.h>
+#include <avx512dqintrin.h>
+#include <avx512vldqintrin.h>
 // clang-format on
 #endif
 
