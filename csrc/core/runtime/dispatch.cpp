@@ -10,13 +10,15 @@ namespace {
 
 std::vector<const Kernels*> find_supported() {
     std::vector<const Kernels*> supported{scalar_kernels()};
-    const auto add = [&](const Kernels* kernels, bool runs) {
-        if (kernels != nullptr && runs) supported.push_back(kernels);
+    // What gives a set is compiled for its instructions, and may be called where the processor has them only.
+    const auto add = [&](const Kernels* (*set)(), bool runs) {
+        const Kernels* const kernels = runs ? set() : nullptr;
+        if (kernels != nullptr) supported.push_back(kernels);
     };
-    add(neon_kernels(), true);  // part of the architecture
-    add(avx2_kernels(), cpu_has(DIFFQ_AVX2_FEATURES));
-    add(avx512_kernels(), cpu_has(DIFFQ_AVX512_FEATURES));
-    add(avx512_vnni_kernels(), cpu_has(DIFFQ_AVX512_VNNI_FEATURES));
+    add(neon_kernels, true);  // part of the architecture
+    add(avx2_kernels, cpu_has(DIFFQ_AVX2_FEATURES));
+    add(avx512_kernels, cpu_has(DIFFQ_AVX512_FEATURES));
+    add(avx512_vnni_kernels, cpu_has(DIFFQ_AVX512_VNNI_FEATURES));
     return supported;
 }
 
