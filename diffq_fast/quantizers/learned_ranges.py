@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,22 +18,9 @@ from .. import functional
 from ..reference.clipped_noise import noisy_clipped_weight, noisy_clipped_weight_backward, rounded_weight_backward
 from ..reference.options import NoiseOptions
 from ..reference.short_ranges import GROUPS_PER_UNIT, decode_ranges, nearest_codes, units_of_ranges
-from .selection import QuantizedParameter
+from .frozen import Piece
 
 SUFFIX = "_range"  # behind that of the logits
-
-
-class Piece(Protocol):
-    """A weight of a bucket, see ``noise.Piece``."""
-
-    @property
-    def entry(self) -> QuantizedParameter: ...
-    @property
-    def weight(self) -> Tensor: ...
-    @property
-    def logit(self) -> Tensor: ...
-    @property
-    def stream(self) -> int: ...
 
 
 class ShortCodes(NamedTuple):
