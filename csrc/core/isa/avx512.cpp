@@ -4,31 +4,10 @@
 #include "core/runtime/memory.h"
 
 #ifdef DIFFQ_X86_VECTORS
-#include <immintrin.h>
-#ifdef _MSC_VER  // clang-cl leaves these out where the whole file is not compiled for them
-// clang-format off
-#include <smmintrin.h>
-#include <popcntintrin.h>
-#include <avxintrin.h>
-#include <avx2intrin.h>
-#include <fmaintrin.h>
-#include <avx512fintrin.h>
-#include <avx512vlintrin.h>
-#include <avx512bwintrin.h>
-#include <avx512vlbwintrin.h>
-#include <avx512dqintrin.h>
-#include <avx512vldqintrin.h>
-// clang-format on
-#endif
-
 #include <algorithm>
 #include <limits>
 
-#ifndef __clang__
-// GCC 12 warns of its own _mm512_undefined_ps() (bug 105593).
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
+#include "core/isa/avx512_intrinsics.h"
 
 #ifdef __clang__
 DIFFQ_BEGIN_TARGET(DIFFQ_AVX512_FEATURES)
