@@ -89,14 +89,16 @@ def test_inputs_are_rounded_as_the_folder_says_where_that_is_asked_for(architect
     model.save_pretrained(tmp_path / "first")
 
     float_inputs = auto.from_pretrained(tmp_path / "first")
-    assert not torch.equal(output(float_inputs, inputs), expected)
+    with_float_inputs = output(float_inputs, inputs)
+    assert not torch.equal(with_float_inputs, expected)
     float_inputs.save_pretrained(tmp_path / "second")  # which keeps them
     config = DiffqFastConfig(packed=packed, activations="stored")
     loaded = auto.from_pretrained(tmp_path / "second", quantization_config=config)
     assert ActivationQuantizer.on(loaded).inputs.keys() == rounding.inputs.keys()
     if packed:
         # A float product that differs in its last bit may round to the next level of 31 in the layer behind it.
-        torch.testing.assert_close(output(loaded, inputs), expected, rtol=0.1, atol=0.1)
+        error = (output(loaded, inputs) - expected).abs().mean()
+        assert error < 0.25 * (with_float_inputs - expected).abs().mean()
     else:
         assert torch.equal(output(loaded, inputs), expected)
     made_here = output(loaded, inputs)
