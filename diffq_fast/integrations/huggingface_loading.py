@@ -185,14 +185,12 @@ class DiffqFastHfQuantizer(HfQuantizer):
         keys = memory_keys(model.state_dict())
         stored = {keys[name]: stored for name, stored in self._stored_names.items() if name in keys}
         self._stored_names = {name: stored[key] for name, key in keys.items() if key in stored}
-        activations = self.quantization_config.activations
-        inputs = self._loaded.activations
-        if activations == STORED:
-            stored_for(model, inputs, self._loaded.path, asked=True, strict=True)  # which refuses what does not fit
+        activations, inputs = self.quantization_config.activations, self._loaded.activations
         if self.quantization_config.packed:
             of_layers = "float" if activations == STORED else activations
             put_packed(model, packed_weights(model, self._loaded, keys, self._stored_names, of_layers))
         if activations == STORED:
+            stored_for(model, inputs, self._loaded.path, asked=True, strict=True)  # which refuses what does not fit
             ActivationQuantizer.stored(model, inputs)
         self._contents = of_files(model, self._loaded, self._stored_names)
         hook_saving(model)
