@@ -48,10 +48,14 @@ def spread(per_group: Tensor, count: int, group_size: int) -> Tensor:
 
 
 def group_sums(values: Tensor, group_size: int) -> Tensor:
-    """Sums over the groups: ``[count]`` to ``[groups]``, of few elements in the values' dtype, else in float64."""
+    """Sums over the groups: ``[count]`` to ``[groups]``, of few elements in the values' dtype, else in float64.
+
+    Of few by numpy: the sums of ``torch.mv`` change with the number of threads where torch has Intel's library.
+    """
     rows = grouped(values, group_size, 0.0)
     if rows.shape[1] == 1:
         return rows[:, 0]
     if rows.shape[1] <= FEW and values.device.type == "cpu":
-        return torch.mv(rows, rows.new_ones(rows.shape[1]))
+        array = array_of(rows)
+        return torch.from_numpy(array @ np.ones(rows.shape[1], array.dtype))
     return rows.sum(1, dtype=torch.float64) if values.device.type != "mps" else rows.sum(1)
