@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 Run = Callable[[], Any]
+Case = tuple[Run, Run]  # what is timed, and what is done before it
 QUICK = sys.argv[-1] == "quick"
 COUNT = 2**14 if QUICK else 2**24
 
@@ -71,7 +72,8 @@ def state() -> Run:
     return lambda: quantizer.get_quantized_state(packed=True)
 
 
-def save() -> Run:
+def save() -> Case:
+    """To a new file, without fsync."""
     import diffq_fast
 
     path = Path(tempfile.mkdtemp()) / "model"
@@ -84,7 +86,7 @@ def save() -> Run:
         finally:
             os.fsync = fsync
 
-    return run
+    return run, lambda: path.unlink(missing_ok=True)
 
 
 def load() -> Run:
@@ -129,16 +131,16 @@ def evaluate(size: int) -> Run:
     return run
 
 
-def evaluate_anew() -> Run:
-    """The first forward after training: eval weights have to be made."""
+def evaluate_anew() -> Case:
+    """The first forward after the weight was written: its eval form has to be made."""
     holder, _ = quantized()
+    holder.eval()
 
-    def run() -> None:
-        holder.train()
-        holder.eval()
-        holder()
+    def write() -> None:
+        with torch.no_grad():
+            holder.weight[:1].add_(0.25)
 
-    return run
+    return holder, write
 
 
 def training_step(noise: str, group_size: int) -> Run:
@@ -171,7 +173,7 @@ def small_weights() -> Run:
     return run
 
 
-ROWS: dict[str, Callable[[], Run]] = {
+ROWS: dict[str, Callable[[], Run | Case]] = {
     "forward uniform": lambda: forward("uniform"),
     "forward gaussian": lambda: forward("gaussian"),
     "forward and backward": step,
@@ -191,12 +193,14 @@ ROWS: dict[str, Callable[[], Run]] = {
 
 
 @lru_cache(maxsize=1)
-def made(row: str) -> Run:
-    return ROWS[row]()
+def made(row: str) -> Case:
+    case = ROWS[row]()
+    return case if isinstance(case, tuple) else (case, lambda: None)
 
 
 def seconds(row: str) -> float:
-    run = made(row)
+    run, before = made(row)
+    before()
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

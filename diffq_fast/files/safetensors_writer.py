@@ -11,13 +11,17 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
 
 from .atomic_file import atomic_file
 from .safetensors_reader import CHUNK_BYTES, ITEM_BYTES, MAX_DIMENSIONS, MAX_HEADER_BYTES, Progress, TensorEntry
+
+_BYTES_BESIDE = 1 << 18  # of a part whose checksum is worth another thread
 
 Seal = Callable[[bytes, list[int]], bytes]  # the header's bytes and every tensor's CRC-32 in file order -> the header
 
@@ -94,17 +98,31 @@ def _header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> byte
 def _write_data(
     file: BinaryIO, sources: Sequence[TensorSource], entries: Sequence[TensorEntry], progress: Progress | None
 ) -> list[int]:
-    """Write the bytes of all tensors; returns the CRC-32 of each."""
+    """Write the bytes of all tensors; returns the CRC-32 of each, which another thread adds up."""
     total, checksums = entries[-1].end if entries else 0, []
-    for source, entry in zip(sources, entries, strict=True):
-        data = source.data().data
-        assert len(data) == entry.end - entry.begin, f"write_safetensors: {source.name}: {len(data)} bytes for {entry}"
-        checksum = 0
-        for start in range(0, len(data), CHUNK_BYTES):
-            part = data[start : start + CHUNK_BYTES]
-            file.write(part)
-            checksum = zlib.crc32(part, checksum)
-            if progress is not None:
-                progress(source.name, entry.begin + start + len(part), total)
-        checksums.append(checksum)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        for source, entry in zip(sources, entries, strict=True):
+            data = source.data().data
+            assert len(data) == entry.end - entry.begin, (
+                f"write_safetensors: {source.name}: {len(data)} bytes for {entry}"
+            )
+            checksum = 0
+            for start in range(0, len(data), CHUNK_BYTES):
+                part = data[start : start + CHUNK_BYTES]
+                found = _checksum(beside, part, checksum)
+                file.write(part)
+                checksum = found()
+                if progress is not None:
+                    progress(source.name, entry.begin + start + len(part), total)
+            checksums.append(checksum)
     return checksums
+
+
+def _checksum(beside: ThreadPoolExecutor, part: memoryview, before: int) -> Callable[[], int]:
+    """What returns the CRC-32 of a part; where it is long and another thread is to be had, it is begun there."""
+    if len(part) >= _BYTES_BESIDE:
+        try:
+            return beside.submit(zlib.crc32, part, before).result
+        except RuntimeError:  # no threads begin while the interpreter ends, where a file may still be saved
+            pass
+    return partial(zlib.crc32, part, before)

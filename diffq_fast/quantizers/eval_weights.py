@@ -100,12 +100,13 @@ class EvalWeights:
 
     def rest(self) -> list[tuple[Slot, Tensor]]:
         """What eval shows besides: rounded ``float16`` parameters, and excluded places of quantised weights."""
-        if self.in_place or self._selection.mesh is not None:
+        ties, count = self._selection.ties(), len(self._selection.quantised)
+        if self.in_place or self._selection.mesh is not None or (not ties and len(self._slots()) == count):
             return []
         slots, tensors = self._made()
         made = dict(zip(slots, tensors, strict=True))
-        rest = [(slot, made[slot]) for slot in slots[len(self._selection.quantised) :]]
-        return rest + [(slot, made[shown]) for slot, shown in self._selection.ties() if shown in made]
+        rest = [(slot, made[slot]) for slot in slots[count:]]
+        return rest + [(slot, made[shown]) for slot, shown in ties if shown in made]
 
     def made_anew(self) -> list[tuple[Slot, Tensor]]:
         """All that eval shows, with nothing remembered: for compiled graphs."""
