@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .packed.save_load import load, save
     from .post_training.calibration import calibrate, save_calibration
     from .post_training.pack import pack_checkpoint
+    from .post_training.start import start_from_packed
     from .quantizers.activations import ActivationQuantizer
     from .quantizers.diffq import DiffQuantizer
     from .quantizers.lsq import LSQ
@@ -59,6 +60,7 @@ __all__ = [
     "save",
     "save_calibration",
     "save_legacy",
+    "start_from_packed",
     "ts_export",
 ]
 
@@ -76,6 +78,7 @@ _HOMES = {
     "pack_checkpoint": "post_training.pack",
     "calibrate": "post_training.calibration",
     "save_calibration": "post_training.calibration",
+    "start_from_packed": "post_training.start",
     "BitsLog": "watch.bits_log",
     "plot_bits": "watch.bits_plot",
     "export": "exporters.export",

@@ -28,7 +28,6 @@ from torch import Tensor
 import diffq_fast
 from diffq_fast import RateQuantizer, SizeTarget
 from diffq_fast.packed.checkpoint import MEGABYTE
-from diffq_fast.packed.contents import read_packed
 
 BATCH, STEPS_LR = 32, 0.02
 WEIGHTS_LR = {"float": 1e-4, "packed": 2e-4}
@@ -69,7 +68,7 @@ class Run:
         if "model" in state:
             self._resume(state)
         elif start == "packed":
-            take_packed(self.quantizer, packed_file(bits))
+            diffq_fast.start_from_packed(self.quantizer, packed_file(bits), within=INSIDE)
             fits = self.quantizer.true_model_size() <= self.target.mb
             self.quantizer.freeze_bits(None if fits else self.target.mb, straight_through=True)
 
@@ -161,18 +160,6 @@ def packed_file(bits: float) -> Path:
         size = bits * count / 8 / MEGABYTE
         diffq_fast.pack_checkpoint(minilm.checkpoint(), path, target_mb=size, calibration=moments)
     return path
-
-
-@torch.no_grad()
-def take_packed(quantizer: RateQuantizer, path: Path) -> None:
-    """Steps of a packed file, a row's for each of its groups; float weights, moved as little as its levels need."""
-    packed = read_packed(path).packed
-    for weight in quantizer.weights:
-        param, stored = weight.parameter, packed[weight.name]
-        steps, levels = stored.steps(), stored.levels()
-        each = steps.repeat_interleave(param.numel() // len(steps)).view_as(param)
-        param.copy_(torch.minimum(torch.maximum(param, (levels - INSIDE) * each), (levels + INSIDE) * each))
-        weight.learned.copy_(each.reshape(-1)[:: quantizer.group_size].log())
 
 
 def main() -> None:

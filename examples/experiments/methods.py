@@ -27,7 +27,7 @@ class Method:
     """One column of settings; those that a kind does not use stay 0 or at their default. Learned bits are made by
     :func:`diffq` and :func:`size_target`."""
 
-    kind: str  # float32, ptq, qat, lsq, diffq, target or rate
+    kind: str  # float32, ptq, qat, lsq, diffq, target, rate or packed
     bits: int = 0
     penalty: float = 0.0  # loss per MB
     times: float = 0.0
@@ -54,8 +54,8 @@ class Method:
                 "straight_through": "straight through" if self.straight_through else "noise to the end",
             }
             return ", ".join([first, *(name for key, name in names.items() if getattr(self, key) != usual[key])])
-        if self.kind == "rate":
-            return f"Rate {self.times:g}x"
+        if self.kind in ("rate", "packed"):
+            return f"Rate {self.times:g}x" + (", packed half-way" if self.kind == "packed" else "")
         return "float32" if self.kind == "float32" else f"{self.kind.upper()} {self.bits} bits"
 
     def stored(self) -> dict[str, Any]:
@@ -119,8 +119,9 @@ def core_methods(recipe: Recipe) -> list[Method]:
 
 
 def coded_methods(recipe: Recipe) -> list[Method]:
-    """RateQuantizer led to coded sizes, and the float32 networks that it is held against."""
-    return [Method("float32"), *(Method("rate", times=times) for times in recipe.coded_times)]
+    """RateQuantizer led to coded sizes, or begun with a packing half-way, and the float32 networks that it is held
+    against."""
+    return [Method("float32"), *(Method(kind, times=times) for kind in recipe.coded for times in recipe.coded_times)]
 
 
 def secondary_methods(recipe: Recipe) -> list[Method]:

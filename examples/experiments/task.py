@@ -28,6 +28,8 @@ class Recipe:
     bits_rate: float  # peak learning rate of DiffQ's logits
     penalties: tuple[float, ...]  # of DiffQ, loss per MB, from large to small models
     coded_times: tuple[float, ...] = (16,)  # how many times smaller than float32, for RateQuantizer
+    coded: tuple[str, ...] = ("rate",)  # kinds of methods; "packed" needs layers that can be calibrated: linear ones
+    packed_group_size: int | None = None  # elements that share a step there: a row of an embedding, if there is one
 
     def shortened(self, share: float) -> "Recipe":
         """The same with fewer steps."""
@@ -35,8 +37,9 @@ class Recipe:
         return replace(self, start_steps=start, steps=steps)
 
     def stored(self) -> dict[str, Any]:
-        """All that two runs of a table must have in common; further penalties and sizes can be added to it."""
-        return {name: value for name, value in asdict(self).items() if name not in ("penalties", "coded_times")}
+        """All that two runs of a table must have in common; further penalties, sizes and methods can be added to it."""
+        added = ("penalties", "coded_times", "coded", "packed_group_size")
+        return {name: value for name, value in asdict(self).items() if name not in added}
 
 
 class Task(ABC):

@@ -18,6 +18,7 @@ from torch import nn
 import diffq_fast
 
 from .methods import BITS, Attached, Method, attach
+from .packed_start import attach_packed
 from .task import Task, mean_score
 
 RENEWAL_BATCHES = 40
@@ -85,7 +86,8 @@ def run(task: Task, method: Method, seed: int, cache: Path, report: Report) -> l
     """Train with a method; one row, and for float32 also one for each number of bits after training."""
     network = starting_network(task, seed, cache, lambda share, text: None)
     started = time.perf_counter()
-    attached = train(task, network, seed + 1000, task.recipe.steps, task.recipe.rate, method, report)
+    how = attach_packed(task) if method.kind == "packed" else attach
+    attached = train(task, network, seed + 1000, task.recipe.steps, task.recipe.rate, method, report, how)
     seconds = time.perf_counter() - started
     rows = evaluated(task, network, method, seed, attached.quantizer, seconds)
     if method.kind == "float32":

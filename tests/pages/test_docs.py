@@ -63,6 +63,14 @@ def test_the_example_of_a_size_target_reaches_its_size(tmp_path):
     assert (tmp_path / "bits.png").exists()
 
 
+def test_the_examples_of_packing_and_training_from_there_run(tmp_path):
+    """One after the other, in one program."""
+    program = "\n".join(blocks("python", (ROOT / "docs" / "post_training.md").read_text()))
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "trained.safetensors").exists()
+
+
 def test_command_lines_run(folder):
     (commands,) = (block for block in blocks("sh") if "diffq-fast inspect" in block)
     lines = [line.split("#")[0].split() for line in commands.splitlines()]
