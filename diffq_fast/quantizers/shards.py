@@ -28,6 +28,34 @@ def is_managed(module: nn.Module) -> bool:
     return bool(module.__dict__.get(MANAGED, False))
 
 
+def trained(before: Any, found: Any) -> Any:
+    """Of a sharded parameter the DTensor that is trained: ``before``, noted earlier, or what stands there now; after a
+    forward, another mesh may hold it."""
+    if found.__class__ is nn.Parameter or not is_sharded(found):
+        return before
+    return found if before is None or found.device_mesh == before.device_mesh else before
+
+
+def is_split_by_parallelism(module: nn.Module, param: Any) -> bool:
+    """Whether a parameter of ``module`` that stands in shards is a DTensor of tensor parallelism too, or of that
+    alone. Dimensions behind the first one that ``fully_shard`` splits along are those of tensor parallelism."""
+    if not is_managed(module):
+        return True
+    split = split_dimensions(param)
+    return bool(split) and split[0] + 1 < param.device_mesh.ndim
+
+
+def split_dimensions(tensor: Any) -> list[int]:
+    """The dimensions of its mesh along which a DTensor is split."""
+    return [index for index, each in enumerate(tensor.placements) if not each.is_replicate()]
+
+
+def is_gathered(found: Any, sharded: Any) -> bool:
+    """Whether ``fully_shard`` has gathered the parameter ``sharded``: ``found``, which stands there, is whole, or as
+    tensor parallelism alone splits it."""
+    return not is_sharded(found) or found.device_mesh.ndim < sharded.device_mesh.ndim
+
+
 class Split(NamedTuple):
     """How DTensors of one mesh are split: along which of its dimensions, None: along none."""
 
@@ -36,9 +64,9 @@ class Split(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Any) -> Split:
-        """Of a DTensor that is split along one dimension of its mesh at most."""
-        split = [index for index, each in enumerate(tensor.placements) if each.is_shard()]
-        return cls(tensor.device_mesh, split[-1] if split else None)
+        """Of a DTensor; where tensor parallelism splits it too, along the dimension of ``fully_shard``."""
+        split = split_dimensions(tensor)
+        return cls(tensor.device_mesh, split[0] if split else None)
 
     @property
     def parts(self) -> int:
@@ -84,6 +112,13 @@ def placed_like(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value.detach(), split.mesh, placements, src_data_rank=None)
 
 
+def replicated(value: Tensor, mesh: Any) -> Tensor:
+    """A whole tensor, which every process has, as a DTensor that each of them keeps."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
 def write(tensor: Tensor, value: Tensor) -> None:
     """Write a whole value into a tensor, or into this process's part of it."""
     with torch.no_grad():
@@ -112,7 +147,9 @@ def gathered(tensors: Sequence[Tensor], *, averaged: bool) -> list[Tensor]:
     result = list(tensors)
     families: dict[Split, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        if is_sharded(tensor):
+        if is_sharded(tensor) and len(split_dimensions(tensor)) > 1:
+            result[index] = _GatheredTwice.apply(tensor, averaged)
+        elif is_sharded(tensor):
             families.setdefault(Split.of(tensor), []).append(index)
     for split, members in families.items():
         shapes = [tensors[index].shape for index in members]
@@ -165,6 +202,28 @@ class _Gathered(torch.autograd.Function):
         return (None, None, None, *[room[: shape.numel()].reshape(shape).clone() for room, shape in pairs])
 
 
+class _GatheredTwice(torch.autograd.Function):
+    """A DTensor that ``fully_shard`` and tensor parallelism both split, to the whole one: by itself, since torch lays
+    out its parts."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Any, averaged: bool) -> Tensor:
+        ctx.mesh, ctx.placements, ctx.averaged = tensor.device_mesh, tensor.placements, averaged
+        return tensor.full_tensor()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        from torch.distributed.tensor import distribute_tensor
+
+        if ctx.averaged:
+            grad = grad.clone()
+            for index in range(ctx.mesh.ndim):
+                torch.distributed.all_reduce(grad, group=ctx.mesh.get_group(index))
+            grad = grad / ctx.mesh.size()
+        return distribute_tensor(grad, ctx.mesh, ctx.placements, src_data_rank=None), None
+
+
 def _all_gather(rows: Tensor, mine: Tensor, group: Any) -> None:
     """``all_gather_into_tensor``, under the name that this torch has for it."""
     gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
@@ -189,6 +248,22 @@ def agreed(value: Tensor, mesh: Any) -> Tensor:
     for index in range(mesh.ndim):
         torch.distributed.broadcast(value, group=mesh.get_group(index), group_src=0)
     return value
+
+
+def largest_of(values: Tensor, mesh: Any) -> None:
+    """Write into ``values`` the largest that any process of the mesh has; of DistributedDataParallel, whose forward
+    runs, where ``mesh`` is None. Asks the device for nothing."""
+    groups = [] if mesh is None else [mesh.get_group(index) for index in range(mesh.ndim)]
+    parallel = None if mesh is not None else running_data_parallel()
+    if parallel is not None:
+        groups = [parallel.process_group]
+    for group in groups:
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
+
+
+def running_data_parallel() -> Any:
+    """The DistributedDataParallel whose forward runs, or None."""
+    return getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
 
 
 def on_first(mesh: Any, act: Callable[[], None]) -> None:

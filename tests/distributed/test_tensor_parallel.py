@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import parallelize_module
 
 from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer, save
-from support.sharded_runs import OPTIONS, run_processes, whole, whole_state
+from support.sharded_runs import OPTIONS, PLAN, Mlp, run_processes, whole, whole_state
 
 KINDS = {
     "gaussian": lambda model: DiffQuantizer(model, group_size=4, init_bits=4, **OPTIONS),
@@ -21,18 +21,6 @@ KINDS = {
 }
 CASES = [(kind, order) for kind in KINDS for order in ("before", "after")]
 CASES.remove(("lsq", "after"))  # torch splits every parameter of a layer, and has no split for one of no dimension
-PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
-
-
-class Mlp(nn.Module):
-    """Groups of four are cut where ``down`` is split: its rows have ten columns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enter, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 10), nn.Linear(10, 6)
-
-    def forward(self, x):
-        return self.down(torch.tanh(self.up(self.enter(x))))
 
 
 def train(kind, mesh, order, path):
