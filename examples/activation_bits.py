@@ -1,6 +1,6 @@
 """What rounded inputs of layers cost in accuracy, beside learned bits of weights.
 
-    python examples/activation_bits.py                 # three seeds, under ten minutes on one core
+    python examples/activation_bits.py                 # two seeds, under ten minutes on one core
     python examples/activation_bits.py --validation    # on the part of the training data that choices are made on
 
 The vision transformer of the experiments, led to an eighth of float32 by `SizeTarget`; inputs of its linear layers as
@@ -12,10 +12,11 @@ import argparse
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import mnist
-from experiments.grid import CACHE, SEEDS
+from experiments.grid import CACHE
 from experiments.images import ImagesVit
 from experiments.methods import Attached, Method, attach, size_target
 from experiments.store import Store, results_path
@@ -27,6 +28,7 @@ from torch.optim import Optimizer
 import diffq_fast
 
 TIMES = 8.0
+SEEDS = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ def attach_both(inputs: Inputs, kept: list[diffq_fast.ActivationQuantizer]) -> A
     return attached
 
 
-def measure(task: Task, inputs: Inputs, seed: int) -> dict[str, Any]:
+def measure(task: Task, inputs: Inputs, seed: int, cache: Path) -> dict[str, Any]:
     """One training, as a row of the experiments, evaluated with its inputs rounded."""
-    network, method = starting_network(task, seed, CACHE, print), size_target(TIMES)
+    network, method = starting_network(task, seed, cache, print), size_target(TIMES)
     kept: list[diffq_fast.ActivationQuantizer] = []
     started = time.process_time()
     by = attach_both(inputs, kept)
@@ -99,7 +101,7 @@ def main() -> None:
         for inputs in CHOSEN:
             if store.has(inputs.label, seed):
                 continue
-            found = measure(task, inputs, seed)
+            found = measure(task, inputs, seed, CACHE / "validation" if given.validation else CACHE)
             store.add([found])
             bits = statistics.mean(found["input_bits"] or [32])
             told = f"{found['megabytes']:.4f} MB, {found['quality']:.2f} %, {bits:.2f} bits, {found['seconds']:.0f} s"

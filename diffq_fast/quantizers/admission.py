@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .selection import QuantizedParameter, Selection, Slot
-from .shards import MANAGED, is_managed, is_sharded, split_dimensions
+from .shards import MANAGED, is_dimension, is_managed, is_sharded, split_dimensions
 
 PAIRS = (["Shard", "Shard"], ["_StridedShard", "Shard"])  # of fully_shard and of tensor parallelism, along a mesh each
 _FSDP1 = "FullyShardedDataParallel"
@@ -128,8 +128,7 @@ def _common_mesh(before: Any, found: Any) -> Any:
     if before is None or before == found:
         return found
     small, large = sorted((before, found), key=lambda mesh: mesh.ndim)
-    names = large.mesh_dim_names
-    return large if (small.ndim, large.ndim) == (1, 2) and names is not None and small == large[names[0]] else None
+    return large if is_dimension(small, large, 0) else None
 
 
 def _refuse_placement(who: str, entry: QuantizedParameter, param: Any) -> None:

@@ -29,11 +29,21 @@ def is_managed(module: nn.Module) -> bool:
 
 
 def trained(before: Any, found: Any) -> Any:
-    """Of a sharded parameter the DTensor that is trained: ``before``, noted earlier, or what stands there now; after a
-    forward, another mesh may hold it."""
+    """Of a sharded parameter the DTensor that is trained: ``before``, noted earlier, or what stands there now. After a
+    forward, another mesh may hold it; but one that ``before`` has a dimension of is that of ``fully_shard`` around
+    tensor parallelism."""
     if found.__class__ is nn.Parameter or not is_sharded(found):
         return before
-    return found if before is None or found.device_mesh == before.device_mesh else before
+    if before is None or found.device_mesh == before.device_mesh:
+        return found
+    return found if is_dimension(before.device_mesh, found.device_mesh, 1) else before
+
+
+def is_dimension(mesh: Any, of: Any, index: int) -> bool:
+    """Whether a mesh of one dimension is the dimension ``index`` of the mesh ``of``, which has two."""
+    if (mesh.ndim, of.ndim) != (1, 2):
+        return False
+    return torch.equal(of.mesh.select(1 - index, of.get_coordinate()[1 - index]), mesh.mesh)
 
 
 def is_split_by_parallelism(module: nn.Module, param: Any) -> bool:

@@ -49,11 +49,12 @@ class Run:
         self.optimizer = torch.optim.Adam(groups, foreach=False)
         torch.manual_seed(1 if mesh is None or not any(mesh.get_coordinate()) else 99)
 
-    def step(self, batch, penalty):
+    def step(self, batch, penalty, after=lambda: None):
         loss = self.model(own_rows(batch, self.data)).float().square().mean()
         (loss + penalty()).backward()
         grads = {name: whole(param.grad) for name, param in self.model.named_parameters()}
         self.optimizer.step()
+        after()
         self.optimizer.zero_grad()
         return mean_over(whole(loss), self.data), grads
 
@@ -116,6 +117,7 @@ def written(kind, mesh, path):
 def resumed(mesh, path):
     """Two steps, a distributed checkpoint, and two more from it in another arrangement."""
     run = Run("gaussian", mesh)
+    torch.manual_seed(1)  # a checkpoint keeps the generator of one process
     for batch in batches(2):
         run.sized(batch)
     model, optimizer = get_state_dict(run.model, run.optimizer)
@@ -137,10 +139,9 @@ def gone_on(mesh, path, order):
 
 def targeted(mesh):
     run = Run("gaussian", mesh)
-    target = SizeTarget(run.quantizer, bits_per_weight=6, total_steps=6)
+    target = SizeTarget(run.quantizer, bits_per_weight=8, total_steps=6)
     for batch in batches(6):
-        run.step(batch, target.penalty)
-        target.step()
+        run.step(batch, target.penalty, target.step)
     return float(target.price), run.quantizer.true_model_size(), whole_state(run.model)
 
 
