@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import functional
 from .activation_shards import InputShards
-from .input_quantizer import InputQuantizer, Shown
+from .input_quantizer import InputQuantizer, Shown, of_parallelism
 from .noise import generator_state
 from .replay import (
     Forward,
@@ -27,7 +27,7 @@ from .replay import (
     next_sequence_number,
 )
 from .shadows import REPLICA, guard_of
-from .shards import MANAGED
+from .shards import MANAGED, is_sharded
 
 WHO = "ActivationQuantizer"
 
@@ -61,6 +61,7 @@ class ActivationForwards:
         self.shards.place()
         self.noted: tuple[type, Any] | None = None  # of the model, when shards were noted last
         self._open: Open | None = None
+        self._first: tuple[list[Tensor], list[Any]] | None = None  # what the first forward drew, and with whom
         for index, each in enumerate(self.inputs):
             each.place = self, index
         self._handles: list[RemovableHandle] = [
@@ -112,7 +113,11 @@ class ActivationForwards:
         if not torch.is_grad_enabled():
             forward.before = start - 1
         self._open = Open(forward, start, torch._C._current_graph_task_id())
-        self._show(forward.make(()))
+        drawn = forward.make(())
+        if self._first is None:
+            groups = self.shards.groups(by_layers=True)
+            self._first = drawn if groups else [], groups
+        self._show(drawn)
 
     @never_compiled_by_itself
     def after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -166,6 +171,8 @@ class ActivationForwards:
         """
         noisy = any(each.noise is not None for each in self.inputs)
         ranges: list[Tensor] = [each.range for each in self.inputs]
+        if any(map(is_sharded, ranges)):
+            raise of_parallelism()
         keys = list(ranges)
         for indices in self._by_device():
             found = torch.stack([self.inputs[index].range for index in indices])
@@ -189,7 +196,9 @@ class ActivationForwards:
 
     def _shown_to(self, index: int, drawn: list[Tensor]) -> Shown:
         """What input ``index`` sees of what was drawn."""
-        return Shown(*drawn[index :: len(self.inputs)])
+        shown = Shown(*drawn[index :: len(self.inputs)])
+        first, groups = self._first or (None, ())
+        return shown._replace(groups=groups) if drawn is first and groups else shown
 
     def _hide(self) -> None:
         for each in self.inputs:
@@ -208,7 +217,7 @@ class ActivationForwards:
                 torch._foreach_copy_(ranges, list(after.unbind()))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}
+        return {**self.__dict__, "_open": None, "_first": self._first and ([], [])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .input_quantizer import InputQuantizer
 from .shards import (
     gathered,
+    groups_of,
     is_managed,
     is_sharded,
     is_split_by_parallelism,
@@ -87,26 +88,33 @@ class InputShards:
         found = [each.trained_logit for each in self._inputs.values()]
         return [each for each in found if each is not None]
 
+    def groups(self, by_layers: bool = False) -> list[Any]:
+        """The process groups that are in this forward together: none where this process is by itself, and where
+        gradients of DistributedDataParallel stay apart (``no_sync``, ``join``).
+
+        Args:
+            by_layers: none either where each process may call layers that others do not call.
+        """
+        if self.mesh is not None:
+            return groups_of(self.mesh)
+        parallel = running_data_parallel()
+        if parallel is None or not parallel.require_backward_grad_sync:
+            return []
+        joining = getattr(getattr(parallel, "_join_config", None), "enable", False)
+        return [] if joining or (by_layers and parallel.find_unused_parameters) else [parallel.process_group]
+
     def agree(self) -> None:
-        """Have all processes go on with the largest range of each input that any of them has. Where gradients of
-        DistributedDataParallel stay apart (``no_sync``, ``join``), ranges do too."""
-        if self.mesh is None and not _synchronises(running_data_parallel()):
+        """Have all processes go on with the largest range of each input that any of them has."""
+        groups = self.groups()
+        if not groups:
             return
         by_device: dict[torch.device, list[Tensor]] = {}
         for each in self._inputs.values():
             by_device.setdefault(each.range.device, []).append(each.range)
         with torch.no_grad():
             for ranges in by_device.values():
-                found = torch.stack(ranges)
-                largest_of(found, self.mesh)
+                found = largest_of(torch.stack(ranges), groups)
                 torch._foreach_copy_(ranges, list(found.unbind()))
-
-
-def _synchronises(parallel: Any) -> bool:
-    """Whether all processes of a DistributedDataParallel are in this forward together."""
-    if parallel is None or not parallel.require_backward_grad_sync:
-        return False
-    return not getattr(getattr(parallel, "_join_config", None), "enable", False)
 
 
 def _unsupported(what: str) -> RuntimeError:

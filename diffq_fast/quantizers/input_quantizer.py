@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from .. import functional
 from ..reference.activations import activation_step, clipped, round_activation
 from ..reference.bits import bits_from_logits, initial_logit, whole_bits
 from .replay import inside_backward
-from .shards import is_sharded, trained, whole, write
+from .shards import is_sharded, largest_of, trained, whole, write
 from .stored_input import StoredInput
 
 NAME = "input_quantizer"  # of the attribute of a layer
@@ -20,11 +20,12 @@ NAME = "input_quantizer"  # of the attribute of a layer
 
 class Shown(NamedTuple):
     """What a training forward shows the input of one layer: the key of its noise, and the range, both 0-dim; and, where
-    learned bits are sharded, the whole logit."""
+    learned bits are sharded, the whole logit. ``groups``: of the processes that agree where no range is known yet."""
 
     key: Tensor
     range: Tensor
     logit: Tensor | None = None
+    groups: Sequence[Any] = ()
 
 
 class Replays(Protocol):
@@ -71,7 +72,7 @@ class InputQuantizer(nn.Module):
         if not x.is_floating_point() or not x.numel():
             return x
         if is_sharded(x) or is_sharded(self.range):
-            raise self._of_parallelism()
+            raise of_parallelism()
         if not self.training:
             return self.rounded(x, self.range, self.bits(exact=True))
         shown, again = self.shown, False
@@ -83,7 +84,7 @@ class InputQuantizer(nn.Module):
     def _trained(self, x: Tensor, shown: Shown, again: bool) -> Tensor:
         with torch.no_grad():
             largest = x.detach().abs().amax().to(torch.float32)
-            largest = torch.where(largest.isfinite(), largest, shown.range)
+            largest = largest_of(torch.where(largest.isfinite(), largest, shown.range), shown.groups)
             if not again:
                 self.seen = largest if self.seen is None else torch.maximum(self.seen, largest)
             range = torch.where(shown.range > 0, shown.range, largest)
@@ -126,12 +127,6 @@ class InputQuantizer(nn.Module):
         if not isinstance(bits, Tensor):
             return bits
         return whole_bits(bits.detach()).to(torch.float32) + (bits - bits.detach())
-
-    def _of_parallelism(self) -> RuntimeError:
-        return RuntimeError(
-            "ActivationQuantizer: the input of a layer, or its range, is a DTensor of tensor parallelism, which is not "
-            "supported; use fully_shard alone (docs/activations.md)"
-        )
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -190,6 +185,14 @@ class InputQuantizer(nn.Module):
     def extra_repr(self) -> str:
         learned = "" if self.limits is None else f", learned between {self.limits[0]:g} and {self.limits[1]:g}"
         return f"bits={self.fixed_bits}{learned}, noise={self.noise!r}"
+
+
+def of_parallelism() -> RuntimeError:
+    """The error of an input or a range that tensor parallelism has made a DTensor."""
+    return RuntimeError(
+        "ActivationQuantizer: the input of a layer, or its range, is a DTensor of tensor parallelism, which is not "
+        "supported; use fully_shard alone (docs/activations.md)"
+    )
 
 
 def quantize_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -260,15 +260,17 @@ def agreed(value: Tensor, mesh: Any) -> Tensor:
     return value
 
 
-def largest_of(values: Tensor, mesh: Any) -> None:
-    """Write into ``values`` the largest that any process of the mesh has; of DistributedDataParallel, whose forward
-    runs, where ``mesh`` is None. Asks the device for nothing."""
-    groups = [] if mesh is None else [mesh.get_group(index) for index in range(mesh.ndim)]
-    parallel = None if mesh is not None else running_data_parallel()
-    if parallel is not None:
-        groups = [parallel.process_group]
+def groups_of(mesh: Any) -> list[Any]:
+    """The process groups of a mesh, one for each dimension."""
+    return [mesh.get_group(index) for index in range(mesh.ndim)]
+
+
+def largest_of(values: Tensor, groups: Sequence[Any]) -> Tensor:
+    """The largest that any process of the groups, those of a mesh, has. Written in place, and returned; asks the device
+    for nothing."""
     for group in groups:
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
+    return values
 
 
 def running_data_parallel() -> Any:

@@ -62,7 +62,7 @@ class Run:
         return self.step(batch, lambda: 30 * self.quantizer.model_size())
 
     def trained(self, frozen=None, path=None):
-        """A short training: losses, sizes, the noise that was seen, gradients of the first step, the state at the end."""
+        """A short training: losses, sizes, the noise that was seen, gradients of the first step, the end's state."""
         seen = {name: [] for name in ("enter", "up", "down")}
         for name, noted in seen.items():
             layer = getattr(self.model, name)
@@ -229,4 +229,6 @@ def test_mixed_precision_leaves_what_is_learned_in_float32(ranks):
             assert seen == [torch.bfloat16]
             assert learned == {torch.float32}
             assert all(bool(grad.isfinite().all()) and bool(grad.any()) for grad in grads.values())
-        torch.testing.assert_close(results["bfloat16"]["between"][2], results["bfloat16"]["last"][2], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            results["bfloat16"]["between"][2], results["bfloat16"]["last"][2], rtol=1e-4, atol=1e-6
+        )
