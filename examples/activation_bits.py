@@ -52,7 +52,7 @@ CHOSEN = (
     Inputs(8),
     Inputs(4),
     Inputs(4, noise=None),
-    Inputs(8, penalty=0.1),
+    Inputs(8, penalty=0.02),
 )
 
 

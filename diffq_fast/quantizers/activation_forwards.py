@@ -196,9 +196,10 @@ class ActivationForwards:
 
     def _shown_to(self, index: int, drawn: list[Tensor]) -> Shown:
         """What input ``index`` sees of what was drawn."""
-        shown = Shown(*drawn[index :: len(self.inputs)])
+        own = drawn[index :: len(self.inputs)]
         first, groups = self._first or (None, ())
-        return shown._replace(groups=groups) if drawn is first and groups else shown
+        logit = own[2] if len(own) > 2 else None
+        return Shown(own[0], own[1], logit, groups if drawn is first else ())
 
     def _hide(self) -> None:
         for each in self.inputs:

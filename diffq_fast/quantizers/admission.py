@@ -83,7 +83,7 @@ def look_at_shards(who: str, selection: Selection) -> None:
     """
     mesh: Any = None
     for entry in selection.quantised:
-        param = entry.param
+        param: Any = entry.param
         if param.__class__ is nn.Parameter and not entry.module.__dict__.get(MANAGED, False):
             continue  # without a call: models have thousands of small weights
         if is_sharded(param):

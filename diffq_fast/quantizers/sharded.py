@@ -88,7 +88,7 @@ def _split_again(maker: Maker, entries: Sequence[QuantizedParameter], indices: S
 
 
 def _as_split(tensor: Tensor, entry: QuantizedParameter) -> Tensor:
-    like = entry.module._parameters[entry.name] if is_managed(entry.module) else entry.sharded
+    like: Any = entry.module._parameters[entry.name] if is_managed(entry.module) else entry.sharded
     if not is_sharded(like) or is_sharded(tensor):
         return tensor
     mesh, placements = like.device_mesh, like.placements
