@@ -106,6 +106,7 @@ def look_at_shards(who: str, selection: Selection) -> None:
             )
     if mesh is not None:
         _refuse_unlike(who, selection)
+        mesh = _mesh_of_rest(mesh, selection.rest)
     selection.mesh = mesh
 
 
@@ -129,6 +130,16 @@ def _common_mesh(before: Any, found: Any) -> Any:
         return found
     small, large = sorted((before, found), key=lambda mesh: mesh.ndim)
     return large if is_dimension(small, large, 0) else None
+
+
+def _mesh_of_rest(mesh: Any, rest: Iterable[Slot]) -> Any:
+    """The mesh that holds the quantised weights, and others that tensor parallelism splits too: processes that it has
+    compute one model, and need one noise."""
+    for slot in rest:
+        param: Any = slot.param
+        if param.__class__ is not nn.Parameter and is_sharded(param) and is_dimension(mesh, param.device_mesh, 0):
+            return param.device_mesh
+    return mesh
 
 
 def _refuse_placement(who: str, entry: QuantizedParameter, param: Any) -> None:

@@ -137,11 +137,11 @@ def compiled(mesh):
     torch.compile(model, backend="eager", fullgraph=True)(torch.ones(2, 8))
 
 
-def both(mesh):
-    model = Mlp()
-    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    parallelize_module(model, square["tensor"], PLAN)
-    fully_shard(model, mesh=square["data"])
+def three_dimensions(mesh):
+    """HSDP and tensor parallelism."""
+    model, cube = Mlp(), init_device_mesh("cpu", (1, 2, 2), mesh_dim_names=("replicate", "shard", "tensor"))
+    parallelize_module(model, cube["tensor"], PLAN)
+    fully_shard(model, mesh=cube["replicate", "shard"])
     diffq(model, exclude=("bias",))
 
 
@@ -159,7 +159,7 @@ ATTEMPTS = {
     "early_optimizer": early_optimizer,
     "inner": inner,
     "compiled": compiled,
-    "both": both,
+    "three_dimensions": three_dimensions,
 }
 
 
@@ -223,7 +223,7 @@ REFUSED = {
     "early_optimizer": "RuntimeError: DiffQuantizer: the model was sharded after setup_optimizer",
     "inner": "RuntimeError: DiffQuantizer: 0.weight is held by fully_shard, but stands there whole",
     "compiled": "Unsupported: Attempted to call function marked as skipped",  # torch's own hooks
-    "both": "RuntimeError: DiffQuantizer: up.weight is placed as (",
+    "three_dimensions": "RuntimeError: DiffQuantizer: up.weight is placed as (",
 }
 
 

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import parallelize_module
 
-from diffq_fast import SizeTarget, load, save
+from diffq_fast import DiffQuantizer, SizeTarget, load, save
 from support.sharded_runs import (
     PLAN,
     QUANTIZERS,
@@ -23,6 +23,12 @@ from support.sharded_runs import (
     whole_state,
 )
 
+SPLIT = ("bias", "up.*", "down.*")
+MADE = {
+    **QUANTIZERS,
+    "enter alone": lambda model: DiffQuantizer(model, group_size=4, init_bits=4, min_size=0, exclude=SPLIT),
+}
+
 
 class Run:
     """A model and its quantizer, made by two steps of sharding: the quantizer is attached first, between them or last.
@@ -34,17 +40,17 @@ class Run:
         torch.manual_seed(0)
         self.model, self.data = Mlp(checkpointed), None if mesh is None else mesh["data"]
         if order == "first":
-            self.quantizer = QUANTIZERS[kind](self.model)
+            self.quantizer = MADE[kind](self.model)
         if mesh is not None:
             parallelize_module(self.model, mesh["tensor"], PLAN)
         if order == "between":
-            self.quantizer = QUANTIZERS[kind](self.model)
+            self.quantizer = MADE[kind](self.model)
         if mesh is not None:
             for layer in (self.model.enter, self.model.up, self.model.down) if by_layers else ():
                 fully_shard(layer, mesh=self.data, **options)
             fully_shard(self.model, mesh=self.data, **options)
         if order == "last":
-            self.quantizer = QUANTIZERS[kind](self.model)
+            self.quantizer = MADE[kind](self.model)
         groups = self.quantizer.parameter_groups(lr=1e-2, bits_lr=0.05)
         self.optimizer = torch.optim.Adam(groups, foreach=False)
         torch.manual_seed(1 if mesh is None or not any(mesh.get_coordinate()) else 99)
@@ -91,6 +97,7 @@ class Run:
 
 CASES = {
     **{f"{kind}/{order}": (kind, {"order": order}, {}) for kind in QUANTIZERS for order in ("between", "last")},
+    "enter alone": ("enter alone", {}, {}),
     **{f"{kind}/first": (kind, {"order": "first"}, {}) for kind in ("gaussian", "rate", "qat")},
     "whole model": ("gaussian", {"by_layers": False}, {}),
     "checkpointed": ("gaussian", {"checkpointed": True}, {}),
