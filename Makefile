@@ -21,7 +21,7 @@ test: setup
 	cmake -S . -B build/tests -GNinja -DDIFFQ_FAST_PYTHON=OFF -DDIFFQ_FAST_TESTS=ON -DDIFFQ_FAST_C=ON > /dev/null
 	cmake --build build/tests
 	ctest --test-dir build/tests --output-on-failure
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations 25 --durations-min 5
 
 check: setup
 	ruff check .

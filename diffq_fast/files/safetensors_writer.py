@@ -11,9 +11,8 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -109,20 +108,18 @@ def _write_data(
             checksum = 0
             for start in range(0, len(data), CHUNK_BYTES):
                 part = data[start : start + CHUNK_BYTES]
-                found = _checksum(beside, part, checksum)
+                begun = _begin_checksum(beside, part, checksum) if len(part) >= _BYTES_BESIDE else None
                 file.write(part)
-                checksum = found()
+                checksum = zlib.crc32(part, checksum) if begun is None else begun.result()
                 if progress is not None:
                     progress(source.name, entry.begin + start + len(part), total)
             checksums.append(checksum)
     return checksums
 
 
-def _checksum(beside: ThreadPoolExecutor, part: memoryview, before: int) -> Callable[[], int]:
-    """What returns the CRC-32 of a part; where it is long and another thread is to be had, it is begun there."""
-    if len(part) >= _BYTES_BESIDE:
-        try:
-            return beside.submit(zlib.crc32, part, before).result
-        except RuntimeError:  # no threads begin while the interpreter ends, where a file may still be saved
-            pass
-    return partial(zlib.crc32, part, before)
+def _begin_checksum(beside: ThreadPoolExecutor, part: memoryview, before: int) -> Future[int] | None:
+    """The CRC-32 of a part, begun on another thread; None while the interpreter ends, when none begins any more."""
+    try:
+        return beside.submit(zlib.crc32, part, before)
+    except RuntimeError:
+        return None
