@@ -150,6 +150,7 @@ class ActivationForwards:
     def note_shards(self) -> None:
         """``fully_shard`` has changed the root. A call begins, and all parameters are still in shards."""
         self.shards.look()
+        self.shards.refuse_plain()
         self.noted = type(self.model), self.model.__dict__.get(MANAGED)
 
     def unwind(self, calls: int, replays: int) -> None:

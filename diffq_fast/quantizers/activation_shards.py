@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .gathering import gathered
 from .input_quantizer import InputQuantizer
 from .shards import (
-    gathered,
     groups_of,
     is_managed,
     is_sharded,
@@ -71,6 +71,15 @@ class InputShards:
         if self.mesh is not None and self.mesh != param.device_mesh:
             raise _unsupported(f"{name} is sharded over another mesh than parameters before it; give all one mesh")
         self.mesh = param.device_mesh
+
+    def refuse_plain(self) -> None:
+        """RuntimeError where learned bits stand beside a sharded model as they were: nobody would average them."""
+        for name, each in self._inputs.items():
+            if self.mesh is not None and each.trained_logit is not None and not is_sharded(each.trained_logit):
+                raise _unsupported(
+                    f"the learned bits of {name} are not sharded, while the model is: call fully_shard on the "
+                    "outermost module too, and do not give them to ignored_params"
+                )
 
     def place(self) -> None:
         """Keep bits that are learned from here on on every process of the mesh."""

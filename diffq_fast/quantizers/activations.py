@@ -18,10 +18,10 @@ from torch.utils.hooks import RemovableHandle
 from .activation_forwards import ActivationForwards
 from .arguments import check_number, remembers_arguments
 from .compiled import forget_graphs
+from .gathering import gathered
 from .input_quantizer import NAME, InputQuantizer, quantize_input
 from .lower_precision import LAYERS
 from .schedulers import refuse_schedulers_without
-from .shards import gathered
 from .stored_input import LEAST_BITS, MOST_BITS, StoredInput
 
 

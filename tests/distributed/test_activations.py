@@ -193,7 +193,15 @@ def early_optimizer(mesh):
     model(torch.ones(2, 6))
 
 
+def one_layer(mesh):
+    model = mlp()
+    ActivationQuantizer(model, learn_bits=True)
+    fully_shard(model[0], mesh=mesh["shard"])
+    model(torch.ones(2, 6))
+
+
 REFUSED = {
+    "one_layer": "the learned bits of 2 are not sharded, while the model is",
     "parallel_before": "0.weight is split by tensor parallelism",
     "parallel_after": "0.weight is split by tensor parallelism",
     "parallel_later": "is a DTensor of tensor parallelism",
