@@ -108,6 +108,23 @@ def apart(mesh):
     return found
 
 
+def compiled(mesh):
+    """In one graph nothing is sent: the ranges after a step, and after a forward, which gets the first process's."""
+    torch.manual_seed(0)
+    model = mlp()
+    activations = ActivationQuantizer(model, noise=None, learn_bits=True)
+    graph = torch.compile(model, backend="aot_eager", fullgraph=True)
+    parallel = DistributedDataParallel(graph, process_group=mesh.get_group())
+    parallel(own_rows(batches()[0], mesh)).square().mean().backward()
+    ranges = [each.range for each in activations.inputs.values()]
+    own = torch.stack(ranges)
+    model.eval()
+    with torch.no_grad():
+        parallel(batches()[0])
+    grads = [each.grad.clone() for each in activations.learned_parameters()]
+    return own, torch.stack(ranges), grads
+
+
 def written(mesh, wrapped, path):
     """A trained model's file, and what another model takes over from it."""
     run = Run("learned", mesh, wrapped, weights=True)
@@ -227,6 +244,7 @@ def run(path):
     return {
         "trained": results,
         "apart": apart(two),
+        "compiled": compiled(two),
         "files": {each: written(two, each, f"{path}/{each}{pair}.safetensors") for each in ("before", "after")},
         "bfloat16": {wrapped: in_bfloat16(two, wrapped) for wrapped in ("before", "after")},
         "resumed": resumed(square, four, f"{path}/checkpoint"),
@@ -287,6 +305,14 @@ def test_ranges_stay_apart_where_gradients_do(ranks):
     assert not torch.equal(own, others)
     assert torch.equal(agreed, agreed_there)
     assert bool((agreed >= torch.maximum(own, others) * 0.99).all())
+
+
+def test_compiled_graphs_have_the_ranges_of_the_first_process(ranks):
+    (own, sent, grads), (others, sent_there, grads_there) = (results["compiled"] for results in ranks[:2])
+    assert not torch.equal(own, others)
+    assert torch.equal(sent, own)
+    assert torch.equal(sent_there, own)
+    assert all(map(torch.equal, grads, grads_there))
 
 
 @pytest.mark.parametrize("wrapped", ["before", "after"])
