@@ -1,6 +1,6 @@
 """What rounded inputs of layers cost in accuracy, beside learned bits of weights.
 
-    python examples/activation_bits.py                 # two seeds, under ten minutes on one core
+    python examples/activation_bits.py                 # two seeds, about ten minutes on one core
     python examples/activation_bits.py --validation    # on the part of the training data that choices are made on
 
 The vision transformer of the experiments, led to an eighth of float32 by `SizeTarget`; inputs of its linear layers as

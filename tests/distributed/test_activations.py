@@ -108,6 +108,26 @@ def apart(mesh):
     return found
 
 
+class Either(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+
+    def forward(self, x, both):
+        x = self.first(x)
+        return self.second(x) if both else x
+
+
+def unused(mesh):
+    """The first process alone calls the second layer, in the first forward."""
+    torch.manual_seed(0)
+    model = Either()
+    activations = ActivationQuantizer(model, noise=None)
+    parallel = DistributedDataParallel(model, process_group=mesh.get_group(), find_unused_parameters=True)
+    parallel(own_rows(batches()[0], mesh), mesh.get_local_rank() == 0).sum().backward()
+    return torch.stack([each.range for each in activations.inputs.values()])
+
+
 def compiled(mesh):
     """In one graph nothing is sent: the ranges after a step, and after a forward, which gets the first process's."""
     torch.manual_seed(0)
@@ -245,6 +265,7 @@ def run(path):
         "trained": results,
         "apart": apart(two),
         "compiled": compiled(two),
+        "unused": unused(two),
         "files": {each: written(two, each, f"{path}/{each}{pair}.safetensors") for each in ("before", "after")},
         "bfloat16": {wrapped: in_bfloat16(two, wrapped) for wrapped in ("before", "after")},
         "resumed": resumed(square, four, f"{path}/checkpoint"),
@@ -305,6 +326,12 @@ def test_ranges_stay_apart_where_gradients_do(ranks):
     assert not torch.equal(own, others)
     assert torch.equal(agreed, agreed_there)
     assert bool((agreed >= torch.maximum(own, others) * 0.99).all())
+
+
+def test_a_layer_that_one_process_alone_calls_has_one_range(ranks):
+    first, second = (results["unused"] for results in ranks[:2])
+    assert torch.equal(first, second)
+    assert bool((first > 0).all())
 
 
 def test_compiled_graphs_have_the_ranges_of_the_first_process(ranks):
