@@ -238,19 +238,19 @@ def one_layer(mesh):
 
 
 REFUSED = {
-    "one_layer": "the learned bits of 2 are not sharded, while the model is",
-    "parallel_before": "0.weight is split by tensor parallelism",
-    "parallel_after": "0.weight is split by tensor parallelism",
-    "parallel_later": "is a DTensor of tensor parallelism",
-    "both": "0.weight is split by tensor parallelism",
-    "gathered": "0 is held by fully_shard, but stands there whole",
-    "early_optimizer": "the model was sharded after setup_optimizer",
+    one_layer: "the learned bits of 2 are not sharded, while the model is",
+    parallel_before: "0.weight is split by tensor parallelism",
+    parallel_after: "0.weight is split by tensor parallelism",
+    parallel_later: "is a DTensor of tensor parallelism",
+    both: "0.weight is split by tensor parallelism",
+    gathered: "0 is held by fully_shard, but stands there whole",
+    early_optimizer: "the model was sharded after setup_optimizer",
 }
 
 
-def refusal(case, mesh):
+def refusal(attempt, mesh):
     with pytest.raises(RuntimeError) as raised:
-        globals()[case](mesh)
+        attempt(mesh)
     return str(raised.value)
 
 
@@ -269,7 +269,7 @@ def run(path):
         "files": {each: written(two, each, f"{path}/{each}{pair}.safetensors") for each in ("before", "after")},
         "bfloat16": {wrapped: in_bfloat16(two, wrapped) for wrapped in ("before", "after")},
         "resumed": resumed(square, four, f"{path}/checkpoint"),
-        "refused": {case: refusal(case, square) for case in REFUSED},
+        "refused": {attempt.__name__: refusal(attempt, square) for attempt in REFUSED},
     }
 
 
@@ -369,7 +369,7 @@ def test_mixed_precision_leaves_learned_bits_in_float32(ranks):
             assert all(bool(grad.isfinite().all()) and bool(grad.any()) for grad in grads)
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_work_is_refused(ranks, case):
+@pytest.mark.parametrize("attempt", REFUSED, ids=lambda attempt: attempt.__name__)
+def test_what_does_not_work_is_refused(ranks, attempt):
     for results in ranks:
-        assert REFUSED[case] in results["refused"][case]
+        assert REFUSED[attempt] in results["refused"][attempt.__name__]
