@@ -2,12 +2,14 @@
 
     python examples/report_experiments.py
 
-Reads benchmarks/results/experiment_*.json; writes docs/figures/experiment_*.png, and the tables of docs/experiments.md.
+Reads benchmarks/results/experiment_*.json; writes docs/figures/experiment_*.png, and the tables of
+docs/experiments.md and docs/activations.md.
 """
 
 from pathlib import Path
 
 from experiments.grid import TASKS
+from experiments.inputs_table import inputs_table
 from experiments.minilm_table import put_tables
 from experiments.peer_table import peer_table
 from experiments.penalty_table import penalty_table
@@ -17,7 +19,7 @@ from experiments.store import results_path
 from experiments.summary import coded_rows, read, summarise, task_named
 from experiments.tables import full_table, put, short_rows, verdict
 
-PAGE = Path("docs/experiments.md")
+PAGE, INPUTS_PAGE = Path("docs/experiments.md"), Path("docs/activations.md")
 
 
 def main() -> None:
@@ -46,6 +48,9 @@ def main() -> None:
     ranges = results_path("learned_ranges", quick=False)
     if ranges.exists():
         put(PAGE, "learned_ranges", ranges_table(task_named("text"), read(ranges)["rows"]))
+    inputs = results_path("activations", quick=False)
+    if inputs.exists():
+        put(INPUTS_PAGE, "accuracy", inputs_table(task_named("images_vit"), read(inputs)["rows"]))
     put_tables()
     put(PAGE, "summary", "\n".join(short))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from torch.utils.hooks import RemovableHandle
 from .activation_forwards import ActivationForwards
 from .arguments import check_number, remembers_arguments
 from .compiled import forget_graphs
+from .gathering import gathered
 from .input_quantizer import NAME, InputQuantizer, quantize_input
 from .lower_precision import LAYERS
 from .schedulers import refuse_schedulers_without
-from .shards import is_sharded
 from .stored_input import LEAST_BITS, MOST_BITS, StoredInput
 
 
@@ -94,7 +95,7 @@ class ActivationQuantizer:
             made = InputQuantizer(bits[name], limits, noise, _device_of(layer, model))
             made.train(layer.training)
             self.inputs[name] = made
-        self._forwards = ActivationForwards(self, model, list(self.inputs.values()), momentum)
+        self._forwards = ActivationForwards(self, model, self.inputs, momentum)
         for name, layer in layers.items():
             layer.add_module(NAME, self.inputs[name])
             self._handles.append(layer.register_forward_pre_hook(quantize_input, with_kwargs=True))
@@ -142,24 +143,18 @@ class ActivationQuantizer:
     def bits(self, exact: bool = False) -> Tensor:
         """The bits of each input, float32 ``[inputs]`` on the first one's device, in the order of :attr:`inputs`.
 
-        Differentiable where they are learned. Asks the device for nothing.
+        Differentiable where they are learned. Asks the device for nothing. Where the model is sharded, every process
+        calls this.
 
         Args:
             exact: whole bits, those of eval and of the packed file.
-
-        Raises:
-            RuntimeError: the model is sharded, and the bits are learned.
         """
         inputs = list(self.inputs.values())
         device = inputs[0].range.device
+        learned = [] if exact else gathered(self.learned_parameters(), averaged=False)
         found = []
-        for name, each in self.inputs.items():
-            if each.logit is not None and is_sharded(each.logit):
-                raise RuntimeError(
-                    f"ActivationQuantizer: the learned bits of {name} are sharded, which is not supported; use fixed "
-                    "bits (learn_bits=False)"
-                )
-            bits = each.bits(exact)
+        for each, logit in zip_longest(inputs, learned):
+            bits = each.bits(exact, logit)
             if not isinstance(bits, Tensor):
                 bits = torch.full((1,), bits, dtype=torch.float32, device=device)
             found.append(bits.to(device))
@@ -173,7 +168,7 @@ class ActivationQuantizer:
 
     def learned_parameters(self) -> list[nn.Parameter]:
         """The logits of learned bits, in the order of :attr:`inputs`."""
-        return [each.logit for each in self.inputs.values() if each.logit is not None]
+        return self._forwards.shards.learned()
 
     def setup_optimizer(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         """Add the logits to ``optimizer`` as one group with these options; without any nothing is added.
@@ -191,6 +186,7 @@ class ActivationQuantizer:
             group = {"params": learned, "weight_decay": 0.0, **options}
             refuse_schedulers_without(who, optimizer, group)
             optimizer.add_param_group(group)
+            self._forwards.shards.given = learned
 
     def parameter_groups(self, *, lr: float | None = None) -> list[dict[str, Any]]:
         """The logits as a group for an optimizer that other code makes, beside those of the quantizer of weights.
@@ -202,6 +198,7 @@ class ActivationQuantizer:
         """
         learned = self.learned_parameters()
         options = {"weight_decay": 0.0} if lr is None else {"weight_decay": 0.0, "lr": lr}
+        self._forwards.shards.given = learned
         return [{"params": learned, **options}] if learned else []
 
     def __repr__(self) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .selection import QuantizedParameter, Selection, Slot
-from .shards import MANAGED, Split, is_managed, is_sharded
+from .shards import MANAGED, is_dimension, is_managed, is_sharded, split_dimensions
 
+PAIRS = (["Shard", "Shard"], ["_StridedShard", "Shard"])  # of fully_shard and of tensor parallelism, along a mesh each
 _FSDP1 = "FullyShardedDataParallel"
 FSDP1 = (
     "which lays its weights into flat pieces that no group of bits fits; use FSDP2 instead: "
@@ -82,7 +83,7 @@ def look_at_shards(who: str, selection: Selection) -> None:
     """
     mesh: Any = None
     for entry in selection.quantised:
-        param = entry.param
+        param: Any = entry.param
         if param.__class__ is nn.Parameter and not entry.module.__dict__.get(MANAGED, False):
             continue  # without a call: models have thousands of small weights
         if is_sharded(param):
@@ -91,8 +92,8 @@ def look_at_shards(who: str, selection: Selection) -> None:
                 raise _unsupported(
                     who, entry, "is sharded, and what is learned for it is not: do not give it to ignored_params"
                 )
-            mesh = Split.of(param).mesh if mesh is None else mesh
-            if Split.of(param).mesh != mesh:
+            mesh = _common_mesh(mesh, param.device_mesh)
+            if mesh is None:
                 raise _unsupported(
                     who, entry, "is sharded over another mesh than weights before it; give all of them one mesh"
                 )
@@ -105,6 +106,7 @@ def look_at_shards(who: str, selection: Selection) -> None:
             )
     if mesh is not None:
         _refuse_unlike(who, selection)
+        mesh = _mesh_of_rest(mesh, selection.rest)
     selection.mesh = mesh
 
 
@@ -121,15 +123,35 @@ def _refuse_unlike(who: str, selection: Selection) -> None:
             )
 
 
+def _common_mesh(before: Any, found: Any) -> Any:
+    """Of the meshes of two weights the one that holds both; None: there is none. Beside weights that tensor parallelism
+    splits too, ``fully_shard`` has others on its own dimension of their mesh."""
+    if before is None or before == found:
+        return found
+    small, large = sorted((before, found), key=lambda mesh: mesh.ndim)
+    return large if is_dimension(small, large, 0) else None
+
+
+def _mesh_of_rest(mesh: Any, rest: Iterable[Slot]) -> Any:
+    """The mesh that holds the quantised weights, and others that tensor parallelism splits too: processes that it has
+    compute one model, and need one noise."""
+    for slot in rest:
+        param: Any = slot.param
+        if param.__class__ is not nn.Parameter and is_sharded(param) and is_dimension(mesh, param.device_mesh, 0):
+            return param.device_mesh
+    return mesh
+
+
 def _refuse_placement(who: str, entry: QuantizedParameter, param: Any) -> None:
-    split = [each for each in param.placements if not each.is_replicate()]
-    if len(split) > 1 or (split and type(split[0]).__name__ != "Shard"):
+    split = [type(param.placements[index]).__name__ for index in split_dimensions(param)]
+    both = is_managed(entry.module) and param.device_mesh.ndim == 2
+    if param.device_mesh.ndim > 2 or split not in ([], ["Shard"], *(PAIRS if both else ())):
         placed = ", ".join(map(str, param.placements))
         raise _unsupported(
             who,
             entry,
-            f"is placed as ({placed}); supported are fully_shard over a mesh of one or two dimensions, and tensor "
-            "parallelism over one, not both together: shard along one dimension of the mesh, or exclude the weight",
+            f"is placed as ({placed}); supported are fully_shard over a mesh of one or two dimensions, tensor "
+            "parallelism over one, and both over one each; shard in one of these ways, or exclude the weight",
         )
 
 

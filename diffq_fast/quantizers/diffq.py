@@ -25,13 +25,14 @@ from .clipping import least_error_ranges
 from .compiled import forget_graphs
 from .export import ExportedWeight
 from .frozen import FrozenBits
+from .gathering import gathered
 from .learned_parameters import LearnedParameters
 from .learned_ranges import SUFFIX, LearnedRanges, RangeRule
 from .lower_precision import NOT_OF_SHARDS, LowerPrecision
 from .noise import TrainingWeights
 from .registry import Levels, Scheme, register
 from .selection import QuantizedParameter
-from .shards import gathered, whole
+from .shards import whole
 from .sizes import BitBudget, SizeRule
 
 RNGS = ("philox", "torch")

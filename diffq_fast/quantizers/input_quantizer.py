@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,16 +12,20 @@ from .. import functional
 from ..reference.activations import activation_step, clipped, round_activation
 from ..reference.bits import bits_from_logits, initial_logit, whole_bits
 from .replay import inside_backward
+from .shards import is_sharded, largest_of, trained, whole, write
 from .stored_input import StoredInput
 
 NAME = "input_quantizer"  # of the attribute of a layer
 
 
 class Shown(NamedTuple):
-    """What a training forward shows the input of one layer: the key of its noise, and the range, both 0-dim."""
+    """What a training forward shows the input of one layer: the key of its noise, and the range, both 0-dim; and, where
+    learned bits are sharded, the whole logit. ``groups``: of the processes that agree where no range is known yet."""
 
     key: Tensor
     range: Tensor
+    logit: Tensor | None = None
+    groups: Sequence[Any] = ()
 
 
 class Replays(Protocol):
@@ -47,6 +51,7 @@ class InputQuantizer(nn.Module):
 
     range: Tensor
     logit: nn.Parameter | None
+    sharded_logit: Any = None  # as ``fully_shard`` keeps it between forwards
 
     def __init__(
         self, bits: int, limits: tuple[float, float] | None, noise: str | None, device: torch.device | str
@@ -66,6 +71,8 @@ class InputQuantizer(nn.Module):
         """``x`` as the layer is to see it; of its shape and dtype."""
         if not x.is_floating_point() or not x.numel():
             return x
+        if is_sharded(x) or is_sharded(self.range):
+            raise of_parallelism()
         if not self.training:
             return self.rounded(x, self.range, self.bits(exact=True))
         shown, again = self.shown, False
@@ -77,32 +84,46 @@ class InputQuantizer(nn.Module):
     def _trained(self, x: Tensor, shown: Shown, again: bool) -> Tensor:
         with torch.no_grad():
             largest = x.detach().abs().amax().to(torch.float32)
-            largest = torch.where(largest.isfinite(), largest, shown.range)
+            largest = largest_of(torch.where(largest.isfinite(), largest, shown.range), shown.groups)
             if not again:
                 self.seen = largest if self.seen is None else torch.maximum(self.seen, largest)
             range = torch.where(shown.range > 0, shown.range, largest)
         if self.noise is None:
-            return self.rounded(x, range, self._whole_bits_learned())
+            return self.rounded(x, range, self._whole_bits_learned(shown.logit))
         within = clipped(x, range)
-        step = activation_step(range, self.bits()).reshape(1)
+        step = activation_step(range, self.bits(logit=shown.logit)).reshape(1)
         return functional.add_uniform_noise([within], [step], shown.key, group_sizes=[0], dtype=x.dtype)[0]
 
     def rounded(self, x: Tensor, range: Tensor, bits: Tensor | float) -> Tensor:
         """``x`` at its levels; as it is where no range is known yet."""
         return torch.where(range > 0, round_activation(x, range, bits), x)
 
-    def bits(self, exact: bool = False) -> Tensor | float:
-        """A number, or, of learned bits, float32 ``[1]``; ``exact``: whole ones, those of eval and export."""
-        if self.logit is None or self.limits is None:
+    @property
+    def trained_logit(self) -> nn.Parameter | None:
+        """The logit that is trained: under ``fully_shard`` a DTensor, also while a forward has gathered it."""
+        found = self.logit
+        if found.__class__ is not nn.Parameter:
+            self.__dict__["sharded_logit"] = trained(self.sharded_logit, found)
+        return found if self.sharded_logit is None else self.sharded_logit
+
+    def bits(self, exact: bool = False, logit: Tensor | None = None) -> Tensor | float:
+        """A number, or, of learned bits, float32 ``[1]``.
+
+        Args:
+            exact: whole ones, those of eval and export.
+            logit: the whole one, where the model is sharded and they are not ``exact``.
+        """
+        learned = self.trained_logit
+        if learned is None or self.limits is None:
             return float(self.fixed_bits)
         if not exact:
-            return bits_from_logits(self.logit, *self.limits)
+            return bits_from_logits(learned if logit is None else logit, *self.limits)
         with torch.no_grad():
-            return whole_bits(bits_from_logits(self.logit, *self.limits)).to(torch.float32)
+            return whole_bits(bits_from_logits(whole(learned), *self.limits)).to(torch.float32)
 
-    def _whole_bits_learned(self) -> Tensor | float:
+    def _whole_bits_learned(self, logit: Tensor | None) -> Tensor | float:
         """Whole bits, with the gradient of the learned ones."""
-        bits = self.bits()
+        bits = self.bits(logit=logit)
         if not isinstance(bits, Tensor):
             return bits
         return whole_bits(bits.detach()).to(torch.float32) + (bits - bits.detach())
@@ -114,7 +135,8 @@ class InputQuantizer(nn.Module):
         range = float(self.range)
         if not range > 0:
             return None
-        logit = float(self.logit) if learned and self.logit is not None else None
+        own = self.trained_logit
+        logit = float(whole(own)) if learned and own is not None else None
         return StoredInput(int(self.bits(exact=True)), range, logit)
 
     def problem(self, stored: StoredInput) -> str | None:
@@ -141,9 +163,10 @@ class InputQuantizer(nn.Module):
     def take(self, stored: StoredInput) -> None:
         """Take over what a file keeps; :meth:`problem` was None."""
         self.range.fill_(stored.range)
-        logit = self.logit_for(stored) if self.logit is not None else None
-        if logit is not None and self.logit is not None:
-            self.logit.copy_(logit)
+        own = self.trained_logit
+        logit = None if own is None else self.logit_for(stored)
+        if own is not None and logit is not None:
+            write(own, logit)
 
     # -- what torch asks of a module -----------------------------------------------------------------------------------
 
@@ -162,6 +185,14 @@ class InputQuantizer(nn.Module):
     def extra_repr(self) -> str:
         learned = "" if self.limits is None else f", learned between {self.limits[0]:g} and {self.limits[1]:g}"
         return f"bits={self.fixed_bits}{learned}, noise={self.noise!r}"
+
+
+def of_parallelism() -> RuntimeError:
+    """The error of an input or a range that tensor parallelism has made a DTensor."""
+    return RuntimeError(
+        "ActivationQuantizer: the input of a layer, or its range, is a DTensor of tensor parallelism, which is not "
+        "supported; use fully_shard alone (docs/activations.md)"
+    )
 
 
 def quantize_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -16,10 +16,11 @@ from .arguments import remembers_arguments
 from .attachment import Draw
 from .base import BaseQuantizer
 from .export import ExportedWeight
+from .gathering import gathered
 from .learned_parameters import LearnedParameters
 from .registry import Levels, Scheme, register
 from .selection import QuantizedParameter, untied
-from .shards import gathered, is_managed, whole
+from .shards import is_managed, whole
 from .stored_state import refuse_other_bits
 
 # An all-zero weight starts with the scale of one of this mean magnitude: with a scale of 0 it could never be trained.

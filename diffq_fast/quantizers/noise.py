@@ -19,10 +19,11 @@ from ..reference.groups import compute_dtype
 from ..reference.options import NoiseOptions
 from .attachment import Draw
 from .frozen import FrozenBits
+from .gathering import gathered
 from .learned_ranges import LearnedRanges
 from .lower_precision import LOWER_DTYPES, Dtypes, LoweringMaker, LowerPrecision
 from .selection import QuantizedParameter, Selection, untied
-from .shards import agreed, gathered, is_managed
+from .shards import agreed, is_managed
 
 BUCKET_BYTES = 64 * 2**20
 

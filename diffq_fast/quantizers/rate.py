@@ -34,13 +34,14 @@ from .coded_sizes import LEAST_STREAM_BITS, Coded, least_steps, level_bits, samp
 from .compiled import forget_graphs
 from .export import ExportedWeight
 from .frozen import FrozenBits
+from .gathering import gathered
 from .learned_parameters import LearnedParameters
 from .lower_precision import NOT_OF_SHARDS, LowerPrecision
 from .noise import Piece, TrainingWeights
 from .rate_budget import RateBudget, fitting_codes
 from .registry import Scheme, register
 from .selection import QuantizedParameter
-from .shards import gathered, replaced, whole
+from .shards import replaced, whole
 
 LEAST_STEP = 2.0**-60  # at the start, of a group of zeros
 

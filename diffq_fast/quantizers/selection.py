@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from .input_quantizer import InputQuantizer
-from .shards import is_managed, is_sharded, replaced
+from .shards import is_gathered, is_managed, replaced, trained
 
 BYTES_PER_MB = 2**20
 
@@ -35,9 +35,8 @@ class Slot:
     def param(self) -> nn.Parameter:
         """The parameter as it is now; of a sharded one what is trained, also while it is whole."""
         param = self.module._parameters.get(self.name)
-        if param.__class__ is not nn.Parameter and is_sharded(param):
-            self.sharded = param if self.sharded is None else _trained(self.sharded, param)
-            return self.sharded
+        if param.__class__ is not nn.Parameter:
+            self.sharded = trained(self.sharded, param)
         if self.sharded is not None:
             return self.sharded
         if param is None:
@@ -55,7 +54,9 @@ class Slot:
     @property
     def is_whole(self) -> bool:
         """Whether a forward can read all of the parameter: ``fully_shard`` gathers it when its module is called."""
-        return self.sharded is None or not is_managed(self.module) or not is_sharded(self.module._parameters[self.name])
+        if self.sharded is None or not is_managed(self.module):
+            return True
+        return is_gathered(self.module._parameters[self.name], self.sharded)
 
     @property
     def visible(self) -> torch.Tensor:
@@ -63,7 +64,7 @@ class Slot:
         if self.sharded is None:
             return self.param
         found = self.module._parameters[self.name]
-        return found if found is not None and not is_sharded(found) else replaced(self.sharded)
+        return replaced(found if found is not None and is_gathered(found, self.sharded) else self.sharded)
 
 
 @dataclass(eq=False)
@@ -87,9 +88,8 @@ class QuantizedParameter(Slot):
         """The learned scalar of each group (for LSQ: the scale), a parameter of the owning module."""
         owner = self.tied_to or self
         found = owner.module._parameters.get(cast(str, owner.learned_name), owner.detached)
-        if found.__class__ is not nn.Parameter and is_sharded(found):
-            before = owner.sharded_logit
-            owner.sharded_logit = found if before is None else _trained(before, found)
+        if found.__class__ is not nn.Parameter:
+            owner.sharded_logit = trained(owner.sharded_logit, found)
         return cast(nn.Parameter, found if owner.sharded_logit is None else owner.sharded_logit)
 
     @property
@@ -116,11 +116,6 @@ class QuantizedParameter(Slot):
     def scale(self) -> nn.Parameter:
         """What LSQ learns."""
         return self.logit
-
-
-def _trained(before: Any, found: Any) -> Any:
-    """Of two DTensors of one place the one that is trained: after a forward, another mesh may hold the parameter."""
-    return found if found.device_mesh == before.device_mesh else before
 
 
 def in_half_precision(param: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .admission import look_at_shards
 from .replay import Maker
 from .selection import QuantizedParameter, Selection
-from .shards import is_managed, is_sharded
+from .shards import is_managed, is_sharded, replicated
 
 
 class ShardedForwards:
@@ -88,9 +88,8 @@ def _split_again(maker: Maker, entries: Sequence[QuantizedParameter], indices: S
 
 
 def _as_split(tensor: Tensor, entry: QuantizedParameter) -> Tensor:
-    if entry.sharded is None or is_managed(entry.module) or is_sharded(tensor):
+    like: Any = entry.module._parameters[entry.name] if is_managed(entry.module) else entry.sharded
+    if not is_sharded(like) or is_sharded(tensor):
         return tensor
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh, placements = entry.sharded.device_mesh, entry.sharded.placements
-    return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False).redistribute(mesh, placements)
+    mesh, placements = like.device_mesh, like.placements
+    return replicated(tensor, mesh).redistribute(mesh, placements)  # type: ignore[attr-defined]

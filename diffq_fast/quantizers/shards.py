@@ -1,9 +1,8 @@
 """Parameters that are sharded over processes: torch's DTensors, as ``fully_shard`` and tensor parallelism leave them.
 
-What is learned for a weight of ``fully_shard`` is a DTensor of the same mesh. A forward reads it whole, by one
-gathering for all weights that it makes together; its gradient is the mean over the processes, by one reduction. Each
-process makes the same noise: the first one tells its key. ``docs/distributed.md`` says what follows from it.
-torch.distributed is imported where it is needed: a process without shards does not pay for it.
+What is learned for a weight of ``fully_shard`` is a DTensor of the same mesh (see ``gathering``). Each process makes
+the same noise: the first one tells its key. ``docs/distributed.md`` says what follows from it. torch.distributed is
+imported where it is needed: a process without shards does not pay for it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 MANAGED = "_is_fsdp_managed_module"  # what fully_shard leaves on each module whose parameters it holds
 
@@ -28,6 +26,44 @@ def is_managed(module: nn.Module) -> bool:
     return bool(module.__dict__.get(MANAGED, False))
 
 
+def trained(before: Any, found: Any) -> Any:
+    """Of a sharded parameter the DTensor that is trained: ``before``, noted earlier, or what stands there now. After a
+    forward, another mesh may hold it; but one that ``before`` has a dimension of is that of ``fully_shard`` around
+    tensor parallelism."""
+    if found.__class__ is nn.Parameter or not is_sharded(found):
+        return before
+    if before is None or found.device_mesh == before.device_mesh:
+        return found
+    return found if is_dimension(before.device_mesh, found.device_mesh, 1) else before
+
+
+def is_dimension(mesh: Any, of: Any, index: int) -> bool:
+    """Whether a mesh of one dimension is the dimension ``index`` of the mesh ``of``, which has two."""
+    if (mesh.ndim, of.ndim) != (1, 2):
+        return False
+    return torch.equal(of.mesh.select(1 - index, of.get_coordinate()[1 - index]), mesh.mesh)
+
+
+def is_split_by_parallelism(module: nn.Module, param: Any) -> bool:
+    """Whether a parameter of ``module`` that stands in shards is a DTensor of tensor parallelism too, or of that
+    alone. Dimensions behind the first one that ``fully_shard`` splits along are those of tensor parallelism."""
+    if not is_managed(module):
+        return True
+    split = split_dimensions(param)
+    return bool(split) and split[0] + 1 < param.device_mesh.ndim
+
+
+def split_dimensions(tensor: Any) -> list[int]:
+    """The dimensions of its mesh along which a DTensor is split."""
+    return [index for index, each in enumerate(tensor.placements) if not each.is_replicate()]
+
+
+def is_gathered(found: Any, sharded: Any) -> bool:
+    """Whether ``fully_shard`` has gathered the parameter ``sharded``: ``found``, which stands there, is whole, or as
+    tensor parallelism alone splits it."""
+    return not is_sharded(found) or found.device_mesh.ndim < sharded.device_mesh.ndim
+
+
 class Split(NamedTuple):
     """How DTensors of one mesh are split: along which of its dimensions, None: along none."""
 
@@ -36,9 +72,9 @@ class Split(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Any) -> Split:
-        """Of a DTensor that is split along one dimension of its mesh at most."""
-        split = [index for index, each in enumerate(tensor.placements) if each.is_shard()]
-        return cls(tensor.device_mesh, split[-1] if split else None)
+        """Of a DTensor; where tensor parallelism splits it too, along the dimension of ``fully_shard``."""
+        split = split_dimensions(tensor)
+        return cls(tensor.device_mesh, split[0] if split else None)
 
     @property
     def parts(self) -> int:
@@ -84,6 +120,13 @@ def placed_like(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value.detach(), split.mesh, placements, src_data_rank=None)
 
 
+def replicated(value: Tensor, mesh: Any) -> Tensor:
+    """A whole tensor, which every process has, as a DTensor that each of them keeps."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
 def write(tensor: Tensor, value: Tensor) -> None:
     """Write a whole value into a tensor, or into this process's part of it."""
     with torch.no_grad():
@@ -98,85 +141,6 @@ def replaced(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-# -- what is learned ---------------------------------------------------------------------------------------------------
-
-
-def gathered(tensors: Sequence[Tensor], *, averaged: bool) -> list[Tensor]:
-    """All of what is learned for some weights, differentiable: one collective for those of one mesh.
-
-    Args:
-        tensors: learned parameters, ``[groups]`` or of no dimension; those that are no DTensors are given back.
-        averaged: each process goes on with data of its own, and the gradient is the mean over all. Otherwise all go on
-            alike, and each takes its part of the gradient that it has.
-    """
-    result = list(tensors)
-    families: dict[Split, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        if is_sharded(tensor):
-            families.setdefault(Split.of(tensor), []).append(index)
-    for split, members in families.items():
-        shapes = [tensors[index].shape for index in members]
-        parts = [tensors[index].to_local() for index in members]  # type: ignore[attr-defined]
-        for index, made in zip(members, _Gathered.apply(split, shapes, averaged, *parts), strict=True):
-            result[index] = made
-    return result
-
-
-class _Gathered(torch.autograd.Function):
-    """Parts of tensors of one split, to the whole ones. Parts are as long as torch.chunk makes them, the last ones
-    perhaps shorter or empty; they travel filled up to the longest."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, split: Split, shapes: Sequence[torch.Size], averaged: bool, *parts: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.split, ctx.averaged = split, averaged
-        ctx.parts = [part.shape for part in parts]
-        ctx.lengths = [-(-shape.numel() // split.parts) for shape in shapes]
-        if split.dimension is None:
-            return tuple(part.view_as(part) for part in parts)
-        mine = parts[0].new_zeros(sum(ctx.lengths))
-        for room, part in zip(mine.split(ctx.lengths), parts, strict=True):
-            room[: part.numel()].copy_(part.reshape(-1))
-        rows = mine.new_empty((split.parts, mine.numel()))
-        _all_gather(rows, mine, split.mesh.get_group(split.dimension))
-        columns = rows.split(ctx.lengths, dim=1)
-        pairs = zip(columns, shapes, strict=True)
-        return tuple(column.reshape(-1)[: shape.numel()].view(shape) for column, shape in pairs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        split, lengths = ctx.split, ctx.lengths
-        rows = grads[0].new_zeros((split.parts, sum(lengths)))
-        for room, grad in zip(rows.split(lengths, dim=1), grads, strict=True):
-            flat = grad.new_zeros(room.numel())
-            flat[: grad.numel()].copy_(grad.reshape(-1))
-            room.copy_(flat.view(room.shape))
-        mine = rows[split.own]
-        if ctx.averaged:
-            if split.dimension is not None:
-                mine = torch.empty_like(mine)
-                _reduce_scatter(mine, rows, split.mesh.get_group(split.dimension))
-            for group in split.others:
-                torch.distributed.all_reduce(mine, group=group)
-            mine = mine / split.mesh.size()
-        pairs = zip(mine.split(lengths), ctx.parts, strict=True)
-        return (None, None, None, *[room[: shape.numel()].reshape(shape).clone() for room, shape in pairs])
-
-
-def _all_gather(rows: Tensor, mine: Tensor, group: Any) -> None:
-    """``all_gather_into_tensor``, under the name that this torch has for it."""
-    gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
-    gather(rows.view(-1), mine, group=group)
-
-
-def _reduce_scatter(mine: Tensor, rows: Tensor, group: Any) -> None:
-    """``reduce_scatter_tensor``, under the name that this torch has for it."""
-    scatter = getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
-    scatter(mine, rows.view(-1), group=group)
-
-
 # -- agreement ---------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +153,24 @@ def agreed(value: Tensor, mesh: Any) -> Tensor:
     for index in range(mesh.ndim):
         torch.distributed.broadcast(value, group=mesh.get_group(index), group_src=0)
     return value
+
+
+def groups_of(mesh: Any) -> list[Any]:
+    """The process groups of a mesh, one for each dimension."""
+    return [mesh.get_group(index) for index in range(mesh.ndim)]
+
+
+def largest_of(values: Tensor, groups: Sequence[Any]) -> Tensor:
+    """The largest that any process of the groups, those of a mesh, has. Written in place, and returned; asks the device
+    for nothing."""
+    for group in groups:
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
+    return values
+
+
+def running_data_parallel() -> Any:
+    """The DistributedDataParallel whose forward runs, or None."""
+    return getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
 
 
 def on_first(mesh: Any, act: Callable[[], None]) -> None:

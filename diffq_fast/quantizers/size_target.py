@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from .arguments import check_number
 from .base import BITS_PER_MB
+from .gathering import gathered
 from .reachable import check_reachable
-from .shards import gathered, local, placed_like
+from .shards import local, placed_like
 from .sizes import BitBudget
 from .weights import Weight
 

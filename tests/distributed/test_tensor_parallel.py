@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import parallelize_module
 
 from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer, save
-from support.sharded_runs import OPTIONS, run_processes, whole, whole_state
+from support.sharded_runs import OPTIONS, PLAN, Mlp, run_processes, whole, whole_state
 
 KINDS = {
     "gaussian": lambda model: DiffQuantizer(model, group_size=4, init_bits=4, **OPTIONS),
@@ -21,18 +21,6 @@ KINDS = {
 }
 CASES = [(kind, order) for kind in KINDS for order in ("before", "after")]
 CASES.remove(("lsq", "after"))  # torch splits every parameter of a layer, and has no split for one of no dimension
-PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
-
-
-class Mlp(nn.Module):
-    """Groups of four are cut where ``down`` is split: its rows have ten columns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enter, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 10), nn.Linear(10, 6)
-
-    def forward(self, x):
-        return self.down(torch.tanh(self.up(self.enter(x))))
 
 
 def train(kind, mesh, order, path):
@@ -149,11 +137,11 @@ def compiled(mesh):
     torch.compile(model, backend="eager", fullgraph=True)(torch.ones(2, 8))
 
 
-def both(mesh):
-    model = Mlp()
-    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    parallelize_module(model, square["tensor"], PLAN)
-    fully_shard(model, mesh=square["data"])
+def three_dimensions(mesh):
+    """HSDP and tensor parallelism."""
+    model, cube = Mlp(), init_device_mesh("cpu", (1, 2, 2), mesh_dim_names=("replicate", "shard", "tensor"))
+    parallelize_module(model, cube["tensor"], PLAN)
+    fully_shard(model, mesh=cube["replicate", "shard"])
     diffq(model, exclude=("bias",))
 
 
@@ -171,7 +159,7 @@ ATTEMPTS = {
     "early_optimizer": early_optimizer,
     "inner": inner,
     "compiled": compiled,
-    "both": both,
+    "three_dimensions": three_dimensions,
 }
 
 
@@ -235,7 +223,7 @@ REFUSED = {
     "early_optimizer": "RuntimeError: DiffQuantizer: the model was sharded after setup_optimizer",
     "inner": "RuntimeError: DiffQuantizer: 0.weight is held by fully_shard, but stands there whole",
     "compiled": "Unsupported: Attempted to call function marked as skipped",  # torch's own hooks
-    "both": "RuntimeError: DiffQuantizer: up.weight is placed as (",
+    "three_dimensions": "RuntimeError: DiffQuantizer: up.weight is placed as (",
 }
 
 

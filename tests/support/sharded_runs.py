@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.utils.checkpoint import checkpoint
 
 from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer
@@ -41,6 +42,25 @@ class Net(nn.Module):
         for block in (self.first, self.second):
             x = x + (checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x))
         return self.norm(x) @ self.embed.weight
+
+
+class Mlp(nn.Module):
+    """Groups of four are cut where ``down`` is split: its rows have ten columns."""
+
+    def __init__(self, checkpointed: bool = False) -> None:
+        super().__init__()
+        self.enter, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 10), nn.Linear(10, 6)
+        self.checkpointed = checkpointed
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.tanh(self.up(x)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        return checkpoint(self.middle, x, use_reentrant=False) if self.checkpointed else self.middle(x)
+
+
+PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
 
 
 def batches(steps: int = STEPS) -> list[torch.Tensor]:

@@ -1,0 +1,241 @@
+"""fully_shard and tensor parallelism together, two times two processes, against one process."""
+
+import functools
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import parallelize_module
+
+from diffq_fast import DiffQuantizer, SizeTarget, load, save
+from support.sharded_runs import (
+    PLAN,
+    QUANTIZERS,
+    Mlp,
+    batches,
+    mean_over,
+    own_rows,
+    run_processes,
+    whole,
+    whole_state,
+)
+
+SPLIT = ("bias", "up.*", "down.*")
+MADE = {
+    **QUANTIZERS,
+    "enter alone": lambda model: DiffQuantizer(model, group_size=4, init_bits=4, min_size=0, exclude=SPLIT),
+}
+
+
+class Run:
+    """A model and its quantizer, made by two steps of sharding: the quantizer is attached first, between them or last.
+
+    ``mesh``: data and tensor; None: one process. ``by_layers``: fully_shard each layer, not the model alone.
+    """
+
+    def __init__(self, kind, mesh=None, order="last", checkpointed=False, by_layers=True, **options):
+        torch.manual_seed(0)
+        self.model, self.data = Mlp(checkpointed), None if mesh is None else mesh["data"]
+        if order == "first":
+            self.quantizer = MADE[kind](self.model)
+        if mesh is not None:
+            parallelize_module(self.model, mesh["tensor"], PLAN)
+        if order == "between":
+            self.quantizer = MADE[kind](self.model)
+        if mesh is not None:
+            for layer in (self.model.enter, self.model.up, self.model.down) if by_layers else ():
+                fully_shard(layer, mesh=self.data, **options)
+            fully_shard(self.model, mesh=self.data, **options)
+        if order == "last":
+            self.quantizer = MADE[kind](self.model)
+        groups = self.quantizer.parameter_groups(lr=1e-2, bits_lr=0.05)
+        self.optimizer = torch.optim.Adam(groups, foreach=False)
+        torch.manual_seed(1 if mesh is None or not any(mesh.get_coordinate()) else 99)
+
+    def step(self, batch, penalty, after=lambda: None):
+        loss = self.model(own_rows(batch, self.data)).float().square().mean()
+        (loss + penalty()).backward()
+        grads = {name: whole(param.grad) for name, param in self.model.named_parameters()}
+        self.optimizer.step()
+        after()
+        self.optimizer.zero_grad()
+        return mean_over(whole(loss), self.data), grads
+
+    def sized(self, batch):
+        return self.step(batch, lambda: 30 * self.quantizer.model_size())
+
+    def trained(self, frozen=None, path=None):
+        """A short training: losses, sizes, the noise that was seen, gradients of the first step, the end's state."""
+        seen = {name: [] for name in ("enter", "up", "down")}
+        for name, noted in seen.items():
+            layer = getattr(self.model, name)
+            layer.register_forward_pre_hook(lambda layer, args, noted=noted: noted.append(whole(layer.weight)))
+        steps, sizes = [], []
+        for number, batch in enumerate(batches()):
+            if number == 2 and frozen is not None:
+                self.quantizer.freeze_bits(straight_through=frozen)
+            steps.append(self.sized(batch))
+            sizes.append(float(self.quantizer.model_size().detach()))
+        self.model.eval()
+        with torch.no_grad():
+            out = whole(self.model(batches()[0]))
+        if path is not None:
+            save(self.quantizer, path)
+        return {
+            "losses": [loss for loss, _ in steps],
+            "sizes": sizes,
+            "exact": self.quantizer.true_model_size(),
+            "seen": {name: noted[0] for name, noted in seen.items()},
+            "grads": steps[0][1],
+            "out": out,
+            "state": whole_state(self.model),
+        }
+
+
+CASES = {
+    **{f"{kind}/{order}": (kind, {"order": order}, {}) for kind in QUANTIZERS for order in ("between", "last")},
+    "enter alone": ("enter alone", {}, {}),
+    **{f"{kind}/first": (kind, {"order": "first"}, {}) for kind in ("gaussian", "rate", "qat")},
+    "whole model": ("gaussian", {"by_layers": False}, {}),
+    "checkpointed": ("gaussian", {"checkpointed": True}, {}),
+    "frozen": ("gaussian", {"order": "between"}, {"frozen": False}),
+    "rounded": ("gaussian", {}, {"frozen": True}),
+}
+del CASES["lsq/between"]  # torch's fully_shard refuses parameters of no dimension
+KINDS = ("gaussian", "rate", "lsq")
+
+
+def written(kind, mesh, path):
+    """A model's file before any training, when all values are the very same; and what another loads from it."""
+    save(Run(kind, mesh).quantizer, path, logits=True)
+    with open(path, "rb") as file:
+        stored = file.read()
+    other = Run(kind, mesh)
+    with torch.no_grad():
+        for param in other.model.parameters():
+            param.mul_(0.5)
+    load(path, other.model)
+    return stored, whole_state(other.model)
+
+
+def resumed(mesh, path):
+    """Two steps, a distributed checkpoint, and two more from it in another arrangement."""
+    run = Run("gaussian", mesh)
+    torch.manual_seed(1)  # a checkpoint keeps the generator of one process
+    for batch in batches(2):
+        run.sized(batch)
+    model, optimizer = get_state_dict(run.model, run.optimizer)
+    dcp.save({"model": model, "optimizer": optimizer, "rng": torch.get_rng_state()}, checkpoint_id=path)
+    return gone_on(mesh, path, "between")
+
+
+def gone_on(mesh, path, order):
+    run = Run("gaussian", mesh, order)
+    model, optimizer = get_state_dict(run.model, run.optimizer)
+    state = {"model": model, "optimizer": optimizer, "rng": torch.get_rng_state()}
+    dcp.load(state, checkpoint_id=path)
+    set_state_dict(run.model, run.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    for batch in batches(2):
+        run.sized(batch)
+    return whole_state(run.model)
+
+
+def targeted(mesh):
+    run = Run("gaussian", mesh)
+    target = SizeTarget(run.quantizer, bits_per_weight=8, total_steps=6)
+    for batch in batches(6):
+        run.step(batch, target.penalty, target.step)
+    return float(target.price), run.quantizer.true_model_size(), whole_state(run.model)
+
+
+def in_bfloat16(mesh, order):
+    """Mixed precision: what a layer reads, the dtypes of what is learned, its gradients."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    run = Run("gaussian", mesh, order, mp_policy=policy)
+    seen = []
+    run.model.up.register_forward_pre_hook(lambda layer, args: seen.append(layer.weight.dtype))
+    _, grads = run.sized(batches()[0])
+    learned = {each.dtype for each in run.quantizer.learned_parameters()}
+    return seen, learned, {name: grad for name, grad in grads.items() if "logit" in name}
+
+
+def run(path):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    return {
+        "trained": {case: Run(kind, mesh, **how).trained(**what) for case, (kind, how, what) in CASES.items()},
+        "files": {kind: written(kind, mesh, f"{path}/{kind}.safetensors") for kind in KINDS},
+        "resumed": resumed(mesh, f"{path}/checkpoint"),
+        "target": targeted(mesh),
+        "bfloat16": {order: in_bfloat16(mesh, order) for order in ("between", "last")},
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder):
+    return run_processes(run, folder)
+
+
+@functools.cache
+def alone(kind, frozen):
+    return Run(kind).trained(frozen)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_together_equal_one_process(ranks, case):
+    kind, _, what = CASES[case]
+    one = alone(kind, what.get("frozen"))
+    for rank, results in enumerate(ranks):
+        found = results["trained"][case]
+        for name, weight in one["seen"].items():
+            assert torch.equal(found["seen"][name], weight), (rank, name)  # the noise, bit for bit
+        assert found["losses"] == pytest.approx(one["losses"], rel=1e-4), rank
+        assert found["sizes"] == pytest.approx(one["sizes"], rel=1e-5), rank
+        assert found["exact"] == pytest.approx(one["exact"], rel=1e-6), rank
+        torch.testing.assert_close(found["grads"], one["grads"], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found["state"], one["state"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found["out"], one["out"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_is_that_of_one_process(ranks, kind, tmp_path):
+    stored, state = written(kind, None, str(tmp_path / "one.safetensors"))
+    for results in ranks:
+        assert results["files"][kind][0] == stored
+        for name, value in state.items():
+            assert torch.equal(results["files"][kind][1][name], value), name
+
+
+def test_training_goes_on_over_both_and_in_one_process(ranks, folder):
+    run = Run("gaussian")
+    for batch in (*batches(2), *batches(2)):
+        run.sized(batch)
+    for found in [gone_on(None, f"{folder}/checkpoint", "last"), *(results["resumed"] for results in ranks)]:
+        torch.testing.assert_close(dict(found), whole_state(run.model), rtol=1e-3, atol=1e-4)
+
+
+def test_a_size_target_is_reached_alike(ranks):
+    price, size, state = targeted(None)
+    for results in ranks:
+        assert results["target"][0] == pytest.approx(price, rel=1e-3)
+        assert results["target"][1] == size
+        torch.testing.assert_close(results["target"][2], state, rtol=1e-3, atol=1e-4)
+
+
+def test_mixed_precision_leaves_what_is_learned_in_float32(ranks):
+    for results in ranks:
+        for seen, learned, grads in results["bfloat16"].values():
+            assert seen == [torch.bfloat16]
+            assert learned == {torch.float32}
+            assert all(bool(grad.isfinite().all()) and bool(grad.any()) for grad in grads.values())
+        torch.testing.assert_close(
+            results["bfloat16"]["between"][2], results["bfloat16"]["last"][2], rtol=1e-4, atol=1e-6
+        )
