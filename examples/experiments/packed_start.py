@@ -44,9 +44,11 @@ def packed(task: Task, network: nn.Module, recipe: Recipe, mb: float) -> diffq_f
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, path = Path(folder, "float"), Path(folder, "packed")
         safetensors.torch.save_model(network, checkpoint)
-        diffq_fast.pack_checkpoint(checkpoint, path, target_mb=mb, calibration=moments(task, network))
-        options = {"min_size": recipe.min_size, "float16": True, "group_size": recipe.packed_group_size}
-        quantizer = diffq_fast.RateQuantizer(network, init_step=INIT_STEP, **options)
+        least, group_size = recipe.min_size, recipe.packed_group_size
+        calibration = moments(task, network)
+        diffq_fast.pack_checkpoint(checkpoint, path, target_mb=mb, calibration=calibration, min_size=least)
+        options = {"min_size": least, "float16": True, "group_size": group_size, "init_step": INIT_STEP}
+        quantizer = diffq_fast.RateQuantizer(network, **options)
         quantizer.no_optimizer()
         diffq_fast.start_from_packed(quantizer, path, within=0.5)
     return quantizer

@@ -17,6 +17,7 @@ STYLES = {  # colour, marker, name
     "diffq": ("tab:blue", "o", "DiffQ, penalty"),
     "target": ("tab:green", "*", "DiffQ, SizeTarget"),
     "rate": ("tab:red", "P", "coded sizes, SizeTarget"),
+    "packed": ("tab:brown", "X", "coded sizes, packed half-way"),
 }
 SHOWN = 8  # times the aim, below float32: what is worse is marked at the lower edge
 

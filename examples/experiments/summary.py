@@ -49,7 +49,7 @@ def summarise(
     `coded`: the runs of RateQuantizer, each held against the float32 run that was trained beside it.
     """
     results = paired(task, rows, renewed)
-    results += [found for found in paired(task, coded or [], renewed) if found.kind == "rate"]
+    results += [found for found in paired(task, coded or [], renewed) if found.kind in ("rate", "packed")]
     results.sort(key=lambda found: -found.megabytes)
     return [found._replace(on_front=is_on_front(task, found, results)) for found in results]
 
