@@ -12,9 +12,10 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffq_fast
 from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer

@@ -114,10 +114,11 @@ def _rounded(vectors: Tensor) -> Tensor:
 
 def _by_blocks(vectors: Tensor, rows: tuple[int, ...], form: tuple, bias: Tensor | None) -> Tensor:
     """The products with many vectors: a block of rows is unpacked at a time."""
-    results = empty([len(vectors), rows[-1]], torch.float32)
-    block = max(1, BLOCK_ELEMENTS // form[0])
-    for indices in torch.arange(rows[-1], dtype=torch.int64, device="cpu").split(block):
-        some = slice(int(indices[0]), int(indices[0]) + len(indices))
+    count, block = rows[-1], max(1, BLOCK_ELEMENTS // form[0])
+    results = empty([len(vectors), count], torch.float32)
+    for begin in range(0, count, block):
+        some = slice(begin, min(begin + block, count))
+        indices = torch.arange(some.start, some.stop, dtype=torch.int64, device="cpu")
         weight = _unpacked("packed_linear", indices, rows, form)
         if bias is None:
             torch.mm(vectors, weight.mT, out=results[:, some])
