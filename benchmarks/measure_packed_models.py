@@ -5,9 +5,10 @@
     python benchmarks/measure_packed_models.py [--models MiniLM,CREPE]
 
 The pretrained networks are those of ``examples/``, packed after training at 4 bits a weight, without calibration. A
-network whose package is not installed is left out. Each way to run one has a process of its own, in which start-up and
-memory are measured; latencies are medians, of networks that take turns in one process more. int8 of torch is dynamic
-quantisation of its linear layers, int8 of onnxruntime its dynamic quantisation of an export of the float network.
+network whose package is not installed is left out. Each way to run one has a process of its own, in which imports,
+start-up and memory are measured, with compiled bytecode as an installed package has it; latencies are medians, of
+networks that take turns in one process more. int8 of torch is dynamic quantisation of its linear and recurrent layers,
+int8 of onnxruntime its dynamic quantisation of an export of the float network.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import gc
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Variant, machine_name, store, time_variants
+from harness import RESULTS, Variant, machine_name, store, time_variants
 from torch import Tensor, nn
 
 import diffq_fast
@@ -37,6 +39,8 @@ from experiments import crepe, minilm, voice_encoder
 BATCHES = (1, 8, 32)
 TOKENS, SPECTRA = 32, voice_encoder.PART
 BITS = 4.0
+# Public names that load all which ``diffq_fast.load`` needs.
+OWN_NAMES = ("load", "DiffQuantizer", "UniformQuantizer", "LSQ", "RateQuantizer")
 Runner = Callable[..., Any]
 
 
@@ -59,8 +63,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[bool], nn.Module], Ca
     ),
     "CREPE tiny": (lambda: crepe.pretrained("tiny"), _crepe, lambda batch: (torch.randn(batch, crepe.FRAME),)),
     "Resemblyzer": (
-        voice_encoder.pretrained,
-        lambda linear: voice_encoder.VoiceEncoder().eval(),
+        voice_encoder.pretrained_fused,
+        lambda linear: voice_encoder.FusedVoiceEncoder().eval(),
         lambda batch: (torch.rand(batch, SPECTRA, voice_encoder.BANDS),),
     ),
 }
@@ -116,13 +120,13 @@ def loaded(name: str, way: str, folder: Path) -> Runner:
     if way.startswith("packed"):
         activations = "int8" if way.endswith("int8") else "float"
         return diffq_fast.load(folder / "packed", shape(False), packed=True, activations=activations)
-    model = shape(way == "torch int8")  # which knows linear layers alone
+    model = shape(way == "torch int8")  # which knows no convolutions
     model.load_state_dict(torch.load(folder / "float.pt", weights_only=True))
     if way == "float32":
         return model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear, nn.LSTM}, torch.qint8)
 
 
 def resident_bytes() -> int:
@@ -131,18 +135,44 @@ def resident_bytes() -> int:
     return 1024 * int(next(line.split()[1] for line in text.splitlines() if line.startswith("Private_Dirty")))
 
 
+def import_runtime(way: str) -> None:
+    """What runs it, but for torch, which every way needs here."""
+    if way.startswith("onnxruntime"):
+        import onnxruntime  # noqa: F401
+    elif way.startswith("packed"):
+        for name in OWN_NAMES:
+            getattr(diffq_fast, name)
+
+
 def alone(name: str, way: str, folder: Path) -> dict[str, float]:
-    """In a fresh process: seconds from the file to the first result, and memory that the network takes."""
+    """In a fresh process: seconds of imports, and from the file to the first result; memory that the network takes."""
     inputs = MODELS[name][2](1)
     with torch.no_grad():
         nn.Linear(8, 8)(torch.zeros(1, 8))
-        if way.startswith("onnxruntime"):
-            import onnxruntime  # noqa: F401  (not a part of start-up, as torch is none)
+        begin = time.perf_counter()
+        import_runtime(way)
+        imports = time.perf_counter() - begin
         before, begin = resident_bytes(), time.perf_counter()
         run = loaded(name, way, folder)
         run(*inputs)
         seconds = time.perf_counter() - begin
-        return {"start_seconds": seconds, "resident_bytes": resident_bytes() - before}
+        return {
+            "import_seconds": imports,
+            "start_seconds": seconds,
+            "resident_bytes": resident_bytes() - before,
+        }
+
+
+def fresh(name: str, way: str, folder: str, runs: int = 3) -> dict[str, float]:
+    """Medians of ``alone`` in so many processes, behind one that compiles what is imported to bytecode."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": f"{folder}/bytecode"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, __file__, "--alone", name, way, folder]
+    outputs = [
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout for _ in range(runs + 1)
+    ]
+    found = [json.loads(output) for output in outputs[1:]]
+    return {key: sorted(run[key] for run in found)[runs // 2] for key in found[0]}
 
 
 def latencies(name: str, ways: list[str], folder: Path, seconds: float) -> dict[str, Any]:
@@ -168,11 +198,7 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         row = prepare(name, Path(folder))
         ways = [*row["file_bytes"], "torch int8"]
-        row["alone"] = {}
-        for way in ways:
-            command = [sys.executable, __file__, "--alone", name, way, folder]
-            runs = [json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout) for _ in range(3)]
-            row["alone"][way] = {key: sorted(run[key] for run in runs)[1] for key in runs[0]}
+        row["alone"] = {way: fresh(name, way, folder) for way in ways}
         row["latency"] = latencies(name, ways, Path(folder), seconds)
     return row
 
@@ -181,6 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--seconds", type=float, default=2.0, help="of each way at each batch size")
+    parser.add_argument("--keep", action="store_true", help="what is stored of other networks; the order stays")
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -199,7 +226,10 @@ def main() -> None:
         for batch, found in rows[name]["latency"].items():
             times = ", ".join(f"{way} {1e3 * each['median']:.2f} ms" for way, each in found.items())
             print(f"  batch {batch}: {times}", flush=True)
-    print("written", store(f"packed_models_{machine_name()}", {"threads": 1, "models": rows}))
+    path = RESULTS / f"packed_models_{machine_name()}.json"
+    if given.keep and path.exists():  # networks that were measured before stay
+        rows = {**json.loads(path.read_text())["results"]["models"], **rows}
+    print("written", store(path.stem, {"threads": 1, "models": rows}))
 
 
 if __name__ == "__main__":

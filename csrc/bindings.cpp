@@ -9,6 +9,7 @@
 #include "core/infer/activations.h"
 #include "core/infer/packed_rows.h"
 #include "core/infer/row_panels.h"
+#include "core/infer/unpacked_rows.h"
 #include "core/pack/coding.h"
 #include "core/pack/packed_levels.h"
 #include "core/pack/planes.h"
@@ -469,6 +470,15 @@ void bind_inference(py::module_& module) {
            int threads) {
             return multiply_panels(rows_of(rows, form), at<const float>(vectors), count, at<float>(results),
                                    threads);
+        },
+        Release());
+    module.def("has_float_products", &has_float_products);
+    module.def(
+        "multiply_unpacked",
+        [](const RowsTuple& rows, const RowFormTuple& form, Address vectors, int64_t count, Address results,
+           int threads) {
+            return multiply_unpacked(rows_of(rows, form), at<const float>(vectors), count, at<float>(results),
+                                     threads);
         },
         Release());
     module.def(

@@ -467,7 +467,7 @@ def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     return data.new_empty((indices.shape[0], form[0]), dtype=torch.float32)
 
 
-@_operator(f"(Tensor input, {_ROWS}, bool int8=False) -> Tensor")
+@_operator(f"(Tensor input, {_ROWS}, bool int8=False, Tensor? bias=None) -> Tensor")
 def packed_linear(input, data, starts, *others):
     return input.new_empty((*input.shape[:-1], starts.shape[0] - 1))
 

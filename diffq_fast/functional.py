@@ -568,8 +568,10 @@ def unpack_rows(indices: Tensor, rows: PackedRows) -> Tensor:
     return _ops.unpack_rows.default(indices, *rows.arguments())
 
 
-def packed_linear(input: Tensor, rows: PackedRows, *, activations: str = "float") -> Tensor:
-    """``input @ weight.T`` with a weight whose levels stay packed: ``[..., rows]`` in the input's dtype.
+def packed_linear(
+    input: Tensor, rows: PackedRows, *, activations: str = "float", bias: Tensor | None = None
+) -> Tensor:
+    """``input @ weight.T + bias`` with a weight whose levels stay packed: ``[..., rows]`` in the input's dtype.
 
     Sums are made in float32, and differ from those of the unpacked weight by rounding. Not differentiable.
 
@@ -577,6 +579,7 @@ def packed_linear(input: Tensor, rows: PackedRows, *, activations: str = "float"
         input: floating ``[..., columns]``.
         activations: "float", or "int8": each 64 columns of an input vector are rounded to whole numbers from -127 to
             127 times their largest absolute value over 127. A block with an element that is not finite is NaN.
+        bias: floating ``[rows]``, or None.
 
     Raises:
         ValueError: another number of columns, or rows that do not lie in their data.
@@ -589,7 +592,10 @@ def packed_linear(input: Tensor, rows: PackedRows, *, activations: str = "float"
         raise ValueError(
             f"packed_linear: input: expected {rows.form.columns} columns, got the shape {list(input.shape)}"
         )
-    return _ops.packed_linear.default(input, *rows.arguments(), activations == "int8")
+    count = rows.starts.shape[0] - 1
+    if bias is not None and (not bias.is_floating_point() or tuple(bias.shape) != (count,)):
+        raise ValueError(f"packed_linear: bias: expected floating [{count}], got {bias.dtype} {list(bias.shape)}")
+    return _ops.packed_linear.default(input, *rows.arguments(), activations == "int8", bias)
 
 
 # -- diffq's bit planes ----------------------------------------------------------------------------------------------

@@ -25,6 +25,9 @@ def _load() -> dict[str, ModuleType]:
 
 _backends = _load()
 memory: Any = _backends["cpu"].fingerprint
+# The compiled core's kernel of that operator, or None. A call through torch's dispatcher, which comes back to Python,
+# takes as long as a product with a small weight.
+packed_linear_on_cpu: Any = getattr(getattr(_backends["cpu"], "packed_rows", None), "packed_linear", None)
 
 
 def backend_info() -> dict[str, Any]:

@@ -90,10 +90,25 @@ class PackedMultiheadAttention(PackedParameters, nn.MultiheadAttention):
 class PackedRecurrent(nn.Module):
     """Before PackedParameters: recurrent layers hand all their weights to one function of torch's."""
 
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As torch's. It reads the weights several times: they are unpacked once, and dropped behind it."""
+        if is_compiling():
+            return super().forward(input, hx)
+        self.__dict__["_flat_weights"] = self._unpacked_weights()
+        try:
+            return super().forward(input, hx)
+        finally:
+            self.__dict__.pop("_flat_weights", None)  # another thread's, too, which then makes its own
+
     def __getattr__(self, name: str) -> Any:
-        if name == "_flat_weights":
-            return [getattr(self, each) for each in self._flat_weights_names]
-        return super().__getattr__(name)
+        return self._unpacked_weights() if name == "_flat_weights" else super().__getattr__(name)
+
+    def _unpacked_weights(self) -> list[Tensor]:
+        packed = {name: self._modules.get(f"packed_{name}") for name in self._flat_weights_names}
+        return [getattr(self, name) if each is None else each.unpack() for name, each in packed.items()]
+
+    def _update_flat_weights(self) -> None:
+        """Nothing to do, as torch's would unpack all weights to see whether one is another."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "_flat_weights":  # torch's code keeps them; they would stay unpacked

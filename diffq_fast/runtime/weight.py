@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from .. import functional
+from ..backends import packed_linear_on_cpu
 from ..packed.coding import CodedTensor
 from ..packed.tensor import PackedTensor
 from ..reference.packed_rows import PackedRows, RowForm, segment_size
 
 # Levels around zero may have other widths than the file's: as many bits as the largest of so many needs.
 SHORT_SEGMENT, LEAST_SEGMENT = 64, 32
+_packed_linear = torch.ops.diffq_fast.packed_linear.default
 _PARTS = ("data", "starts", "widths", "scales", "offsets")
 
 
@@ -87,11 +90,23 @@ class PackedWeight(nn.Module):
         if input.dtype == torch.float64 or _is_differentiated(input):
             bias = None if bias is None else bias.to(input.dtype)
             return nn.functional.linear(input, self.unpack().to(input.dtype), bias)
-        product = functional.packed_linear(input, self._rows(), activations=self.activations)
-        if bias is not None:
-            product = _added(product, bias.to(product.dtype))
+        if not input.is_floating_point() or input.dim() == 0 or input.shape[-1] != self.form.columns:
+            functional.packed_linear(input, self._rows())  # says what is wrong
+        if bias is None or not _is_plain(bias):
+            product = self._product(input)
+            product = product if bias is None else product + bias.to(product.dtype)
+        else:
+            product = self._product(input, bias)
         device = input.device.type
         return product.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else product
+
+    def _product(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``functional.packed_linear`` without its looking at rows that do not change: kernels guard their memory."""
+        rows = self._rows()
+        product = _packed_linear
+        if packed_linear_on_cpu is not None and _is_seen_by_nobody(input) and rows.data.is_cpu:
+            product = packed_linear_on_cpu
+        return product(input, *rows.arguments(), self.activations == "int8", bias)
 
     @property
     def bytes(self) -> int:
@@ -117,11 +132,22 @@ class PackedWeight(nn.Module):
         return self
 
 
-def _added(product: Tensor, bias: Tensor) -> Tensor:
-    """Into the product, which is nobody else's: but vmap may have several biases, and only one product."""
-    if torch._C._functorch.maybe_current_level() is None:
-        return product.add_(bias)
-    return product + bias
+def _is_seen_by_nobody(input: Tensor) -> bool:
+    """Whether no compiler, tracer, mode or transform has to see the operator that is called with a CPU's tensor."""
+    return (
+        not is_compiling()
+        and type(input) is Tensor
+        and input.is_cpu
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.maybe_current_level() is None
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def _is_plain(bias: Tensor) -> bool:
+    """Whether the operator can add it: it takes no gradient, and vmap may have several biases for one product."""
+    differentiated = torch.is_grad_enabled() and bias.requires_grad
+    return not differentiated and torch._C._functorch.maybe_current_level() is None
 
 
 def _is_differentiated(input: Tensor) -> bool:

@@ -51,12 +51,36 @@ class VoiceEncoder(nn.Module):
         return torch.stack(made, 1)
 
 
+class FusedVoiceEncoder(nn.Module):
+    """The same by torch's own LSTM, whose names the package's weights have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.similarity_weight, self.similarity_bias = (nn.Parameter(torch.ones(1)) for _ in range(2))
+        self.lstm = nn.LSTM(BANDS, WIDTH, LAYERS, batch_first=True)
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, mels: Tensor) -> Tensor:
+        return F.normalize(self.linear(self.lstm(mels)[0][:, -1]).relu(), dim=1)
+
+
+def _stored() -> dict[str, Tensor]:
+    path = folder_of("resemblyzer") / "pretrained.pt"
+    return torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+
+
 def pretrained() -> VoiceEncoder:
     """With the package's weights, in eval mode."""
-    stored = torch.load(folder_of("resemblyzer") / "pretrained.pt", map_location="cpu", weights_only=True)
-    names = {name: re.sub(r"^lstm\.(weight|bias)_(.*)$", r"lstm.\2.\1", name) for name in stored["model_state"]}
     model = VoiceEncoder()
-    model.load_state_dict({names[name]: each for name, each in stored["model_state"].items()})
+    names = {name: re.sub(r"^lstm\.(weight|bias)_(.*)$", r"lstm.\2.\1", name) for name in _stored()}
+    model.load_state_dict({names[name]: each for name, each in _stored().items()})
+    return model.eval()
+
+
+def pretrained_fused() -> FusedVoiceEncoder:
+    """With the package's weights, in eval mode."""
+    model = FusedVoiceEncoder()
+    model.load_state_dict(_stored())
     return model.eval()
 
 

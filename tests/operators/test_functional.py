@@ -224,6 +224,7 @@ BAD_CALLS = {
     "unpack_rows(i32(0).long(), ROWS._replace(scales=NONE))": (TypeError, "unpack_rows: scales float32 int32"),
     "packed_linear(i32(1, 2), ROWS)": (TypeError, "packed_linear: input floating torch.int32"),
     "packed_linear(W[:2], ROWS, activations='int4')": (ValueError, "packed_linear: activations 'float', 'int8' 'int4'"),
+    "packed_linear(W[:2], ROWS, bias=W[:3])": (ValueError, "packed_linear: bias floating [1] [3]"),
     "packed_linear(W[:3], ROWS)": (ValueError, "packed_linear: input 2 columns [3]"),
     "packed_linear(W[:2], ROWS._replace(starts=i32(10**6, 0)))": (ValueError, "packed_linear: row out of bounds"),
     "packed_linear(W[:2], ROWS._replace(starts=i32(0)))": (ValueError, "packed_linear: widths [0, 1] [1, 1]"),

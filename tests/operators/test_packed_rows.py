@@ -38,6 +38,26 @@ def test_products_equal_those_of_the_weight_to_rounding(name, count):
     assert bool(((product - exact).abs() <= 2**-21 * size).all())
 
 
+@pytest.mark.parametrize("count", [0, 3, 9, 200])
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_bias_is_added(count, int8):
+    given = Rows("groups of 64 with a scale each", most_width=7)
+    vectors = torch.randn(count, given.form.columns, generator=torch.Generator().manual_seed(1))
+    bias = torch.linspace(-3, 3, given.rows)
+    product = ops.packed_linear(vectors, *given.arguments(), int8)
+    for dtype in (torch.float32, torch.float64):
+        added = ops.packed_linear(vectors, *given.arguments(), int8, bias.to(dtype))
+        assert added.dtype == torch.float32
+        torch.testing.assert_close(added, product + bias, rtol=2e-5, atol=2e-5 * float(given.weight.abs().max()))
+
+
+@needs_core
+@pytest.mark.parametrize("bias", [torch.ones(2), torch.ones(5, 1), torch.ones(5).int()])
+def test_a_bias_that_does_not_fit_is_refused(bias):
+    with pytest.raises(ValueError, match=r"packed_linear: expected a floating bias \[5\], got"):
+        ops.packed_linear(torch.randn(1, 64), *Rows("groups of 8").arguments(), False, bias)
+
+
 def in_int8(vectors):
     """By the definition, an element at a time."""
     rounded = vectors.double().clone()

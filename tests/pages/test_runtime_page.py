@@ -1,30 +1,58 @@
-"""The table of whole networks in docs/runtime.md has the figures that are stored."""
+"""The tables of docs/runtime.md have the figures that are stored."""
 
 import json
+
+import pytest
 
 from support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
-STORED = json.loads((ROOT / "benchmarks" / "results" / "packed_models_2core_avx2.json").read_text())["results"]
 HEAD = "| network | run by | file, MB | start, s | memory, MB | batch of 1, ms | 8 | 32 |"
+HEAD_WITH_IMPORTS = HEAD.replace("| start, s |", "| imports, s | start, s |")
+HEAD_OF_PRODUCTS = "| weights | library | one vector | 8 vectors | 64 vectors |"
 BATCHES = ("1", "8", "32")
+
+
+def stored(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["results"]
 
 
 def figure(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
-def test_the_table_of_networks_is_the_stored_one():
-    lines = PAGE.split(HEAD)[1].splitlines()[2:]
-    rows = [line.strip("| ").split(" | ") for line in lines[: lines.index("")]]
+def rows_below(head):
+    lines = PAGE.split(f"{head}\n")[1].splitlines()[1:]
+    return [line.strip("| ").split(" | ") for line in lines[: lines.index("")]]
+
+
+@pytest.mark.parametrize(
+    ("head", "machine", "seconds"),
+    [
+        (HEAD, "2core_avx2", ("start_seconds",)),
+        (HEAD_WITH_IMPORTS, "2core_avx512", ("import_seconds", "start_seconds")),
+    ],
+)
+def test_the_tables_of_networks_are_the_stored_ones(head, machine, seconds):
+    models = stored(f"packed_models_{machine}")["models"]
     expected = []
-    for name, network in STORED["models"].items():
+    for name, network in models.items():
         for place, way in enumerate(network["alone"]):
             alone, size = network["alone"][way], network["file_bytes"].get(way)
             cells = [name] if not place else []
             cells += [way, figure(size / 2**20) if size else "-"]
-            cells += [figure(alone["start_seconds"]), figure(alone["resident_bytes"] / 2**20)]
+            cells += [*(figure(alone[key]) for key in seconds), figure(alone["resident_bytes"] / 2**20)]
             cells += [figure(1e3 * network["latency"][batch][way]["median"]) for batch in BATCHES]
             expected.append(cells)
-    assert rows == expected
-    assert set(STORED["models"]) == {"MiniLM", "CREPE tiny", "Resemblyzer"}
+    assert rows_below(head) == expected
+    assert set(models) == {"MiniLM", "CREPE tiny", "Resemblyzer"}
+
+
+def test_the_table_of_products_with_avx512_is_the_stored_one():
+    expected = []
+    for name, case in stored("packed_linear_2core_avx512")["products"].items():
+        found = [case[f"{count} vectors"]["times"] for count in (1, 8, 64)]
+        for place, library in enumerate(found[0]):
+            cells = [name] if not place else []
+            expected.append([*cells, library, *(figure(times[library]) for times in found)])
+    assert rows_below(HEAD_OF_PRODUCTS) == expected

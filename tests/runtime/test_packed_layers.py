@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffq_fast
 from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer
@@ -121,6 +123,67 @@ def test_convolutions_of_images(tmp_path, coding):
     images = torch.randn(2, 3, 9, 9)
     assert len(weights_of(packed)) == 4
     assert torch.equal(packed(images), plain(images))
+
+
+class Recurrent(nn.Module):
+    """Layers that hand all their weights to one function of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(24, 32, 2, bidirectional=True, batch_first=True, proj_size=16)
+        self.gru = nn.GRU(32, 32, batch_first=True)
+        self.rnn = nn.RNN(32, 32, batch_first=True)
+
+    def forward(self, steps):
+        return self.rnn(self.gru(self.lstm(steps)[0])[0])[0]
+
+
+def test_recurrent_layers_unpack_each_weight_once_in_a_forward(tmp_path, monkeypatch):
+    plain, packed = both(saved(tmp_path / "file", network=Recurrent), Recurrent)
+    unpacked, unpack = [], PackedWeight.unpack
+    monkeypatch.setattr(PackedWeight, "unpack", lambda weight: unpacked.append(id(weight)) or unpack(weight))
+    for shape in ((1, 1, 24), (3, 20, 24), (20, 24)):
+        steps = torch.randn(shape)
+        assert torch.equal(packed(steps), plain(steps))
+        assert sorted(unpacked) == sorted(id(weight) for weight in weights_of(packed))
+        unpacked.clear()
+    assert "_flat_weights" not in packed.lstm.__dict__
+    with pytest.raises(RuntimeError, match="input.size"):
+        packed.lstm(torch.randn(3, 20, 23))
+    assert "_flat_weights" not in packed.lstm.__dict__
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("count", [1, 8, 9, 40, 128, 129])
+def test_a_call_past_torch_s_dispatcher_gives_what_the_operator_does(tmp_path, count, activations):
+    packed = diffq_fast.load(saved(tmp_path / "file"), Network(), packed=True, activations=activations)
+    vectors, weight = torch.randn(count, 32), packed.linear.packed_weight
+    with torch.no_grad():
+        found = packed.linear(vectors)
+        rows = weight._rows().arguments()
+        expected = torch.ops.diffq_fast.packed_linear(vectors, *rows, activations == "int8", packed.linear.bias)
+    assert torch.equal(found, expected)
+    with torch.enable_grad():
+        assert torch.allclose(packed.linear(vectors), found, rtol=0, atol=1e-5)
+
+
+def test_modes_and_tracers_see_the_operator(tmp_path):
+    _, packed = both(saved(tmp_path / "file"))
+    seen = []
+
+    class Looking(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        with Looking():
+            packed.linear(torch.randn(3, 32))
+        graph = make_fx(packed.linear)(torch.randn(3, 32)).graph
+        traced = torch.jit.trace(packed.linear, torch.randn(3, 32))
+    assert "diffq_fast.packed_linear.default" in seen
+    assert any("packed_linear" in str(node.target) for node in graph.nodes)
+    assert "packed_linear" in str(traced.graph)
 
 
 def test_every_class_is_tried():

@@ -160,6 +160,12 @@ struct PanelForm {
     bool asks_for_widest, fast;
 };
 
+// Floats in rows that are `stride` apart.
+struct FloatRows {
+    const float* values;
+    int64_t stride, count;
+};
+
 struct Kernels {
     const char* name;
 
@@ -237,6 +243,10 @@ struct Kernels {
     void (*multiply_panel)(const RowPanel& panel, const WholeVectors& vectors, float* products,
                            int64_t stride);
     PanelForm panels;
+    // products[v * apart + r]: of vector v and row r, whose count is of whole fours, as many columns as whole
+    // sixteens are. Null: torch does that as fast.
+    void (*multiply_floats)(const FloatRows& rows, const FloatRows& vectors, int64_t columns, float* products,
+                            int64_t apart);
 
     // Returns all values of the tile joined by "or", with their sign: what has a bit that a value has.
     uint64_t (*pack_planes)(const PlaneTile& tile, const void* values, int value_bytes, void* planes);

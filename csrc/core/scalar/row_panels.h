@@ -45,3 +45,5 @@ static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, f
         }
     }
 }
+
+constexpr std::nullptr_t multiply_floats = nullptr;

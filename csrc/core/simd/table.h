@@ -12,7 +12,7 @@ static constexpr Kernels kKernels = {
     pack_words, unpack_words,
     decode_rows,
     round_block, multiply_row, kVectorsOfRow, unpack_row,
-    unpack_bytes, interleave_rows, multiply_panel, kPanelForm,
+    unpack_bytes, interleave_rows, multiply_panel, kPanelForm, multiply_floats,
     pack_planes, unpack_planes,
 };
 // clang-format on

@@ -27,7 +27,12 @@ static void unpack_row(const PackedRow& row, float* values) {
         const int64_t begin = s * row.segment, length = std::min(row.segment, row.columns - begin);
         const WideReader wide(width);
         const WideMeaning meaning(row, width, at.group);
-        for (int64_t i = 0; i < length; i += 16) {
+        int64_t i = 0;
+        if (width <= kMostByteWidth)
+            for (const uint8_t* first = from; i + 16 <= length; i += 16, first += 2 * width)
+                _mm512_storeu_ps(values + begin + i,
+                                 meaning.of(_mm512_mul_ps(wide.levels(first), wide.factors)));
+        for (; i < length; i += 16) {
             const uint8_t* const first = from + i / 8 * width;
             const bool two = width > kMostByteWidth && length - i > 8;
             const __m512 levels =

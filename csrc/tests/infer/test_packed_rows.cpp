@@ -4,6 +4,7 @@
 
 #include "core/infer/packed_rows.h"
 #include "core/infer/row_panels.h"
+#include "core/infer/unpacked_rows.h"
 #include "core/runtime/dispatch.h"
 #include "tests/check.h"
 
@@ -134,6 +135,11 @@ void check(const Shape& shape, LevelMeaning meaning, Activations activations, Wi
             for (int64_t v = 0; v < count; ++v)
                 round_to_int8(vectors.data() + v * shape.columns, shape.columns);
         check_products(weight, vectors, products);
+        if (activations == Activations::exact && has_float_products()) {
+            std::fill(products.begin(), products.end(), NAN);
+            CHECK(multiply_unpacked(weight.rows_, given.data(), count, products.data(), 2));
+            check_products(weight, vectors, products);
+        }
         if (activations == Activations::exact || !fit_panels(weight.rows_)) continue;
         std::fill(products.begin(), products.end(), NAN);
         CHECK(multiply_panels(weight.rows_, given.data(), count, products.data(), 2));
@@ -175,6 +181,11 @@ void check_exact(const Shape& shape, int width) {
             CHECK(multiply_rows(weight.rows_, vectors.data(), count, activations, products.data(), 2));
             CHECK(products == expected);
         }
+        if (has_float_products()) {
+            std::fill(products.begin(), products.end(), NAN);
+            CHECK(multiply_unpacked(weight.rows_, vectors.data(), count, products.data(), 3));
+            CHECK(products == expected);
+        }
         if (!fit_panels(weight.rows_)) continue;
         CHECK(multiply_panels(weight.rows_, vectors.data(), count, products.data(), 2));
         CHECK(products == expected);
@@ -185,9 +196,10 @@ void whole_numbers_have_the_same_products_on_every_instruction_set() {
     for (const Kernels* kernels : supported_kernels()) {
         CHECK(use_kernels(kernels->name));
         for (int width = 1; width <= 8; ++width)
-            for (const Shape& shape : {Shape{37, 192, 64, 0}, Shape{3, 96, 32, 32}, Shape{3, 160, 32, 160},
-                                       Shape{2, 200, 200, 0}, Shape{2, 65, 65, 65}, Shape{4, 72, 8, 8},
-                                       Shape{2, 48, 16, 16}, Shape{2, 7, 7, 0}, Shape{2, 20, 4, 4}})
+            for (const Shape& shape :
+                 {Shape{37, 192, 64, 0}, Shape{3, 96, 32, 32}, Shape{3, 160, 32, 160}, Shape{2, 200, 200, 0},
+                  Shape{2, 65, 65, 65}, Shape{4, 72, 8, 8}, Shape{2, 48, 16, 16}, Shape{2, 7, 7, 0},
+                  Shape{2, 20, 4, 4}, Shape{6, 600, 600, 0}})
                 check_exact(shape, width);
     }
 }
@@ -260,6 +272,7 @@ void rows_outside_of_their_data_are_refused() {
     std::vector<float> many(4 * 9);
     const std::vector<float> vectors = random_floats(9 * 64, 1);
     CHECK(!multiply_panels(weight.rows_, vectors.data(), 9, many.data(), 2));
+    CHECK(!has_float_products() || !multiply_unpacked(weight.rows_, vectors.data(), 9, many.data(), 2));
     weight.starts[2] = weight.starts[4];
     CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
     weight.starts[2] = 0;

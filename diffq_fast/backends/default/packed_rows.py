@@ -25,9 +25,10 @@ def unpack_rows(indices, data, starts, widths, scales, offsets, form):
 
 
 @kernel
-def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False):
+def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False, bias=None):
     vectors = reference.round_activations(input.float()) if int8 else input.float()
     try:
-        return reference.packed_linear(vectors, data, starts, widths, scales, offsets, form).to(input.dtype)
+        products = reference.packed_linear(vectors, data, starts, widths, scales, offsets, form)
     except OUTSIDE:
         raise ValueError("packed_linear: a row is out of bounds") from None
+    return (products if bias is None else products + bias).to(input.dtype)

@@ -29,15 +29,17 @@ def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     return _unpacked(indices, (data, starts, widths, scales, offsets), form)
 
 
-def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False):
+def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False, bias=None):
     columns, count = form[0], starts.shape[0] - 1
     if columns > MOST_COLUMNS:
-        return default.packed_linear(input, data, starts, widths, scales, offsets, form, int8)
+        return default.packed_linear(input, data, starts, widths, scales, offsets, form, int8, bias)
     vectors = input.reshape(-1, columns).float()
     vectors = (round_activations(vectors) if int8 else vectors).contiguous()
     number = vectors.shape[0]
     rows = data, starts, widths, scales, offsets
     results = (_multiplied if number <= MOST_VECTORS else _by_blocks)(vectors, rows, form)
+    if bias is not None:
+        results.add_(bias)
     return results.view(*input.shape[:-1], count).to(input.dtype)
 
 
