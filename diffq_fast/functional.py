@@ -568,9 +568,7 @@ def unpack_rows(indices: Tensor, rows: PackedRows) -> Tensor:
     return _ops.unpack_rows.default(indices, *rows.arguments())
 
 
-def packed_linear(
-    input: Tensor, rows: PackedRows, *, activations: str = "float", bias: Tensor | None = None
-) -> Tensor:
+def packed_linear(input: Tensor, rows: PackedRows, *, activations: str = "float", bias: Tensor | None = None) -> Tensor:
     """``input @ weight.T + bias`` with a weight whose levels stay packed: ``[..., rows]`` in the input's dtype.
 
     Sums are made in float32, and differ from those of the unpacked weight by rounding. Not differentiable.

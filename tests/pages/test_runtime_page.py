@@ -9,7 +9,7 @@ from support.paths import ROOT
 PAGE = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
 HEAD = "| network | run by | file, MB | start, s | memory, MB | batch of 1, ms | 8 | 32 |"
 HEAD_WITH_IMPORTS = HEAD.replace("| start, s |", "| imports, s | start, s |")
-HEAD_OF_PRODUCTS = "| weights | library | one vector | 8 vectors | 64 vectors |"
+HEAD_OF_PRODUCTS = "| weights | run by | one vector | 8 vectors |"
 BATCHES = ("1", "8", "32")
 
 
@@ -18,7 +18,7 @@ def stored(name):
 
 
 def figure(value: float) -> str:
-    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+    return "-" if value < 1e-3 else f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def rows_below(head):
@@ -51,7 +51,7 @@ def test_the_tables_of_networks_are_the_stored_ones(head, machine, seconds):
 def test_the_table_of_products_with_avx512_is_the_stored_one():
     expected = []
     for name, case in stored("packed_linear_2core_avx512")["products"].items():
-        found = [case[f"{count} vectors"]["times"] for count in (1, 8, 64)]
+        found = [case[f"{count} vectors"]["times"] for count in (1, 8)]
         for place, library in enumerate(found[0]):
             cells = [name] if not place else []
             expected.append([*cells, library, *(figure(times[library]) for times in found)])

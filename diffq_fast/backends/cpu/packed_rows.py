@@ -96,7 +96,9 @@ def _guarded_bias(bias: Tensor | None, count: int) -> Tensor | None:
     return bias.float()
 
 
-def _multiplied(product: Callable[..., bool], rows: tuple[tuple[int, ...], tuple], vectors: Tensor, *how: bool) -> Tensor:
+def _multiplied(
+    product: Callable[..., bool], rows: tuple[tuple[int, ...], tuple], vectors: Tensor, *how: bool
+) -> Tensor:
     """By a function of the core: packed rows as they are, or with many vectors some unpacked rows at a time."""
     results = empty([len(vectors), rows[0][-1]], torch.float32)
     given = vectors.data_ptr(), len(vectors), *how, results.data_ptr(), torch.get_num_threads()
