@@ -92,11 +92,12 @@ class PackedRecurrent(nn.Module):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's. It reads the weights several times: they are unpacked once, and dropped behind it."""
+        forward: Any = super().forward
         if is_compiling():
-            return super().forward(input, hx)
+            return forward(input, hx)
         self.__dict__["_flat_weights"] = self._unpacked_weights()
         try:
-            return super().forward(input, hx)
+            return forward(input, hx)
         finally:
             self.__dict__.pop("_flat_weights", None)  # another thread's, too, which then makes its own
 

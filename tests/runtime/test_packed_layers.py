@@ -148,7 +148,7 @@ def test_recurrent_layers_unpack_each_weight_once_in_a_forward(tmp_path, monkeyp
         assert sorted(unpacked) == sorted(id(weight) for weight in weights_of(packed))
         unpacked.clear()
     assert "_flat_weights" not in packed.lstm.__dict__
-    with pytest.raises(RuntimeError, match="input.size"):
+    with pytest.raises(RuntimeError, match=r"input\.size"):
         packed.lstm(torch.randn(3, 20, 23))
     assert "_flat_weights" not in packed.lstm.__dict__
 
