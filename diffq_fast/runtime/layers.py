@@ -92,12 +92,11 @@ class PackedRecurrent(nn.Module):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's. It reads the weights several times: they are unpacked once, and dropped behind it."""
-        forward: Any = super().forward
         if is_compiling():
-            return forward(input, hx)
+            return super().forward(input, hx)
         self.__dict__["_flat_weights"] = self._unpacked_weights()
         try:
-            return forward(input, hx)
+            return super().forward(input, hx)
         finally:
             self.__dict__.pop("_flat_weights", None)  # another thread's, too, which then makes its own
 
@@ -105,7 +104,7 @@ class PackedRecurrent(nn.Module):
         return self._unpacked_weights() if name == "_flat_weights" else super().__getattr__(name)
 
     def _unpacked_weights(self) -> list[Tensor]:
-        packed = {name: self._modules.get(f"packed_{name}") for name in self._flat_weights_names}
+        packed: dict[str, Any] = {name: self._modules.get(f"packed_{name}") for name in self._flat_weights_names}
         return [getattr(self, name) if each is None else each.unpack() for name, each in packed.items()]
 
     def _update_flat_weights(self) -> None:
