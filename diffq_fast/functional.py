@@ -661,6 +661,10 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
 
 
 memory = _backends.memory  # fingerprints of tensors on the CPU: whether what was made of them still holds
+# For packed layers, whose rows do not change: the operator, and the compiled core's kernel of it, or None, for calls
+# that nothing but the kernel has to see.
+packed_linear_operator = _ops.packed_linear.default
+packed_linear_on_cpu = _backends.packed_linear_on_cpu
 
 
 def empty_cache() -> None:

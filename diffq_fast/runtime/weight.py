@@ -12,14 +12,12 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from .. import functional
-from ..backends import packed_linear_on_cpu
 from ..packed.coding import CodedTensor
 from ..packed.tensor import PackedTensor
 from ..reference.packed_rows import PackedRows, RowForm, segment_size
 
 # Levels around zero may have other widths than the file's: as many bits as the largest of so many needs.
 SHORT_SEGMENT, LEAST_SEGMENT = 64, 32
-_packed_linear = torch.ops.diffq_fast.packed_linear.default
 _PARTS = ("data", "starts", "widths", "scales", "offsets")
 
 
@@ -103,9 +101,9 @@ class PackedWeight(nn.Module):
     def _product(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """``functional.packed_linear`` without its looking at rows that do not change: kernels guard their memory."""
         rows = self._rows()
-        product = _packed_linear
-        if packed_linear_on_cpu is not None and _is_seen_by_nobody(input) and rows.data.is_cpu:
-            product = packed_linear_on_cpu
+        product = functional.packed_linear_operator
+        if functional.packed_linear_on_cpu is not None and _is_seen_by_nobody(input) and rows.data.is_cpu:
+            product = functional.packed_linear_on_cpu
         return product(input, *rows.arguments(), self.activations == "int8", bias)
 
     @property

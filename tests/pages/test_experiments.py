@@ -278,7 +278,8 @@ def test_coded_sizes_have_a_grid_and_a_file_of_their_own(modules, store, monkeyp
     plan = modules.grid.Plan(("images_vit",), seeds=(1,), coded=True)
     starts, trainings = modules.grid.stages(plan, {"images_vit": store})
     assert [unit.method for unit in starts] == [None]
-    assert [unit.label for unit in trainings] == ["float32", "Rate 8x", "Rate 12x", "Rate 16x"]
+    coded = ["Rate 8x", "Rate 12x", "Rate 16x"]
+    assert [unit.label for unit in trainings] == ["float32", *coded, *(f"{label}, packed half-way" for label in coded)]
     assert plan.path("images_vit").name == "experiment_images_vit_coded.json"
     assert modules.grid.Plan(("images_vit",)).path("images_vit").name == "experiment_images_vit.json"
 

@@ -37,6 +37,7 @@ def keep(quantizer: DiffQuantizer, model: nn.Module) -> None:
     assert_type(moments, dict[str, Tensor])
     diffq_fast.save_calibration("moments", moments)
     assert_type(diffq_fast.pack_checkpoint("plain", "file", target_mb=8, calibration=moments).file_bytes, int)
+    diffq_fast.start_from_packed(diffq_fast.RateQuantizer(model), "file", within=0.5)
     diffq_fast.plot_bits(quantizer, "bits.png")
     assert_type(diffq_fast.export("file", "file.gguf", to="gguf").bytes, int)
     assert_type(diffq_fast.export_onnx("file", model, torch.ones(2), "file.onnx").summary(), str)
