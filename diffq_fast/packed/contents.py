@@ -269,7 +269,7 @@ def _weight_sources(name: str, weight: PackedTensor | CodedTensor, table: bytes)
 def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]) -> PackedTensor | CodedTensor:
     weight = layout.weights[name]
     ranges, short = _ranges(layout, weight, stored)
-    widths, dtype = torch.from_numpy(layout.widths[name]), DTYPES[weight.dtype]
+    widths, dtype = _widths_tensor(layout.widths[name]), DTYPES[weight.dtype]
     scheme = weight.group_size, weight.range_scope, weight.level_count, short
     if not weight.coded:
         return PackedTensor(stored[name + ".words"].view(torch.int32), widths, ranges, weight.shape, dtype, *scheme)
@@ -279,6 +279,12 @@ def _packed_tensor(layout: PackedLayout, name: str, stored: Mapping[str, Tensor]
     except CodeError as error:
         raise file_error(layout.header.path, name + ".coded", f"{error}; the file is damaged") from None
     return coded
+
+
+def _widths_tensor(widths: np.ndarray) -> Tensor:
+    """The same memory as a tensor; one width for all stays one byte."""
+    one_for_all = widths.strides == (0,)
+    return torch.from_numpy(widths[:1].copy()).expand(len(widths)) if one_for_all else torch.from_numpy(widths)
 
 
 def _ranges(

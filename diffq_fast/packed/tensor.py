@@ -45,16 +45,18 @@ class PackedTensor:
         level * u * (hi - lo) + lo, u = 1 / (2**width - 1), or 1 / (level_count - 1) where there is a count; for
         range_scope "scale" (level - 2**(width - 1)) * scale.
         """
-        dtype = dtype or self.dtype
+        dtype, widths, group_size = dtype or self.dtype, self.widths, self.group_size
+        if self.range_scope != "group" and len(widths) > 1 and widths.stride() == (0,):  # one for all, as read
+            widths, group_size = widths[:1], 0
         if self.range_scope == "scale" or self.level_count is not None:
-            levels = functional.unpack(self.words, self.widths, self.count, group_size=self.group_size)
+            levels = functional.unpack(self.words, widths, self.count, group_size=group_size)
             return self._weight(levels.reshape(self.shape)).to(dtype)
         return functional.unpack_dequantize(
             self.words,
-            self.widths,
+            widths,
             self.ranges.reshape(-1, 2),
             self.shape,
-            group_size=self.group_size,
+            group_size=group_size,
             range_scope=self.range_scope,
             dtype=dtype,
         )

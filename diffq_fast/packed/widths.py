@@ -74,9 +74,12 @@ def coding_problem(coding: Any) -> str | None:
 
 
 def decode_widths(coding: list[Any], data: bytes | bytearray, groups: int) -> np.ndarray:
-    """uint8 `[groups]`, each 1 … 16; raises WidthError when the bytes say anything else."""
+    """uint8 `[groups]`, each 1 … 16; raises WidthError when the bytes say anything else.
+
+    One width for all is one byte in memory, seen `groups` times: a file of a megabyte may have 8 M groups of it.
+    """
     if coding[0] == "one":
-        return np.full(groups, coding[1], dtype=np.uint8)
+        return np.broadcast_to(np.array(coding[1], dtype=np.uint8), (groups,))
     if coding[0] == "runs":
         return _decode_runs(data, groups)
     _, lowest, bits = coding

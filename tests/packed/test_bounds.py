@@ -13,7 +13,8 @@ from torch import nn
 from diffq_fast.cli import main
 from diffq_fast.files.safetensors_reader import read_json
 from diffq_fast.packed.header import PackedFileError
-from diffq_fast.packed.save_load import inspect, load
+from diffq_fast.packed.save_load import inspect, load, read_packed
+from support.fuzz_limits import bounded
 from support.packed_examples import DATA
 from support.packed_forgery import Forgery
 
@@ -41,6 +42,16 @@ def test_one_bit_groups_of_one_element_cost_a_multiple_of_the_file(tmp_path):
     path = forgery.write(tmp_path / "a")
     assert inspect(path).histogram == {1: 1 << 23}
     assert inspected(path) < 20 * path.stat().st_size + SPARE
+
+
+def test_one_width_for_all_groups_takes_no_memory_by_group(tmp_path):
+    forgery = Forgery.empty(GOLDEN)
+    forgery.add_weight("w", 1 << 25, group_size=1)
+    path = forgery.write(tmp_path / "a")
+    assert peak_of(lambda: read_packed(path)) < 4 * path.stat().st_size + SPARE
+    with bounded(path.stat().st_size, extra_seconds=60):
+        weight = read_packed(path).state_dict()["w"]
+    assert weight.shape == (1 << 25,) and (weight.min().item(), weight.max().item()) == (0, 1)
 
 
 @pytest.mark.parametrize("run", [b"\x01\x02", b"\x83\x01\x82\x01"], ids=["one byte", "two bytes"])
