@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 
 import pytest
 import torch
@@ -27,6 +28,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+    if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # threads beyond the cores spin while they wait for each other
+        threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of processes that tests start
+        torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(config, items):

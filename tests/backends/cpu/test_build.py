@@ -90,6 +90,8 @@ def test_missing_compiler_gives_a_pure_wheel_and_the_reason(tree):
 @needs_compiler
 def test_compile_error_fails_the_build(tree):
     pytest.importorskip("pybind11")
+    for source in (tree / "csrc" / "core").glob("*/*.cpp"):  # the others need not be compiled before the error is met
+        source.unlink()
     (tree / "csrc" / "core" / "train" / "noise.cpp").write_text("#error this must not be skipped over\n")
     done, wheel = build_wheel(tree)
     assert done.returncode != 0
@@ -100,6 +102,10 @@ def test_compile_error_fails_the_build(tree):
 @needs_compiler
 def test_platform_wheel_holds_one_compiled_module(tree):
     pytest.importorskip("pybind11")
+    before_targets = "find_package(Threads REQUIRED)\n"
+    with_options = (tree / "CMakeLists.txt").read_text().split(before_targets)
+    assert len(with_options) == 2
+    (tree / "CMakeLists.txt").write_text(f"{before_targets}add_compile_options(-O0)\n".join(with_options))  # for time
     done, wheel = build_wheel(tree)
     assert wheel is not None, done.stderr
     assert not wheel.name.endswith("-any.whl")
