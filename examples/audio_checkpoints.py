@@ -7,7 +7,7 @@
 
 Each is packed at several sizes, without and with calibration on other clips than those it is judged by, and written in
 GGUF's types and by HQQ. Sizes are bytes on disk, all told. Results:
-benchmarks/results/experiment_audio_checkpoints.json.
+benchmarks/results/experiment_audio_checkpoints*.json.
 """
 
 import argparse
@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from experiments import crepe, voice_encoder
 from experiments.audio_table import put_tables
+from experiments.minilm_table import rows_of
 from experiments.notes import rendered, spoken, synthesised
 from experiments.peer_formats import gguf_file, hqq_file
 from experiments.sentences import sentences
-from experiments.store import Store, results_path
+from experiments.store import continued
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -163,10 +164,11 @@ def main() -> None:
     parser.add_argument("--model", choices=list(subjects()), help="only the rows of this one")
     given = parser.parse_args()
     torch.manual_seed(0)
-    store = Store(results_path("audio_checkpoints", quick=False), Settings())
+    store = continued("audio_checkpoints", Settings())
+    there = {row["label"] for row in rows_of("audio_checkpoints")}
     for key, subject in subjects().items():
         labels = {f"{subject.name}: {label_of(*row)}": row for row in ROWS}
-        missing = [label for label in labels if not store.has(label, 0)]
+        missing = [label for label in labels if label not in there]
         if given.model not in (None, key) or not missing:
             continue
         checkpoint = Checkpoint(subject)

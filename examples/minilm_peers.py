@@ -6,8 +6,7 @@
 
 GGUF's types, quantised by ggml's own functions, HQQ by the formulas of its paper (scales and zeros in float16, levels
 packed densely), and integers of optimum-quanto and torchao by their own functions. A start goes on where the last one
-ended, with rows that neither experiment_minilm_peers.json nor experiment_minilm_peers_more.json in benchmarks/results/
-has; the second has those of another machine than the first, and new ones go there.
+ended, with rows that no experiment_minilm_peers*.json in benchmarks/results/ has: there is one for each machine.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from experiments.minilm_table import put_tables, rows_of
 from experiments.peer_formats import gguf_file, hqq_file
 from experiments.sentences import JUDGED, MOST_TOKENS, sentences
 from experiments.similarity import Judge
-from experiments.store import Store, results_path
+from experiments.store import continued
 
 FOLDER = Path("build/post_training")
 GGUF = ["Q4_0", "Q3_K", "Q2_K", "Q4_K", "Q5_0", "Q8_0", "Q4_1", "Q5_K", "Q6_K", "Q5_1"]
@@ -39,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=("GGUF", "HQQ", "quanto", "torchao"), help="only the rows of this one")
     given = parser.parse_args()
-    store = Store(results_path("minilm_peers_more", quick=False), Settings())
+    store = continued("minilm_peers", Settings())
     there = {row["label"] for row in rows_of("minilm_peers")}
     judge = Judge(sentences()[:JUDGED], FOLDER / f"reference_{JUDGED}.pt")
     state = minilm.pretrained().state_dict()

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import minilm
-from experiments.minilm_table import put_tables
+from experiments.minilm_table import put_tables, rows_of
 from experiments.sentences import CALIBRATED, JUDGED, MOST_TOKENS, batches, sentences
 from experiments.similarity import Judge
-from experiments.store import Store, results_path
+from experiments.store import Store, continued, results_path
 
 import diffq_fast
 from diffq_fast.packed.checkpoint import MEGABYTE, OneWidth, pack_at_bits
@@ -86,12 +86,13 @@ def main() -> None:
     settings = Settings(quick)
     texts = sentences()
     judged, others = texts[: settings.judged], texts[settings.judged : settings.judged + settings.calibrated]
-    store = Store(results_path("post_training", quick), settings)
+    store = Store(results_path("post_training", quick), settings) if quick else continued("post_training", settings)
+    there = {row["label"] for row in (store.rows if quick else rows_of("post_training"))}
     FOLDER.mkdir(parents=True, exist_ok=True)
     judge = None
     for label, bits in QUICK if quick else ROWS:
         name = f"{label}, {bits:g} bits"
-        if store.has(name, 0) or given.method not in (None, label) or given.bits not in (None, bits):
+        if name in there or given.method not in (None, label) or given.bits not in (None, bits):
             continue
         judge = judge or Judge(judged, FOLDER / f"reference_{settings.judged}.pt")
         calibration = calibration_file(settings, others) if label.endswith("calibrated") else None

@@ -8,7 +8,7 @@ Two ways to start. ``float``: steps of half a deviation, learned under noise for
 ``packed``: the steps and levels of the calibrated packing (examples/post_training.py makes its moments) at the same
 size, frozen from the first step on, so that the weights alone are trained. A start goes on where the last one ended
 (build/rate_minilm/). Bits and quality are counted as in examples/post_training.py, and the sentences that train are
-others than those that judge. Results: benchmarks/results/experiment_rate_minilm_more.json.
+others than those that judge. Results: benchmarks/results/experiment_rate_minilm*.json.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from experiments import minilm
 from experiments.minilm_table import put_tables
 from experiments.sentences import JUDGED, MOST_TOKENS, batches, sentences, training_sentences
 from experiments.similarity import Judge
-from experiments.store import Store, results_path
+from experiments.store import continued
 from torch import Tensor
 
 import diffq_fast
@@ -34,7 +34,7 @@ WEIGHTS_LR = {"float": 1e-4, "packed": 2e-4}
 CHECKPOINT = 20  # steps between two
 INSIDE = 0.2  # of a step: how far from its level a weight may lie at the start, so that not all leave it at once
 FOLDER = Path("build/rate_minilm")
-RESULTS = "rate_minilm_more"  # beside rows of an earlier recipe and machine
+RESULTS = "rate_minilm"
 STARTS = {
     "float": ({}, {}),
     "packed": ({"group_size": minilm.WIDTH}, {"warm_up": 0.0, "reach_at": 1e-6, "freeze_at": 1e-6}),
@@ -172,7 +172,7 @@ def main() -> None:
     run = Run(given.start, given.bits, given.steps, given.seed)
     run.train()
     row = run.row()
-    Store(results_path(RESULTS, quick=False), Settings()).add([row])
+    continued(RESULTS, Settings()).add([row])
     print({name: value for name, value in row.items() if name != "scores"})
     put_tables()
 

@@ -1,6 +1,7 @@
 """Tables and the plot of the MiniLM experiments: packing after training, training, other formats at their sizes."""
 
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import matplotlib
 import mnist_claim
 import numpy as np
 
-from .store import results_path
+from .store import paths_of
 from .tables import put
 
 matplotlib.use("Agg")
@@ -32,9 +33,9 @@ Row = dict[str, Any]
 
 
 def rows_of(name: str) -> list[Row]:
-    """The stored rows of one experiment, and those that another machine added; none if it has not run."""
-    paths = [results_path(stored, quick=False) for stored in (name, f"{name}_more")]
-    return [row for path in paths if path.exists() for row in json.loads(path.read_text())["rows"]]
+    """The stored rows of one experiment, and those that other machines added; none if it has not run."""
+    paths = takewhile(Path.exists, paths_of(name))
+    return [row for path in paths for row in json.loads(path.read_text())["rows"]]
 
 
 def post_training_table(rows: list[Row]) -> str:

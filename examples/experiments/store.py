@@ -1,6 +1,8 @@
 """Stored results: one JSON file per task, with every run's rows and what they were measured on and with."""
 
 import json
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,7 @@ class Store:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
-        conditions = mnist_claim.conditions() | {"recipe": recipe.stored()}
-        self.conditions = json.loads(json.dumps(conditions))  # as they will be read: tuples are lists then
+        self.conditions = conditions_of(recipe)
         self.commit = mnist_claim.commit()
         self.rows = self._stored()
 
@@ -54,6 +55,28 @@ class Store:
         head = json.dumps(self.conditions, indent=1)[:-2]
         rows = ",\n".join("  " + json.dumps(row) for row in self.rows)
         return f'{head},\n "rows": [\n{rows}\n ]\n}}\n'
+
+
+def conditions_of(recipe: Recipe) -> dict[str, Any]:
+    conditions = mnist_claim.conditions() | {"recipe": recipe.stored()}
+    return dict(json.loads(json.dumps(conditions)))  # as they will be read: tuples are lists then
+
+
+def paths_of(experiment: str) -> Iterator[Path]:
+    """Where an experiment that several machines add rows to keeps them: a file for each, without end."""
+    yield results_path(experiment, quick=False)
+    for index in count(1):
+        yield results_path(f"{experiment}_more{index if index > 1 else ''}", quick=False)
+
+
+def continued(experiment: str, recipe: Recipe) -> Store:
+    """The store of these conditions, beside those of others, which stay as they are."""
+    conditions = conditions_of(recipe)
+    for path in paths_of(experiment):
+        stored = json.loads(path.read_text()) if path.exists() else conditions
+        if {name: stored.get(name) for name in conditions} == conditions:
+            return Store(path, recipe)
+    raise AssertionError("unreachable")
 
 
 def results_path(task: str, quick: bool) -> Path:

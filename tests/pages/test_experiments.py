@@ -250,6 +250,17 @@ def test_a_store_goes_on_with_settings_that_json_gives_back_otherwise(modules, t
     assert capsys.readouterr().out == ""
 
 
+def test_what_another_machine_measured_stays_beside_new_rows(modules, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, settings = tmp_path / "benchmarks" / "results", SimpleNamespace(stored=dict)
+    for machine in "abac":
+        monkeypatch.setattr(modules.store.mnist_claim, "conditions", lambda at=machine: {"machine": at})
+        modules.store.continued("voices", settings).add([{"label": machine, "seed": 0}])
+    names = ["experiment_voices.json", "experiment_voices_more.json", "experiment_voices_more2.json"]
+    assert [json.loads((folder / name).read_text())["machine"] for name in names] == ["a", "b", "c"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
 def test_the_grid_lists_what_is_missing(modules, store, monkeypatch, tmp_path):
     monkeypatch.setattr(modules.grid, "CACHE", tmp_path)
     plan = modules.grid.Plan(("images_resnet",))
