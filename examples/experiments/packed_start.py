@@ -45,8 +45,10 @@ def packed(task: Task, network: nn.Module, recipe: Recipe, mb: float) -> diffq_f
         checkpoint, path = Path(folder, "float"), Path(folder, "packed")
         safetensors.torch.save_model(network, checkpoint)
         least, group_size = recipe.min_size, recipe.packed_group_size
-        calibration = moments(task, network)
-        diffq_fast.pack_checkpoint(checkpoint, path, target_mb=mb, calibration=calibration, min_size=least)
+        diffq_fast.pack_checkpoint(checkpoint, path, bits_per_weight=8, min_size=least)
+        header = diffq_fast.inspect(path).bytes_by_purpose["header"] / 2**20  # which a quantizer's sizes do not count
+        packing = {"calibration": moments(task, network), "min_size": least}
+        diffq_fast.pack_checkpoint(checkpoint, path, target_mb=mb + header, **packing)
         options = {"min_size": least, "float16": True, "group_size": group_size, "init_step": INIT_STEP}
         quantizer = diffq_fast.RateQuantizer(network, **options)
         quantizer.no_optimizer()
