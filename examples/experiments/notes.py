@@ -61,7 +61,9 @@ def spoken(sentences: Iterable[str], voices: Iterable[str]) -> list[np.ndarray]:
 class _Speaker:
     """eSpeak NG from the package espeakng-loader, by its C interface, which hands samples to a function."""
 
-    RETRIEVAL, CHARACTERS, UTF8 = 1, 1, 1  # AUDIO_OUTPUT_RETRIEVAL, POS_CHARACTER, espeakCHARS_UTF8
+    # AUDIO_OUTPUT_SYNCHRONOUS (without a thread of the library's, for which a second speaker waits for ever),
+    # POS_CHARACTER, espeakCHARS_UTF8
+    SYNCHRONOUS, CHARACTERS, UTF8 = 2, 1, 1
 
     def __init__(self) -> None:
         folder = folder_of("espeakng_loader")
@@ -71,7 +73,7 @@ class _Speaker:
             *(ctypes.c_void_p, ctypes.c_void_p),
         ]
         data = str(folder / "espeak-ng-data").encode()
-        self._rate = int(self._library.espeak_Initialize(self.RETRIEVAL, 0, ctypes.c_char_p(data), 0))
+        self._rate = int(self._library.espeak_Initialize(self.SYNCHRONOUS, 0, ctypes.c_char_p(data), 0))
         self._pieces: list[np.ndarray] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self._taken = kind(self._take)  # kept: the library only has its address
@@ -88,6 +90,5 @@ class _Speaker:
             raise ValueError(f"spoken: eSpeak NG has no voice {voice!r}")
         text = sentence.encode()
         self._library.espeak_Synth(text, len(text) + 1, 0, self.CHARACTERS, 0, self.UTF8, None, None)
-        self._library.espeak_Synchronize()
         samples = resample_poly(np.concatenate(self._pieces) / 32768, RATE, self._rate)
         return (samples * LOUDNESS / np.sqrt(np.mean(samples**2))).astype(np.float32)
