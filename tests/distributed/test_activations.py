@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffq_fast import ActivationQuantizer, DiffQuantizer, load, save
 from diffq_fast.packed.contents import read_packed
-from support.sharded_runs import OPTIONS, Net, batches, mean_over, own_rows, run_processes, whole, whole_state
+from support.sharded_runs import OPTIONS, Net, batches, mean_over, own_rows, whole, whole_state
 
 KINDS = {
     "fixed": {"bits": 8, "noise": None},
@@ -271,16 +271,6 @@ def run(path):
         "resumed": resumed(square, four, f"{path}/checkpoint"),
         "refused": {attempt.__name__: refusal(attempt, square) for attempt in REFUSED},
     }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def ranks(folder):
-    return run_processes(run, folder)
 
 
 @functools.cache

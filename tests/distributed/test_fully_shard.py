@@ -14,7 +14,6 @@ from support.sharded_runs import (
     batches,
     mean_over,
     own_rows,
-    run_processes,
     whole,
     whole_state,
 )
@@ -85,11 +84,6 @@ def run(path):
             if size == "two" or case in FEW:
                 results[size, case] = train(mesh=mesh, **options)
     return results
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    return run_processes(run, tmp_path_factory.mktemp("runs"))
 
 
 @functools.cache
