@@ -1,4 +1,4 @@
-"""What the processes of a test module's ``run`` give: they are started once for all of its tests."""
+"""What the function that a test module is marked with gives in each process: all are started once for all tests."""
 
 import pytest
 
@@ -12,4 +12,5 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ranks(request, folder):
-    return run_processes(request.module.run, folder, getattr(request.module, "PROCESSES", 4))
+    marked = request.node.get_closest_marker("processes")
+    return run_processes(path=folder, **marked.kwargs)

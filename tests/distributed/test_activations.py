@@ -273,6 +273,9 @@ def run(path):
     }
 
 
+pytestmark = pytest.mark.processes(run=run)
+
+
 @functools.cache
 def alone(kind):
     return Run(kind).trained()

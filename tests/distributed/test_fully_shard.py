@@ -86,6 +86,9 @@ def run(path):
     return results
 
 
+pytestmark = pytest.mark.processes(run=run)
+
+
 @functools.cache
 def alone(case):
     options = {name: value for name, value in CASES[case].items() if name != "order"}

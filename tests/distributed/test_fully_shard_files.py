@@ -124,6 +124,9 @@ def run(path):
     }
 
 
+pytestmark = pytest.mark.processes(run=run)
+
+
 @functools.cache
 def alone(kind, path):
     return written(kind, None, path)

@@ -1,5 +1,6 @@
 """Operators on DTensors, over two processes, against the whole tensors in one."""
 
+import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -8,7 +9,6 @@ import diffq_fast.functional as functional
 from support.sharded_runs import whole
 
 ops = torch.ops.diffq_fast
-PROCESSES = 2
 NO_STRATEGY = {"draw_key", "encode_levels"}  # and what returns lists
 
 
@@ -65,6 +65,9 @@ def run(_path):
         placements = [str(each.placements[0]) for each in results]
         made[name] = [whole(each) for each in results], placements
     return made, sorted(strategies.OPERATORS)
+
+
+pytestmark = pytest.mark.processes(run=run, world=2)
 
 
 def test_results_are_those_of_one_process(ranks):

@@ -185,6 +185,9 @@ def run(path):
     return {"trained": trained, "files": sizes, "bytes": kept, "refused": refusals(two)}
 
 
+pytestmark = pytest.mark.processes(run=run)
+
+
 @pytest.mark.parametrize(("kind", "order"), CASES)
 def test_tensor_parallel_equals_one_process(ranks, kind, order, tmp_path):
     losses, sizes, out, state = train(kind, None, order, tmp_path / "one.safetensors")

@@ -45,6 +45,9 @@ def run(path):
     return found
 
 
+pytestmark = pytest.mark.processes(run=run)
+
+
 @functools.cache
 def alone(kind):
     return Run(kind).trained()

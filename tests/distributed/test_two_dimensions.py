@@ -96,6 +96,9 @@ def run(path):
     }
 
 
+pytestmark = pytest.mark.processes(run=run)
+
+
 @functools.cache
 def alone(kind, frozen):
     return Run(kind).trained(frozen)
