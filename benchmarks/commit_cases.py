@@ -151,6 +151,18 @@ def training_step(noise: str, group_size: int) -> Run:
     return training_models.encoder_step(QUICK, diffq_fast, {"group_size": group_size, "noise": noise})
 
 
+def model_size() -> Run:
+    """The size of MiniLM's shape in groups of 8, 2.8 million logits, and its gradient."""
+    import training_models
+
+    import diffq_fast
+
+    model = training_models.Encoder(1, 1000) if QUICK else training_models.Encoder()
+    quantizer = diffq_fast.DiffQuantizer(model, group_size=8)
+    learned = quantizer.learned_parameters()
+    return lambda: torch.autograd.grad(quantizer.model_size(), learned)
+
+
 def small_weights() -> Run:
     """Forward and backward of 300 small weights, on one thread."""
     import training_models
@@ -161,11 +173,12 @@ def small_weights() -> Run:
     quantizer = diffq_fast.DiffQuantizer(model, group_size=8, min_size=0, noise="uniform")
     quantizer.setup_optimizer(torch.optim.SGD(list(model.parameters())[:1], lr=0.1))
     model.train()
+    parameters = list(model.parameters())
 
     def run() -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        for parameter in model.parameters():
+        for parameter in parameters:
             parameter.grad = None
         model(x).sum().backward()
         torch.set_num_threads(threads)
@@ -188,6 +201,7 @@ ROWS: dict[str, Callable[[], Run | Case]] = {
     "step uniform g=8": lambda: training_step("uniform", 8),
     "step uniform g=64": lambda: training_step("uniform", 64),
     "step gaussian g=8": lambda: training_step("gaussian", 8),
+    "model size": model_size,
     "small weights": small_weights,
 }
 

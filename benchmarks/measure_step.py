@@ -119,9 +119,10 @@ def measure_small(quick: bool, seconds: float) -> dict[str, Any]:
                 quantizer = package.DiffQuantizer(model, group_size=8, min_size=0, noise="uniform")
                 quantizer.setup_optimizer(torch.optim.SGD(list(model.parameters())[:1], lr=0.1))
             model.train()
+            parameters = list(model.parameters())
 
-            def run(model=model, x=x) -> None:
-                for parameter in model.parameters():
+            def run(model=model, x=x, parameters=parameters) -> None:
+                for parameter in parameters:
                     parameter.grad = None
                 model(x).sum().backward()
 

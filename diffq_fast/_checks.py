@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from .reference.sizes import MAX_WIDTH, group_count, levels_per_width, word_coun
 
 RANGE_SCOPES = ("tensor", "group")
 MOST_COLUMNS = 2**32  # of bit planes; without blocks they take no memory, however many columns they have
+
+_FLOATING = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+_dtype, _layout, _device, _shape = map(attrgetter, ("dtype", "layout", "device", "shape"))
 
 CountWidths = Callable[[Tensor], Tensor]  # the operator count_widths
 
@@ -53,6 +57,8 @@ def check_weights(who: str, weights: Sequence[Tensor]) -> None:
     if len(weights) == 0:
         raise ValueError(f"{who}: expected at least one weight, got none")
     device = weights[0].device
+    if _are_plain(weights, device):
+        return
     for index, weight in enumerate(weights):
         if not weight.is_floating_point():
             raise TypeError(f"{who}: weights[{index}] must be a floating tensor, got {weight.dtype}")
@@ -60,6 +66,17 @@ def check_weights(who: str, weights: Sequence[Tensor]) -> None:
             raise TypeError(f"{who}: weights[{index}] must be dense, got {weight.layout}; to_dense() makes it so")
         if weight.device != device:
             raise ValueError(f"{who}: weights must be on one device, got {device} and {weight.device}")
+
+
+def _are_plain(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether they are plainly what is expected, floating and dense on ``device``: asked of hundreds of small weights
+    at once. A compiled graph looks at one after the other."""
+    return (
+        not torch.compiler.is_compiling()
+        and _FLOATING.issuperset(map(_dtype, tensors))
+        and {torch.strided}.issuperset(map(_layout, tensors))
+        and {device}.issuperset(map(_device, tensors))
+    )
 
 
 def check_output_dtype(who: str, dtype: torch.dtype | None) -> None:
@@ -89,6 +106,11 @@ def _check_per_group(
     """``values`` has one flat tensor for each weight, with one value for each of its groups."""
     if len(values) != len(weights):
         raise ValueError(f"{who}: expected {len(weights)} {argument}, one per weight, got {len(values)}")
+    if weights and _are_plain(weights, weights[0].device) and _are_plain(values, weights[0].device):
+        counts = map(Tensor.numel, weights)
+        groups = [(-(-count // group_size),) if group_size else (min(count, 1),) for count in counts]
+        if list(map(_shape, values)) == groups:
+            return
     for index, (weight, value) in enumerate(zip(weights, values, strict=True)):
         _check_shape(who, f"{argument}[{index}]", value, weight.numel(), group_size)
         if value.device != weight.device:
@@ -150,9 +172,10 @@ def check_add_noise(
         given = f"got min_bits={options.min_bits}, max_bits={options.max_bits}"
         raise ValueError(f"{who}: expected 0 < min_bits < max_bits < 128, {given}")
     _check_per_group(who, "logits", weights, logits, options.group_size)
-    for index, logit in enumerate(logits):
-        if not logit.is_floating_point():
-            raise TypeError(f"{who}: logits[{index}] must be a floating tensor, got {logit.dtype}")
+    if not _are_plain(logits, weights[0].device):
+        for index, logit in enumerate(logits):
+            if not logit.is_floating_point():
+                raise TypeError(f"{who}: logits[{index}] must be a floating tensor, got {logit.dtype}")
     if nonfinite is not None and nonfinite.dtype != torch.float32:
         raise TypeError(f"{who}: nonfinite must be float32, got {nonfinite.dtype}")
     if nonfinite is not None and nonfinite.shape != (count,):

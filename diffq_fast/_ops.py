@@ -148,9 +148,10 @@ class _AddNoise(torch.autograd.Function):
         result: list[Tensor | None] = [None] * (_BEFORE + 2 * count)
         if not used:
             return tuple(result)
+        lists: Any = grads, weights, logits, ctx.streams
         if len(used) < count:
             ranges, extremes = _rows_of(used, weights, ranges, extremes, ctx.options)
-        lists = [[each[index] for index in used] for each in (grads, weights, logits, ctx.streams)]
+            lists = [[each[index] for index in used] for each in lists]
         of_grads, of_weights, of_logits, streams = lists
         made = _gradients(of_grads, of_weights, of_logits, streams, key, ranges, extremes, ctx.options)
         grad_weights, grad_logits, nonfinite = made
@@ -159,7 +160,9 @@ class _AddNoise(torch.autograd.Function):
             if needs[_BEFORE + index]:
                 result[_BEFORE + index] = grad_weight
             if needs[_BEFORE + count + index]:
-                result[_BEFORE + count + index] = grad_logit.to(logits[index].dtype)
+                logit = logits[index]
+                same = grad_logit.dtype is logit.dtype
+                result[_BEFORE + count + index] = grad_logit if same else grad_logit.to(logit.dtype)
         if needs[_BEFORE - 1]:
             result[_BEFORE - 1] = _spread(nonfinite, used, count)
         return tuple(result)

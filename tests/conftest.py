@@ -17,6 +17,7 @@ MARKERS = {
     "peer": "compares with diffq 0.2.4, run as a black box; skipped where it is not installed",
     "programs": "runs real programs that import diffq (Demucs 4.1.0); skipped where they are not installed",
     "gpu": "needs a CUDA device; skipped without one",
+    "processes(run, world=4)": "what the processes of a module of tests run, once for all of them",
     "slow": "takes more than a few seconds; leave out with -m 'not slow'",
 }
 

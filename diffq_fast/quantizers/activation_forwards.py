@@ -53,6 +53,8 @@ class ActivationForwards:
         RuntimeError: the model is sharded in a way that is not supported.
     """
 
+    rests = False  # what inner modules need of it is in their forwards
+
     def __init__(self, owner: Any, model: nn.Module, inputs: Mapping[str, InputQuantizer], momentum: float) -> None:
         self.owner, self.model, self.inputs, self.momentum = owner, model, list(inputs.values()), momentum
         self.nesting, self.forwards, self.replays = Nesting(), Forwards(), ReplaysByThread()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .selection import QuantizedParameter, Selection, Slot
-from .shards import MANAGED, is_dimension, is_managed, is_sharded, split_dimensions
+from .shards import MANAGED, is_first_of, is_managed, is_sharded, split_dimensions
 
 PAIRS = (["Shard", "Shard"], ["_StridedShard", "Shard"])  # of fully_shard and of tensor parallelism, along a mesh each
 _FSDP1 = "FullyShardedDataParallel"
@@ -129,7 +129,7 @@ def _common_mesh(before: Any, found: Any) -> Any:
     if before is None or before == found:
         return found
     small, large = sorted((before, found), key=lambda mesh: mesh.ndim)
-    return large if is_dimension(small, large, 0) else None
+    return large if is_first_of(small, large) else None
 
 
 def _mesh_of_rest(mesh: Any, rest: Iterable[Slot]) -> Any:
@@ -137,21 +137,22 @@ def _mesh_of_rest(mesh: Any, rest: Iterable[Slot]) -> Any:
     compute one model, and need one noise."""
     for slot in rest:
         param: Any = slot.param
-        if param.__class__ is not nn.Parameter and is_sharded(param) and is_dimension(mesh, param.device_mesh, 0):
+        if param.__class__ is not nn.Parameter and is_sharded(param) and is_first_of(mesh, param.device_mesh):
             return param.device_mesh
     return mesh
 
 
 def _refuse_placement(who: str, entry: QuantizedParameter, param: Any) -> None:
     split = [type(param.placements[index]).__name__ for index in split_dimensions(param)]
-    both = is_managed(entry.module) and param.device_mesh.ndim == 2
-    if param.device_mesh.ndim > 2 or split not in ([], ["Shard"], *(PAIRS if both else ())):
+    dimensions = param.device_mesh.ndim
+    both = is_managed(entry.module) and dimensions in (2, 3)
+    if dimensions > 2 + both or split not in ([], ["Shard"], *(PAIRS if both else ())):
         placed = ", ".join(map(str, param.placements))
         raise _unsupported(
             who,
             entry,
             f"is placed as ({placed}); supported are fully_shard over a mesh of one or two dimensions, tensor "
-            "parallelism over one, and both over one each; shard in one of these ways, or exclude the weight",
+            "parallelism over one, and both together; shard in one of these ways, or exclude the weight",
         )
 
 

@@ -151,6 +151,11 @@ class Attachment:
                 guarded[entry.module].append(entry.ends_name)
         return guarded
 
+    @property
+    def rests(self) -> bool:
+        """Whether the hooks of inner modules have nothing to do in forwards, only inside backwards."""
+        return self._lowering is None and self._selection.mesh is None
+
     # -- the forward of the whole model ------------------------------------------------------------------------------
 
     @never_compiled_by_itself

@@ -18,10 +18,19 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .replay import Nesting, ReplaysByThread, passed_by_when_compiling
 from .selection import Slot
 from .shards import MANAGED
+
+
+def _unknown() -> Any:
+    return True
+
+
+# What compiles the frames that are called now; None: nothing does.
+_frame_compiler: Callable[[], Any] = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", _unknown)
 
 # Attribute of a module: whether its weights are shadowed. Only compiled graphs read it, see guard().
 SHADOWED = "_diffq_fast_shadowed"
@@ -95,6 +104,10 @@ class Unwinding(Protocol):
     model: nn.Module
     noted: tuple[type, Any] | None
 
+    @property
+    def rests(self) -> bool:
+        """Whether its hooks of inner modules have nothing to do in forwards, only inside backwards."""
+
     def note_shards(self) -> None:
         """A call of the root begins, before any hook, and ``fully_shard`` may have changed it since the last one."""
 
@@ -143,17 +156,18 @@ class Guard:
         """Stands before ``_call_impl``."""
         if torch.compiler.is_compiling():
             return type(self._module)._call_impl(self._module, *args, **kwargs)
-        call = self._before("_call_impl")
         if self._roots:
             self._refuse_replica(sys._getframe(1).f_locals.get("self"))
             guarded = [*self._roots, *self._parts]
             for root in self._roots:
                 if root.noted != (type(root.model), root.model.__dict__.get(MANAGED)):
                     root.note_shards()
-        elif torch._C._current_graph_task_id() == -1:
-            return call(*args, **kwargs)  # only inside a backward is anything put here
+        elif torch._C._current_graph_task_id() == -1:  # only inside a backward is anything put here
+            called = self._module.forward if self._may_pass_by() else self._before("_call_impl")
+            return called(*args, **kwargs)
         else:
             guarded = self._parts
+        call = self._before("_call_impl")
         here = threading.get_ident()
         marks = [(each, each.nesting.depths.get(here, 0), len(each.replays.stacks.get(here, ()))) for each in guarded]
         try:
@@ -162,6 +176,22 @@ class Guard:
             for attachment, calls, replays in marks:
                 attachment.unwind(calls, replays)
             raise
+
+    def _may_pass_by(self) -> bool:
+        """Whether a call comes to the module's ``forward`` alone, since no hook has anything to do: as ``_call_impl``
+        finds for a module without hooks, which is several times as fast. Dynamo has to see the hooks."""
+        module, parts = self._module, self._parts
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            if len(hooks) != len(parts):
+                return False
+            for hook in hooks.values():
+                if getattr(hook, "__self__", None) not in parts:
+                    return False
+        if not all(part.rests for part in parts):
+            return False
+        others = module._backward_hooks or module._backward_pre_hooks or _has_any_global_hook()
+        own = "_call_impl" in self._found or type(module)._call_impl is not nn.Module._call_impl
+        return not (others or own or torch._C._get_tracing_state() or _frame_compiler() is not None)
 
     def _refuse_replica(self, caller: Any) -> None:
         """A replica has the ``__dict__`` of its original, and so calls the guard of that."""

@@ -34,14 +34,21 @@ def trained(before: Any, found: Any) -> Any:
         return before
     if before is None or found.device_mesh == before.device_mesh:
         return found
-    return found if is_dimension(before.device_mesh, found.device_mesh, 1) else before
+    return found if is_last_of(before.device_mesh, found.device_mesh) else before
 
 
-def is_dimension(mesh: Any, of: Any, index: int) -> bool:
-    """Whether a mesh of one dimension is the dimension ``index`` of the mesh ``of``, which has two."""
-    if (mesh.ndim, of.ndim) != (1, 2):
+def is_first_of(mesh: Any, of: Any) -> bool:
+    """Whether a mesh has this process's first dimensions of the mesh ``of``, which has more: those of ``fully_shard``
+    around tensor parallelism."""
+    if mesh.ndim >= of.ndim:
         return False
-    return torch.equal(of.mesh.select(1 - index, of.get_coordinate()[1 - index]), mesh.mesh)
+    here = (slice(None),) * mesh.ndim + tuple(of.get_coordinate()[mesh.ndim :])
+    return torch.equal(of.mesh[here], mesh.mesh)
+
+
+def is_last_of(mesh: Any, of: Any) -> bool:
+    """Whether a mesh has the last ones: those of tensor parallelism."""
+    return mesh.ndim < of.ndim and torch.equal(of.mesh[tuple(of.get_coordinate()[: of.ndim - mesh.ndim])], mesh.mesh)
 
 
 def is_split_by_parallelism(module: nn.Module, param: Any) -> bool:

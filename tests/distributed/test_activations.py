@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffq_fast import ActivationQuantizer, DiffQuantizer, load, save
 from diffq_fast.packed.contents import read_packed
-from support.sharded_runs import OPTIONS, Net, batches, mean_over, own_rows, run_processes, whole, whole_state
+from support.sharded_runs import OPTIONS, Net, batches, mean_over, own_rows, whole, whole_state
 
 KINDS = {
     "fixed": {"bits": 8, "noise": None},
@@ -273,14 +273,7 @@ def run(path):
     }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def ranks(folder):
-    return run_processes(run, folder)
+pytestmark = pytest.mark.processes(run=run)
 
 
 @functools.cache

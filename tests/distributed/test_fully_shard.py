@@ -14,7 +14,6 @@ from support.sharded_runs import (
     batches,
     mean_over,
     own_rows,
-    run_processes,
     whole,
     whole_state,
 )
@@ -87,9 +86,7 @@ def run(path):
     return results
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    return run_processes(run, tmp_path_factory.mktemp("runs"))
+pytestmark = pytest.mark.processes(run=run)
 
 
 @functools.cache

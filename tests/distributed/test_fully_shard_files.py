@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from diffq_fast import DiffQuantizer, SizeTarget, load, save
-from support.sharded_runs import OPTIONS, QUANTIZERS, Net, batches, own_rows, run_processes, whole_state
+from support.sharded_runs import OPTIONS, QUANTIZERS, Net, batches, own_rows, whole_state
 
 KINDS = ["gaussian", "group_ranges", "rate", "lsq", "qat"]
 
@@ -124,14 +124,7 @@ def run(path):
     }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def ranks(folder):
-    return run_processes(run, folder)
+pytestmark = pytest.mark.processes(run=run)
 
 
 @functools.cache

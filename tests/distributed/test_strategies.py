@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import diffq_fast.functional as functional
-from support.sharded_runs import run_processes, whole
+from support.sharded_runs import whole
 
 ops = torch.ops.diffq_fast
 NO_STRATEGY = {"draw_key", "encode_levels"}  # and what returns lists
@@ -67,30 +67,28 @@ def run(_path):
     return made, sorted(strategies.OPERATORS)
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    return run_processes(run, tmp_path_factory.mktemp("strategies"), 2)
+pytestmark = pytest.mark.processes(run=run, world=2)
 
 
-def test_results_are_those_of_one_process(processes):
-    for made, _names in processes:
+def test_results_are_those_of_one_process(ranks):
+    for made, _names in ranks:
         for name, given in arguments():
             results = getattr(ops, name)(*given)
             results = results if isinstance(results, tuple) else (results,)
             assert all(map(torch.equal, made[name][0], results)), name
 
 
-def test_rows_and_elements_stay_split(processes):
+def test_rows_and_elements_stay_split(ranks):
     split_results = {"widths_from_logits": "S(0)", "unpack_rows": "S(0)", "packed_linear": "S(0)"}
-    for made, _names in processes:
+    for made, _names in ranks:
         assert {name: made[name][1][0] for name in split_results} == split_results
         assert made["count_widths"][1] == ["P(sum)"]
 
 
-def test_each_operator_that_returns_tensors_has_a_strategy(processes):
+def test_each_operator_that_returns_tensors_has_a_strategy(ranks):
     returns_tensors = {
         schema.name.removeprefix("diffq_fast::")
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("diffq_fast::") and all(str(each.type) == "Tensor" for each in schema.returns)
     }
-    assert set(processes[0][1]) == returns_tensors - NO_STRATEGY == {name for name, _given in arguments()}
+    assert set(ranks[0][1]) == returns_tensors - NO_STRATEGY == {name for name, _given in arguments()}

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
 
 from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer, save
-from support.sharded_runs import OPTIONS, PLAN, Mlp, run_processes, whole, whole_state
+from support.sharded_runs import OPTIONS, PLAN, Mlp, whole, whole_state
 
 KINDS = {
     "gaussian": lambda model: DiffQuantizer(model, group_size=4, init_bits=4, **OPTIONS),
@@ -137,11 +138,10 @@ def compiled(mesh):
     torch.compile(model, backend="eager", fullgraph=True)(torch.ones(2, 8))
 
 
-def three_dimensions(mesh):
-    """HSDP and tensor parallelism."""
-    model, cube = Mlp(), init_device_mesh("cpu", (1, 2, 2), mesh_dim_names=("replicate", "shard", "tensor"))
-    parallelize_module(model, cube["tensor"], PLAN)
-    fully_shard(model, mesh=cube["replicate", "shard"])
+def split_twice(mesh):
+    """Along both dimensions of a mesh, without fully_shard."""
+    model, square = nn.Sequential(nn.Linear(8, 8)), init_device_mesh("cpu", (2, 2))
+    model[0].weight = nn.Parameter(distribute_tensor(model[0].weight.detach(), square, [Shard(0), Shard(1)]))
     diffq(model, exclude=("bias",))
 
 
@@ -159,7 +159,7 @@ ATTEMPTS = {
     "early_optimizer": early_optimizer,
     "inner": inner,
     "compiled": compiled,
-    "three_dimensions": three_dimensions,
+    "split_twice": split_twice,
 }
 
 
@@ -185,9 +185,7 @@ def run(path):
     return {"trained": trained, "files": sizes, "bytes": kept, "refused": refusals(two)}
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    return run_processes(run, tmp_path_factory.mktemp("runs"))
+pytestmark = pytest.mark.processes(run=run)
 
 
 @pytest.mark.parametrize(("kind", "order"), CASES)
@@ -223,7 +221,7 @@ REFUSED = {
     "early_optimizer": "RuntimeError: DiffQuantizer: the model was sharded after setup_optimizer",
     "inner": "RuntimeError: DiffQuantizer: 0.weight is held by fully_shard, but stands there whole",
     "compiled": "Unsupported: Attempted to call function marked as skipped",  # torch's own hooks
-    "three_dimensions": "RuntimeError: DiffQuantizer: up.weight is placed as (",
+    "split_twice": "RuntimeError: DiffQuantizer: 0.weight is placed as (S(0), S(1))",
 }
 
 

@@ -80,8 +80,9 @@ def own_rows(batch: torch.Tensor, mesh: Any) -> torch.Tensor:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy: what one process has of a DTensor may be all of it, in memory that ``fully_shard`` takes back."""
     tensor = tensor.detach()
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
 
 
 def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:

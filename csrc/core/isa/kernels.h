@@ -21,6 +21,12 @@ struct Range {
     bool nan;
 };
 
+// The bits of some logits: their sum, to rounding, and their range.
+struct BitSums {
+    double sum;
+    Range range;
+};
+
 // Where the levels of a block lie: in one range, or from a smallest weight and a length per element on; with
 // one step, or with a step, its reciprocal and a highest level per element. A pointer is null where one value
 // serves.
@@ -173,8 +179,10 @@ struct Kernels {
 
     // See bits.h.
     void (*make_steps)(const float* logits, int64_t count, const BitsRule& rule, float* steps);
-    void (*make_bits)(const float* logits, int64_t count, const BitsRule& rule, float* bits);
-    void (*make_bit_slopes)(const float* logits, int64_t count, const BitsRule& rule, float* slopes);
+    BitSums (*sum_bits)(const float* logits, int64_t count, const BitsRule& rule);
+    // gradients[i] = factor * d bits / d logit, to rounding. `past_cache` as below.
+    void (*make_bit_gradients)(const float* logits, int64_t count, const BitsRule& rule, float factor,
+                               bool past_cache, float* gradients);
     // noisy[i] = weights[i] + amplitudes[i / group_size] * z[i] for the elements of the run, which is made of
     // whole groups; group_size 0: one amplitude; beside 0 and 1 the run begins with a Philox call. Amplitudes
     // are followed by kReadBehind readable floats. `past_cache`: `noisy` is not read soon, so it need not go

@@ -18,11 +18,32 @@ struct RangeLanes {
     }
 };
 
+DIFFQ_INLINE RangeLanes no_range() {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    return {splat(kInfinity), splat(-kInfinity), Uint{}};
+}
+
+DIFFQ_INLINE void include_value(Range& range, float value) {
+    range.lo = value < range.lo ? value : range.lo;
+    range.hi = value > range.hi ? value : range.hi;
+    range.nan |= value != value;
+}
+
+DIFFQ_INLINE Range range_of(const RangeLanes& lanes) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    Range range{kInfinity, -kInfinity, false};
+    for (int lane = 0; lane < kLanes; ++lane) {
+        range.lo = lanes.lo[lane] < range.lo ? lanes.lo[lane] : range.lo;
+        range.hi = lanes.hi[lane] > range.hi ? lanes.hi[lane] : range.hi;
+        range.nan |= lanes.magnitude[lane] > kInfinityBits;
+    }
+    return range;
+}
+
 static Range find_range(const float* values, int64_t count) {
     constexpr int kSets = 4;  // independent ones, as each waits for its own last result
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
     RangeLanes sets[kSets];
-    for (RangeLanes& set : sets) set = {splat(kInfinity), splat(-kInfinity), Uint{}};
+    for (RangeLanes& set : sets) set = no_range();
     int64_t i = 0;
     for (; i + kSets * kLanes <= count; i += kSets * kLanes) {
 #pragma GCC unroll 4
@@ -32,17 +53,8 @@ static Range find_range(const float* values, int64_t count) {
         }
     }
     for (; i + kLanes <= count; i += kLanes) sets[0].include(load(values + i));
-    Range range{kInfinity, -kInfinity, false};
     for (int set = 1; set < kSets; ++set) sets[0].include(sets[set]);
-    for (int lane = 0; lane < kLanes; ++lane) {
-        range.lo = sets[0].lo[lane] < range.lo ? sets[0].lo[lane] : range.lo;
-        range.hi = sets[0].hi[lane] > range.hi ? sets[0].hi[lane] : range.hi;
-        range.nan |= sets[0].magnitude[lane] > kInfinityBits;
-    }
-    for (; i < count; ++i) {
-        range.lo = values[i] < range.lo ? values[i] : range.lo;
-        range.hi = values[i] > range.hi ? values[i] : range.hi;
-        range.nan |= values[i] != values[i];
-    }
+    Range range = range_of(sets[0]);
+    for (; i < count; ++i) include_value(range, values[i]);
     return range;
 }

@@ -38,29 +38,26 @@ DIFFQ_INLINE Float bit_slope_at(Float t, const BitsRule& rule) {
     return t_slope * octaves / (step_at(t, rule) + 1.0f);
 }
 
-// results[i] = at(t, rule) of logit i. The last vector is padded: its lanes past the end are computed and
-// dropped.
-template <Float (*at)(Float t, const BitsRule& rule)>
-static void make_each(const float* logits, int64_t count, const BitsRule& rule, float* results) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(at(sigmoid(load(logits + i)), rule), results + i);
-    if (i == count) return;
+// results[i] = each(logit i). The last vector is padded: its lanes past the end are computed and dropped.
+template <typename Each>
+DIFFQ_INLINE void make_rest(const float* logits, int64_t count, const Each& each, float* results) {
+    if (count == 0) return;
     float padded[kLanes] = {};
-    for (int64_t j = i; j < count; ++j) padded[j - i] = logits[j];
-    store(at(sigmoid(load(padded)), rule), padded);
-    for (int64_t j = i; j < count; ++j) results[j] = padded[j - i];
+    for (int64_t j = 0; j < count; ++j) padded[j] = logits[j];
+    store(each(load(padded)), padded);
+    for (int64_t j = 0; j < count; ++j) results[j] = padded[j];
 }
+
+struct StepOf {
+    BitsRule rule;
+    DIFFQ_MEMBER Float operator()(Float logits) const { return step_at(sigmoid(logits), rule); }
+};
 
 static void make_steps(const float* logits, int64_t count, const BitsRule& rule, float* steps) {
-    make_each<step_at>(logits, count, rule, steps);
-}
-
-static void make_bits(const float* logits, int64_t count, const BitsRule& rule, float* bits) {
-    make_each<bits_at>(logits, count, rule, bits);
-}
-
-static void make_bit_slopes(const float* logits, int64_t count, const BitsRule& rule, float* slopes) {
-    make_each<bit_slope_at>(logits, count, rule, slopes);
+    const StepOf each{rule};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(each(load(logits + i)), steps + i);
+    make_rest(logits + i, count - i, each, steps + i);
 }
 
 struct LogitGradients {

@@ -3,7 +3,7 @@
 // clang-format off
 static constexpr Kernels kKernels = {
     kName,
-    make_noise, make_steps, make_bits, make_bit_slopes,
+    make_noise, make_steps, sum_bits, make_bit_gradients,
     add_noise, finish_writes, multiply_noise, sum_groups, sum, dot, make_logit_gradients,
     find_range,
     floats_from_halves, halves_from_floats,

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "core/runtime/dispatch.h"
+#include "core/runtime/memory.h"
 #include "core/runtime/tasks.h"
 #include "core/runtime/thread_pool.h"
 
@@ -15,14 +16,13 @@ namespace {
 class Work {
   public:
     explicit Work(const LearnedBits& learned) {
-        int64_t total = 0;
         for (const int64_t count : learned.counts) {
             const int64_t groups = group_count(count, learned.group_size);
             cuts_.emplace_back(groups, 1);
             table_.append(cuts_.back().size());
-            total += groups;
+            groups_ += groups;
         }
-        threads_ = threads_for(total, learned.threads);
+        threads_ = threads_for(groups_, learned.threads);
     }
 
     // Calls body(weight, chunk of its groups, number of the task), in parallel.
@@ -34,12 +34,14 @@ class Work {
         });
     }
 
+    int64_t groups() const { return groups_; }
     size_t tasks() const { return static_cast<size_t>(table_.tasks()); }
     size_t start(size_t weight) const { return static_cast<size_t>(table_.start(weight)); }
 
   private:
     std::vector<Chunks> cuts_;
     TaskTable table_;
+    int64_t groups_ = 0;
     int threads_;
 };
 
@@ -83,10 +85,9 @@ float size_of(const LearnedBits& learned, size_t weight, const Part& part) {
     const Groups groups(elements, learned.group_size);
     if (groups.count == 0) return 0;
     if (part.nan) return std::numeric_limits<float>::quiet_NaN();
-    float last;
-    kernels().make_bits(learned.logits[weight] + groups.count - 1, 1, learned.rule, &last);
-    const double levels = static_cast<double>(groups.size) * (part.sum - static_cast<double>(last)) +
-                          static_cast<double>(groups.last) * static_cast<double>(last) +
+    const double last = kernels().sum_bits(learned.logits[weight] + groups.count - 1, 1, learned.rule).sum;
+    const double levels = static_cast<double>(groups.size) * (part.sum - last) +
+                          static_cast<double>(groups.last) * last +
                           static_cast<double>(elements) * static_cast<double>(learned.extra_bits);
     const double table = table_bits(learned, learned.extra_bits + part.lo, learned.extra_bits + part.hi);
     return static_cast<float>(levels + static_cast<double>(groups.count) * table);
@@ -98,11 +99,9 @@ void weight_sizes(const LearnedBits& learned, float* sizes) {
     const Work work(learned);
     std::vector<Part> parts(work.tasks());
     work.run([&](size_t weight, const Chunk& chunk, size_t task) {
-        float bits[kBlock];
-        for_each_block_of(chunk, [&](Span span) {
-            kernels().make_bits(learned.logits[weight] + span.begin, span.count, learned.rule, bits);
-            parts[task].add(kernels().sum(bits, span.count), kernels().find_range(bits, span.count));
-        });
+        const BitSums bits =
+            kernels().sum_bits(learned.logits[weight] + chunk.begin, chunk.end - chunk.begin, learned.rule);
+        parts[task].add(bits.sum, bits.range);
     });
     for (size_t i = 0; i < learned.counts.size(); ++i) {
         Part total;
@@ -118,19 +117,18 @@ void weight_sizes(const LearnedBits& learned, float* sizes) {
 void weight_sizes_backward(const LearnedBits& learned, const float* grads,
                            const std::vector<float*>& grad_logits) {
     const Work work(learned);
+    const bool past_cache = goes_past_cache(work.groups());
     work.run([&](size_t weight, const Chunk& chunk, size_t) {
         const Groups groups(learned.counts[weight], learned.group_size);
         const float grad = grads[weight], each = grad * static_cast<float>(groups.size);
         float* const made = grad_logits[weight];
-        for_each_block_of(chunk, [&](Span span) {
-            kernels().make_bit_slopes(learned.logits[weight] + span.begin, span.count, learned.rule,
-                                      made + span.begin);
-            for (int64_t i = span.begin; i < span.begin + span.count; ++i) made[i] *= each;
-        });
+        kernels().make_bit_gradients(learned.logits[weight] + chunk.begin, chunk.end - chunk.begin,
+                                     learned.rule, each, past_cache, made + chunk.begin);
+        kernels().finish_writes();
         if (chunk.end == groups.count) {
-            float* const last = made + groups.count - 1;
-            kernels().make_bit_slopes(learned.logits[weight] + groups.count - 1, 1, learned.rule, last);
-            *last *= grad * static_cast<float>(groups.last);
+            kernels().make_bit_gradients(learned.logits[weight] + groups.count - 1, 1, learned.rule,
+                                         grad * static_cast<float>(groups.last), false,
+                                         made + groups.count - 1);
         }
     });
 }

@@ -92,10 +92,6 @@ void steps_and_logit_gradients_are_the_same() {
             check_same<float>(count, [&](const Kernels& kernels, float* steps) {
                 kernels.make_steps(logits.data(), count, rule, steps);
             });
-            check_same<float>(2 * count, [&](const Kernels& kernels, float* result) {
-                kernels.make_bits(logits.data(), count, rule, result);
-                kernels.make_bit_slopes(logits.data(), count, rule, result + count);
-            });
             for (const float* each : {static_cast<const float*>(nullptr), lengths.data()}) {
                 const auto run = [&](const Kernels& kernels, float* result) {
                     return kernels.make_logit_gradients({logits.data(), sums.data(), each, 0.7f, count}, rule,
@@ -108,6 +104,81 @@ void steps_and_logit_gradients_are_the_same() {
                     CHECK(run(*kernels, room.data()) == nonfinite);
                 if (count > 5) CHECK(nonfinite > 0);
             }
+        }
+    }
+}
+
+// Bits and their slope, in double.
+struct ExactBits {
+    double bits, slope;
+
+    ExactBits(double logit, const BitsRule& rule) {
+        const double t = 1 / (1 + std::exp(-logit)), t_slope = t * (1 - t);
+        const double log_step = t * rule.log_smallest + (1 - t) * rule.log_largest;
+        const bool direct = rule.param == Param::bits;
+        bits = direct ? rule.max_bits * t + (1 - t) * rule.min_bits : std::log2(1 + std::exp(-log_step));
+        slope = t_slope *
+                (direct ? rule.max_bits - rule.min_bits
+                        : (rule.log_largest - rule.log_smallest) / std::log(2.0) / (1 + std::exp(log_step)));
+    }
+};
+
+void sums_of_bits_are_nearly_exact() {
+    for (const int64_t count : kAwkwardCounts) {
+        auto logits = random_floats(count, 5);
+        for (float& logit : logits) logit *= 9;
+        for (const Param param : {Param::bits, Param::noise}) {
+            const BitsRule rule(param, 2, 15);
+            double sum = 0, lo = 15, hi = 2;
+            for (const float logit : logits) {
+                const double bits = ExactBits(logit, rule).bits;
+                sum += bits, lo = std::min(lo, bits), hi = std::max(hi, bits);
+            }
+            for (const Kernels* kernels : supported_kernels()) {
+                const BitSums got = kernels->sum_bits(logits.data(), count, rule);
+                CHECK(std::fabs(got.sum - sum) <= 1e-6 * sum && !got.range.nan);
+                if (count == 0) continue;
+                CHECK(std::fabs(got.range.lo - lo) < 1e-5 && std::fabs(got.range.hi - hi) < 1e-5);
+            }
+        }
+    }
+}
+
+void gradients_of_bits_are_nearly_exact() {
+    constexpr double kOfOneMinus = 13 * 0.7 * 1.2e-7;  // of 1 - t, where t is as near to 1 as two roundings
+    for (const int64_t count : kAwkwardCounts) {
+        auto logits = random_floats(count, 5);
+        for (float& logit : logits) logit *= 9;
+        for (const Param param : {Param::bits, Param::noise}) {
+            const BitsRule rule(param, 2, 15);
+            for (const Kernels* kernels : supported_kernels()) {
+                for (const bool past_cache : {false, true}) {
+                    auto got = fresh<float>(count), untouched = fresh<float>(count);
+                    kernels->make_bit_gradients(logits.data(), count, rule, 0.7f, past_cache, got.data());
+                    kernels->finish_writes();
+                    for (size_t i = 0; i < logits.size(); ++i) {
+                        const double exact = static_cast<double>(0.7f) * ExactBits(logits[i], rule).slope;
+                        CHECK(std::fabs(static_cast<double>(got[i]) - exact) <= 5e-6 * exact + kOfOneMinus);
+                    }
+                    CHECK(std::memcmp(&got[logits.size()], &untouched[logits.size()],
+                                      kSlack * sizeof(float)) == 0);
+                }
+            }
+        }
+    }
+}
+
+void nan_logits_are_seen() {
+    for (const int64_t count : {1, 15, 16, 17, 64, 200}) {
+        const BitsRule rule(Param::bits, 2, 15);
+        const auto logits = odd_floats(count);  // the first one is NaN
+        for (const Kernels* kernels : supported_kernels()) {
+            CHECK(kernels->sum_bits(logits.data(), count, rule).range.nan);
+            CHECK(count < 3 || !kernels->sum_bits(logits.data() + 1, 2, rule).range.nan);
+            auto got = fresh<float>(count);
+            kernels->make_bit_gradients(logits.data(), count, rule, 0.7f, false, got.data());
+            for (size_t i = 0; i < logits.size(); ++i)
+                CHECK(std::isnan(got[i]) == std::isnan(logits[i]) && !std::isinf(got[i]));
         }
     }
 }
@@ -379,7 +450,8 @@ void only_supported_kernels_can_be_used() {
 }  // namespace
 
 RUN_TESTS(activations_are_rounded_the_same, uniform_noise_is_the_same, gaussian_noise_is_nearly_the_same,
-          steps_and_logit_gradients_are_the_same, noisy_weights_and_products_are_the_same, sums_are_the_same,
-          ranges_are_the_same, halves_are_the_same, levels_are_the_same,
+          steps_and_logit_gradients_are_the_same, sums_of_bits_are_nearly_exact,
+          gradients_of_bits_are_nearly_exact, nan_logits_are_seen, noisy_weights_and_products_are_the_same,
+          sums_are_the_same, ranges_are_the_same, halves_are_the_same, levels_are_the_same,
           levels_beside_boundaries_are_the_same, widths_and_doubts_are_the_same, words_are_the_same,
           rows_of_coded_levels_are_the_same, planes_are_the_same, only_supported_kernels_can_be_used)
