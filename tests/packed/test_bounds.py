@@ -51,7 +51,8 @@ def test_one_width_for_all_groups_takes_no_memory_by_group(tmp_path):
     assert peak_of(lambda: read_packed(path)) < 4 * path.stat().st_size + SPARE
     with bounded(path.stat().st_size, extra_seconds=60):
         weight = read_packed(path).state_dict()["w"]
-    assert weight.shape == (1 << 25,) and (weight.min().item(), weight.max().item()) == (0, 1)
+    assert weight.shape == (1 << 25,)
+    assert (weight.min().item(), weight.max().item()) == (0, 1)
 
 
 @pytest.mark.parametrize("run", [b"\x01\x02", b"\x83\x01\x82\x01"], ids=["one byte", "two bytes"])
