@@ -104,6 +104,7 @@ class Attachment:
         self.noted: tuple[type, Any] | None = None  # of the model, when shards were noted last
         self._members: dict[nn.Module, list[int]] = {}
         self._handles: list[RemovableHandle] = []
+        self.rests = lowering is None and selection.mesh is None
 
     def attach(self) -> None:
         """Register the hooks, and set the guards."""
@@ -151,11 +152,6 @@ class Attachment:
                 guarded[entry.module].append(entry.ends_name)
         return guarded
 
-    @property
-    def rests(self) -> bool:
-        """Whether the hooks of inner modules have nothing to do in forwards, only inside backwards."""
-        return self._lowering is None and self._selection.mesh is None
-
     # -- the forward of the whole model ------------------------------------------------------------------------------
 
     @never_compiled_by_itself
@@ -189,6 +185,7 @@ class Attachment:
                     maker: Maker = draw.maker
                     entries, indices = self._entries, self._everything
                     if self._selection.mesh is not None:
+                        self.rests = False
                         maker, indices = self._sharded.begin(maker, indices)
                         entries = [self._entries[index] for index in indices]
                     forward, start, tensors = self.forwards.begin(maker, draw.generators, indices)

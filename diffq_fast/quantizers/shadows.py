@@ -104,9 +104,7 @@ class Unwinding(Protocol):
     model: nn.Module
     noted: tuple[type, Any] | None
 
-    @property
-    def rests(self) -> bool:
-        """Whether its hooks of inner modules have nothing to do in forwards, only inside backwards."""
+    rests: bool  # its hooks of inner modules have nothing to do in forwards, only inside backwards
 
     def note_shards(self) -> None:
         """A call of the root begins, before any hook, and ``fully_shard`` may have changed it since the last one."""

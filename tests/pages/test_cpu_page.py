@@ -63,3 +63,15 @@ def test_the_table_of_saves_is_what_is_stored():
         names = "diffq_fast", "diffq_fast, widths by torch", "diffq"
         found = " | ".join(f"{1e3 * row[name]['median']:,.1f}" for name in names)
         assert f"| {group_size} | {found} |" in PAGE
+
+
+def test_the_table_of_what_changed_is_what_is_stored():
+    compared = json.loads((RESULTS / "compared_3f1b8c1_2core_avx512.json").read_text())["results"]
+    head = "| time over that of commit 3f1b8c1 | least | median |"
+    lines = PAGE.split(head)[1].splitlines()[2:]
+    expected = [
+        f"| {row} | {found['new over old, least']:.2f} | {found['new over old, median']:.2f} |"
+        for row, found in compared.items()
+        if row != "old commit"
+    ]
+    assert lines[: lines.index("")] == expected

@@ -1,6 +1,6 @@
 // What an instruction set provides: the inner loops of the core, over blocks that stay in the first-level
 // cache. Every table computes the same: words, uniform draws, steps, sums, levels and packed words bit for
-// bit as the scalar one; Gaussian noise within 2e-6.
+// bit as the scalar one; Gaussian noise within 2e-6; sums of bits and their gradients to rounding.
 #pragma once
 
 #include <cstddef>
