@@ -4,6 +4,7 @@
 #include <atomic>
 #include <vector>
 
+#include "core/infer/lines.h"
 #include "core/infer/row_reader.h"
 #include "core/runtime/dispatch.h"
 #include "core/runtime/thread_pool.h"
@@ -21,7 +22,7 @@ struct PaddedVectors {
         : stride((rows.columns + kSixteen - 1) / kSixteen * kSixteen),
           segments(segments_of(rows)),
           blocks((rows.columns + kBlockColumns - 1) / kBlockColumns),
-          values(static_cast<size_t>(stride * count), 0.0f),
+          values(stride * count),
           sums(static_cast<size_t>(segments * count)),
           totals(static_cast<size_t>(count)) {
         for (int64_t v = 0; v < count; ++v) {
@@ -43,7 +44,7 @@ struct PaddedVectors {
     RowVectors some(int64_t begin, int64_t count) const {
         RowVectors of{values.data() + begin * stride, stride, sums.data() + begin * segments,
                       totals.data() + begin, count};
-        if (!integers.empty()) {
+        if (!units.empty()) {
             of.integers = integers.data() + begin * stride;
             of.whole = whole.data() + begin * blocks * kBlockColumns;
             of.halves = halves.data() + begin * blocks * kBlockColumns;
@@ -55,16 +56,17 @@ struct PaddedVectors {
     }
 
     int64_t stride, segments, blocks;
-    std::vector<float> values, sums, totals, units;
-    std::vector<int16_t> integers;
-    std::vector<int8_t> whole, halves, quarters;
+    Lines<float> values;
+    std::vector<float> sums, totals, units;
+    Lines<int16_t> integers;
+    Lines<int8_t> whole, halves, quarters;
 
   private:
     void round(int64_t columns, int64_t count) {
-        integers.assign(values.size(), 0);
-        halves.assign(static_cast<size_t>(blocks * kBlockColumns * count), 0);
-        quarters = halves;
-        whole.assign(halves.size() + kBlockColumns, 0);
+        integers = Lines<int16_t>(stride * count);
+        halves = Lines<int8_t>(blocks * kBlockColumns * count);
+        quarters = Lines<int8_t>(blocks * kBlockColumns * count);
+        whole = Lines<int8_t>((blocks * count + 1) * kBlockColumns);
         for (int64_t v = 0; v < count; ++v)
             for (int64_t block = 0; block < blocks; ++block) {
                 const int64_t begin = block * kBlockColumns,
@@ -72,14 +74,15 @@ struct PaddedVectors {
                 float* const of = values.data() + v * stride + begin;
                 const int64_t place = (v * blocks + block) * kBlockColumns;
                 int8_t* const block_whole = whole.data() + place;
+                int8_t *const half = halves.data() + place, *const quarter = quarters.data() + place;
+                int16_t* const integer = integers.data() + v * stride + begin;
                 const float unit = kernels().round_block(of, length, block_whole);
                 units.push_back(unit);
                 for (int64_t i = 0; i < length; ++i) {
                     of[i] = static_cast<float>(block_whole[i]) * unit;
-                    integers[static_cast<size_t>(v * stride + begin + i)] = block_whole[i];
-                    halves[static_cast<size_t>(place + i / 2 + i % 2 * (kBlockColumns / 2))] = block_whole[i];
-                    quarters[static_cast<size_t>(place + i / 4 + i % 4 * (kBlockColumns / 4))] =
-                        block_whole[i];
+                    integer[i] = block_whole[i];
+                    half[i / 2 + i % 2 * (kBlockColumns / 2)] = block_whole[i];
+                    quarter[i / 4 + i % 4 * (kBlockColumns / 4)] = block_whole[i];
                 }
             }
     }

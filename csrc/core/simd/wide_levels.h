@@ -123,20 +123,52 @@ struct ByteReader {
     __mmask64 read;
 
     // Of `length` levels, at most 64; zeros behind them.
-    DIFFQ_MEMBER ByteReader(int width, int64_t length)
-        : words(load_512(kByteTables.of[width].words)),
-          even(load_512(kByteTables.of[width].even)),
-          odd(load_512(kByteTables.of[width].odd)),
-          even_shifts(load_512(kByteTables.of[width].even_shifts)),
-          odd_shifts(load_512(kByteTables.of[width].odd_shifts)),
-          kept(_mm512_set1_epi32(static_cast<int32_t>(kByteTables.of[width].kept))),
-          read(length == 64 ? kByteTables.of[width].whole : ~uint64_t{0} >> (64 - (length * width + 7) / 8)) {
-    }
+    DIFFQ_MEMBER ByteReader(int width, int64_t length) : ByteReader(*table_of(width), width, length) {}
 
     DIFFQ_MEMBER __m512i levels(const uint8_t* from) const {
         const __m512i found = _mm512_permutexvar_epi32(words, _mm512_maskz_loadu_epi8(read, from));
         const __m512i first = _mm512_srlv_epi16(_mm512_shuffle_epi8(found, even), even_shifts);
         const __m512i second = _mm512_sllv_epi16(_mm512_shuffle_epi8(found, odd), odd_shifts);
         return _mm512_and_si512(_mm512_mask_blend_epi8(0xAAAAAAAAAAAAAAAA, first, second), kept);
+    }
+
+  private:
+    DIFFQ_MEMBER ByteReader(const ByteTable& table, int width, int64_t length)
+        : words(load_512(table.words)),
+          even(load_512(table.even)),
+          odd(load_512(table.odd)),
+          even_shifts(load_512(table.even_shifts)),
+          odd_shifts(load_512(table.odd_shifts)),
+          kept(_mm512_set1_epi32(static_cast<int32_t>(table.kept))),
+          read(length == 64 ? table.whole : ~uint64_t{0} >> (64 - (length * width + 7) / 8)) {}
+
+    // GCC would keep an address for each part of a table, and the index beside them.
+    DIFFQ_MEMBER static const ByteTable* table_of(int width) {
+        const ByteTable* table = kByteTables.of + static_cast<uint32_t>(width);
+        __asm__("" : "+r"(table));
+        return table;
+    }
+};
+
+// Sixty-four levels of eight bits, of four, and of two, in the order of RowVectors' whole numbers, halves and
+// quarters: what takes no shuffling.
+struct WholeReader {
+    DIFFQ_MEMBER __m512i levels(const uint8_t* from) const { return load_512(from); }
+};
+
+struct HalfReader {
+    DIFFQ_MEMBER __m512i levels(const uint8_t* from) const {
+        const __m512i shifts = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
+        const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        const __m512i both = _mm512_srlv_epi64(_mm512_broadcast_i64x4(bytes), shifts);
+        return _mm512_and_si512(both, _mm512_set1_epi8(15));
+    }
+};
+
+struct QuarterReader {
+    DIFFQ_MEMBER __m512i levels(const uint8_t* from) const {
+        const __m512i shifts = _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6);
+        const __m512i all = _mm512_srlv_epi64(_mm512_broadcast_i32x4(load_128(from)), shifts);
+        return _mm512_and_si512(all, _mm512_set1_epi8(3));
     }
 };

@@ -27,9 +27,9 @@ DIFFQ_INLINE void add_float_piece(const WideReader& wide, int width, const uint8
     for (int v = 0; v < kCount; ++v) totals[v] = _mm512_fmadd_ps(sums[v], factors, totals[v]);
 }
 
-// The same of whole numbers; scales: of each vector, kAtOnce apart.
-template <int kCount>
-DIFFQ_INLINE void add_byte_piece(const ByteReader& reader, const uint8_t* from, const float* scales,
+// The same of whole numbers, in the reader's order; scales: of each vector, kAtOnce apart.
+template <int kCount, class Reader>
+DIFFQ_INLINE void add_byte_piece(const Reader& reader, const uint8_t* from, const float* scales,
                                  const int8_t* whole, int64_t stride, __m512 (&totals)[kCount]) {
     const __m512i levels = reader.levels(from);
     for (int v = 0; v < kCount; ++v) {
@@ -68,24 +68,16 @@ struct SomePieces {
     }
 
     DIFFQ_MEMBER const uint8_t* as_bytes(const uint8_t* from, int64_t count) const {
-        const int8_t* whole = vectors.whole + begin;
         float scales[kCount][Pieces::kAtOnce];
         scale_units(count, scales);
-        const auto add = [&](const ByteReader& reader, int width, int64_t k) {
-            ask_for_row(from);
-            add_byte_piece<kCount>(reader, from, &scales[0][k], whole, stride(), totals);
-            from += kPiece / 8 * width;
-            whole += kPiece;
-        };
         const int width = pieces.widths[0];
-        if (pieces.all_have(width, count)) {
-            const ByteReader reader(width, kPiece);
-            for (int64_t k = 0; k < count; ++k) add(reader, width, k);
-        } else {
-            for (int64_t k = 0; k < count; ++k)
-                add(ByteReader(pieces.widths[k], kPiece), pieces.widths[k], k);
+        if (!pieces.all_have(width, count)) return as_mixed_bytes(from, count, scales);
+        if constexpr (kPiece == kBlockColumns) {
+            if (width == 2) return as_bytes_of(QuarterReader(), vectors.quarters, from, count, width, scales);
+            if (width == 4) return as_bytes_of(HalfReader(), vectors.halves, from, count, width, scales);
+            if (width == 8) return as_bytes_of(WholeReader(), vectors.whole, from, count, width, scales);
         }
-        return from;
+        return as_bytes_of(ByteReader(width, kPiece), vectors.whole, from, count, width, scales);
     }
 
     // The first piece, of `length` columns.
@@ -103,6 +95,32 @@ struct SomePieces {
     }
 
   private:
+    using Scales = float[kCount][Pieces::kAtOnce];
+
+    // Pieces of one width. values: the vectors in the reader's order.
+    template <class Reader>
+    DIFFQ_MEMBER const uint8_t* as_bytes_of(const Reader reader, const int8_t* values, const uint8_t* from,
+                                            int64_t count, int width, const Scales& scales) const {
+        values += begin;
+        for (int64_t k = 0; k < count; ++k, from += kPiece / 8 * width, values += kPiece) {
+            ask_for_row(from);
+            add_byte_piece<kCount>(reader, from, &scales[0][k], values, stride(), totals);
+        }
+        return from;
+    }
+
+    DIFFQ_MEMBER const uint8_t* as_mixed_bytes(const uint8_t* from, int64_t count,
+                                               const Scales& scales) const {
+        const int8_t* values = vectors.whole + begin;
+        for (int64_t k = 0; k < count; ++k, values += kPiece) {
+            const int width = pieces.widths[k];
+            ask_for_row(from);
+            add_byte_piece<kCount>(ByteReader(width, kPiece), from, &scales[0][k], values, stride(), totals);
+            from += kPiece / 8 * static_cast<uint32_t>(width);
+        }
+        return from;
+    }
+
     DIFFQ_MEMBER int64_t stride() const { return vectors.blocks * kBlockColumns; }
 
     DIFFQ_MEMBER void scale_units(int64_t count, float (&scales)[kCount][Pieces::kAtOnce]) const {
