@@ -10,7 +10,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from diffq_fast import load, save
-from support.parallel_runs import Run
+from support.parallel_runs import Run, assert_equal_runs
 from support.sharded_runs import whole_state
 
 SHAPES = ((2, 2, 1), (1, 2, 2), (2, 1, 2))
@@ -59,14 +59,7 @@ def test_three_dimensions_equal_one_process(ranks, shape, case):
     one = alone(CASES[case][0])
     for rank, results in enumerate(ranks):
         found = results[shape][case]
-        for name, weight in one["seen"].items():
-            assert torch.equal(found["seen"][name], weight), (rank, name)  # the noise, bit for bit
-        assert found["losses"] == pytest.approx(one["losses"], rel=1e-4), rank
-        assert found["sizes"] == pytest.approx(one["sizes"], rel=1e-5), rank
-        assert found["exact"] == pytest.approx(one["exact"], rel=1e-6), rank
-        torch.testing.assert_close(found["grads"], one["grads"], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(found["state"], one["state"], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(found["out"], one["out"], rtol=1e-3, atol=1e-4)
+        assert_equal_runs(found, one, rank)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -1,5 +1,6 @@
 """A small model trained by fully_shard and tensor parallelism together, or in one process."""
 
+import pytest
 import torch
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import parallelize_module
@@ -78,3 +79,15 @@ class Run:
             "out": out,
             "state": whole_state(self.model),
         }
+
+
+def assert_equal_runs(found, one, rank):
+    """What a rank found is what one process found: the noise bit for bit, all else to rounding."""
+    for name, weight in one["seen"].items():
+        assert torch.equal(found["seen"][name], weight), (rank, name)  # the noise, bit for bit
+    assert found["losses"] == pytest.approx(one["losses"], rel=1e-4), rank
+    assert found["sizes"] == pytest.approx(one["sizes"], rel=1e-5), rank
+    assert found["exact"] == pytest.approx(one["exact"], rel=1e-6), rank
+    torch.testing.assert_close(found["grads"], one["grads"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["state"], one["state"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found["out"], one["out"], rtol=1e-3, atol=1e-4)
