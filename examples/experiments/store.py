@@ -72,11 +72,12 @@ def paths_of(experiment: str) -> Iterator[Path]:
 def continued(experiment: str, recipe: Recipe) -> Store:
     """The store of these conditions, beside those of others, which stay as they are."""
     conditions = conditions_of(recipe)
-    for path in paths_of(experiment):
+
+    def fits(path: Path) -> bool:
         stored = json.loads(path.read_text()) if path.exists() else conditions
-        if {name: stored.get(name) for name in conditions} == conditions:
-            return Store(path, recipe)
-    raise AssertionError("unreachable")
+        return {name: stored.get(name) for name in conditions} == conditions
+
+    return Store(next(filter(fits, paths_of(experiment))), recipe)
 
 
 def results_path(task: str, quick: bool) -> Path:
