@@ -72,7 +72,8 @@ def sample_of(name: str, matrix: Tensor, sensitivity: Sensitivity, relative: boo
     """Rows at even distances, copied, so that the weight itself can go."""
     every = max(1, matrix.numel() // SAMPLE_ELEMENTS)
     chosen = torch.arange(0, len(matrix), min(every, len(matrix)), dtype=torch.int64, device="cpu")
-    kept = Sensitivity(sensitivity.importance[chosen].clone(), sensitivity.column_cost)
+    smallest = None if sensitivity.smallest is None else sensitivity.smallest[chosen]
+    kept = replace(sensitivity, importance=sensitivity.importance[chosen].clone(), feedback=None, smallest=smallest)
     return Sample(name, matrix[chosen].clone(), kept, matrix.numel(), len(matrix), relative)
 
 

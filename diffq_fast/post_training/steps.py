@@ -10,18 +10,19 @@ equal is the relative error, but for long embedding tables, whose elements are w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .. import functional
-from .rounding import Feedback, Price, bits_of_levels, feedback_of, round_weight
+from .rounding import MOST_LEVEL, Feedback, Price, bits_of_levels, feedback_of, round_weight
 
 BIT_PRICE = 0.1  # the price of a bit, in units of the scale: a step's slope of error over bits is ln(2) / 6 = 0.116
 FEWEST_COLUMNS = 64  # of a group: shorter rows share a step
 EMBEDDING = re.compile(r"(^|[._])(emb|embd|embeds?|embeddings?|wte)([._]|$)")
 LONG_TABLE = 4  # times as many rows as columns, as the longest linear layers of a transformer have
+REACH = MOST_LEVEL // 2  # the level of a row's largest element at most; feedback may lead as far again
 RELATIVE_FLOOR = 1e-3  # of a weight's mean importance: a row that calibration never saw is not worthless
 
 
@@ -42,16 +43,21 @@ class Sensitivity:
     """How much the errors of one weight cost.
 
     importance: float32 [rows]. column_cost: the mean over the columns of what an element's error costs, less what
-    feedback makes good. feedback: None for rounding each element for itself.
+    feedback makes good. feedback: None for rounding each element for itself. smallest: float32 [rows], the steps below
+    which a row's largest level would be no level of the file.
     """
 
     importance: Tensor
     column_cost: float = 1.0
     feedback: Feedback | None = None
+    smallest: Tensor | None = None
 
     def steps(self, scale: float) -> tuple[Tensor, Tensor]:
-        """(int16 codes, float32 steps), each [rows], at which importance · column_cost · step² is nearest to scale."""
-        codes = functional.codes_from_steps((scale / (self.importance * self.column_cost)).sqrt())
+        """(int16 codes, float32 steps), each [rows], at which importance · column_cost · step² is nearest to scale, or
+        the smallest.
+        """
+        steps = (scale / (self.importance * self.column_cost)).sqrt()
+        codes = functional.codes_from_steps(steps if self.smallest is None else steps.maximum(self.smallest))
         return codes, functional.steps_from_codes(codes)
 
     def step_values(self, codes: Tensor) -> Tensor:
@@ -93,7 +99,6 @@ def sensitivity_of(matrix: Tensor, moments: Moments | None, name: str) -> Sensit
     Raises:
         ValueError: moments that do not fit the weight or are not finite; elements so large that their squares are not.
     """
-    rows, columns = matrix.shape
     squares = matrix.square().mean(1)
     if not bool(squares.mean().isfinite()):
         largest = float(matrix.abs().max())
@@ -101,6 +106,12 @@ def sensitivity_of(matrix: Tensor, moments: Moments | None, name: str) -> Sensit
             f"pack: {name}: expected elements whose squares float32 holds, found {largest:.3g}; scale the weight, or "
             "keep it as it is (keep)"
         )
+    return replace(_costs(matrix, squares, moments, name), smallest=matrix.abs().amax(1) / REACH)
+
+
+def _costs(matrix: Tensor, squares: Tensor, moments: Moments | None, name: str) -> Sensitivity:
+    """``squares``: the mean of each row's."""
+    rows, columns = matrix.shape
     floor = RELATIVE_FLOOR * squares.mean()
     relative = table_worth(name, rows, columns) / (squares.clamp(min=float(floor)) + torch.finfo(torch.float32).tiny)
     if moments is None or (moments.columns is None and moments.rows is None):

@@ -16,6 +16,7 @@ from diffq_fast.post_training.allocation import (
     sample_of,
     scale_for,
 )
+from diffq_fast.post_training.rounding import MOST_LEVEL
 from diffq_fast.post_training.steps import Moments, Sensitivity, as_matrix, moments_in_rows, quantise, sensitivity_of
 
 HALF_STEP = 2 ** (1 / 32)  # codes are sixteen to the octave
@@ -132,6 +133,20 @@ def test_the_estimate_is_what_quantising_comes_to():
     assert foretold.noise == pytest.approx(noise, rel=0.03)
     assert foretold.signal == pytest.approx(float(found.importance @ weight.square().sum(1)), rel=1e-3)
     assert foretold.quality == pytest.approx(decibels(foretold.signal, noise), abs=0.2)
+
+
+@pytest.mark.parametrize("given", ["rows", "columns and rows"])
+def test_no_level_lies_beyond_those_of_a_file_however_dear_errors_are(given):
+    """Moments of sounds differ by 10^8 between bands: the steps asked for are a millionth of the largest elements."""
+    weight = weight_of(32, 40)
+    seen = torch.randn(200, 40, generator=torch.Generator().manual_seed(1)) * torch.logspace(0, -4, 40)
+    columns = seen.T @ seen / 200 if given == "columns and rows" else None
+    found = sensitivity_of(weight, Moments(columns, torch.full((32,), 1e12)), "w")
+    levels, codes = quantise(weight, found, 1e-9)
+    assert levels.abs().max() < MOST_LEVEL
+    errors = weight - levels * found.step_values(codes)[:, None]
+    cost = columns if columns is not None else torch.eye(40)
+    assert decibels(float(((weight @ cost) * weight).sum()), float(((errors @ cost) * errors).sum())) > 80
 
 
 def test_weights_without_calibration_are_worth_the_mean_of_those_with_it():
