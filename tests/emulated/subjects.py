@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 
 from diffq_fast.backends import default
@@ -44,7 +48,7 @@ def one_launch(emulator):
 
     def check():
         tables._cached_counters.cache_clear()
-        emulator.settings.schedule, emulator.settings.most_steps = random_order(1), 60_000
+        emulator.settings.schedule = random_order(1)
         got, *measured = launchers.noisy_weights(*arguments, one_launch=True)
         assert_same([*got, *measured], [*expected, *ranges])
         left = tables.counters(torch.device("cpu"), ticketed.COUNTERS.value + len(weights))
@@ -116,17 +120,29 @@ def of_one_step():
     return check
 
 
-def subjects(emulator):
-    """Checks by name, and the kernels whose mutants each one is to notice."""
+class Subject(NamedTuple):
+    """``make``: the check; ``kernels``: those whose mutants it is to notice; ``operators``: as ``outcomes.fingerprint``
+    has them."""
+
+    make: Callable[[], Callable[[], None]]
+    kernels: list[str]
+    operators: list[str]
+
+
+def subjects(emulator) -> dict[str, Subject]:
+    """By name."""
+    noisy, words_and_levels = ["add_noise", "weight_range"], ["words", "quantize", "weight_range"]
+    per_tensor = ["weight_range_kernel", "add_noise_kernel", "backward_kernel", "finish_backward_kernel"]
+    per_group = partial(passes, 7, True, (1100, 9))
+    one_step = ["uniform_noise_kernel", "group_sums_kernel", "piece_sums_kernel"]
     return {
-        "range per tensor": (passes(8), ["weight_range_kernel", "add_noise_kernel", "backward_kernel",
-                                         "finish_backward_kernel"]),
-        "range per group": (passes(7, True, (1100, 9)), ["ragged_noise_kernel", "ragged_backward_kernel"]),
-        "one launch": (one_launch(emulator), ["ticketed_noise_kernel"]),
-        "noise": (drawn(), ["noise_kernel"]),
-        "words": (packed(), ["pack_kernel", "unpack_kernel", "requantize_kernel"]),
-        "planes": (in_planes(), ["pack_planes_kernel", "unpack_planes_kernel"]),
-        "planes of a weight": (planes_of_weight(), ["quantize_planes_kernel"]),
-        "ranges of groups": (ranges_of_groups(), ["group_range_kernel"]),
-        "uniform noise": (of_one_step(), ["uniform_noise_kernel", "group_sums_kernel", "piece_sums_kernel"]),
-    }  # fmt: skip
+        "range per tensor": Subject(partial(passes, 8), per_tensor, noisy),
+        "range per group": Subject(per_group, ["ragged_noise_kernel", "ragged_backward_kernel"], noisy),
+        "one launch": Subject(partial(one_launch, emulator), ["ticketed_noise_kernel"], noisy),
+        "noise": Subject(drawn, ["noise_kernel"], ["noise"]),
+        "words": Subject(packed, ["pack_kernel", "unpack_kernel", "requantize_kernel"], words_and_levels),
+        "planes": Subject(in_planes, ["pack_planes_kernel", "unpack_planes_kernel"], ["planes"]),
+        "planes of a weight": Subject(planes_of_weight, ["quantize_planes_kernel"], ["planes", "weight_range"]),
+        "ranges of groups": Subject(ranges_of_groups, ["group_range_kernel"], ["weight_range"]),
+        "uniform noise": Subject(of_one_step, one_step, ["uniform_noise"]),
+    }

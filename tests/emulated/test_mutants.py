@@ -12,6 +12,7 @@ from support.triton_weights import INTERPRETED, needs_triton
 pytestmark = [needs_triton, pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")]
 
 if importlib.util.find_spec("triton") and not INTERPRETED:
+    from emulated.mutation_table import FAILED, judge
     from emulated.subjects import subjects
     from ptx.mutants import mutants_of, notice, recorded_ptx
 
@@ -33,9 +34,23 @@ FAULTS = [
 def test_faults_are_noticed(check):
     faults = [fault[1:] for fault in FAULTS if fault[0] == check]
     with checked_emulation(90) as emulator:
-        run, _ = subjects(emulator)[check]
+        run = subjects(emulator)[check].make()
         ptx = recorded_ptx(emulator, run)
         assert not emulator.problems.serious()
         for kernel, kind, place in faults:
-            mutant = mutants_of(ptx[kernel], kind)[place]
-            assert notice(emulator, kernel, mutant, run), f"{kernel}: {mutant} was not noticed"
+            mutant = mutants_of(ptx[kernel][0], kind)[place]
+            assert notice(emulator, mutant, run), f"{kernel}: {mutant} was not noticed"
+
+
+def test_each_set_of_arguments_has_mutants_of_its_own():
+    """Groups of 8 and of 9 are compiled apart: a fault in the one leaves the other as it is."""
+    with checked_emulation(90) as emulator:
+        run = subjects(emulator)["uniform noise"].make()
+        one, other = recorded_ptx(emulator, run)["uniform_noise_kernel"]
+        last = [mutants_of(each, "mask of a store removed")[-1] for each in (one, other)]
+        assert [last[0](one) != one, last[0](other) == other, last[1](other) != other] == [True] * 3
+        for mutant in last:
+            assert judge(emulator, "uniform_noise_kernel", mutant, run).startswith("caught: access outside")
+        with pytest.raises(LookupError, match="launches the kernel of Mutant"):
+            notice(emulator, last[0], lambda: None)
+        assert judge(emulator, "uniform_noise_kernel", last[0], lambda: None).startswith(FAILED)
