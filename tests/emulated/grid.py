@@ -5,8 +5,8 @@ oracle.
 
 Each cell's outcome is kept in ``build``: a run that was stopped goes on where it was, and cells are done again where
 their kernels, their checks or the emulator have changed since. At its end it stores how many cells of each family are
-equal (``benchmarks/results/emulated_grid.json``), and writes the table in ``docs/gpu_emulator.md``; with ``--minutes 0``
-it does no more than that.
+equal (``benchmarks/results/emulated_grid.json``), and writes the table in ``docs/gpu_emulator.md``; no more than that
+with ``--minutes 0``.
 """
 
 from __future__ import annotations
