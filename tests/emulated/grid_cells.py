@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from emulated import checks
+from support.packed_row_forms import FORMS
 from support.triton_weights import make, make_widths
 
 GROUP_SIZES = (0, 1, 7, 8, 64, 1024, 4096)
@@ -152,6 +153,18 @@ def export() -> Iterator[Cell]:
         yield Cell("bit planes", options, ("planes",), checks.assert_planes_equal, arguments)
 
 
+def rows_and_sizes() -> Iterator[Cell]:
+    """1 vector, more of them at once, and so many that rows are unpacked first."""
+    for name in FORMS:
+        yield Cell(
+            "packed rows and their products", name, ("packed_rows",), checks.assert_rows_equal, (name, (1, 3, 8, 9))
+        )
+    for group_size, param, extra_bits in itertools.product((0, 1, 3, 8, 10**6), PARAMS, (0.0, 1.5, -1.25)):
+        counts = [0, 1, 9, 9001 if group_size in (1, 3) else 8 * 8200 + 3]
+        options, arguments = f"g = {group_size}, {param}, {extra_bits:+} bits", (counts, group_size, param, extra_bits)
+        yield Cell("sizes, gradients of sizes", options, ("weight_sizes",), checks.assert_sizes_equal, arguments)
+
+
 def cells() -> list[Cell]:
     """All cells; those whose kernels take longest to compile stand apart from each other."""
-    return [*noise_and_ranges(), *export(), *one_launch(), *unusual(), *training()]
+    return [*noise_and_ranges(), *export(), *rows_and_sizes(), *one_launch(), *unusual(), *training()]

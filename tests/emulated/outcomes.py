@@ -42,6 +42,8 @@ def code_reached(check: Callable) -> list[str]:
     todo = [check]
     while todo:
         function: Any = todo.pop()
+        if isinstance(function, type):
+            todo += [each for each in vars(function).values() if isinstance(each, FunctionType)]
         if isinstance(function, FunctionType) and function not in found:
             values = list(_named_by(function))
             constants = sorted({repr(each) for each in values if isinstance(each, (int, str, tuple, list, dict))})

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import pytest
 
 from support.emulation import checked_emulation
+from support.paths import ROOT
 from support.triton_weights import INTERPRETED, needs_triton
 
 pytestmark = [needs_triton, pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")]
 
-if importlib.util.find_spec("triton") and not INTERPRETED:
+HAS_TRITON = importlib.util.find_spec("triton") is not None and not INTERPRETED
+
+if HAS_TRITON:
     from emulated.mutation_table import FAILED, judge
     from emulated.subjects import subjects
     from ptx.mutants import mutants_of, notice, recorded_ptx
@@ -28,6 +32,21 @@ FAULTS = [
     ("one launch", "ticketed_noise_kernel", "acquire made relaxed", 0),
     ("one launch", "ticketed_noise_kernel", "release made relaxed", 0),
 ]
+
+
+def test_every_kernel_of_the_backend_has_mutants():
+    files = (ROOT / "diffq_fast" / "backends" / "triton").glob("*_kernels.py")
+    defined = [name for file in files for name in re.findall(r"^def (\w+_kernel)\(", file.read_text(), re.MULTILINE)]
+    subject = [name for each in subjects(None).values() for name in each.kernels]
+    assert sorted(subject) == sorted(defined)
+
+
+@pytest.mark.parametrize("name", list(subjects(None)) if HAS_TRITON else [])
+def test_every_kernel_runs_as_compiled(name):
+    with checked_emulation(90) as emulator:
+        subject = subjects(emulator)[name]
+        ptx = recorded_ptx(emulator, subject.make())
+        assert set(subject.kernels) <= set(ptx)
 
 
 @pytest.mark.parametrize("check", dict.fromkeys(fault[0] for fault in FAULTS))
