@@ -53,6 +53,15 @@ def assert_passes_equal(weights, grads, options, dtype=None):
     assert_same([got[2]], [expected[2]])
 
 
+def assert_passes_of_many_equal(group_size, per_group):
+    """152 weights of two dtypes, one of them transposed."""
+    weights = [*make([1 + 37 * i % 100 for i in range(150)]), *make((9, 520), torch.float16)]
+    weights[3] = make((90,))[0].view(9, 10).t()
+    drawn = make([weight.numel() for weight in weights], seed=3)
+    grads = [each.to(weight.dtype).view(weight.shape) for weight, each in zip(weights, drawn, strict=True)]
+    assert_passes_equal(weights, grads, (group_size, 2.0, 15.0, "bits", "uniform", per_group))
+
+
 def assert_one_launch_equals_two(weights, group_size, noise_kind, dtype=None, before=lambda: None):
     """``before``: called between the two forms."""
     arguments = weights, make_logits(weights, group_size), KEY, list(range(5, 5 + len(weights)))

@@ -27,6 +27,7 @@ if importlib.util.find_spec("triton"):
     from emulated.checks import (
         assert_noise_equals,
         assert_passes_equal,
+        assert_passes_of_many_equal,
         assert_ranges_equal,
         assert_uniform_noise_equals,
         unaligned,
@@ -114,15 +115,9 @@ def test_ties_nan_and_unaligned_views_equal_the_oracle(per_group):
     assert_passes_equal(weights, grads, (8, 2.0, 15.0, "bits", "uniform", per_group))
 
 
-def test_many_weights_and_mixed_dtypes_equal_the_oracle():
-    weights = [*make([1 + 37 * i % 100 for i in range(150)]), *make((9, 520), HALF)]
-    weights[3] = make((90,))[0].view(9, 10).t()
-    logits, streams = make_logits(weights, 8), list(range(len(weights)))
-    options = 8, 2.0, 15.0, "bits", "uniform", False
-    noisy, *measured = add_noise(weights, logits, KEY, streams, None, *options)
-    expected, *ranges = default.add_noise(weights, logits, KEY, streams, None, *options)
-    assert_near(noisy, expected, 2**-10, 2e-4)
-    assert_same(measured, ranges)
+@pytest.mark.parametrize("per_group", [False, True])
+def test_many_weights_and_mixed_dtypes_equal_the_oracle(per_group):
+    assert_passes_of_many_equal(8, per_group)
 
 
 @pytest.mark.parametrize(("group_size", "per_group", "dtype"), [(8, False, BF16), (8, True, HALF), (7, True, BF16)])
