@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the package, runs the GPU tests, then every GPU benchmark: under nine minutes on one GPU, no network needed.
+# Builds the package, runs the GPU tests, then every GPU benchmark, on one GPU, no network needed: at most ten minutes
+# with the build, as each part but that has a limit (60 s, 140, 45, 40, 30, 70 and 170).
 # Results go to $OUT (default: benchmarks/results). Exit status 1 if a test failed or a benchmark could not run.
 #
 # With --dry, the same without a GPU: each line, on a few weights, with kernels emulated and a stand-in for CUDA

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FIGURES = {
-    "gpu_export.json": {"G11"},
+    "gpu_export.json": {"G11", "W1"},
     "gpu_transformer.json": {"G8"},
     "gpu_operators.json": {"G1", "G2", "G3", "G4", "G5", "G6", "G7", "G9", "G10"},
 }

@@ -11,7 +11,7 @@ import torch
 from diffq_fast.backends import default
 from diffq_fast.reference import philox
 from diffq_fast.reference.sizes import stream_words
-from support.triton_weights import INTERPRETED, KEY, assert_near, assert_same, make, needs_triton, options_of
+from support.triton_weights import INTERPRETED, KEY, assert_near, assert_same, needs_triton, options_of
 
 pytestmark = [
     needs_triton,
