@@ -48,6 +48,23 @@ def test_the_tables_of_networks_are_the_stored_ones(head, machine, seconds):
     assert set(models) == {"MiniLM", "CREPE tiny", "Resemblyzer"}
 
 
+def test_the_memory_at_rest_is_the_stored_one():
+    models = stored("packed_memory")["models"].values()
+
+    def listed(values):
+        return [f"{value:.2f}" for value in values]
+
+    text = " ".join(PAGE.split("*At most 1.3 times the file in memory, at rest.*")[1].split("\n- *")[0].split())
+    over = listed((each["packed_bytes"] + each["plain_bytes"]) / each["file_bytes"] for each in models)
+    assert "take {} of the file for MiniLM, {} for CREPE tiny and {} for Resemblyzer".format(*over) in text
+    for words, key in (
+        ("of these takes {}, {} and {} bits", "coded"),
+        ("64, {}, {} and {}.", "64"),
+        ("Runs of 16 would take {}, {} and {}", "16"),
+    ):
+        assert words.format(*listed(each["bits"][key] for each in models)) in text
+
+
 def test_the_table_of_products_with_avx512_is_the_stored_one():
     expected = []
     for name, case in stored("packed_linear_2core_avx512")["products"].items():
