@@ -48,5 +48,6 @@ PROGRAM = """
 @pytest.mark.parametrize("activations", ["float", "int8"])
 def test_a_forked_child_computes_the_same(tmp_path, activations):
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(tmp_path / "file"), activations]
-    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
