@@ -10,11 +10,12 @@ import torch
 from diffq_fast.backends import default
 from diffq_fast.backends.triton import add_noise as launchers
 from diffq_fast.backends.triton import noise as noise_launcher
-from diffq_fast.backends.triton import planes, quantize, tables, uniform_noise, words
+from diffq_fast.backends.triton import packed_rows, planes, quantize, tables, uniform_noise, weight_sizes, words
 from diffq_fast.backends.triton import weight_range as ranges_launcher
 from diffq_fast.backends.triton.add_noise_ticketed_kernels import COUNTERS
 from diffq_fast.reference.groups import per_element
 from diffq_fast.reference.sizes import group_count, stream_words
+from support.packed_row_forms import Rows
 from support.triton_weights import (
     EPSILON,
     KEY,
@@ -142,3 +143,29 @@ def assert_planes_equal(rows, columns, width):
         packed = default.pack_planes(*arguments)
         assert_same([planes.pack_planes(*arguments)], [packed])
         assert_same([planes.unpack_planes(packed, count)], [default.unpack_planes(packed, count)])
+
+
+def assert_rows_equal(name, numbers):
+    """Packed rows of one of ``FORMS``: unpacked, and multiplied with so many vectors."""
+    given = Rows(name)
+    indices = torch.tensor([given.rows - 1, 0, -1, given.rows])
+    found = packed_rows.unpack_rows(indices, *given.arguments())
+    assert_same([found[:2]], [given.weight[indices[:2]]])
+    assert found[2:].isnan().all()
+    for number in numbers:
+        vectors = make((number * given.form.columns,))[0].view(number, given.form.columns)
+        expected = default.packed_linear(vectors.double(), *given.arguments())
+        largest = vectors.abs().double() @ given.weight.abs().double().T
+        found = packed_rows.packed_linear(vectors, *given.arguments())
+        assert ((found - expected).abs() <= given.form.columns * 2.0**-24 * largest + 1e-30).all()
+
+
+def assert_sizes_equal(counts, group_size, param, extra_bits):
+    """What weights take in a file, and the gradients of their logits."""
+    logits = [2 * logit for logit in make([group_count(count, group_size) for count in counts], seed=1)]
+    rule = group_size, 2.0, 15.0, param
+    found = weight_sizes.weight_sizes(logits, counts, *rule, extra_bits)
+    torch.testing.assert_close(found, default.weight_sizes(logits, counts, *rule, extra_bits), rtol=1e-6, atol=1e-4)
+    grads = torch.linspace(0.5, 2, len(counts))
+    made = weight_sizes.weight_sizes_backward(grads, logits, counts, *rule)
+    assert_near(made, default.weight_sizes_backward(grads, logits, counts, *rule), 1e-5, 1e-4)

@@ -3,14 +3,16 @@ oracle.
 
     PYTHONPATH=.:tests python -m emulated.grid [--engines NAME ...] [--only TEXT] [--processes N] [--minutes N]
 
-Each cell's outcome is kept in ``build/emulated_grid.jsonl``: a run that was stopped goes on where it was, and cells are
-done again where the kernels, the checks or the emulator have changed since. At its end it stores how many cells of each
-family are equal (``benchmarks/results/emulated_grid.json``), and writes the table in ``docs/gpu_emulator.md``.
+Each cell's outcome is kept in ``build``: a run that was stopped goes on where it was, and cells are done again where
+their kernels, their checks or the emulator have changed since. At its end it stores how many cells of each family are
+equal (``benchmarks/results/emulated_grid.json``), and writes the table in ``docs/gpu_emulator.md``; no more than that
+with ``--minutes 0``.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -19,10 +21,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from emulated.outcomes import PAGE, Outcomes, fingerprint, table, with_table
+import triton
+
+from emulated.outcomes import EMULATOR, PAGE, Outcomes, fingerprint, table, with_table
 from support.paths import ROOT
+
+if TYPE_CHECKING:
+    from emulated.grid_cells import Cell
 
 ENGINES = ("interpreter", "sm_80", "sm_90", "sm_100")
 EQUAL = "equal"
@@ -31,13 +38,21 @@ RESULT = ROOT / "benchmarks" / "results" / "emulated_grid.json"
 
 def kept() -> Outcomes:
     """By engine and cell."""
-    return Outcomes("emulated_grid.jsonl", fingerprint("checks.py", "grid_cells.py"))
+    return Outcomes(f"emulated_grid_triton_{triton.__version__}.jsonl")
+
+
+def sources_of(cell: Cell, engine: str) -> str:
+    """What decides its outcome."""
+    return _fingerprint(cell.function, cell.operators, *([] if engine == "interpreter" else [EMULATOR]))
+
+
+_fingerprint = functools.cache(fingerprint)
 
 
 # -- one process: cells in one engine --------------------------------------------------------------------------
 
 
-def run_cell(engine: str, check: Any) -> str:
+def run_cell(engine: str, check) -> str:
     """``EQUAL``, or what was wrong."""
     from support.emulation import checked_emulation
 
@@ -57,12 +72,13 @@ def work(engine: str, part: int, parts: int, only: str, deadline: float) -> None
 
     outcomes = kept()
     for cell in [cell for cell in cells() if only in cell.name][part::parts]:
-        if (engine, cell.name) in outcomes.known:
+        sources, key = sources_of(cell, engine), (engine, cell.name)
+        if outcomes.get(sources, key) is not None:
             continue
         if time.time() > deadline:
             return
         outcome = run_cell(engine, cell.check)
-        outcomes.add((engine, cell.name), outcome)
+        outcomes.add(sources, key, outcome)
         if outcome != EQUAL:
             print(f"{engine}: {cell.name}: {outcome}", flush=True)
 
@@ -84,27 +100,59 @@ def run(arguments: argparse.Namespace) -> None:
         list(pool.map(lambda task: worker(*task), tasks))
 
 
-def summary(cells: Iterable[tuple[str, str]], found: dict[tuple[str, str], str]) -> dict[str, Any]:
-    """``cells``: families and names. Of each family and engine how many cells were run, and how many are equal."""
+def summary(cells: Iterable[Cell], outcomes: Outcomes) -> dict[str, Any]:
+    """Of each family and engine how many cells were run, how many are equal, and of which sources; and those that are
+    not equal."""
     families: dict[str, dict[str, Any]] = {}
     failed = []
-    for family, name in cells:
-        row = families.setdefault(family, {"cells": 0, "run": Counter(), "equal": Counter()})
+    for cell in cells:
+        row = families.setdefault(cell.family, {"cells": 0, "run": Counter(), "equal": Counter(), "sources": {}})
         row["cells"] += 1
         for engine in ENGINES:
-            outcome = found.get((engine, name))
+            row["sources"][engine] = sources_of(cell, engine)
+            outcome = outcomes.get(row["sources"][engine], (engine, cell.name))
             row["run"][engine] += outcome is not None
             row["equal"][engine] += outcome == EQUAL
             if outcome not in (None, EQUAL):
-                failed.append({"engine": engine, "cell": name, "outcome": outcome})
+                failed.append({"engine": engine, "cell": cell.name, "outcome": outcome})
     return {"families": families, "failed": failed}
 
 
-def grid_table(stored: dict[str, Any]) -> str:
-    """Each family, and of its cells how many are equal in each engine."""
-    families = stored["families"].items()
-    rows = [[name, str(row["cells"]), *(_entry(row, engine) for engine in ENGINES)] for name, row in families]
+def with_older(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """``new``, and where an engine has run nothing of a family in it, what ``old`` has of that."""
+    for name, row in new["families"].items():
+        before = old["families"].get(name)
+        for engine in ENGINES:
+            if before and before["cells"] == row["cells"] and not row["run"][engine]:
+                for entry in ("run", "equal", "sources"):
+                    row[entry][engine] = before[entry][engine]
+                new["failed"] += [
+                    each for each in old["failed"] if each["engine"] == engine and each["cell"].startswith(f"{name}: ")
+                ]
+    return new
+
+
+def grid_table(stored: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
+    """Each family, and of its cells how many are equal in each engine. ``sources``: today's, by family and engine."""
+    rows = []
+    for name, row in stored["families"].items():
+        entries = [
+            _entry(row, engine)
+            + (" (older sources)" if row["run"][engine] and _is_older(row, engine, sources[name]) else "")
+            for engine in ENGINES
+        ]
+        rows.append([name, str(row["cells"]), *entries])
     return table(["kernels and options", "cells", *ENGINES], rows)
+
+
+def _is_older(row: dict[str, Any], engine: str, sources: dict[str, str]) -> bool:
+    return row["sources"][engine] != sources[engine]
+
+
+def sources_by_family() -> dict[str, dict[str, str]]:
+    from emulated.grid_cells import cells
+
+    return {cell.family: {engine: sources_of(cell, engine) for engine in ENGINES} for cell in cells()}
 
 
 def _entry(row: dict[str, Any], engine: str) -> str:
@@ -116,16 +164,14 @@ def _entry(row: dict[str, Any], engine: str) -> str:
 
 
 def store() -> None:
-    import triton
-
     from emulated.grid_cells import cells
 
-    outcomes = kept()
-    stored = {"triton": triton.__version__, "sources": outcomes.sources}
-    stored |= summary(((cell.family, cell.name) for cell in cells()), outcomes.known)
+    old = json.loads(RESULT.read_text()) if RESULT.exists() else {"families": {}, "failed": []}
+    stored = {"triton": triton.__version__} | with_older(summary(cells(), kept()), old)
     RESULT.write_text(json.dumps(stored, indent=1) + "\n")
-    PAGE.write_text(with_table(PAGE.read_text(), "grid", grid_table(stored)))
-    print(grid_table(stored))
+    made = grid_table(stored, sources_by_family())
+    PAGE.write_text(with_table(PAGE.read_text(), "grid", made))
+    print(made)
 
 
 def main() -> None:
@@ -139,7 +185,8 @@ def main() -> None:
     if arguments.worker:
         engine, part, parts, deadline = arguments.worker
         return work(engine, int(part), int(parts), arguments.only, float(deadline))
-    run(arguments)
+    if arguments.minutes:
+        run(arguments)
     return store()
 
 

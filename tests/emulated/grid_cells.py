@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from emulated import checks
+from support.packed_row_forms import FORMS
 from support.triton_weights import make, make_widths
 
 GROUP_SIZES = (0, 1, 7, 8, 64, 1024, 4096)
@@ -22,15 +23,25 @@ COUNTS = (0, 1, 9, 8200)  # 8,200: a whole tile, and one that is masked
 
 
 class Cell(NamedTuple):
-    """``family``: a row of the table. ``options``: what tells the cell from others of its row."""
+    """``family``: a row of the table. ``options``: what tells the cell from others of its row. ``operators``: as
+    ``outcomes.fingerprint`` has them."""
 
     family: str
     options: str
-    check: Callable[[], None]
+    operators: tuple[str, ...]
+    function: Callable[..., None]
+    arguments: tuple
 
     @property
     def name(self) -> str:
         return f"{self.family}: {self.options}"
+
+    def check(self) -> None:
+        self.function(*self.arguments)
+
+
+NOISY, LEVELS = ("add_noise", "weight_range"), ("quantize", "weight_range")
+WORDS = *LEVELS, "words"
 
 
 def _weights(dtype, seed=0):
@@ -48,7 +59,7 @@ def training() -> Iterator[Cell]:
         family = f"noisy weights, gradients, g = {group_size}, {scope}"
         for pair, noise_kind, param in itertools.product(PAIRS, KINDS, PARAMS):
             arguments = group_size, SCOPES[scope], noise_kind, param, *pair
-            yield Cell(family, f"{noise_kind}, {param}, {' to '.join(pair)}", lambda each=arguments: _passes(*each))
+            yield Cell(family, f"{noise_kind}, {param}, {' to '.join(pair)}", NOISY, _passes, arguments)
 
 
 def _unusual(group_size, per_group):
@@ -73,10 +84,10 @@ def unusual() -> Iterator[Cell]:
     for group_size, scope in itertools.product(GROUP_SIZES, SCOPES):
         arguments = group_size, SCOPES[scope]
         options = f"g = {group_size}, {scope}"
-        yield Cell("ties, constants, NaN, infinities", options, lambda each=arguments: _unusual(*each))
+        yield Cell("ties, constants, NaN, infinities", options, NOISY, _unusual, arguments)
     for group_size, scope in itertools.product((0, 7, 8), SCOPES):
         arguments = group_size, SCOPES[scope]
-        yield Cell("152 weights at once", f"g = {group_size}, {scope}", lambda each=arguments: _many(*each))
+        yield Cell("152 weights at once", f"g = {group_size}, {scope}", NOISY, _many, arguments)
 
 
 def _one_launch(group_size, noise_kind, own, noisy):
@@ -87,7 +98,7 @@ def one_launch() -> Iterator[Cell]:
     for group_size, noise_kind, pair in itertools.product((0, 1, 8, 64, 1024), KINDS, PAIRS):
         arguments = group_size, noise_kind, *pair
         options = f"g = {group_size}, {noise_kind}, {' to '.join(pair)}"
-        yield Cell("noisy weights in one launch", options, lambda each=arguments: _one_launch(*each))
+        yield Cell("noisy weights in one launch", options, NOISY, _one_launch, arguments)
 
 
 def _uniform(group_size, own, noisy):
@@ -96,15 +107,15 @@ def _uniform(group_size, own, noisy):
 
 def noise_and_ranges() -> Iterator[Cell]:
     for noise_kind in KINDS:
-        yield Cell("noise", noise_kind, lambda each=noise_kind: checks.assert_noise_equals(each))
+        yield Cell("noise", noise_kind, ("noise",), checks.assert_noise_equals, (noise_kind,))
     for dtype in DTYPES:
         for group_size in GROUP_SIZES:
             arguments = DTYPES[dtype], group_size, group_size > 0
             options = f"{dtype}, " + (f"g = {group_size}" if group_size else "per tensor")
-            yield Cell("ranges", options, lambda each=arguments: checks.assert_ranges_equal(*each))
+            yield Cell("ranges", options, ("weight_range",), checks.assert_ranges_equal, arguments)
     for group_size, pair in itertools.product(GROUP_SIZES, PAIRS):
         options, arguments = f"g = {group_size}, {' to '.join(pair)}", (group_size, *pair)
-        yield Cell("uniform noise of one step", options, lambda each=arguments: _uniform(*each))
+        yield Cell("uniform noise of one step", options, ("uniform_noise",), _uniform, arguments)
 
 
 def _levels(group_size, per_group, dtype):
@@ -126,20 +137,34 @@ def _planes(group_size, dtype):
 def export() -> Iterator[Cell]:
     for group_size, scope, dtype in itertools.product(GROUP_SIZES, SCOPES, DTYPES):
         options, arguments = f"g = {group_size}, {scope}, {dtype}", (group_size, SCOPES[scope], dtype)
-        yield Cell("levels, weights of levels, rounded weights", options, lambda each=arguments: _levels(*each))
-        yield Cell("words, of 3 and 8 bits", options, lambda each=arguments: _words(*each, (3, 8)))
+        yield Cell("levels, weights of levels, rounded weights", options, LEVELS, _levels, arguments)
+        yield Cell("words, of 3 and 8 bits", options, WORDS, _words, (*arguments, (3, 8)))
     for width, scope in itertools.product(range(1, 17), SCOPES):
         arguments = 8, SCOPES[scope], "float32", (width,)
-        yield Cell("words, of one width", f"{width} bits, {scope}", lambda each=arguments: _words(*each))
+        yield Cell("words, of one width", f"{width} bits, {scope}", WORDS, _words, arguments)
     for group_size, dtype in itertools.product((0, 7, 8, 64), DTYPES):
         arguments = group_size, dtype
-        yield Cell("bit planes of a weight", f"g = {group_size}, {dtype}", lambda each=arguments: _planes(*each))
+        yield Cell(
+            "bit planes of a weight", f"g = {group_size}, {dtype}", ("planes", "weight_range"), _planes, arguments
+        )
     for (rows, columns), width in itertools.product(((8, 10), (16, 5), (32, 3), (64, 32)), (1, 5, 11, 16)):
         arguments = rows, columns, width
         options = f"{rows} rows, {width} bits"
-        yield Cell("bit planes", options, lambda each=arguments: checks.assert_planes_equal(*each))
+        yield Cell("bit planes", options, ("planes",), checks.assert_planes_equal, arguments)
+
+
+def rows_and_sizes() -> Iterator[Cell]:
+    """1 vector, more of them at once, and so many that rows are unpacked first."""
+    for name in FORMS:
+        yield Cell(
+            "packed rows and their products", name, ("packed_rows",), checks.assert_rows_equal, (name, (1, 3, 8, 9))
+        )
+    for group_size, param, extra_bits in itertools.product((0, 1, 3, 8, 10**6), PARAMS, (0.0, 1.5, -1.25)):
+        counts = [0, 1, 9, 9001 if group_size in (1, 3) else 8 * 8200 + 3]
+        options, arguments = f"g = {group_size}, {param}, {extra_bits:+} bits", (counts, group_size, param, extra_bits)
+        yield Cell("sizes, gradients of sizes", options, ("weight_sizes",), checks.assert_sizes_equal, arguments)
 
 
 def cells() -> list[Cell]:
     """All cells; those whose kernels take longest to compile stand apart from each other."""
-    return [*noise_and_ranges(), *export(), *one_launch(), *unusual(), *training()]
+    return [*noise_and_ranges(), *export(), *rows_and_sizes(), *one_launch(), *unusual(), *training()]

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 
 from diffq_fast.backends import default
 from diffq_fast.backends.triton import add_noise as launchers
 from diffq_fast.backends.triton import add_noise_ticketed as ticketed
-from diffq_fast.backends.triton import noise, planes, quantize, tables, uniform_noise, weight_range, words
+from diffq_fast.backends.triton import (
+    noise,
+    packed_rows,
+    planes,
+    quantize,
+    tables,
+    uniform_noise,
+    weight_range,
+    weight_sizes,
+    words,
+)
 from diffq_fast.reference.sizes import stream_words
 from ptx.schedules import random_order
+from support.packed_row_forms import Rows
 from support.triton_weights import KEY, assert_near, assert_same, make, make_logits, make_widths, options_of
 
 
@@ -44,7 +59,7 @@ def one_launch(emulator):
 
     def check():
         tables._cached_counters.cache_clear()
-        emulator.settings.schedule, emulator.settings.most_steps = random_order(1), 60_000
+        emulator.settings.schedule = random_order(1)
         got, *measured = launchers.noisy_weights(*arguments, one_launch=True)
         assert_same([*got, *measured], [*expected, *ranges])
         left = tables.counters(torch.device("cpu"), ticketed.COUNTERS.value + len(weights))
@@ -116,17 +131,61 @@ def of_one_step():
     return check
 
 
-def subjects(emulator):
-    """Checks by name, and the kernels whose mutants each one is to notice."""
+def rows():
+    """The rows begin within an eight, and the last one ends within a word."""
+    given, vectors = Rows("rows that begin within an eight"), make((27,))[0].view(1, 27)
+    indices = torch.tensor([given.rows - 1, 0, -1, given.rows, 2])
+    expected = default.packed_linear(vectors, *given.arguments())
+
+    def check():
+        found = packed_rows.unpack_rows(indices, *given.arguments())
+        assert_same([found[[0, 1, 4]]], [given.weight[indices[[0, 1, 4]]]])
+        assert found[2:4].isnan().all()
+        assert_near([packed_rows.packed_linear(vectors, *given.arguments())], [expected], 1e-5, 1e-5)
+
+    return check
+
+
+def sizes():
+    counts, rule = [0, 9, 8 * 8200 + 3], (8, 2.0, 15.0, "bits")
+    logits, grads = make_logits([torch.empty(count) for count in counts], 8), torch.linspace(0.5, 2, 3)
+    expected = default.weight_sizes(logits, counts, *rule, 0.0)
+    gradients = default.weight_sizes_backward(grads, logits, counts, *rule)
+
+    def check():
+        assert_near([weight_sizes.weight_sizes(logits, counts, *rule, 0.0)], [expected], 1e-6, 1e-4)
+        assert_near(weight_sizes.weight_sizes_backward(grads, logits, counts, *rule), gradients, 1e-5, 1e-4)
+
+    return check
+
+
+class Subject(NamedTuple):
+    """``make``: the check; ``kernels``: those whose mutants it is to notice; ``operators``: as ``outcomes.fingerprint``
+    has them."""
+
+    make: Callable[[], Callable[[], None]]
+    kernels: list[str]
+    operators: list[str]
+
+
+def subjects(emulator) -> dict[str, Subject]:
+    """By name."""
+    noisy, words_and_levels = ["add_noise", "weight_range"], ["words", "quantize", "weight_range"]
+    per_tensor = ["weight_range_kernel", "add_noise_kernel", "backward_kernel", "finish_backward_kernel"]
+    per_group = partial(passes, 7, True, (1100, 9))
+    one_step = ["uniform_noise_kernel", "group_sums_kernel", "piece_sums_kernel"]
     return {
-        "range per tensor": (passes(8), ["weight_range_kernel", "add_noise_kernel", "backward_kernel",
-                                         "finish_backward_kernel"]),
-        "range per group": (passes(7, True, (1100, 9)), ["ragged_noise_kernel", "ragged_backward_kernel"]),
-        "one launch": (one_launch(emulator), ["ticketed_noise_kernel"]),
-        "noise": (drawn(), ["noise_kernel"]),
-        "words": (packed(), ["pack_kernel", "unpack_kernel", "requantize_kernel"]),
-        "planes": (in_planes(), ["pack_planes_kernel", "unpack_planes_kernel"]),
-        "planes of a weight": (planes_of_weight(), ["quantize_planes_kernel"]),
-        "ranges of groups": (ranges_of_groups(), ["group_range_kernel"]),
-        "uniform noise": (of_one_step(), ["uniform_noise_kernel", "group_sums_kernel", "piece_sums_kernel"]),
-    }  # fmt: skip
+        "range per tensor": Subject(partial(passes, 8), per_tensor, noisy),
+        "range per group": Subject(per_group, ["ragged_noise_kernel", "ragged_backward_kernel"], noisy),
+        "one launch": Subject(partial(one_launch, emulator), ["ticketed_noise_kernel"], noisy),
+        "noise": Subject(drawn, ["noise_kernel"], ["noise"]),
+        "words": Subject(packed, ["pack_kernel", "unpack_kernel", "requantize_kernel"], words_and_levels),
+        "planes": Subject(in_planes, ["pack_planes_kernel", "unpack_planes_kernel"], ["planes"]),
+        "planes of a weight": Subject(planes_of_weight, ["quantize_planes_kernel"], ["planes", "weight_range"]),
+        "ranges of groups": Subject(ranges_of_groups, ["group_range_kernel"], ["weight_range"]),
+        "packed rows": Subject(rows, ["unpack_rows_kernel", "multiply_rows_kernel"], ["packed_rows"]),
+        "sizes": Subject(
+            sizes, ["bits_parts_kernel", "finish_sizes_kernel", "sizes_backward_kernel"], ["weight_sizes"]
+        ),
+        "uniform noise": Subject(of_one_step, one_step, ["uniform_noise"]),
+    }

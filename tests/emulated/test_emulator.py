@@ -3,8 +3,10 @@ lines."""
 
 from __future__ import annotations
 
+import ast
 import math
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from ptx.memory import JUNK, Allocations, Unwritten
 from ptx.parser import Address, UnknownPtxError, parse
 from ptx.problems import SAME_VALUE, EmulationError, Problems
 from ptx.schedules import SCHEDULES
+from support.paths import ROOT
 
 HEAD = """
 .visible .entry kernel(
@@ -203,6 +206,41 @@ def test_four_bytes_from_a_place_on_and_sums_of_halves():
     st.global.b32 [ %rd3 + 0 ], { %r4 };""")
     shown = [0x33221100, 0x44332211, 0x55443322, 0x66554433]
     assert [each & 0xFFFFFFFF for each in data.tolist()] == [shown[i % 4] + 0x00010001 for i in range(64)]
+
+
+def test_the_least_of_three_passes_nan_on_or_leaves_it_out():
+    """sm_100, and Triton 3.9.0 for it: thread 0 has -0 beside 0, thread 1 NaN."""
+    data, _ = run("""
+    setp.eq.s32 %p2, %r1, 1;
+    selp.b32 %r3, 0x7fc00000, 0x80000000, %p2;
+    min.NaN.f32 %r4, 0f00000000, %r3, 0f40400000;
+    max.f32 %r5, %r3, 0fBF800000, 0fC0400000;
+    selp.b32 %r6, %r4, %r5, %p1;
+    setp.eq.s32 %p3, %r1, 1;
+    selp.b32 %r6, %r4, %r6, %p3;
+    st.global.b32 [ %rd3 + 0 ], { %r6 };
+    setp.gt.s32 %p2, %r1, 31;
+    @%p2 st.global.b32 [ %rd3 + 0 ], { %r5 };""")
+    assert (data[0], data[40]) == (0x80000000, 0x80000000)
+    assert np.isnan(data.view(np.float32)[1])
+    data, _ = run("max.f32 %r5, 0f7FC00000, 0fBF800000, 0fC0400000;\n st.global.b32 [ %rd3 + 0 ], { %r5 };")
+    assert (data.view(np.float32) == -1).all()
+
+
+def test_more_operands_than_are_known_are_an_unknown_instruction():
+    with pytest.raises(UnknownPtxError, match=r"kernel: max\.s32 %r4, %r1, %r2, %r3"):
+        run("max.s32 %r4, %r1, %r2, %r3;")
+    with pytest.raises(UnknownPtxError, match=r"kernel: shl\.b32 %r4, %r1"):
+        run("shl.b32 %r4, %r1;")
+
+
+def test_the_emulator_imports_nothing_of_this_project():
+    for path in sorted((ROOT / "tests" / "ptx").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            known = {"numpy", "torch", "triton", *sys.stdlib_module_names}
+            assert {name.split(".")[0] for name in names} <= known, path
 
 
 def test_reductions_of_float32_pass_nan_on_or_leave_it_out():

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import pytest
 
 from support.emulation import checked_emulation
+from support.paths import ROOT
 from support.triton_weights import INTERPRETED, needs_triton
 
 pytestmark = [needs_triton, pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")]
 
-if importlib.util.find_spec("triton") and not INTERPRETED:
+HAS_TRITON = importlib.util.find_spec("triton") is not None and not INTERPRETED
+
+if HAS_TRITON:
+    from emulated.mutation_table import FAILED, judge
     from emulated.subjects import subjects
     from ptx.mutants import mutants_of, notice, recorded_ptx
 
@@ -29,13 +34,42 @@ FAULTS = [
 ]
 
 
+def test_every_kernel_of_the_backend_has_mutants():
+    files = (ROOT / "diffq_fast" / "backends" / "triton").glob("*_kernels.py")
+    defined = [name for file in files for name in re.findall(r"^def (\w+_kernel)\(", file.read_text(), re.MULTILINE)]
+    subject = [name for each in subjects(None).values() for name in each.kernels]
+    assert sorted(subject) == sorted(defined)
+
+
+@pytest.mark.parametrize("name", list(subjects(None)) if HAS_TRITON else [])
+def test_every_kernel_runs_as_compiled(name):
+    with checked_emulation(90) as emulator:
+        subject = subjects(emulator)[name]
+        ptx = recorded_ptx(emulator, subject.make())
+        assert set(subject.kernels) <= set(ptx)
+
+
 @pytest.mark.parametrize("check", dict.fromkeys(fault[0] for fault in FAULTS))
 def test_faults_are_noticed(check):
     faults = [fault[1:] for fault in FAULTS if fault[0] == check]
     with checked_emulation(90) as emulator:
-        run, _ = subjects(emulator)[check]
+        run = subjects(emulator)[check].make()
         ptx = recorded_ptx(emulator, run)
         assert not emulator.problems.serious()
         for kernel, kind, place in faults:
-            mutant = mutants_of(ptx[kernel], kind)[place]
-            assert notice(emulator, kernel, mutant, run), f"{kernel}: {mutant} was not noticed"
+            mutant = mutants_of(ptx[kernel][0], kind)[place]
+            assert notice(emulator, mutant, run), f"{kernel}: {mutant} was not noticed"
+
+
+def test_each_set_of_arguments_has_mutants_of_its_own():
+    """Groups of 8 and of 9 are compiled apart: a fault in the one leaves the other as it is."""
+    with checked_emulation(90) as emulator:
+        run = subjects(emulator)["uniform noise"].make()
+        one, other = recorded_ptx(emulator, run)["uniform_noise_kernel"]
+        last = [mutants_of(each, "mask of a store removed")[-1] for each in (one, other)]
+        assert [last[0](one) != one, last[0](other) == other, last[1](other) != other] == [True] * 3
+        for mutant in last:
+            assert judge(emulator, "uniform_noise_kernel", mutant, run).startswith("caught: access outside")
+        with pytest.raises(LookupError, match="launches the kernel of Mutant"):
+            notice(emulator, last[0], lambda: None)
+        assert judge(emulator, "uniform_noise_kernel", last[0], lambda: None).startswith(FAILED)

@@ -21,9 +21,10 @@ if importlib.util.find_spec("triton") and not INTERPRETED:
 
 def test_outcomes_are_kept_for_the_same_sources(tmp_path, monkeypatch):
     monkeypatch.setattr(outcomes, "ROOT", tmp_path)
-    outcomes.Outcomes("kept.jsonl", "one").add(("sm_90", "noise"), "equal")
-    assert outcomes.Outcomes("kept.jsonl", "one").known == {("sm_90", "noise"): "equal"}
-    assert outcomes.Outcomes("kept.jsonl", "two").known == {}
+    outcomes.Outcomes("kept.jsonl").add("one", ("sm_90", "noise"), "equal")
+    kept = outcomes.Outcomes("kept.jsonl")
+    assert kept.get("one", ("sm_90", "noise")) == "equal"
+    assert kept.get("two", ("sm_90", "noise")) is None
 
 
 def test_a_table_takes_the_place_of_the_one_before():
@@ -33,19 +34,70 @@ def test_a_table_takes_the_place_of_the_one_before():
     assert outcomes.with_table(once, "x", "") == page.replace("| old |\n", "")
 
 
+def outcomes_of(tmp_path, monkeypatch, found):
+    monkeypatch.setattr(outcomes, "ROOT", tmp_path)
+    kept = outcomes.Outcomes("kept.jsonl")
+    for key, outcome in found.items():
+        kept.add("now", key, outcome)
+    return kept
+
+
+def cell(name):
+    return grid_cells.Cell(*name.split(": "), (), cell, ())
+
+
+NAMES = "noise: uniform", "noise: gaussian", "ranges: g = 7"
+
+
 @needs_triton
 @compiled
-def test_the_grid_counts_what_was_run_and_what_is_equal():
-    cells = [("noise", "noise: uniform"), ("noise", "noise: gaussian"), ("ranges", "ranges: g = 7")]
+def test_the_grid_counts_what_was_run_and_what_is_equal(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "sources_of", lambda cell, engine: "now")
+    cells = [cell(name) for name in NAMES]
     found = {("sm_90", "noise: uniform"): "equal", ("sm_90", "noise: gaussian"): "AssertionError: far off"}
-    found |= {("sm_80", name): "equal" for _, name in cells}
-    stored = grid.summary(cells, found)
+    found |= {("sm_80", each.name): "equal" for each in cells}
+    stored = grid.summary(cells, outcomes_of(tmp_path, monkeypatch, found))
     assert stored["failed"] == [{"engine": "sm_90", "cell": "noise: gaussian", "outcome": "AssertionError: far off"}]
-    rows = [line.strip("| ").split(" | ") for line in grid.grid_table(json.loads(json.dumps(stored))).splitlines()[2:]]
+    today = {name: dict.fromkeys(grid.ENGINES, "now") for name in ("noise", "ranges")}
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in grid.grid_table(json.loads(json.dumps(stored)), today).splitlines()[2:]
+    ]
     assert rows == [
         ["noise", "2", "not run", "2", "1 of 2 run", "not run"],
         ["ranges", "1", "not run", "1", "not run", "not run"],
     ]
+
+
+@needs_triton
+@compiled
+def test_what_was_run_of_older_sources_stays_and_is_marked(tmp_path, monkeypatch):
+    cells, kept = [cell(name) for name in NAMES], outcomes_of(tmp_path, monkeypatch, {("sm_90", NAMES[1]): "off"})
+    monkeypatch.setattr(grid, "sources_of", lambda cell, engine: "now")
+    old = json.loads(json.dumps(grid.summary(cells, kept)))
+    monkeypatch.setattr(grid, "sources_of", lambda cell, engine: "later")
+    new = grid.with_older(grid.summary(cells, kept), old)
+    assert new["failed"] == old["failed"] != []
+    today = {name: dict.fromkeys(grid.ENGINES, "later") for name in ("noise", "ranges")}
+    assert "| noise | 2 | not run | not run | 0 of 1 run (older sources) | not run |" in grid.grid_table(new, today)
+    kept.add("later", ("sm_90", NAMES[0]), "equal")
+    new = grid.with_older(grid.summary(cells, kept), old)
+    assert new["failed"] == []
+    assert "| noise | 2 | not run | not run | 1 of 1 run | not run |" in grid.grid_table(new, today)
+
+
+def test_a_fingerprint_is_of_what_an_operator_uses():
+    operator, patterns = outcomes.with_imports, "diffq_fast/backends/triton/{}.py diffq_fast/reference/{}.py"
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for root in patterns.format("planes", "planes").split()
+        for path in operator(ROOT / root)
+    }
+    assert {"diffq_fast/backends/triton/planes_kernels.py", "diffq_fast/backends/triton/levels.py",
+            "diffq_fast/reference/groups.py"} <= files  # fmt: skip
+    assert not any("noise" in file for file in files)
+    reached = "".join(outcomes.code_reached(cell))
+    assert "def cell(name)" in reached
 
 
 @needs_triton
@@ -75,21 +127,33 @@ def test_cells_are_equal(name):
 @needs_triton
 @compiled
 def test_mutants_are_counted_by_verdict():
-    known = {("k", "barrier removed", "0", "bar.sync 0;"): "caught: race",
-             ("k", "acquire made relaxed", "0", "ld"): "caught: race",
-             ("k", "constant off by one", "1", "shr.s32 a, b, 31;"): "equivalent: a sign",
-             ("k", "constant off by one", "2", "add.s32 a, b, 1;"): "not caught"}  # fmt: skip
-    stored = mutation_table.summary(known)
+    known = {("k", "0", "barrier removed", "0", "bar.sync 0;"): "caught: race",
+             ("k", "1", "acquire made relaxed", "0", "ld"): "caught: race",
+             ("k", "0", "constant off by one", "1", "shr.s32 a, b, 31;"): "equivalent: a sign",
+             ("k", "0", "constant off by one", "2", "add.s32 a, b, 1;"): "not caught"}  # fmt: skip
+    mutants = [mutation_table.entry(key, outcome) for key, outcome in known.items()]
+    assert (mutants[1]["version"], mutants[1]["verdict"], mutants[1]["how"]) == (1, "caught", "race")
+    stored = mutation_table.summary(mutants) | {"sources": {"k": "one"}}
     assert stored["ways"] == {"race": 2}
-    assert [(each["place"], each["verdict"], each["why"]) for each in stored["others"]] == [
-        (1, "equivalent", "a sign"), (2, "not caught", "")]  # fmt: skip
-    (row,) = mutation_table.mutant_table(json.loads(json.dumps(stored))).splitlines()[2:]
-    assert row == "| k | 1 of 1 | 1 of 1 |  |  | 0 + 1 equivalent of 2 |"
+    rows = [
+        mutation_table.mutant_table(json.loads(json.dumps(stored)), {"k": now}).splitlines()[2]
+        for now in ("one", "two")
+    ]
+    assert rows[0] == "| k | 1 of 1 | 1 of 1 |  |  | 0 + 1 equivalent of 2 |"
+    assert rows[1] == rows[0].replace("| k |", "| k (older sources) |")
 
 
 @needs_triton
 @compiled
-@pytest.mark.parametrize(("name", "file"), [("grid", "emulated_grid.json"), ("mutants", "emulated_mutants.json")])
-def test_the_page_shows_what_is_stored(name, file):
-    made = {"grid": grid.grid_table, "mutants": mutation_table.mutant_table}[name]
-    assert outcomes.with_table(PAGE, name, made(json.loads((RESULTS / file).read_text()))) == PAGE
+def test_the_page_shows_what_is_stored_and_of_which_sources():
+    """After an edit: ``python -m emulated.grid --minutes 0`` and the same of ``mutation_table`` mark what is older."""
+    made = mutation_table.mutant_table(stored_in("emulated_mutants.json"), mutation_table.sources_by_kernel(None))
+    assert outcomes.with_table(PAGE, "mutants", made) == PAGE
+    assert (
+        outcomes.with_table(PAGE, "grid", grid.grid_table(stored_in("emulated_grid.json"), grid.sources_by_family()))
+        == PAGE
+    )
+
+
+def stored_in(name):
+    return json.loads((RESULTS / name).read_text())

@@ -16,9 +16,12 @@ _EMITTERS: dict[str, Emitter] = {}
 
 def emit(code: Code, instruction: Instruction) -> None:
     emitter = _EMITTERS.get(instruction.name)
-    if emitter is None:
-        raise UnknownPtxError(f"{code.kernel.name}: {instruction.text}")
-    emitter(code, instruction)
+    try:
+        if emitter is None:
+            raise UnknownPtxError(instruction.text)
+        emitter(code, instruction)
+    except (UnknownPtxError, LookupError, ValueError) as error:  # other parts, or more operands, than are known
+        raise UnknownPtxError(f"{code.kernel.name}: {instruction.text}") from error
 
 
 def _emits(*names: str) -> Callable[[Emitter], Emitter]:
@@ -178,13 +181,16 @@ def _approximate(code: Code, i: Instruction) -> None:
 
 @_emits("min", "max")
 def _extreme(code: Code, i: Instruction) -> None:
-    one, two = _values(code, i, i.kind)
+    """Of two operands, or (float32; sm_100 and later) of three."""
+    one, *others = _values(code, i, i.kind)
     function = {"min": "minimum", "max": "maximum"}[i.name]
     if i.kind == "f32":
-        _require(set(i.opcode[1:-1]) <= {"NaN"}, i)
-        return code.assign(i, i.operands[0], f"m.{function}({one}, {two}, {'NaN' in i.opcode})", "f32")
-    _require(i.kind[0] in "su", i)
-    return code.assign(i, i.operands[0], f"np.{function}({one}, {two})", i.kind)
+        _require(set(i.opcode[1:-1]) <= {"NaN"} and len(others) in (1, 2), i)
+        for other in others:
+            one = f"m.{function}({one}, {other}, {'NaN' in i.opcode})"
+        return code.assign(i, i.operands[0], one, "f32")
+    _require(i.kind[0] in "su" and len(i.opcode) == 2 and len(others) == 1, i)
+    return code.assign(i, i.operands[0], f"np.{function}({one}, {others[0]})", i.kind)
 
 
 @_emits("neg", "abs")

@@ -91,6 +91,7 @@ class Launch:
         self.shared_bytes, self.allocations, self.settings, self.problems = shared, allocations, settings, problems
         self.shadows = Shadows(allocations)
         self.schedule = settings.schedule if program.synchronises else None
+        self.steps = 0  # of the longest wave
 
     def report(self, what, instruction=None) -> None:
         self.problems.add(self.kernel.name, what, instruction)
@@ -168,6 +169,7 @@ class Wave:
             together: int | None = 0 if self.launch.schedule is None else None
             while True:
                 steps += 1
+                self.launch.steps = max(self.launch.steps, steps)
                 if self.settings.most_steps and steps > self.settings.most_steps:
                     raise EmulationError(f"{self.kernel.name}: not at an end after {self.settings.most_steps} steps")
                 if together is not None:

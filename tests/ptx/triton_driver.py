@@ -23,14 +23,15 @@ WARP = 32
 
 
 class Emulator:
-    """What launches in a ``with emulated(...)`` share. ``edit``: what to make of a kernel's PTX before it runs, given
-    its name (for mutants)."""
+    """What launches in a ``with emulated(...)`` share. ``edit``: what to make of a kernel's PTX before it runs (for
+    mutants). ``steps``: of the longest wave so far."""
 
     def __init__(self, arch: int, settings: Settings, tensors: allocations.LivingTensors) -> None:
         self.arch, self.settings, self.tensors = arch, settings, tensors
         self.problems = Problems()
         self.launches: Counter[str] = Counter()
         self.opcodes: Counter[str] = Counter()
+        self.steps = 0
         self.edit: Callable[[str], str] = lambda ptx: ptx
 
     def launch(self, grid: int, ptx: str, metadata: Any, arguments: list[tuple[str, Any]]) -> None:
@@ -40,7 +41,9 @@ class Emulator:
         parameters = _parameters(program.kernel, arguments)
         self.launches[program.kernel.name] += 1
         self.opcodes += program.opcodes
-        Launch(program, grid, parameters, metadata.shared, where, self.settings, self.problems).run()
+        launch = Launch(program, grid, parameters, metadata.shared, where, self.settings, self.problems)
+        launch.run()
+        self.steps = max(self.steps, launch.steps)
 
 
 def _flat(kind: Any, value: Any) -> Iterator[tuple[str, Any]]:
