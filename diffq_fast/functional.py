@@ -671,6 +671,7 @@ def empty_cache() -> None:
     """Give back to the system the memory that the compiled core keeps for its next results on the CPU.
 
     At most 512 MB of it are kept: pages that the system must clear first cost more than the kernels that fill them.
+    On Linux with glibc, what its heap keeps free is given back too, which takes longer the larger that is.
     Tensors in use keep theirs. On a GPU, ``torch.cuda.empty_cache()`` does the like.
     """
     _backends.empty_cache()

@@ -66,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()  # a full disk shows here
+        return code
     except UsageError as error:
         _print_error(arguments, error)
         arguments.parser.error(escaped(str(error)))
@@ -75,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"diffq-fast {arguments.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads our output any more
+        _drop_output()  # nobody reads it any more
         return 1
     except Exception as error:
         told = isinstance(error, ValueError | TypeError | OSError | ImportError)
@@ -86,8 +88,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _print_error(arguments: argparse.Namespace, error: object) -> None:
-    if arguments.json:
-        print(json.dumps({"error": str(error)}))
+    try:
+        if arguments.json:
+            print(json.dumps({"error": str(error)}))
+        sys.stdout.flush()
+    except OSError:  # standard output is what failed
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """What is still to be written to standard output goes nowhere, also at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:

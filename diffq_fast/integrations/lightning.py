@@ -87,6 +87,10 @@ class DiffqFastCallback(Callback):
     def size_target(self) -> Any:
         return self._training.target
 
+    def _takes_part(self, trainer: Trainer) -> bool:
+        """Whether sizes and files need this process: each one, where each holds parts of the weights."""
+        return trainer.is_global_zero or self.quantizer.selection.mesh is not None
+
     # -- Lightning's hooks ---------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -106,8 +110,9 @@ class DiffqFastCallback(Callback):
             self._training.load_state_dict(self._restored)
             self._restored = None
         self._steps = trainer.global_step
-        if self._csv is not None and trainer.is_global_zero:
-            self._log = BitsLog(self.quantizer, csv=Path(trainer.default_root_dir, self._csv))
+        if self._csv is not None:
+            into = {"csv": _place(trainer, self._csv)} if trainer.is_global_zero else {"tensorboard": _Nowhere()}
+            self._log = BitsLog(self.quantizer, **into)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._training.check_called("give module= the name of the part that training_step calls")
@@ -121,15 +126,13 @@ class DiffqFastCallback(Callback):
         self._training.step()
         if self._steps % trainer.log_every_n_steps == 0:
             pl_module.log_dict(self._training.sizes())
-            if self._log is not None:
+            if self._log is not None and self._takes_part(trainer):
                 self._log.step(self._steps)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training.end()
-        if self._save_to is not None and trainer.is_global_zero:
-            path = Path(trainer.default_root_dir, self._save_to)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save(self.quantizer, path)
+        if self._save_to is not None and self._takes_part(trainer):
+            save(self.quantizer, _place(trainer, self._save_to))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._training.repair()
@@ -139,6 +142,20 @@ class DiffqFastCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
+
+
+class _Nowhere:
+    """What processes log to that take part in a log and do not write it."""
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        pass
+
+
+def _place(trainer: Trainer, name: str) -> Path:
+    """Of a file inside of ``default_root_dir``, in a folder that is there."""
+    path = Path(trainer.default_root_dir, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _part(pl_module: LightningModule, name: str | None) -> nn.Module:

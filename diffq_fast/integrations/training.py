@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..quantizers.base import BaseQuantizer
 from ..quantizers.registry import schemes
+from ..quantizers.sharded import ShardedForwards
+from ..quantizers.shards import whole, write
 from ..quantizers.size_target import LearnsBits, SizeTarget
 from .own_group import OwnGroup
 
@@ -134,6 +136,7 @@ class QuantizedTraining:
                 it is added to the only one.
             total_steps: of the optimizer, in the whole training.
         """
+        ShardedForwards(self.who, self.quantizer.selection).look()  # a first forward would, but sizes are asked before
         self.take_groups(optimizers)
         if self.goal.has_target:
             self.target = SizeTarget(
@@ -219,8 +222,8 @@ class QuantizedTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep beside model and optimizer; what is learned is in it too, since not every
-        checkpoint holds it (PEFT's does not)."""
-        learned = {name: param.detach().cpu().clone() for name, param in self._learned().items()}
+        checkpoint holds it (PEFT's does not). Of a sharded model every process asks, and has all of it."""
+        learned = {name: whole(param).cpu().clone() for name, param in self._learned().items()}
         return {"learned": learned, "target": None if self.target is None else self.target.state_dict()}
 
     def _learned(self) -> dict[str, nn.Parameter]:
@@ -244,8 +247,7 @@ class QuantizedTraining:
                 f"{self.who}: the checkpoint was made with another quantizer: {', '.join(wrong[:3])} do not fit; give "
                 "the arguments that it was made with"
             )
-        with torch.no_grad():
-            for name, param in own.items():
-                param.copy_(stored[name])
+        for name, param in own.items():
+            write(param, stored[name].to(param.device))
         if self.target is not None and state["target"] is not None:
             self.target.load_state_dict(state["target"])

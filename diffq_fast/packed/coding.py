@@ -108,6 +108,13 @@ class CodedTensor:
             raise CodeError(f"a step code is not between {LOWEST_STEP_CODE} and {HIGHEST_STEP_CODE}")
         return codes.to(torch.int16)
 
+    def least_widths(self) -> Tensor:
+        """uint8 `[groups]`, for range_scope "steps": the fewest bits that hold each group's signed levels."""
+        size = max(min(self.group_size or self.count, self.count), 1)
+        flat = self.levels().reshape(-1)
+        rows = torch.nn.functional.pad(flat, (0, -self.count % size)).view(-1, size)
+        return least_widths(rows)
+
     def streams(self) -> Iterator[tuple[int, Tensor, int]]:
         """(width or class, words, number of levels) of the streams of levels."""
         counts = self._counts
@@ -164,6 +171,13 @@ class CodedTensor:
         """Bytes that the weight's tensors take in a file, exactly; the header's text about them is not among them."""
         ranges = range_bits(self.ranges, self.short) // 8
         return 2 * self.coded.numel() + len(encode_widths(self.widths.cpu().numpy())[1]) + ranges
+
+
+def least_widths(levels: Tensor) -> Tensor:
+    """uint8 ``[...]``: the fewest bits w that hold signed levels ``[..., count]``: -2**(w - 1) … 2**(w - 1) - 1."""
+    lowest, highest = levels.amin(-1), levels.amax(-1)
+    most = torch.maximum(-lowest, highest + 1)
+    return (torch.ceil(torch.log2(most.clamp(min=1).double())) + 1).to(torch.uint8)
 
 
 def code_levels(

@@ -43,6 +43,11 @@ class WeightReport:
         return math.prod(self.shape)
 
     @property
+    def has_steps(self) -> bool:
+        """Whether its groups have steps in place of widths: its histogram is then one of classes."""
+        return self.range_scope == STEPS
+
+    @property
     def bits_per_weight(self) -> float:
         return 8 * self.bytes / self.count if self.count else 0.0
 
@@ -72,9 +77,13 @@ class PackedReport:
 
     @property
     def histogram(self) -> dict[int, int]:
-        """width -> elements of that width, over all weights."""
-        widths = sorted({width for weight in self.weights for width in weight.histogram})
-        return {width: sum(weight.histogram.get(width, 0) for weight in self.weights) for width in widths}
+        """width -> elements of that width, over all weights that have widths, not steps."""
+        weights = self._with_widths()
+        widths = sorted({width for weight in weights for width in weight.histogram})
+        return {width: sum(weight.histogram.get(width, 0) for weight in weights) for width in widths}
+
+    def _with_widths(self) -> list[WeightReport]:
+        return [weight for weight in self.weights if not weight.has_steps]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
@@ -92,7 +101,7 @@ class PackedReport:
         for weight in self.weights:
             shape = "x".join(map(str, weight.shape)) or "scalar"
             group = "all" if weight.group_size == 0 else str(weight.group_size)
-            widths = "steps" if weight.range_scope == STEPS else _span(weight.histogram)
+            widths = "steps" if weight.has_steps else _span(weight.histogram)
             numbers = (f"{weight.bits_per_weight:.2f}", widths, f"{weight.bytes:,}", _coding_text(weight))
             rows.append((printable(weight.name), shape, group, *numbers))
         if all(weight.coding == "fixed" for weight in self.weights):
@@ -102,19 +111,32 @@ class PackedReport:
         lines += [f"{purpose:<17}{size:>14,} bytes" for purpose, size in self.bytes_by_purpose.items() if size]
         ratio = f", {self.float_bytes / self.file_bytes:.2f} times smaller than unpacked"
         lines += [f"{'in all':<17}{self.file_bytes:>14,} bytes{ratio}", ""]
-        lines += [f"{self.bits_per_weight:.2f} bits per weight; by width: {_histogram_text(self.histogram)}"]
+        lines += [f"{self.bits_per_weight:.2f} bits per weight; {self._widths_text()}"]
         lines += [f"tied: {printable(alias)} = {printable(name)}" for alias, name in self.ties.items()]
         for name, each in self.activations.items():
             scale = f"{each['bits']} bits, range {each['range']:.6g}, step {each['step']:.6g}"
             lines.append(f"input of {printable(name) or 'the model'}: {scale}")
         return "\n".join(lines)
 
+    def _widths_text(self) -> str:
+        counted = self._with_widths()
+        left_out = len(self.weights) - len(counted)
+        steps = f"{left_out} weight{'' if left_out == 1 else 's'} with steps in place of widths"
+        widths = f"by width: {_histogram_text(self.histogram)}"
+        return widths if not left_out else f"{widths}; {steps} left out" if counted else steps
+
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw all elements' widths, and each weight's, as bars divided by width. Needs matplotlib."""
-        rows = [BitsRow(weight.name, weight.histogram, _mean(weight.histogram)) for weight in self.weights]
+        """Draw all elements' widths, and each weight's, as bars divided by width. Needs matplotlib.
+
+        Weights with steps are left out; the page of :func:`.write_page` shows the bits that their levels need.
+        """
+        weights = self._with_widths()
+        rows = [BitsRow(weight.name, weight.histogram, _mean(weight.histogram)) for weight in weights]
         if len(rows) > 1:
             rows.insert(0, BitsRow("all weights", self.histogram, _mean(self.histogram)))
         title = f"{self.bits_per_weight:.2f} bits per weight, with tables and ranges"
+        if len(weights) < len(self.weights):
+            title += f"\n{self._widths_text().rpartition('; ')[2]}"
         draw_bits(rows, path, title, "elements, per cent")
 
 

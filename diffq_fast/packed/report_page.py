@@ -1,12 +1,14 @@
-"""A packed file as one HTML page that needs nothing else: no network, no torch, no levels read.
+"""A packed file as one HTML page that needs nothing else: no network.
 
-The page is well-formed XML. Its script does nothing but sort the table; everything is there without it.
+The page is well-formed XML. Its script does nothing but sort the table; everything is there without it. Of weights with
+steps alone levels are read, with torch: the page shows the bits that the largest level of each group needs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from .._version import __version__
 from ..files.atomic_file import atomic_file, check_output
 from ..files.safetensors_reader import open_file, printable
+from ..reference.sizes import MAX_WIDTH, word_count
 from .layout import STEPS, PackedLayout, read_layout
 from .page_style import SCRIPT, STYLE
 from .report import PURPOSES, PackedReport, WeightReport, report_of
@@ -35,16 +38,24 @@ def write_page(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> 
         PackedFileError: the file is damaged. ValueError: the output is the file itself, or no regular file.
     """
     check_output("inspect", output, path)
+    text = html_page(path)
+    with atomic_file(output) as page:
+        page.write(text.encode("utf-8"))
+
+
+def html_page(path: str | os.PathLike[str]) -> str:
+    """The page as text; names from the file are escaped, and without control characters.
+
+    Raises:
+        PackedFileError: the file is damaged.
+    """
     path = os.fspath(path)
     with open_file(path) as file:
         layout = read_layout(file, path)
-    with atomic_file(output) as page:
-        page.write(html_page(layout).encode("utf-8"))
-
-
-def html_page(layout: PackedLayout) -> str:
-    """The page as text; names from the file are escaped, and without control characters."""
+    stepped = [name for name, weight in layout.weights.items() if weight.range_scope == STEPS]
+    layout = replace(layout, widths=layout.widths | _least_widths(path, stepped))
     report = report_of(layout)
+    report = replace(report, weights=tuple(map(_at_widths, report.weights)))
     name = _text(os.path.basename(report.path))
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>',
@@ -60,6 +71,31 @@ def html_page(layout: PackedLayout) -> str:
         f"<footer>Made by diffq-fast {__version__}.</footer>\n<script>{SCRIPT}</script>\n</body>\n</html>\n",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _least_widths(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
+    """The fewest bits that hold the levels of each group, of weights with steps."""
+    if not names:
+        return {}
+    from .coding import CodedTensor
+    from .contents import read_packed
+
+    contents = read_packed(path, names=names)
+    widths = {}
+    for name in names:
+        weight = contents.packed[name]
+        with contents.naming(name):
+            if isinstance(weight, CodedTensor):
+                widths[name] = weight.least_widths().numpy()
+    return widths
+
+
+def _at_widths(weight: WeightReport) -> WeightReport:
+    """The same with what its levels would take at its widths, where it has steps: of the least ones."""
+    if not weight.has_steps:
+        return weight
+    levels = [weight.histogram.get(width, 0) for width in range(MAX_WIDTH + 1)]
+    return replace(weight, fixed_bytes=4 * word_count(levels))
 
 
 def coded_bytes(layout: PackedLayout, name: str) -> int | None:
@@ -108,17 +144,20 @@ def _purposes(report: PackedReport) -> str:
 
 
 def _histogram(report: PackedReport) -> str:
-    """Columns of the elements by width; weights with steps have none."""
+    """Columns of the elements by width."""
     widths: dict[int, int] = {}
     for weight in report.weights:
-        if weight.range_scope != STEPS:
-            for width, number in weight.histogram.items():
-                widths[width] = widths.get(width, 0) + number
-    stepped = sum(weight.range_scope == STEPS for weight in report.weights)
+        for width, number in weight.histogram.items():
+            widths[width] = widths.get(width, 0) + number
+    stepped = sum(weight.has_steps for weight in report.weights)
     total = sum(widths.values())
-    note = f"{_plural(stepped, 'weight')} with steps in place of widths not counted." if stepped else ""
     if not total:
-        return f"<section><h2>Elements by width</h2><p>No weight has widths. {note}</p></section>"
+        return "<section><h2>Elements by width</h2><p>No weight is packed.</p></section>"
+    note = (
+        f"Of {_plural(stepped, 'weight')} with steps: the bits that the largest level of each group needs."
+        if stepped
+        else ""
+    )
     shares = {width: widths.get(width, 0) / total for width in range(min(widths), max(widths) + 1)}
     most = max(shares.values())
     columns = "".join(
@@ -134,12 +173,10 @@ def _coded_against_fixed(layout: PackedLayout, report: PackedReport) -> str:
     """What the levels of coded weights take, and what they would take at their widths."""
     both = [(coded_bytes(layout, each.name), each.fixed_bytes) for each in report.weights]
     pairs = [(coded, fixed) for coded, fixed in both if coded is not None and fixed]
-    stepped = sum(each.range_scope == STEPS for each in report.weights)
-    if not pairs and not stepped:
-        return ""
-    note = f"{_plural(stepped, 'weight')} with steps, always coded, left out." if stepped else ""
     if not pairs:
-        return f"<section><h2>Coded against fixed widths</h2><p>{note}</p></section>"
+        return ""
+    stepped = any(each.has_steps for each in report.weights)
+    note = "Coded bytes hold the steps too, those at fixed widths do not." if stepped else ""
     coded, fixed = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
     most = max(coded, fixed)
     rows = "".join(
@@ -158,7 +195,7 @@ def _weights(layout: PackedLayout, report: PackedReport) -> str:
         for name, numeric in HEADS + (CODED_HEADS if coded else ())
     )
     rows = "\n".join(_row(layout, report, weight, coded) for weight in report.weights)
-    used = sorted({width for each in report.weights if each.range_scope != STEPS for width in each.histogram})
+    used = sorted({width for each in report.weights for width in each.histogram})
     key = "".join(f'<span><span class="dot w{width}"></span>{_plural(width, "bit")}</span>' for width in used)
     words = (
         "<p>The upper bar has the shares of the widths, the lower one the widths along the groups, first to last.</p>"
@@ -177,13 +214,13 @@ def _row(layout: PackedLayout, report: PackedReport, weight: WeightReport, coded
         (weight.count, f"{weight.count:,}", "number"),
         (group, f"{weight.group_size:,}" if weight.group_size else "all", "number"),
         (weight.bits_per_weight, f"{weight.bits_per_weight:.2f}", "number"),
-        (0 if weight.range_scope == STEPS else widths, _shares(layout, weight), "shares"),
+        (widths, _shares(layout, weight), "shares"),
         (weight.bytes, f"{weight.bytes:,}", "number"),
         (weight.bytes, f"{weight.bytes / report.file_bytes:.1%}", "number"),
     )
     if coded:
         sizes = coded_bytes(layout, weight.name), weight.fixed_bytes
-        cells += ((weight.coding, "steps, coded" if weight.range_scope == STEPS else weight.coding, ""),)
+        cells += ((weight.coding, "steps, coded" if weight.has_steps else weight.coding, ""),)
         cells += tuple((-1, "–", "number") if size is None else (size, f"{size:,}", "number") for size in sizes)
     return f"<tr>{''.join(map(_cell, cells))}</tr>"
 
@@ -195,9 +232,9 @@ def _cell(cell: tuple[object, str, str]) -> str:
 
 
 def _shares(layout: PackedLayout, weight: WeightReport) -> str:
-    """The shares of a weight's widths, and its widths along the groups; a weight with steps has none."""
-    if weight.range_scope == STEPS or not weight.count:
-        return "steps" if weight.count else "–"
+    """The shares of a weight's widths, and its widths along the groups."""
+    if not weight.count:
+        return "–"
     shares = (
         (f"w{width}", number / weight.count, f"{width}: {number:,}") for width, number in weight.histogram.items()
     )

@@ -135,6 +135,16 @@ def load(
             weights again. The model is then unchanged.
     """
     _check_arguments(model, packed, activations)
+    loaded = _loaded(path, model, strict, packed, activations)
+    if packed:  # who loads packed weights wants the memory that decoding took, and the parameters' own
+        functional.empty_cache()
+    return loaded
+
+
+def _loaded(
+    path: str | os.PathLike[str], model: nn.Module | None, strict: bool, packed: bool, activations: str
+) -> dict[str, Tensor] | nn.Module:
+    """Nothing of the parameters that packed weights take the place of is held behind this."""
     contents = read_packed(path)
     if model is None:
         return contents.state_dict()
@@ -157,7 +167,6 @@ def load(
     fill(model, values | contents.tensors(devices), targets, weights.keys() - kept.keys(), f"load: {contents.path}")
     if kept:
         put_packed(model, kept)
-        functional.empty_cache()  # of what decoding took: who loads packed weights wants the memory
     for quantizer, stored in inputs:
         quantizer.take(stored)
     if asked:

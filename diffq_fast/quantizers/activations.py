@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -283,5 +283,6 @@ def _refuse_second(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
 
 
 def _device_of(layer: nn.Module, model: nn.Module) -> torch.device:
-    tensors = [*layer.parameters(), *layer.buffers(), *model.parameters()]
-    return tensors[0].device if tensors else torch.device("cpu")
+    """That of the layer's first tensor; of the model's where it has none."""
+    first = next(chain(layer.parameters(), layer.buffers(), model.parameters()), None)
+    return torch.device("cpu") if first is None else first.device

@@ -395,6 +395,8 @@ class DiffQuantizer(BaseQuantizer):
         logits = gathered([entry.logit for entry in full], averaged=False)
         if not (exact or self._frozen.active):
             return self._learned_bits(rule, full, logits)
+        if exact and self.selection.mesh is None and not torch.compiler.is_compiling():
+            self._refuse_nan_logits([entry for entry in full if entry.logit.device.type == "cpu"])
         total: Tensor | float = 0.0
         for entry, logit in zip(full, logits, strict=True):
             total = total + rule.weight_bits(self._whole_bits(logit, exact), entry.param.numel())

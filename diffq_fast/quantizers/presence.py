@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .admission import FSDP1, is_flattened, is_offloaded, look_at_shards, offloaded, refuse_tensor
 from .selection import Selection, Slot, learned_of
@@ -24,7 +25,7 @@ _dtype, _is_meta = attrgetter("dtype"), attrgetter("is_meta")  # each forward as
 
 
 class Presence:
-    """The places and shapes of a model's parameters, as they were when its quantizer was attached.
+    """The places, ties and shapes of a model's parameters, as they were when its quantizer was attached.
 
     Args:
         who: the quantizer's name, for errors.
@@ -51,6 +52,7 @@ class Presence:
         self._slots: list[Slot] = [*self._weights, *learned, *selection.rest, *ties]
         self._read = len(self._weights) + len(learned)
         self._places = [(slot.module, slot.name) for slot in self._slots]
+        self._shared = _shared(module._parameters[name] for module, name in self._places)
         links = dict(_links(model, self._slots))
         self._links, self._children = list(links), list(links.values())
 
@@ -65,6 +67,8 @@ class Presence:
         params = [module._parameters.get(name) for module, name in self._places]
         if any(map(is_, params, repeat(None))) or any(map(is_not, children, self._children)):
             raise self._gone(params)
+        if _shared(params) != self._shared:
+            raise self._tied_anew(params)
         read = cast("list[Tensor]", params[: self._read])
         if not _PLAIN.issuperset(map(type, read)) or type(self._model) is not self._type:
             self._refuse_foreign(read)
@@ -80,6 +84,8 @@ class Presence:
             self._refuse_offloaded(read)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             self._refuse_transformed(read)
+        if forward_ad._current_level >= 0:
+            self._refuse_dual(read)
 
     # -- what is the matter --------------------------------------------------------------------------------------------
 
@@ -93,6 +99,15 @@ class Presence:
                     f"the parameter {slot.full_name} is gone from its module (pruned, parametrised, fused, removed)"
                 )
         return self._changed(f"modules of {self._slots[0].full_name.partition('.')[0]} have other names now")
+
+    def _tied_anew(self, params: Sequence[Tensor | None]) -> RuntimeError:
+        """Tied places have got tensors of their own, or one place the tensor of another."""
+        pairs = zip(self._slots, _shared(params), self._shared, strict=True)
+        slot, now, then = next((slot, now, then) for slot, now, then in pairs if now != then)
+        other = self._slots[min(now, then)].full_name
+        if now < then:
+            return self._changed(f"{slot.full_name} is tied to {other}, and was not")
+        return self._changed(f"{slot.full_name} is no longer tied to {other}")
 
     def _reshaped(self, weights: Sequence[Tensor]) -> RuntimeError:
         if any(hasattr(weight, "_fsdp_flattened") for weight in weights):
@@ -128,6 +143,15 @@ class Presence:
             if is_offloaded(slot.module, tensor) or (tensor.is_meta and not all(each.is_meta for each in read)):
                 raise RuntimeError(f"{self._who}: {offloaded(slot.full_name)}")
 
+    def _refuse_dual(self, read: Sequence[Tensor]) -> None:
+        for slot, tensor in zip(self._slots, read, strict=False):
+            if forward_ad.unpack_dual(tensor).tangent is not None:
+                raise RuntimeError(
+                    f"{self._who}: {slot.full_name} has a tangent (torch.autograd.forward_ad), which the quantizer "
+                    "does not pass on. Differentiate what quantizer.bake() leaves of a copy of the model "
+                    "(copy.deepcopy), or use a backward"
+                )
+
     def _refuse_transformed(self, read: Sequence[Tensor]) -> None:
         for slot, tensor in zip(self._slots, read, strict=False):
             if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -136,6 +160,13 @@ class Presence:
                     "quantizer does not support. Transform what quantizer.bake() leaves of a copy of the model "
                     "(copy.deepcopy), or use torch.autograd"
                 )
+
+
+def _shared(params: Iterable[Tensor | None]) -> list[int]:
+    """For each the first that is the same tensor."""
+    ids = list(map(id, params))
+    first = dict(zip(reversed(ids), reversed(range(len(ids))), strict=True))
+    return [first[each] for each in ids]
 
 
 def _links(model: nn.Module, slots: Iterable[Slot]) -> Iterator[tuple[tuple[nn.Module, str], nn.Module | None]]:

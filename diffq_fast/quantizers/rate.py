@@ -262,6 +262,9 @@ class RateQuantizer(BaseQuantizer):
         return super().unsharded_only()
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        for entry in entries:
+            if not torch.compiler.is_compiling() and entry.logit.device.type == "cpu":  # others would be waited for
+                self._sound_steps(entry)
         return self._rounded(entries, [self._codes_of(entry) for entry in entries], None)
 
     def eval_options(self) -> Hashable:
@@ -302,8 +305,9 @@ class RateQuantizer(BaseQuantizer):
         return Coded(weight, log_steps, self.elements_per_group(entry))
 
     def _level_bits(self, entry: QuantizedParameter, beside: int = 0) -> Tensor:
+        """Waits for the device."""
         coded = Coded(self.storable(entry), whole(entry.logit), self.elements_per_group(entry))
-        return level_bits(coded, self.stored_steps(entry), beside)
+        return level_bits(coded, self._sound_steps(entry), beside)
 
     def bit_budget(self) -> RateBudget:
         """What a size target asks: the least size, and of what it is made."""
@@ -331,8 +335,9 @@ class RateQuantizer(BaseQuantizer):
         return ExportedWeight(entry.full_name, value, classes, group_size, "steps", levels=levels, ranges=codes)
 
     def _sound_steps(self, entry: QuantizedParameter) -> Tensor:
-        if not bool(whole(entry.logit).isfinite().all()):
-            raise ValueError(f"RateQuantizer: a step of {entry.full_name} is NaN or infinite and cannot be exported")
+        logit = whole(entry.logit)
+        if not logit.is_meta and not bool(logit.isfinite().all()):
+            raise ValueError(f"RateQuantizer: a step of {entry.full_name} is NaN or infinite")
         return self.stored_steps(entry)
 
     def check_exportable(self) -> None:

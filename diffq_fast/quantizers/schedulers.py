@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
 
 def refuse_schedulers_without(who: str, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
@@ -20,8 +20,10 @@ def refuse_schedulers_without(who: str, optimizer: torch.optim.Optimizer, group:
     they are made.
     """
     groups = [*optimizer.param_groups, {**optimizer.defaults, **group}]
-    for scheduler in _schedulers_of(optimizer):
-        failure = _failure(scheduler, groups)
+    schedulers = list(_schedulers_of(optimizer))
+    begun_anew = {id(each) for those in schedulers if isinstance(those, SequentialLR) for each in those._schedulers}
+    for scheduler in schedulers:
+        failure = _failure(scheduler, groups, id(scheduler) in begun_anew)
         if failure is not None:
             raise RuntimeError(
                 f"{who}: the optimizer's {type(scheduler).__name__} was made for {len(groups) - 1} groups of "
@@ -37,8 +39,11 @@ def _schedulers_of(optimizer: torch.optim.Optimizer) -> Iterator[LRScheduler]:
             yield each
 
 
-def _failure(scheduler: LRScheduler, groups: list[dict[str, Any]]) -> str | None:
-    """How the scheduler's next step would fail with these groups. A copy of it is asked, so that nothing changes."""
+def _failure(scheduler: LRScheduler, groups: list[dict[str, Any]], begun_anew: bool) -> str | None:
+    """How one of the scheduler's next steps would fail with these groups. A copy is asked, so that nothing changes.
+
+    begun_anew: a SequentialLR will call ``step(0)``, which many answer by a closed form of the rates they began with.
+    """
     if type(scheduler).get_lr is LRScheduler.get_lr:  # it has no rates of its own: it steps others, or sets them
         return None
     asked = copy.copy(scheduler)
@@ -49,6 +54,9 @@ def _failure(scheduler: LRScheduler, groups: list[dict[str, Any]]) -> str | None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that get_lr is not called by step
             rates = list(asked.get_lr())
+            if begun_anew and hasattr(asked, "_get_closed_form_lr"):
+                asked.last_epoch = 0
+                rates = list(asked._get_closed_form_lr())
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return None if len(rates) == len(groups) else f"it gives {len(rates)} learning rates"

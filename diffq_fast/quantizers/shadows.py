@@ -140,10 +140,12 @@ class Guard:
             held[:] = [each for each in held if each is not attachment]
         self._learned = [name for name in self._learned if name not in set(learned)]
         if not self._roots and not self._parts:
-            for name in NAMES:
-                if getattr(self._module.__dict__.get(name), "__self__", None) is self:
-                    del self._module.__dict__[name]
-            self._module.__dict__.update(self._found)
+            own = self._module.__dict__
+            for name in reversed(
+                NAMES
+            ):  # the one by which guard_of finds this goes last: an exception may come between
+                if getattr(own.get(name), "__self__", None) is self:
+                    own.pop(name) if name not in self._found else own.update({name: self._found[name]})
 
     def _before(self, name: str) -> Callable:
         """The method that the guard stands before: what stood in ``__dict__`` already, or the class's."""

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from .. import functional
-from ..packed.coding import CodedTensor
+from ..packed.coding import CodedTensor, least_widths
 from ..packed.tensor import PackedTensor
 from ..reference.packed_rows import PackedRows, RowForm, segment_size
 
@@ -177,11 +177,9 @@ def _levels_and_widths(
 
 def _centred(levels: Tensor) -> tuple[Tensor, Tensor]:
     """Signed levels ``[rows, segments, segment]`` on the fewest bits that hold each segment's."""
-    lowest, highest = levels.amin(2), levels.amax(2)
-    most = torch.maximum(-lowest, highest + 1)  # a width w holds -2**(w - 1) … 2**(w - 1) - 1
-    widths = torch.ceil(torch.log2(most.clamp(min=1).double())).to(torch.int64) + 1
-    shifted = levels + (1 << widths - 1).to(torch.int32)[:, :, None]
-    return shifted.flatten(1), widths.to(torch.uint8)
+    widths = least_widths(levels)
+    shifted = levels + (1 << widths.to(torch.int32) - 1)[:, :, None]
+    return shifted.flatten(1), widths
 
 
 def _scales_and_offsets(packed: PackedTensor | CodedTensor) -> tuple[Tensor, Tensor]:

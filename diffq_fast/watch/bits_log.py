@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ class BitsLog:
     A logged step waits for the device; the others do nothing. In distributed training, let one process log.
 
     Args:
-        quantizer: a DiffQuantizer.
+        quantizer: a DiffQuantizer or RateQuantizer, whose weights have bits of their own.
         csv: path of a file with a header and one row per logged step, each written whole by one system call. An
             existing file is continued: a last line that a crash cut off is removed, and so are the rows from the
             first new step on, which a training resumed from a checkpoint logs again.
@@ -34,7 +35,7 @@ class BitsLog:
         every: log the steps that this number divides.
 
     Raises:
-        ValueError: there is nothing to write to, or ``every`` is not positive.
+        ValueError: there is nothing to write to, or ``every`` is not positive. TypeError: a quantizer of another kind.
     """
 
     def __init__(
@@ -47,7 +48,10 @@ class BitsLog:
     ) -> None:
         if csv is None and tensorboard is None:
             raise ValueError("BitsLog: expected csv, tensorboard or both, got neither")
-        if every < 1:
+        if not hasattr(quantizer, "bits_per_weight"):
+            expected = "a quantizer that learns bits (DiffQuantizer, RateQuantizer)"
+            raise TypeError(f"BitsLog: expected {expected}, got {type(quantizer).__name__}")
+        if not every >= 1:
             raise ValueError(f"BitsLog: every must be at least 1, got {every}")
         self.quantizer = quantizer
         self.tensorboard = tensorboard
@@ -62,9 +66,10 @@ class BitsLog:
             scalars: further values (numbers or 0-dim tensors); always the same names.
 
         Raises:
-            ValueError: the CSV file has other columns or lines that are no rows, or a name is taken. OSError: the row
-                could not be written whole; the file is as it was before.
+            ValueError: the CSV file has other columns or lines that are no rows, or a name is taken. TypeError: the
+                step is no whole number. OSError: the row could not be written whole; the file is as it was before.
         """
+        step = operator.index(step)
         if step % self.every:
             return
         bits = self.quantizer.bits_per_weight()
@@ -101,10 +106,11 @@ class CsvTable:
             raise ValueError(f"BitsLog: {self._path} is not a regular file; give the path of a new or ordinary one")
         stored = self._path.read_bytes() if self._path.exists() else b""
         whole = stored[: stored.rfind(b"\n") + 1]  # what follows was cut off by a crash
-        rows = list(csv.reader(io.StringIO(self._decoded(whole), newline="")))
+        lines = self._lines(self._decoded(whole))
+        rows = [row for _, row in lines]
         if rows and rows[0] != columns:
             raise self._misfit(columns, rows[0])
-        steps = [self._step_of(row, line) for line, row in enumerate(rows[1:], start=2)]
+        steps = [self._step_of(row, line, len(columns)) for line, row in lines[1:]]
         kept = [row for row, logged in zip(rows[1:], steps, strict=True) if logged < step]
         if len(kept) + 1 != len(rows) or whole != stored:
             with atomic_file(self._path) as file:
@@ -118,13 +124,26 @@ class CsvTable:
             line = stored[: error.start].count(b"\n") + 1
             raise ValueError(f"BitsLog: {self._path}: line {line} is not UTF-8; give the path of a new file") from None
 
-    def _step_of(self, row: list[str], line: int) -> int:
+    def _lines(self, text: str) -> list[tuple[int, list[str]]]:
+        """Rows, each with the number of its last line."""
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
-            return int(row[0])
-        except (IndexError, ValueError):
-            seen = repr(row[0][:40]) if row else "nothing"
-            problem = f"{self._path}: line {line} should begin with the number of a step, found {seen}"
-            raise ValueError(f"BitsLog: {problem}; repair it, or give the path of a new file") from None
+            return [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise self._foreign(reader.line_num, f"is no row of a CSV file ({error})") from None
+
+    def _step_of(self, row: list[str], line: int, columns: int) -> int:
+        if len(row) != columns:
+            raise self._foreign(line, f"should have {columns} columns, found {len(row)}")
+        try:
+            step, _ = int(row[0]), list(map(float, row[1:]))
+        except ValueError:
+            seen = ", ".join(map(repr, row))
+            raise self._foreign(line, f"should have a step's number and numbers, found {seen:.60}") from None
+        return step
+
+    def _foreign(self, line: int, problem: str) -> ValueError:
+        return ValueError(f"BitsLog: {self._path}: line {line} {problem}; repair it, or give the path of a new file")
 
     def _write(self, line: str) -> None:
         """One system call for the whole row, so that a killed process leaves no part of one.

@@ -8,6 +8,8 @@ import os
 import pickle
 import signal
 import struct
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -97,6 +99,16 @@ def test_an_exception_that_nobody_foresaw_is_one_line_or_one_object(error, capsy
     assert assert_one_error(capsys, "inspect", "a").startswith(type(error).__name__)
     _, _, told = run(capsys, "inspect", "a")
     assert "\x1b" not in told
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_behind_standard_output_is_one_line(options, tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "diffq_fast", "inspect", str(KINDS), *options]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["diffq-fast inspect: [Errno 28] No space left on device"]
 
 
 def test_wrong_usage_is_an_object_too(capsys):

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from diffq_fast.packed.coding import code_levels
 from diffq_fast.packed.contents import read_packed
 from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.report import inspect
@@ -61,6 +62,35 @@ def test_table_and_json_say_the_same(tmp_path):
     assert parsed["ties"] == {"tied": "a"}
 
 
+def stepped() -> dict:
+    """Two weights with steps; all their groups are of class 1, which is no width."""
+    levels, codes = torch.arange(-8, 8, dtype=torch.int32).repeat(4, 2), torch.zeros(4, dtype=torch.int16)
+    classes = torch.ones(4, dtype=torch.uint8)
+    return {name: code_levels(levels, codes, group_size=32, classes=classes) for name in ("c", "d")}
+
+
+def test_weights_with_steps_are_not_among_the_widths(tmp_path):
+    alone = inspect(Example(stepped()).write(tmp_path / "a"))
+    assert alone.histogram == json.loads(alone.to_json())["histogram"] == {}
+    text = f"{alone.bits_per_weight:.2f} bits per weight; 2 weights with steps in place of widths"
+    assert alone.table().splitlines()[-1] == text
+    both = inspect(Example({"a": example_weight((4, 10), [2, 4], 8), "c": stepped()["c"]}).write(tmp_path / "b"))
+    assert both.histogram == {2: 24, 4: 16}
+    assert json.loads(both.to_json())["histogram"] == {"2": 24, "4": 16}
+    ending = "; by width: 2: 60.0%, 4: 40.0%; 1 weight with steps in place of widths left out"
+    assert both.table().splitlines()[-1].endswith(ending)
+
+
+def test_a_plot_has_no_bars_of_weights_with_steps(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("diffq_fast.packed.report.draw_bits", lambda *arguments: drawn.append(arguments))
+    weights = {"a": example_weight((4, 10), [2, 4], 8), "c": stepped()["c"]}
+    inspect(Example(weights).write(tmp_path / "a")).plot(tmp_path / "widths.png")
+    ((rows, _, title, _),) = drawn
+    assert [(row.name, row.histogram) for row in rows] == [("a", {2: 24, 4: 16})]
+    assert title.endswith("\n1 weight with steps in place of widths left out")
+
+
 def test_histograms_are_those_of_the_widths():
     report = inspect(KINDS)
     contents = read_packed(KINDS)
@@ -80,7 +110,7 @@ def test_empty_files_have_a_report(tmp_path):
     assert " - " in empty.table()
 
 
-@pytest.mark.parametrize("example", [kinds, small, lambda: Example({})])
+@pytest.mark.parametrize("example", [kinds, small, lambda: Example({}), lambda: Example(stepped())])
 def test_plot_writes_an_image(example, tmp_path):
     inspect(example().write(tmp_path / "a")).plot(tmp_path / "widths.png")
     assert (tmp_path / "widths.png").read_bytes().startswith(b"\x89PNG")

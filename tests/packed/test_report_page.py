@@ -10,20 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffq_fast.files.safetensors_reader import open_file
-from diffq_fast.packed.coding import code_levels
-from diffq_fast.packed.layout import read_layout
+from diffq_fast.packed.coding import CodedTensor, code_levels
+from diffq_fast.packed.contents import read_packed
+from diffq_fast.packed.header import PackedFileError
 from diffq_fast.packed.report import inspect
 from diffq_fast.packed.report_page import html_page, mean_widths, write_page
 from support.browser import browser, dumped_page
 from support.packed_examples import DATA, Example, coded, example_weight, kinds, short_ranges
 
 HOSTILE = "</td><script>alert(1)</script>&amp;\"'<b>\x1b\x00"
-
-
-def page_of(path):
-    with open_file(path) as file:
-        return html_page(read_layout(file, str(path)))
 
 
 def parsed(page):
@@ -51,7 +46,7 @@ def big():
 
 @pytest.mark.parametrize("example", [kinds, coded, short_ranges, big, lambda: Example({})])
 def test_every_file_has_a_page_that_is_well_formed_and_needs_nothing_else(example, tmp_path):
-    page = page_of(example().write(tmp_path / "a"))
+    page = html_page(example().write(tmp_path / "a"))
     tree = parsed(page)
     assert not re.findall(r"https?:|src=|href=|@import|url\(", page)
     assert "default-src 'none'" in next(tree.iter("meta")).get("content", "") + page
@@ -73,7 +68,7 @@ def test_every_file_has_a_page_that_is_well_formed_and_needs_nothing_else(exampl
 
 def test_the_rows_are_those_of_the_report(tmp_path):
     path = big().write(tmp_path / "a")
-    report, rows = inspect(path), cells(page_of(path))
+    report, rows = inspect(path), cells(html_page(path))
     assert list(rows) == [weight.name for weight in report.weights]
     for weight in report.weights:
         shape, count, group, bits, _, size, _, coding, coded_size, fixed_size = rows[weight.name]
@@ -81,26 +76,68 @@ def test_the_rows_are_those_of_the_report(tmp_path):
         assert (int(count), int(size), coding) == (weight.count, weight.bytes, weight.coding)
         assert int(group) == weight.group_size
         assert float(bits) == pytest.approx(weight.bits_per_weight, rel=1e-5)
-        assert int(fixed_size) == (-1 if weight.fixed_bytes is None else weight.fixed_bytes)
+        if not weight.has_steps:
+            assert int(fixed_size) == weight.fixed_bytes
         assert (int(coded_size) > 0) == (weight.coding == "coded")
 
 
 def test_bytes_by_purpose_and_shares_of_widths_are_those_of_the_report(tmp_path):
     path = big().write(tmp_path / "a")
-    report, page = inspect(path), page_of(path)
+    report, page = inspect(path), html_page(path)
     for purpose, size in report.bytes_by_purpose.items():
         assert (f'{purpose}</td><td class="number">{size:,}</td>' in page) == bool(size)
     assert f"{report.file_bytes / 2**10:.1f} KB" in page
-    of_widths = 64 * 32 + 16 * 32
+    of_widths = 64 * 32 + 16 * 32 + 20 * 32
     assert f'title="{64 * 32 // 4:,} elements"><span>{64 * 32 / 4 / of_widths:.1%}</span>' in page
-    assert "1 weight with steps in place of widths not counted." in page
+    assert "Of 1 weight with steps: the bits that the largest level of each group needs." in page
+
+
+def test_a_weight_with_steps_is_shown_with_the_bits_that_its_levels_need(tmp_path):
+    """Rows of levels that need 1, 2, 4 and 9 bits: both ends of two's complement, and zeros."""
+    rows = [[0, 0, 0, -1], [-2, 1, 0, 0], [-8, 7, 1, 1], [255, 0, -256, 1]]
+    levels = torch.tensor(rows, dtype=torch.int32).repeat(1, 16)
+    path = Example({"steps": code_levels(levels, torch.zeros(4, dtype=torch.int16), group_size=64)}).write(
+        tmp_path / "a"
+    )
+    page = html_page(path)
+    for width in (1, 2, 4, 9):
+        assert f'title="64 elements"><span>25.0%</span><i class="w{width}"' in page
+    mean, _, _, _, coded_size, fixed_size = cells(page)["steps"][4:]
+    assert float(mean) == (1 + 2 + 4 + 9) / 4
+    assert int(fixed_size) == 64 * (1 + 2 + 4 + 9) // 8
+    assert int(coded_size) == 2 * len(read_packed(path).packed["steps"].coded)
+    assert f"{int(coded_size) / int(fixed_size):.1%} of fixed widths" in page
+
+
+@pytest.mark.parametrize(("shape", "group_size"), [((5, 7), 8), ((5, 7), 0), ((5, 7), 1 << 40), ((0, 7), 8), ((), 0)])
+def test_least_widths_are_one_for_each_group(shape, group_size):
+    count = torch.Size(shape).numel()
+    groups = -(-count // (group_size or max(count, 1)))
+    levels = torch.arange(count, dtype=torch.int32).reshape(shape)
+    weight = code_levels(levels, torch.zeros(groups, dtype=torch.int16), group_size=group_size)
+    last = [min((number + 1) * (group_size or count), count) - 1 for number in range(groups)]
+    assert weight.least_widths().tolist() == [each.bit_length() + 1 for each in last]
+
+
+def test_a_damaged_level_is_told_with_the_weight_s_name(tmp_path):
+    path = big().write(tmp_path / "a")
+    (coded,) = [each for each in read_packed(path).packed.values() if isinstance(each, CodedTensor)]
+    blob, stored = path.read_bytes(), coded.coded.numpy().tobytes()
+    assert blob.count(stored) == 1
+    path.write_bytes(blob.replace(stored, bytes(len(stored))))
+    with pytest.raises(PackedFileError, match=r"steps\.weight"):
+        html_page(path)
 
 
 def test_a_file_without_coded_weights_has_no_columns_of_theirs(tmp_path):
-    page = page_of(kinds().write(tmp_path / "a"))
+    page = html_page(kinds().write(tmp_path / "a"))
     assert "Coded against fixed widths" not in page
     assert {len(row) for row in cells(page).values()} == {7}
-    assert "132.5% of fixed widths" in page_of(coded().write(tmp_path / "b"))
+    page = html_page(coded().write(tmp_path / "b"))
+    sizes = [[int(size) for size in row[-2:]] for row in cells(page).values() if "coded" in row[-3]]
+    assert len(sizes) > 1
+    coded_size, fixed_size = map(sum, zip(*sizes, strict=True))
+    assert f"{coded_size / fixed_size:.1%} of fixed widths" in page
 
 
 def test_widths_along_the_groups_are_means_of_equal_runs():
@@ -114,7 +151,7 @@ def test_widths_along_the_groups_are_means_of_equal_runs():
 def test_names_from_the_file_are_text_and_nothing_else(tmp_path):
     info = {"class": HOSTILE, "arguments": {HOSTILE: [HOSTILE]}}
     packed = {HOSTILE: example_weight((40,), [3, 4], 8)}
-    page = page_of(Example(packed, {}, {HOSTILE + "t": HOSTILE}, quantizer_info=info).write(tmp_path / "<i>&"))
+    page = html_page(Example(packed, {}, {HOSTILE + "t": HOSTILE}, quantizer_info=info).write(tmp_path / "<i>&"))
     tree = parsed(page)
     assert [len(list(tree.iter(tag))) for tag in ("script", "b")] == [1, 5 + 2]  # tiles and columns
     assert not any(each in page for each in ("\x1b", "\x00", "<i>&", "alert(1)</script>"))

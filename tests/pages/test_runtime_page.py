@@ -48,6 +48,34 @@ def test_the_tables_of_networks_are_the_stored_ones(head, machine, seconds):
     assert set(models) == {"MiniLM", "CREPE tiny", "Resemblyzer"}
 
 
+def test_the_memory_at_rest_is_the_stored_one():
+    models = stored("packed_memory")["models"].values()
+
+    def listed(values):
+        return [f"{value:.2f}" for value in values]
+
+    text = " ".join(PAGE.split("*At most 1.3 times the file in memory, at rest.*")[1].split("\n- *")[0].split())
+    over = listed((each["packed_bytes"] + each["plain_bytes"]) / each["file_bytes"] for each in models)
+    assert "take {} of the file for MiniLM, {} for CREPE tiny and {} for Resemblyzer".format(*over) in text
+    for words, key in (
+        ("of these takes {}, {} and {} bits", "coded"),
+        ("64, {}, {} and {}.", "64"),
+        ("Runs of 16 would take {}, {} and {}", "16"),
+    ):
+        assert words.format(*listed(each["bits"][key] for each in models)) in text
+
+
+def test_what_avx2_is_short_of_is_stored():
+    times = {name: case["1 vectors"]["times"] for name, case in stored("packed_linear_2core_avx2")["products"].items()}
+    four, two = times["4 bits, groups of 64"], times["2 bits, groups of 64"]
+    mixed = times["1 to 8 bits, groups of 64"]["packed, int8"] / four["packed, int8"]
+    text = " ".join(PAGE.split("*AVX2, one vector*")[1].split("\n- *")[0].split())
+    assert f"4 bits: {four['packed']:.2f} times float32 with exact activations" in text
+    assert f"and {four['packed, int8']:.2f} with int8" in text
+    assert f"2 bits: {two['packed, int8']:.2f} (" in text
+    assert f"with int8 activations, {mixed:.2f} of the speed of 4 bits" in text
+
+
 def test_the_table_of_products_with_avx512_is_the_stored_one():
     expected = []
     for name, case in stored("packed_linear_2core_avx512")["products"].items():

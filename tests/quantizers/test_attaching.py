@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import diffq_fast
-from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer
+from diffq_fast import LSQ, ActivationQuantizer, DiffQuantizer, RateQuantizer, UniformQuantizer
 from support.models import mlp
 
 
@@ -44,6 +44,11 @@ def test_attaching_takes_a_few_calls_for_each_weight(quantizer):
     calls = [calls_of(lambda model=model: quantizer(model, min_size=0.0001)) for model in (some, more)]
     assert calls[1] < 4.2 * calls[0]
     assert calls[1] < 300 * 256
+
+
+def test_attaching_to_inputs_takes_a_few_calls_for_each_layer():
+    calls = [calls_of(lambda model=model: ActivationQuantizer(model)) for model in (experts(32), experts(128))]
+    assert calls[1] < 4.2 * calls[0]
 
 
 # -- told at once ------------------------------------------------------------------------------------------------------
@@ -107,6 +112,7 @@ def test_nan_logits_are_told_as_such(tmp_path):
         lambda: diffq_fast.save(quantizer, tmp_path / "file"),
         quantizer.get_quantized_state,
         quantizer.true_model_size,
+        lambda: quantizer.model_size(exact=True),
         quantizer.freeze_bits,
         quantizer.quantize,
         quantizer.check_exportable,
@@ -167,6 +173,12 @@ COUNTS_GROUPS = {
     "CyclicLR": lambda optimizer: lr_scheduler.CyclicLR(optimizer, 0.01, 0.1),
     "SequentialLR": lambda optimizer: lr_scheduler.SequentialLR(
         optimizer, [lr_scheduler.LinearLR(optimizer), lr_scheduler.LambdaLR(optimizer, lambda epoch: 1)], [2]
+    ),
+    "warm-up, then decay": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer, [lr_scheduler.LinearLR(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.9)], [2]
+    ),
+    "warm-up, then cosine": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer, [lr_scheduler.LinearLR(optimizer), lr_scheduler.CosineAnnealingLR(optimizer, 9)], [2]
     ),
 }
 

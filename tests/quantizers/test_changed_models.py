@@ -6,18 +6,22 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
 import diffq_fast
-from diffq_fast import LSQ, DiffQuantizer, SizeTarget, UniformQuantizer
+from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, SizeTarget, UniformQuantizer
 
 X = torch.randn(4, 16)
 MAKERS = {
     "diffq": lambda model: DiffQuantizer(model, min_size=0, group_size=8, init_bits=3),
     "uniform": lambda model: UniformQuantizer(model, bits=3, min_size=0),
     "lsq": lambda model: LSQ(model, bits=3, min_size=0),
+    "rate": lambda model: RateQuantizer(model, group_size=8, min_size=0),
+    "learned ranges": lambda model: DiffQuantizer(model, min_size=0, group_size=8, learn_range=True),
 }
+LEARNED = ("_diffq", "_lsq", "_log_step", "_range")
 
 
 class Net(nn.Module):
@@ -75,7 +79,7 @@ def test_a_changed_model_is_told_by_the_weight_and_can_be_attached_anew(name, ch
             ask()
     assert not list(tmp_path.iterdir())
     quantizer.detach()
-    assert not [each for each, _ in model.named_parameters() if each.endswith(("_diffq", "_lsq"))]
+    assert not [each for each, _ in model.named_parameters() if each.endswith(LEARNED)]
     if change != "without a bias of a cell":  # which torch's own cell cannot run without
         shape = (5, 16) if "resized" in change else (4, 16)
         again = MAKERS[name](model.train())
@@ -84,6 +88,73 @@ def test_a_changed_model_is_told_by_the_weight_and_can_be_attached_anew(name, ch
         model.body(X)
         assert model.head.weight.shape == shape
         assert again.true_model_size() > 0
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(16, 16), nn.Linear(16, 16)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(self.embedding(x.abs().long()))
+
+
+UNTIED = {
+    "replaced": lambda model: setattr(model.head, "weight", nn.Parameter(torch.eye(16))),
+    "assigned": lambda model: model.load_state_dict(
+        {name: each.clone() for name, each in model.state_dict().items()}, assign=True
+    ),
+}
+
+
+@pytest.mark.parametrize("exclude", [(), ("head.weight",)])
+@pytest.mark.parametrize("change", UNTIED)
+@pytest.mark.parametrize("name", MAKERS)
+def test_weights_that_are_no_longer_tied_are_told(name, change, exclude, tmp_path):
+    model = Tied()
+    quantizer = MAKERS[name](model) if not exclude else DiffQuantizer(model, min_size=0, exclude=exclude)
+    quantizer.no_optimizer()
+    model(X)
+    UNTIED[change](model)
+    asked = [
+        lambda: model.train()(X),
+        lambda: model.eval()(X),
+        quantizer.true_model_size,
+        lambda: diffq_fast.save(quantizer, tmp_path / "model.safetensors"),
+    ]
+    for ask in asked:
+        with pytest.raises(RuntimeError, match=r"head.weight is no longer tied to embedding.weight.*attach anew"):
+            ask()
+    quantizer.detach()
+    again = MAKERS[name](model)
+    again.no_optimizer()
+    model(X)
+    assert [each.tied_to for each in again.weights if each.name.endswith("weight")] == [None, None]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_weights_that_were_tied_after_attaching_are_told(name):
+    model = Tied()
+    model.head.weight = nn.Parameter(torch.eye(16))
+    quantizer = MAKERS[name](model)
+    quantizer.no_optimizer()
+    model(X)
+    model.head.weight = model.embedding.weight
+    for ask in (lambda: model(X), quantizer.model_size):
+        with pytest.raises(RuntimeError, match=r"head.weight is tied to embedding.weight, and was not.*attach anew"):
+            ask()
+
+
+def test_tied_weights_stay_tied_through_moves_casts_and_copies():
+    model, quantizer = attach(model=Tied())
+    model(X)
+    for change in (model.double, model.float, model.half, model.float, lambda: model.to("cpu")):
+        change()
+        model.eval()(X)
+    twin = copy.deepcopy(quantizer)
+    twin.model.train()(X)
+    assert twin.true_model_size() == quantizer.true_model_size()
 
 
 def test_a_weight_that_was_pruned_is_not_taken_away_by_detach():
@@ -321,3 +392,16 @@ def test_noise_is_drawn_once_for_a_transform_of_inputs():
     found = torch.vmap(model)(X)
     torch.manual_seed(1)
     torch.testing.assert_close(found, model(X))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["diffq", "uniform", "lsq", "rate"])
+def test_tangents_of_weights_name_bake_and_those_of_inputs_pass(name, training):
+    model, _ = attach(name, nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2)))
+    model.train(training)
+    weight = model[0].weight.detach()
+    with forward_ad.dual_level():
+        assert forward_ad.unpack_dual(model.eval()(forward_ad.make_dual(X, X))).tangent is not None
+        dual = {"0.weight": forward_ad.make_dual(weight, weight)}
+        with pytest.raises(RuntimeError, match=r"0.weight has a tangent.*bake"):
+            functional_call(model.train(training), dual, (X,))

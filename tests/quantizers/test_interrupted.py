@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import diffq_fast
-from diffq_fast import LSQ, DiffQuantizer, UniformQuantizer
+from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, UniformQuantizer
 
 FILES = (str(Path(diffq_fast.__file__).parent), nn.modules.module.__file__, __file__)
 X = torch.randn(3, 8)
@@ -37,6 +37,7 @@ QUANTIZERS = {
     "diffq": lambda model: DiffQuantizer(model, min_size=0, group_size=8, init_bits=3, float16=True),
     "uniform": lambda model: UniformQuantizer(model, bits=3, min_size=0, qat=True),
     "lsq": lambda model: LSQ(model, bits=3, min_size=0),
+    "rate": lambda model: RateQuantizer(model, group_size=8, min_size=0),
 }
 
 
@@ -115,6 +116,22 @@ def test_an_interrupt_at_any_line_of_a_forward_leaves_the_parameters(name, train
     other, _ = attach(name)
     torch.manual_seed(1)
     assert torch.equal(found, other.train(training)(X))  # and the next forward is as if there had been none
+
+
+def test_after_an_interrupt_at_any_line_of_detach_another_detach_leaves_nothing():
+    model, quantizer = attach()
+    counter = Interrupt()
+    counter.run(quantizer.detach)
+    plain = [set(vars(module)) for module in model.modules()]
+    for number in counter.first_and_last():
+        model, quantizer = attach()
+        model(X)
+        assert Interrupt(number).run(quantizer.detach), number
+        quantizer.detach()
+        check_that_nothing_is_left(model)
+        assert [set(vars(module)) for module in model.modules()] == plain, number
+        assert not model._forward_hooks
+        assert not any(name.endswith("_diffq") for name in model.state_dict())
 
 
 def test_an_interrupt_at_any_line_of_a_recomputation_leaves_the_parameters():

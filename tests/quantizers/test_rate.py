@@ -382,8 +382,16 @@ def test_weights_that_are_not_finite_are_not_exported():
     model, quantizer, _ = attached()
     with torch.no_grad():
         model.first.weight_log_step[3] = float("nan")
-    with pytest.raises(ValueError, match=r"a step of first\.weight is NaN"):
-        quantizer.check_exportable()
+    attempts = [
+        quantizer.check_exportable,
+        quantizer.true_model_size,
+        lambda: quantizer.model_size(exact=True),
+        quantizer.bits_per_weight,
+        lambda: model.eval()(words()),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ValueError, match=r"a step of first\.weight is NaN"):
+            attempt()
 
 
 def test_a_model_with_nothing_to_quantise_has_its_plain_size():

@@ -114,6 +114,14 @@ def _run_rank(rank: int, world: int, port: int, run: Callable, path: str) -> Non
     os._exit(0)
 
 
+def as_torchrun() -> None:
+    """Tell libraries that start processes by themselves that a launcher has started these."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "none"}
+    os.environ.update({name: str(value) for name, value in told.items()})
+
+
 def run_processes(run: Callable[[str], Any], path: Any, world: int = 4) -> list[Any]:
     """What ``run(path)`` gives in each of so many processes."""
     mp.spawn(_run_rank, (world, free_port(), run, str(path)), nprocs=world)

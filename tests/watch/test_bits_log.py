@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 
-from diffq_fast import BitsLog, DiffQuantizer
+from diffq_fast import BitsLog, DiffQuantizer, UniformQuantizer
 from support.models import mlp
 
 
@@ -164,7 +164,16 @@ def test_a_row_that_the_disk_takes_only_a_part_of_is_cut_back(quantizer, tmp_pat
 
 @pytest.mark.parametrize(
     ("line", "seen"),
-    [(b"\n", "line 3 .* found nothing"), (b"x,1\n", "line 3 .* found 'x'"), (b"\xff\n", "line 3 is not UTF-8")],
+    [
+        (b"\n", "line 3 should have 5 columns, found 0"),
+        (b"3,1\n", "line 3 should have 5 columns, found 2"),
+        (b"0,1,2,3,4,5\n", "line 3 should have 5 columns, found 6"),
+        (b"x,1,2,3,4\n", "line 3 should have a step's number and numbers, found 'x'"),
+        (b"3,a,b,c,d\n", "line 3 .* found '3', 'a'"),
+        (b'0,"1,2,3,4\n0,1,2,3,4\n', "line 4 is no row of a CSV file"),
+        (b"0," + 200_000 * b"1" + b",2,3,4\n", "line 3 is no row of a CSV file"),
+        (b"\xff\n", "line 3 is not UTF-8"),
+    ],
 )
 def test_lines_that_are_no_rows_are_told_and_kept(quantizer, tmp_path, line, seen):
     path = tmp_path / "bits.csv"
@@ -174,6 +183,20 @@ def test_lines_that_are_no_rows_are_told_and_kept(quantizer, tmp_path, line, see
     with pytest.raises(ValueError, match=seen):
         BitsLog(quantizer, csv=path).step(1, loss=1.0)
     assert path.read_bytes() == before
+
+
+def test_a_step_is_a_whole_number_also_in_a_tensor(quantizer, tmp_path):
+    log = BitsLog(quantizer, csv=tmp_path / "bits.csv")
+    log.step(torch.tensor(4))
+    BitsLog(quantizer, csv=tmp_path / "bits.csv").step(5)
+    assert [row["step"] for row in rows(tmp_path / "bits.csv")] == ["4", "5"]
+    with pytest.raises(TypeError):
+        log.step(6.5)
+
+
+def test_a_quantizer_without_bits_of_its_own_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"BitsLog: expected a quantizer that learns bits.*got UniformQuantizer"):
+        BitsLog(UniformQuantizer(mlp(), min_size=0), csv=tmp_path / "bits.csv")
 
 
 def test_a_pipe_is_no_table(quantizer, tmp_path):

@@ -6,6 +6,8 @@ core does not compute: dtypes other than float32, bfloat16 and float16.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import warnings
 
 from . import fingerprint
@@ -43,6 +45,12 @@ else:
 
 
 def empty_cache() -> None:
-    """Free the blocks that the core keeps for its next results."""
+    """Free the blocks that the core keeps for its next results, and the C library's free memory, where it is glibc.
+
+    glibc keeps what lies below a block in use, which after a file is decoded may be several times the file.
+    """
     if core is not None:
         core.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
