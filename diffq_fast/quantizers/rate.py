@@ -157,7 +157,14 @@ class RateQuantizer(BaseQuantizer):
 
     def _codes_of(self, entry: QuantizedParameter) -> Tensor:
         """int16 ``[groups]``: the steps as a file has them."""
-        return codes_from_steps(whole(entry.logit).float().exp())
+        return _nearest_codes(whole(entry.logit))
+
+    def _sound_codes(self, entry: QuantizedParameter) -> Tensor:
+        """The same. Waits for the device: ValueError where a step is NaN or infinite."""
+        log_steps = whole(entry.logit)
+        if not log_steps.is_meta and not bool(log_steps.isfinite().all()):
+            raise ValueError(f"RateQuantizer: a step of {entry.full_name} is NaN or infinite")
+        return _nearest_codes(log_steps)
 
     def stored_steps(self, entry: QuantizedParameter) -> Tensor:
         """float32 ``[groups]``: the nearest steps that a file can hold."""
@@ -204,9 +211,7 @@ class RateQuantizer(BaseQuantizer):
             RuntimeError: the model has changed since the quantizer was attached.
         """
         self.check_model()
-        for entry in self.selection.originals:
-            self._sound_steps(entry)
-        codes = [self._codes_of(entry) for entry in self.selection.originals]
+        codes = [self._sound_codes(entry) for entry in self.selection.originals]
         if mb is not None:
             codes = self._fitting_codes(mb)
         same = self._frozen.active and self._frozen.rounds_weights == straight_through
@@ -262,10 +267,11 @@ class RateQuantizer(BaseQuantizer):
         return super().unsharded_only()
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
-        for entry in entries:
-            if not torch.compiler.is_compiling() and entry.logit.device.type == "cpu":  # others would be waited for
-                self._sound_steps(entry)
-        return self._rounded(entries, [self._codes_of(entry) for entry in entries], None)
+        def codes_of(entry: QuantizedParameter) -> Tensor:
+            would_wait = torch.compiler.is_compiling() or entry.logit.device.type != "cpu"
+            return self._codes_of(entry) if would_wait else self._sound_codes(entry)
+
+        return self._rounded(entries, list(map(codes_of, entries)), None)
 
     def eval_options(self) -> Hashable:
         return self._frozen.active
@@ -307,7 +313,7 @@ class RateQuantizer(BaseQuantizer):
     def _level_bits(self, entry: QuantizedParameter, beside: int = 0) -> Tensor:
         """Waits for the device."""
         coded = Coded(self.storable(entry), whole(entry.logit), self.elements_per_group(entry))
-        return level_bits(coded, self._sound_steps(entry), beside)
+        return level_bits(coded, steps_from_codes(self._sound_codes(entry)), beside)
 
     def bit_budget(self) -> RateBudget:
         """What a size target asks: the least size, and of what it is made."""
@@ -328,22 +334,19 @@ class RateQuantizer(BaseQuantizer):
         return None
 
     def exported(self, entry: QuantizedParameter, value: Tensor, ranges: Tensor) -> ExportedWeight:
-        group_size, steps = self.elements_per_group(entry), self._sound_steps(entry)
-        levels = levels_of_steps(value.float(), steps, group_size).to(torch.int32)
+        group_size, codes = self.elements_per_group(entry), self._sound_codes(entry)
+        levels = levels_of_steps(value.float(), steps_from_codes(codes), group_size).to(torch.int32)
         classes = choose_classes(levels.reshape(-1), group_size)
-        codes = self._codes_of(entry)
         return ExportedWeight(entry.full_name, value, classes, group_size, "steps", levels=levels, ranges=codes)
-
-    def _sound_steps(self, entry: QuantizedParameter) -> Tensor:
-        logit = whole(entry.logit)
-        if not logit.is_meta and not bool(logit.isfinite().all()):
-            raise ValueError(f"RateQuantizer: a step of {entry.full_name} is NaN or infinite")
-        return self.stored_steps(entry)
 
     def check_exportable(self) -> None:
         super().check_exportable()
         for entry in self.selection.originals:
-            self._sound_steps(entry)
+            self._sound_codes(entry)
+
+
+def _nearest_codes(log_steps: Tensor) -> Tensor:
+    return codes_from_steps(log_steps.float().exp())
 
 
 @dataclass(frozen=True)

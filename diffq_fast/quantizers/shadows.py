@@ -141,11 +141,14 @@ class Guard:
         self._learned = [name for name in self._learned if name not in set(learned)]
         if not self._roots and not self._parts:
             own = self._module.__dict__
-            for name in reversed(
-                NAMES
-            ):  # the one by which guard_of finds this goes last: an exception may come between
-                if getattr(own.get(name), "__self__", None) is self:
-                    own.pop(name) if name not in self._found else own.update({name: self._found[name]})
+            # An exception may come between: the one by which guard_of finds this goes last.
+            for name in reversed(NAMES):
+                if getattr(own.get(name), "__self__", None) is not self:
+                    continue
+                if name in self._found:
+                    own[name] = self._found[name]
+                else:
+                    del own[name]
 
     def _before(self, name: str) -> Callable:
         """The method that the guard stands before: what stood in ``__dict__`` already, or the class's."""

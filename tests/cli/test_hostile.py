@@ -103,7 +103,7 @@ def test_an_exception_that_nobody_foresaw_is_one_line_or_one_object(error, capsy
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_full_disk_behind_standard_output_is_one_line(options, tmp_path):
+def test_a_full_disk_behind_standard_output_is_one_line(options):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "diffq_fast", "inspect", str(KINDS), *options]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
