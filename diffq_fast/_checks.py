@@ -6,18 +6,16 @@ Shapes, dtypes and devices; of values only what no tensor has to be read for. On
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 
-from .reference.bits import PARAMS
 from .reference.groups import per_element
 from .reference.level_code import HIGHEST_VALUE, LOWEST_VALUE
-from .reference.options import NoiseOptions
+from .reference.options import NOISE_KINDS, PARAMS, NoiseOptions, unknown_choice
 from .reference.packed_rows import PackedRows
-from .reference.philox import NOISE_KINDS
 from .reference.planes import PLANE_DTYPES
 from .reference.sizes import MAX_WIDTH, group_count, levels_per_width, word_count
 
@@ -33,19 +31,23 @@ CountWidths = Callable[[Tensor], Tensor]  # the operator count_widths
 # -- single arguments ------------------------------------------------------------------------------------------------
 
 
-def check_choice(who: str, argument: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(who: str, argument: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{who}: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise unknown_choice(who, argument, value, choices)
 
 
 def check_groups(who: str, group_size: int, range_scope: str = "tensor") -> bool:
     """Whether each group has its own range."""
+    check_group_size(who, group_size)
+    check_choice(who, "range_scope", range_scope, RANGE_SCOPES)
+    return range_scope == "group"
+
+
+def check_group_size(who: str, group_size: int) -> None:
     if not hasattr(group_size, "__index__"):
         raise TypeError(f"{who}: group_size must be a whole number, got {group_size!r}")
     if not 0 <= group_size < 2**63:
         raise ValueError(f"{who}: group_size must be 0 (one group) or positive, below 2**63, got {group_size}")
-    check_choice(who, "range_scope", range_scope, RANGE_SCOPES)
-    return range_scope == "group"
 
 
 def check_has_values(who: str, argument: str, tensor: Tensor) -> None:

@@ -60,6 +60,16 @@ def refuse_tensor(who: str, name: str, tensor: Tensor) -> None:
     )
 
 
+def refuse_sparse(who: str, slots: Iterable[Slot]) -> None:
+    """TypeError for a weight to be quantised whose elements do not all lie in memory."""
+    for slot in slots:
+        if slot.param.layout != torch.strided:
+            raise TypeError(
+                f"{who}: {slot.full_name} must be dense, got {slot.param.layout}; to_dense() makes it so, "
+                "exclude leaves it alone"
+            )
+
+
 def is_plain(kind: type) -> bool:
     """Whether tensors of this type are torch's own: Parameter, or a subclass that only carries attributes."""
     return issubclass(kind, FakeTensor) or _interception(kind) in map(_interception, (torch.Tensor, nn.Parameter))

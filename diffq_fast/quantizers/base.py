@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..legacy.pickler import pickled_size
 from ..legacy.state import build_meta, build_state
-from .admission import look_at_shards, refuse_foreign
-from .arguments import described, with_defaults, without_keyword_only
+from .admission import look_at_shards, refuse_foreign, refuse_sparse
+from .arguments import check_number, described, with_defaults, without_keyword_only
 from .attachment import Attachment, Draw
 from .eval_weights import EvalWeights
 from .export import ExportedModel, ExportedWeight, Exporter, warn_of_unstorable
@@ -50,11 +50,13 @@ class BaseQuantizer:
     def __init__(
         self, model: nn.Module, min_size: float, float16: bool, exclude: Sequence[str], detect_bound: bool
     ) -> None:
+        check_number(type(self).__name__, "min_size", min_size)
         self.model = model
         self.min_size, self.float16 = min_size, float16
         self.exclude, self.detect_bound = exclude, detect_bound
         self.selection = select(model, min_size, exclude, detect_bound, type(self).__name__)
         refuse_foreign(type(self).__name__, model, [*self.selection.quantised, *self.selection.rest])
+        refuse_sparse(type(self).__name__, self.selection.quantised)
         look_at_shards(type(self).__name__, self.selection)
         self._qparams = self.selection.quantised  # under diffq's name, which its users' scripts read
         self._learned: LearnedParameters | None = None
@@ -364,7 +366,14 @@ class BaseQuantizer:
         self.check_model()
         with torch.no_grad():
             self.tell_faults()
-            return float(self.model_size(exact=True))
+            size = self.model_size(exact=True)
+            if size.is_meta:
+                raise self._without_values()
+            return float(size)
+
+    def _without_values(self) -> ValueError:
+        name = next(slot.full_name for slot in [*self._qparams, *self.selection.rest] if slot.param.is_meta)
+        return ValueError(f"{type(self).__name__}: {name} must hold values for its size, got a meta tensor")
 
     def packed_model_size(self) -> float:
         """MB of the pickled packed state."""

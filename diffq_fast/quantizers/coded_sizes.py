@@ -189,7 +189,10 @@ def _mean_levels(weight: Tensor, strata: Strata, groups: Tensor, steps: Tensor) 
     if strata.stride > 1:
         places = groups[:, None] * size + torch.arange(size, dtype=torch.int64, device=flat.device)
         return (flat[places.clamp(max=strata.count - 1)].float() / steps[:, None]).round().abs().mean(1)
-    return torch.linalg.vector_norm(grouped(flat, size, 0.0), 1, dim=1, dtype=torch.float32) / (size * steps)
+    rows = grouped(flat, size, 0.0)
+    if rows.dtype == torch.float64:  # which torch does not sum in float32
+        rows = rows.float()
+    return torch.linalg.vector_norm(rows, 1, dim=1, dtype=torch.float32) / (size * steps)
 
 
 def _middle(levels: Tensor, fine: float) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .._checks import check_choice, check_group_size
 from ..legacy import entries as legacy_entries
 from ..legacy.state import readable_diffq_arguments
-from ..reference.bits import PARAMS, bits_from_logits, initial_logit, logits_from_bits, whole_bits
+from ..reference.bits import bits_from_logits, initial_logit, logits_from_bits, whole_bits
 from ..reference.logit_rule import LogitRule
-from ..reference.options import NoiseOptions
-from ..reference.philox import NOISE_KINDS
+from ..reference.options import NOISE_KINDS, PARAMS, NoiseOptions
 from ..reference.sizes import group_count
 from .arguments import check_number, remembers_arguments
 from .attachment import Draw
@@ -106,10 +106,13 @@ class DiffQuantizer(BaseQuantizer):
         learn_range: bool = False,
         short_ranges: bool = False,
     ) -> None:
-        _check_choice("param", param, PARAMS)
-        _check_choice("noise", noise, NOISE_KINDS)
-        _check_choice("rng", rng, RNGS)
-        _check_choice("range_scope", range_scope, ("tensor", "group"))
+        check_choice("DiffQuantizer", "param", param, PARAMS)
+        check_choice("DiffQuantizer", "noise", noise, NOISE_KINDS)
+        check_choice("DiffQuantizer", "rng", rng, RNGS)
+        check_choice("DiffQuantizer", "range_scope", range_scope, ("tensor", "group"))
+        for name, value in (("min_bits", min_bits), ("max_bits", max_bits), ("init_bits", init_bits)):
+            check_number("DiffQuantizer", name, value)
+        check_number("DiffQuantizer", "extra_bits", extra_bits)
         if not 0 < min_bits < init_bits < max_bits <= 15:
             raise ValueError(
                 "DiffQuantizer: expected 0 < min_bits < init_bits < max_bits <= 15, got "
@@ -119,10 +122,7 @@ class DiffQuantizer(BaseQuantizer):
             raise ValueError(f"DiffQuantizer: noisy_dtype must be None or 'auto', got {noisy_dtype!r}")
         if noisy_dtype is not None and rng != "philox":
             raise ValueError(f"DiffQuantizer: noisy_dtype={noisy_dtype!r} needs rng='philox', got rng={rng!r}")
-        if not hasattr(group_size, "__index__"):
-            raise TypeError(f"DiffQuantizer: group_size must be a whole number, got {group_size!r}")
-        if group_size < 0:
-            raise ValueError(f"DiffQuantizer: group_size must be 0 (one group) or positive, got {group_size}")
+        check_group_size("DiffQuantizer", group_size)
         _check_ranges(learn_range, short_ranges, range_scope, rng)
         for ending in (suffix, suffix + SUFFIX) if learn_range else (suffix,):
             LearnedParameters.refuse_second(type(self).__name__, model, ending)
@@ -510,11 +510,6 @@ class DiffQuantizer(BaseQuantizer):
         entry.logit.copy_(logits_from_bits(bits, self.min_bits, self.max_bits, self.param))
         if self._ranges is not None:
             entry.ends.copy_(levels.ranges)
-
-
-def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"DiffQuantizer: {argument} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def _check_ranges(learn_range: bool, short_ranges: bool, range_scope: str, rng: str) -> None:

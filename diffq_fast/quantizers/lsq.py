@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..legacy import entries as legacy_entries
-from .arguments import remembers_arguments
+from .arguments import check_number, remembers_arguments
 from .attachment import Draw
 from .base import BaseQuantizer
 from .export import ExportedWeight
@@ -59,7 +59,7 @@ class LSQ(BaseQuantizer):
         exclude: Sequence[str] = [],
         detect_bound: bool = True,
     ) -> None:
-        if not 2 <= bits <= 15 or bits != int(bits):
+        if not 2 <= check_number("LSQ", "bits", bits) <= 15 or bits != int(bits):
             raise ValueError(
                 f"LSQ: bits must be a whole number from 2 to 15 (one bit has no positive index), got {bits}"
             )

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ..reference.quantize import PACKABLE
 from .admission import FSDP1, is_flattened, is_offloaded, look_at_shards, offloaded, refuse_tensor
+from .export import warn_of_unstorable
 from .selection import Selection, Slot, learned_of
 
 ANEW = "call quantizer.detach() and attach a new quantizer"
 _PLAIN = {torch.Tensor, nn.Parameter}
-_FLOAT32 = {torch.float32}
+_FLOAT32, _PACKABLE = {torch.float32}, set(PACKABLE)
 _dtype, _is_meta = attrgetter("dtype"), attrgetter("is_meta")  # each forward asks every weight
 
 
@@ -50,6 +52,7 @@ class Presence:
         self._weights_once = [entry for entry in selection.originals if entry.learned_name is not None]
         ties = [slot for slot, _ in selection.ties()]
         self._slots: list[Slot] = [*self._weights, *learned, *selection.rest, *ties]
+        self._told = not _PACKABLE.issuperset(entry.param.dtype for entry in self._weights)  # at attaching
         self._read = len(self._weights) + len(learned)
         self._places = [(slot.module, slot.name) for slot in self._slots]
         self._shared = _shared(module._parameters[name] for module, name in self._places)
@@ -78,6 +81,8 @@ class Presence:
         weights, learned = read[: len(self._shapes)], read[len(self._shapes) :]
         if [weight.shape for weight in weights] != self._shapes:
             raise self._reshaped(weights)
+        if not self._told and not _PACKABLE.issuperset(map(_dtype, weights)):
+            self._tell_unstorable()
         if not _FLOAT32.issuperset(map(_dtype, learned)):
             raise self._cast(learned)
         if any(map(_is_meta, read)):
@@ -86,6 +91,11 @@ class Presence:
             self._refuse_transformed(read)
         if forward_ad._current_level >= 0:
             self._refuse_dual(read)
+
+    def _tell_unstorable(self) -> None:
+        """Warn once that the weights have been cast to what no packed file holds, as at attaching."""
+        self._told = True
+        warn_of_unstorable(self._who, self._model, self._selection)
 
     # -- what is the matter --------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .._checks import check_group_size
 from ..reference.classes import choose_classes
 from ..reference.groups import grouped
 from ..reference.log_steps import (
@@ -99,13 +100,11 @@ class RateQuantizer(BaseQuantizer):
         rate_to_weights: bool = False,
         noisy_dtype: str | None = None,
     ) -> None:
-        if group_size is not None and not hasattr(group_size, "__index__"):
-            raise TypeError(f"RateQuantizer: group_size must be None or a whole number, got {group_size!r}")
-        if group_size is not None and group_size < 0:
-            raise ValueError(f"RateQuantizer: group_size must be None, 0 (one group) or positive, got {group_size}")
-        if not init_step > 0 or not math.isfinite(init_step):
+        if group_size is not None:
+            check_group_size("RateQuantizer", group_size)
+        if not check_number("RateQuantizer", "init_step", init_step) > 0 or not math.isfinite(init_step):
             raise ValueError(f"RateQuantizer: init_step must be positive, got {init_step}")
-        if not 0 < sample_share <= 1:
+        if not 0 < check_number("RateQuantizer", "sample_share", sample_share) <= 1:
             raise ValueError(f"RateQuantizer: sample_share must be above 0 and at most 1, got {sample_share}")
         if noisy_dtype not in (None, "auto"):
             raise ValueError(f"RateQuantizer: noisy_dtype must be None or 'auto', got {noisy_dtype!r}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..legacy import entries as legacy_entries
 from ..reference.even_levels import dequantize_evenly, level_count, quantize_evenly
-from .arguments import remembers_arguments
+from .arguments import check_number, remembers_arguments
 from .attachment import Draw
 from .base import BaseQuantizer
 from .export import ExportedWeight
@@ -51,7 +51,7 @@ class UniformQuantizer(BaseQuantizer):
         exclude: Sequence[str] = [],
         detect_bound: bool = True,
     ) -> None:
-        if not 1 <= bits <= 15:
+        if not 1 <= check_number("UniformQuantizer", "bits", bits) <= 15:
             raise ValueError(f"UniformQuantizer: bits must be between 1 and 15, got {bits}")
         super().__init__(model, min_size, float16, exclude, detect_bound)
         self.bits, self.qat = bits, qat

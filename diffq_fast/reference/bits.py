@@ -11,14 +11,15 @@ import math
 import torch
 from torch import Tensor
 
-PARAMS = ("bits", "noise")
+from .options import PARAMS, unknown_choice
+
 MAX_WHOLE_BITS = 15
 LOGITS_IN_CACHE = 2**17
 
 
 def _check_param(who: str, param: str) -> None:
     if param not in PARAMS:
-        raise ValueError(f"{who}: param must be one of {', '.join(map(repr, PARAMS))}, got {param!r}")
+        raise unknown_choice(who, "param", param, PARAMS)
 
 
 def _check_real(who: str, argument: str, values: Tensor) -> None:

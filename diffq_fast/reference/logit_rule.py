@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .bits import MAX_WHOLE_BITS, PARAMS, bits_from_logits, logits_from_bits, whole_bits
+from .bits import MAX_WHOLE_BITS, bits_from_logits, logits_from_bits, whole_bits
+from .options import PARAMS
 
 MOST_BITS = 1000  # what any of a rule's numbers of bits may be
 

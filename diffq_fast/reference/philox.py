@@ -12,11 +12,12 @@ import math
 import torch
 from torch import Tensor
 
+from .options import check_kind
+
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
 ELEMENTS_PER_BLOCK = 8
-NOISE_KINDS = ("uniform", "gaussian")
 
 
 def _multiply_wide(multiplier: int, word: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,4 +88,5 @@ def gaussian(key: Tensor, stream: int, begin: int, count: int) -> Tensor:
 
 def noise(key: Tensor, stream: int, begin: int, count: int, noise_kind: str) -> Tensor:
     """float32 ``[count]``: :func:`uniform` or :func:`gaussian` noise, in units of one quantisation step."""
+    check_kind("noise", noise_kind)
     return uniform(key, stream, begin, count) if noise_kind == "uniform" else gaussian(key, stream, begin, count)

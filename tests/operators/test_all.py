@@ -63,6 +63,16 @@ def grouped():
     return [(name, given.index("group_size")) for name, given in names.items() if "group_size" in given]
 
 
+def with_choices():
+    """(operator, place of a choice, its name)."""
+    return [
+        (name, place, argument.name)
+        for name in CALLS
+        for place, argument in enumerate(SCHEMAS[name].arguments)
+        if argument.name in ("param", "noise_kind")
+    ]
+
+
 def with_one_on_meta(arguments):
     """The arguments with one tensor after the other on the meta device, where others are not."""
     for place, argument in enumerate(arguments):
@@ -102,6 +112,13 @@ def test_a_meta_tensor_among_weights_that_learn_is_refused():
     for arguments in with_one_on_meta(([weight], [logit], KEY)):
         with pytest.raises(ValueError, match=r"add_noise: .*on one device"):
             ops.add_noise(*arguments, [0], None, *options_of(8))
+
+
+@pytest.mark.parametrize(("name", "place", "choice"), with_choices())
+def test_an_unknown_choice_is_refused(name, place, choice):
+    arguments = [*CALLS[name][:place], "bogus", *CALLS[name][place + 1 :]]
+    with pytest.raises(ValueError, match=f"{choice} must be one of '.*', got 'bogus'"):
+        getattr(ops, name)(*arguments)
 
 
 @pytest.mark.skipif(not cpu.status()[0], reason=cpu.status()[1])

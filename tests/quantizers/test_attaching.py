@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import diffq_fast
@@ -80,13 +81,62 @@ def test_a_model_that_can_be_saved_is_attached_in_silence(dtype):
     assert told(lambda: DiffQuantizer(model, min_size=0)) == []
 
 
-@pytest.mark.parametrize("group_size", [1.5, 8.0, "8", None])
-def test_a_group_size_that_is_no_whole_number_is_refused(group_size):
-    with pytest.raises(TypeError, match=f"group_size must be a whole number, got {group_size!r}"):
-        DiffQuantizer(mlp(), group_size=group_size)
-    if group_size is not None:  # one group for each row there
-        with pytest.raises(TypeError, match=f"group_size must be None or a whole number, got {group_size!r}"):
-            RateQuantizer(mlp(), group_size=group_size)
+@pytest.mark.parametrize("make", [DiffQuantizer, UniformQuantizer, LSQ, RateQuantizer])
+def test_a_cast_to_what_save_will_refuse_is_told_once_at_the_next_forward(make):
+    model = mlp()
+    quantizer = make(model, min_size=0)
+    quantizer.no_optimizer()
+    model.double()
+    batch = torch.zeros(1, model[0].in_features, dtype=torch.float64)
+    (text,) = told(lambda: [model(batch), quantizer.true_model_size(), model.eval()(batch), quantizer.model_size()])
+    assert "0.weight is torch.float64" in text
+
+
+@pytest.mark.parametrize("make", [DiffQuantizer, RateQuantizer])
+@pytest.mark.parametrize("group_size", [1.5, 8.0, "8", 2**63, 2**70, -1])
+def test_a_group_size_that_is_none_is_refused(make, group_size):
+    fault = ValueError if isinstance(group_size, int) else TypeError
+    with pytest.raises(fault, match=f"{make.__name__}: group_size must be .* got {group_size!r}"):
+        make(mlp(), group_size=group_size)
+
+
+@pytest.mark.parametrize("value", [None, "4", math.nan])
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (DiffQuantizer, "min_bits"),
+        (DiffQuantizer, "max_bits"),
+        (DiffQuantizer, "init_bits"),
+        (DiffQuantizer, "extra_bits"),
+        (DiffQuantizer, "min_size"),
+        (UniformQuantizer, "bits"),
+        (LSQ, "bits"),
+        (RateQuantizer, "init_step"),
+        (RateQuantizer, "sample_share"),
+    ],
+)
+def test_an_argument_that_is_no_number_is_refused(make, argument, value):
+    with pytest.raises((TypeError, ValueError), match=f"{make.__name__}: {argument} must be a number, got {value!r}"):
+        make(mlp(), **{argument: value})
+
+
+@pytest.mark.parametrize("make", [DiffQuantizer, UniformQuantizer, LSQ, RateQuantizer])
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*table is not dense")
+def test_a_sparse_weight_is_refused_and_may_be_excluded(make):
+    for sparse in (Tensor.to_sparse, Tensor.to_sparse_csr):
+        model = nn.Sequential(nn.Linear(16, 16))
+        model.table = nn.Parameter(sparse(torch.eye(16)))
+        with pytest.raises(TypeError, match=f"{make.__name__}: table must be dense, got torch.sparse_c.*exclude"):
+            make(model, min_size=0)
+        quantizer = make(model, min_size=0, exclude=["table"])
+        assert [weight.name for weight in quantizer.weights] == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize("make", [DiffQuantizer, UniformQuantizer, LSQ, RateQuantizer])
+def test_a_true_size_on_the_meta_device_names_the_weight(make):
+    quantizer = make(mlp().to("meta"), min_size=0)
+    with pytest.raises(ValueError, match=f"{make.__name__}: 0.weight must hold values .* meta"):
+        quantizer.true_model_size()
 
 
 def test_sizes_are_on_the_device_of_the_weights_also_where_nothing_is_quantised():

@@ -13,13 +13,26 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from ...reference.options import unknown_choice
 from ...reference.sizes import group_count
 from .loading import core
 
+
+class Codes(dict[str, int]):
+    """The numbers 0, 1, ... that the core knows the choices of an option by; ValueError for others."""
+
+    def __init__(self, option: str, *choices: str) -> None:
+        super().__init__(zip(choices, range(len(choices)), strict=True))
+        self._option = option
+
+    def __missing__(self, choice: str) -> int:
+        raise unknown_choice("diffq_fast", self._option, choice, self)
+
+
 # Codes of csrc/core: enum DType, NoiseKind, Param.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-NOISE_KINDS = {"uniform": 0, "gaussian": 1}
-PARAMS = {"bits": 0, "noise": 1}
+NOISE_KINDS = Codes("noise_kind", "uniform", "gaussian")
+PARAMS = Codes("param", "bits", "noise")
 BLOCK_BYTES = 1 << 20  # smaller results come from torch's allocator, which reuses such memory itself
 
 # Models have hundreds of small weights, whose kernels take less time than a loop in Python over them: these go

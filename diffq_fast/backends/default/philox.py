@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...reference import philox as reference
+from ...reference.options import check_kind
 from ...reference.philox import ELEMENTS_PER_BLOCK, KEY_INCREMENTS, MASK32, MULTIPLIERS
 from .pieces import PIECE, array_of
 
@@ -26,6 +27,7 @@ def noise(key: Tensor, stream: int, begin: int, count: int, noise_kind: str) -> 
     """float32 ``[count]``, see :func:`diffq_fast.reference.philox.noise`."""
     if not 0 <= stream <= MASK32:
         raise ValueError(f"noise: streams must be between 0 and 2**32 - 1, got {stream}")
+    check_kind("noise", noise_kind)
     check_elements(begin, count)
     last = (begin + count - 1) // ELEMENTS_PER_BLOCK
     alike = begin // ELEMENTS_PER_BLOCK >> 32 == last >> 32  # the high words of the blocks' numbers

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...reference.options import PARAMS, unknown_choice
 from .. import default
 from .arguments import Config, SizeBounds, rule_of
 from .launching import CHUNK, PART_STEP, PTX, TILE, contiguous, launch, launch_plan, supported
@@ -49,5 +50,7 @@ def weight_sizes_backward(grads, logits, counts, group_size, min_bits, max_bits,
 
 
 def _plan_and_config(logits: Sequence[Tensor], counts: Sequence[int], param: str) -> tuple[Plan, Config]:
+    if param not in PARAMS:
+        raise unknown_choice("weight_sizes", "param", param, PARAMS)
     plan = launch_plan(logits, range(len(logits)), 1, TILE, counts)
     return plan, Config(ptx=PTX, param=param, tile=TILE, part_step=PART_STEP, chunk=CHUNK)

@@ -23,3 +23,9 @@ def test_noise_equals_the_oracle(begin):
         assert torch.equal(noise(KEY, 5, begin, count, "uniform"), default.noise(KEY, 5, begin, count, "uniform"))
         arguments = KEY, 2**32 - 1, begin, count, "gaussian"
         torch.testing.assert_close(noise(*arguments), default.noise(*arguments), rtol=0, atol=2e-6)
+
+
+@interpreted
+def test_an_unknown_kind_of_noise_is_refused():
+    with pytest.raises(ValueError, match="noise_kind must be one of 'uniform', 'gaussian', got 'normal'"):
+        noise(KEY, 0, 0, 8, "normal")

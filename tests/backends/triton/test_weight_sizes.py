@@ -41,6 +41,15 @@ def test_sizes_and_gradients_equal_the_oracle(group_size, param, extra_bits):
 
 
 @interpreted
+def test_an_unknown_rule_is_refused():
+    rule = (8, 2.0, 15.0, "step")
+    with pytest.raises(ValueError, match="param must be one of 'bits', 'noise', got 'step'"):
+        weight_sizes([torch.zeros(1)], [8], *rule, 0.0)
+    with pytest.raises(ValueError, match="param must be one of"):
+        weight_sizes_backward(torch.ones(1), [torch.zeros(1)], [8], *rule)
+
+
+@interpreted
 def test_tables_at_powers_of_two():
     """1, 2, 3, 4, 5, 8 and 9 widths take 0, 1, 2, 2, 3, 3 and 4 bits each: bits are 1 and the logit's."""
     for widths, entry in ((1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (8, 3), (9, 4)):
