@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._version import __version__
+from ..files.atomic_file import check_output
 from ..files.safetensors_reader import MAX_ELEMENTS, begins_like_safetensors, escaped, printable
 from ..packed.report import inspect
 from ..packed.report_page import write_page
@@ -193,6 +194,7 @@ def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
 def run_inspect(arguments: argparse.Namespace) -> int:
     report = inspect(arguments.file)
     if arguments.plot:
+        check_output("inspect", arguments.plot, arguments.file)
         report.plot(arguments.plot)
     if arguments.html:
         write_page(arguments.file, arguments.html)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..files.atomic_file import check_output
 from ..files.budget import Budget
 from ..files.safetensors_reader import FileError, open_file, read_header
 from ..files.tensor_bytes import memory_key
@@ -82,6 +83,7 @@ def convert(
     Raises:
         ValueError: the file is none of these, needs the model, does not fit it, or holds more than `max_bytes`.
     """
+    check_output("convert", target, source)
     _refuse_packed(os.fspath(source))
     found = load_legacy(source, max_bytes=max_bytes)
     budget = Budget(os.fspath(source), os.path.getsize(source), max_bytes)

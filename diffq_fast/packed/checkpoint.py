@@ -14,6 +14,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from ..files.atomic_file import check_output
 from ..files.budget import Budget
 from ..files.safetensors_reader import (
     Header,
@@ -93,6 +94,7 @@ def pack_with_logits(
     Raises:
         ValueError: no logits, a group size that does not fit or is not certain, NaN or infinity; named.
     """
+    check_output("pack", target, source)
     with open_checkpoint(source) as checkpoint:
         names = _weights_with_logits(checkpoint, rule.suffix)
         if not names:
@@ -149,6 +151,7 @@ def pack_at_bits(
 
     Returns the names of the packed tensors, and of the float64 ones, which are kept as they are for that alone.
     """
+    check_output("pack", target, source)
     with open_checkpoint(source) as checkpoint:
         widths, double = {}, []
         for name in checkpoint.header.tensors:
@@ -183,6 +186,7 @@ def unpack_file(
     Raises:
         BudgetError: the copies take more, and nothing was written. ValueError: a name matches no entry.
     """
+    check_output("unpack", target, source)
     contents = read_packed(source, names=names)
     entries = contents.entries()
     if names is not None:  # what an entry is tied to was read, and need not be asked for

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..files.atomic_file import check_output
 from ..files.safetensors_reader import Progress, printable
 from ..packed.checkpoint import MEGABYTE
 from ..packed.coding import CodedTensor, code_levels
@@ -97,6 +98,7 @@ def pack_checkpoint(
     selection = Selection(min_size, keep or {})
     with ExitStack() as stack:
         opened = stack.enter_context(open_source(source))
+        check_output("pack", output, *opened.paths)
         packing = Packing(opened, selection, CalibrationFile(calibration, stack), progress)
         packed, reached = packing.reach(target, float16)
         write_packed(output, packing.contents(packed, float16))

@@ -49,7 +49,7 @@ class SafetensorsShard:
     """An open safetensors file; each tensor is read when it is asked for, and not kept."""
 
     def __init__(self, path: str, file: BinaryIO) -> None:
-        self._path, self._file = path, file
+        self.path, self._file = path, file
         self._header: Header = read_header(file, path)
         if self._header.metadata.get("format") == FORMAT:
             raise file_error(path, "header", "this file is packed already; `diffq-fast unpack` makes it ordinary")
@@ -63,7 +63,7 @@ class SafetensorsShard:
         except FileError:
             raise
         except ValueError as error:
-            raise file_error(self._path, name, str(error)) from None
+            raise file_error(self.path, name, str(error)) from None
 
 
 class TorchShard:
@@ -73,7 +73,7 @@ class TorchShard:
     """
 
     def __init__(self, path: str, file: BinaryIO) -> None:
-        self._path, self._file = path, file
+        self.path, self._file = path, file
         self._tensors: dict[str, Tensor] | None = None
         tensors = self._read()
         self.ties = tied_names(tensors)
@@ -88,7 +88,7 @@ class TorchShard:
 
     def _read(self) -> dict[str, Tensor]:
         if self._tensors is None:
-            self._tensors = _state_dict(read_torch_file(self._file, self._path), self._path)
+            self._tensors = _state_dict(read_torch_file(self._file, self.path), self.path)
         return self._tensors
 
 
@@ -100,6 +100,11 @@ class Source:
         self._shards = shards
         self.ties = {alias: name for alias, name in _all_ties(shards).items() if alias in shards and name in shards}
         self.entries = {name: shards[name].entries[name] for name in shards if name not in self.ties}
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that it is read from."""
+        return list({str(_found(Path(self.path))): None} | {shard.path: None for shard in self._shards.values()})
 
     def tensor(self, name: str) -> Tensor:
         """The tensor, read now. Of files of torch.save only the one that was read last is kept in memory."""

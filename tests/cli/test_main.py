@@ -379,3 +379,45 @@ def test_fixed_coding_is_one_width(tmp_path, capsys):
     assert run("pack", tmp_path / "plain", tmp_path / "packed", "--coding", "fixed", "--bits", 4, "--json") == 0
     assert json.loads(capsys.readouterr().out)["histogram"] == {"4": 4096}
     assert read_packed(tmp_path / "packed").packed["w"].range_scope == "tensor"
+
+
+STATE = sorted((DATA / "golden").glob("*.th"))[0]
+ONTO_ITSELF = {
+    "pack by logits": (TRAINED, ["pack", "{}", "{}", "--group-size", "8"]),
+    "pack at a width": (TRAINED, ["pack", "{}", "{}", "--bits", "4", "--coding", "fixed"]),
+    "pack coded": (TRAINED, ["pack", "{}", "{}", "--bits-per-weight", "4"]),
+    "unpack": (KINDS, ["unpack", "{}", "{}"]),
+    "convert": (STATE, ["convert", "{}", "{}"]),
+    "inspect": (KINDS, ["inspect", "{}", "--plot", "{}"]),
+    "export": (KINDS, ["export", "{}", "--to", "safetensors", "-o", "{}"]),
+}
+
+
+@pytest.mark.parametrize("name", ONTO_ITSELF)
+def test_no_command_writes_onto_its_own_input(name, tmp_path, capsys):
+    """Nor through a link to it: what is not packed yet would be lost."""
+    source, command = ONTO_ITSELF[name]
+    path, link = tmp_path / "model.safetensors", tmp_path / "link.safetensors"
+    if name in ("pack coded", "pack at a width"):
+        save_file({"weight": torch.randn(64, 64)}, path)
+    else:
+        path.write_bytes(source.read_bytes())
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for output in (path, link):
+        places = iter((path, output))
+        assert run(*(next(places) if each == "{}" else each for each in command)) == 1
+        assert f"the output {output} is the input itself" in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
+def test_pack_does_not_write_onto_a_shard(tmp_path, capsys):
+    save_file({"weight": torch.randn(64, 64)}, tmp_path / "one.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"weight": "one.safetensors"}}))
+    for source in (index, tmp_path):
+        for output in (tmp_path / "one.safetensors", index):
+            before = output.read_bytes()
+            assert run("pack", source, output) == 1
+            assert "is the input itself" in capsys.readouterr().err
+            assert output.read_bytes() == before

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import diffq_fast
-from diffq_fast import LSQ, DiffQuantizer, SizeTarget, UniformQuantizer
+from diffq_fast import LSQ, ActivationQuantizer, DiffQuantizer, RateQuantizer, SizeTarget, UniformQuantizer
 from support.defaults import DEFAULTS, default
 
 STEPS, FROZEN_FROM = 8, 5
@@ -26,7 +26,13 @@ QUANTIZERS = {
     "whole levels": partial(UniformQuantizer, bits=4, qat=True),
     "fractional levels": partial(UniformQuantizer, bits=3.5, qat=True),
     "lsq": partial(LSQ, bits=4),
+    "rate": RateQuantizer,
+    "rate of weights": partial(RateQuantizer, group_size=8, rate_to_weights=True),
+    "frozen rate": RateQuantizer,
+    "inputs": partial(DiffQuantizer, group_size=8),
+    "inputs of learned bits": partial(DiffQuantizer, group_size=8),
 }
+NOT_IN_DIFFQ = ("ranges of groups", "rate", "rate of weights", "frozen rate")  # its states do not hold them
 
 
 def model():
@@ -40,13 +46,19 @@ def life(name, plain, batch, folder):
     optimizer = torch.optim.SGD(trained.parameters(), 0.01)
     quantizer = QUANTIZERS[name](trained, min_size=0)
     quantizer.setup_optimizer(optimizer, lr=0.5)
+    inputs = None
+    if name.startswith("inputs"):
+        inputs = ActivationQuantizer(trained, 6, learn_bits=name == "inputs of learned bits")
+        inputs.setup_optimizer(optimizer, lr=0.1)
     target = SizeTarget(quantizer, bits_per_weight=9, total_steps=STEPS) if name == "target" else None
     torch.manual_seed(2)
     for step in range(STEPS):
-        if name in ("frozen", "straight through") and step == FROZEN_FROM:
+        if name in ("frozen", "straight through", "frozen rate") and step == FROZEN_FROM:
             quantizer.freeze_bits(straight_through=name == "straight through")
         optimizer.zero_grad()
         penalty = quantizer.model_size() if target is None else target.penalty()
+        if inputs is not None:
+            penalty = penalty + inputs.mean_bits()
         (trained(batch).square().mean() + penalty).backward()
         optimizer.step()
         if target is not None:
@@ -56,11 +68,12 @@ def life(name, plain, batch, folder):
     exact = quantizer.model_size(exact=True)
     diffq_fast.save(quantizer, folder / "file", logits=isinstance(quantizer, DiffQuantizer))
     diffq_fast.load(folder / "file", fresh)
-    if name != "ranges of groups":  # which diffq's states do not hold
+    if name not in NOT_IN_DIFFQ:
         state = quantizer.get_quantized_state()
         quantizer.restore_quantized_state(state)
         diffq_fast.restore_quantized_state(restored, state)
-    made = [trained(batch).detach(), size, exact, *quantizer.learned_parameters()]
+    learned = [*quantizer.learned_parameters(), *([] if inputs is None else inputs.learned_parameters())]
+    made = [trained(batch).detach(), size, exact, *learned]
     return [*made, *fresh.state_dict().values(), *restored.state_dict().values()], (folder / "file").read_bytes()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, SizeTarget, UniformQuantizer
+from diffq_fast import LSQ, ActivationQuantizer, DiffQuantizer, RateQuantizer, SizeTarget, UniformQuantizer
 from diffq_fast.quantizers.base import BaseQuantizer
 from support.no_reads import NoReads
 
@@ -59,6 +59,20 @@ def test_a_training_step(name, far):
     with NoReads():
         for _ in range(2):
             step(model, optimizer, quantizer.model_size)
+
+
+@pytest.mark.parametrize("learn_bits", [False, True])
+@pytest.mark.parametrize("noise", ["uniform", None])
+def test_a_training_step_with_quantised_inputs(noise, learn_bits, far):
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    inputs = ActivationQuantizer(model, 6, noise=noise, learn_bits=learn_bits)
+    inputs.setup_optimizer(optimizer)
+    with NoReads():
+        for _ in range(2):
+            optimizer.zero_grad()
+            (model(torch.ones(4, 16)).square().mean() + inputs.mean_bits()).backward()
+            optimizer.step()
 
 
 @pytest.mark.parametrize("straight_through", [False, True])
