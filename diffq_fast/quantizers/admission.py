@@ -85,12 +85,21 @@ def is_flattened(kind: type) -> bool:
     return any(each.__name__ == _FSDP1 for each in kind.__mro__)
 
 
+def refuse_fsdp1(who: str, slots: Iterable[Slot]) -> None:
+    """TypeError where the wrapper of FSDP1 holds the parameters of a module, as it notes there for torch.compile."""
+    for slot in slots:
+        if "_fsdp_use_orig_params" in slot.module.__dict__:
+            raise TypeError(f"{who}: {slot.full_name} is sharded by {_FSDP1}, {FSDP1}")
+
+
 def look_at_shards(who: str, selection: Selection) -> None:
     """Note how the quantised weights are sharded, if they are: ``selection.mesh``.
 
     Raises:
         RuntimeError: some are sharded in a way that is not supported, with the name, and what to do.
+        TypeError: that way is FSDP1.
     """
+    refuse_fsdp1(who, selection.quantised)
     mesh: Any = None
     for entry in selection.quantised:
         param: Any = entry.param

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..reference.quantize import PACKABLE
-from .admission import FSDP1, is_flattened, is_offloaded, look_at_shards, offloaded, refuse_tensor
+from .admission import FSDP1, is_flattened, is_offloaded, look_at_shards, offloaded, refuse_fsdp1, refuse_tensor
 from .export import warn_of_unstorable
 from .selection import Selection, Slot, learned_of
 
@@ -100,6 +100,7 @@ class Presence:
     # -- what is the matter --------------------------------------------------------------------------------------------
 
     def _gone(self, params: Sequence[Tensor | None]) -> RuntimeError:
+        refuse_fsdp1(self._who, self._weights)
         modules = set(self._model.modules())
         for slot, param in zip(self._slots, params, strict=True):
             if slot.module not in modules:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .admission import look_at_shards
+from .admission import look_at_shards, refuse_fsdp1
 from .replay import Maker
 from .selection import QuantizedParameter, Selection
 from .shards import is_managed, is_sharded, replicated
@@ -36,7 +36,8 @@ class ShardedForwards:
             self._own.setdefault(entry.module, []).append(entry)
 
     def look(self) -> None:
-        """Note the shards of all weights."""
+        """Note the shards of all weights. Raises TypeError for those of FSDP1."""
+        refuse_fsdp1(self._who, self._entries)
         for entry in self._entries:
             for param in entry.params:
                 del param  # reading it notes it

@@ -5,8 +5,10 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.autograd import forward_ad
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
@@ -329,6 +331,26 @@ def test_fsdp1_is_refused_before_and_after_attaching(make):
     for ask in (lambda: model(X), quantizer.model_size):
         with pytest.raises(TypeError, match=r"has been sharded by FullyShardedDataParallel.*fully_shard"):
             ask()
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("attached_first", [True, False])
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.filterwarnings("ignore:.*NO_SHARD", "ignore:.*FSDP", "ignore::FutureWarning")
+def test_a_quantizer_on_the_model_inside_of_fsdp1_is_refused(original, attached_first, one_process):
+    """By what torch's own wrapper leaves of that model."""
+    model = Net()
+    if attached_first:
+        DiffQuantizer(model, min_size=0)
+    wrapped = FullyShardedDataParallel(model, use_orig_params=original, device_id=torch.device("cpu"))
+    with pytest.raises(TypeError, match=r"is sharded by FullyShardedDataParallel.*fully_shard"):
+        wrapped(X) if attached_first else DiffQuantizer(model, min_size=0)
 
 
 def test_a_parameter_that_carries_attributes_is_welcome():
