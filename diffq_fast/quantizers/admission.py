@@ -86,9 +86,17 @@ def is_flattened(kind: type) -> bool:
 
 
 def refuse_fsdp1(who: str, slots: Iterable[Slot]) -> None:
-    """TypeError where the wrapper of FSDP1 holds the parameters of a module, as it notes there for torch.compile."""
+    """TypeError where the wrapper of FSDP1 holds the parameter: it marks those that it leaves in a module, shows them as
+    plain tensors in a forward, and marks a module that it leaves none in."""
     for slot in slots:
-        if "_fsdp_use_orig_params" in slot.module.__dict__:
+        if not is_managed(slot.module):
+            continue
+        left = slot.module._parameters.get(slot.name)
+        if (
+            type(left) is Tensor
+            or hasattr(left, "_fsdp_flattened")
+            or not slot.module.__dict__.get("_fsdp_use_orig_params", True)
+        ):
             raise TypeError(f"{who}: {slot.full_name} is sharded by {_FSDP1}, {FSDP1}")
 
 
