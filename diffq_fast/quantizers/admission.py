@@ -86,8 +86,11 @@ def is_flattened(kind: type) -> bool:
 
 
 def refuse_fsdp1(who: str, slots: Iterable[Slot]) -> None:
-    """TypeError where the wrapper of FSDP1 holds the parameter: it marks those that it leaves in a module, shows them as
-    plain tensors in a forward, and marks a module that it leaves none in."""
+    """TypeError where the wrapper of FSDP1 holds a parameter.
+
+    It marks those that it leaves in a module, shows them as plain tensors in a forward, and marks a module that it
+    leaves none in.
+    """
     for slot in slots:
         if not is_managed(slot.module):
             continue
