@@ -158,8 +158,12 @@ class BaseQuantizer:
 
     def storable(self, entry: QuantizedParameter) -> Tensor:
         """A weight as an export quantises it."""
-        (weight,) = self._eval.whole_values([entry])
-        return weight.float() if weight.dtype == torch.float64 else weight
+        return self.storable_together([entry])[0]
+
+    def storable_together(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        """The same of several weights, those in shards gathered together."""
+        values = self._eval.whole_values(entries)
+        return [value.float() if value.dtype == torch.float64 else value for value in values]
 
     # -- what is learned ---------------------------------------------------------------------------------------------
 

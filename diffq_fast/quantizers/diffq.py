@@ -25,7 +25,7 @@ from .clipping import least_error_ranges
 from .compiled import forget_graphs
 from .export import ExportedWeight
 from .frozen import FrozenBits
-from .gathering import gathered
+from .gathering import gathered, whole_together
 from .learned_parameters import LearnedParameters
 from .learned_ranges import SUFFIX, LearnedRanges, RangeRule
 from .lower_precision import NOT_OF_SHARDS, LowerPrecision
@@ -135,7 +135,7 @@ class DiffQuantizer(BaseQuantizer):
         start = float(initial_logit(init_bits, min_bits, max_bits, param))
         self.learn(suffix, partial(self._initial_logits, start))
         lowering = LowerPrecision(model, self.selection.quantised) if noisy_dtype == "auto" else None
-        self._frozen = FrozenBits(self.selection.originals, self.widths_of, self._as_exported)
+        self._frozen = FrozenBits(self.selection.originals, self._widths, self._as_exported)
         self._ranges = self._learned_ranges() if learn_range else None
         self._training = TrainingWeights(self.selection, self._frozen, lowering, self._ranges)
         self.attach(lowering)
@@ -180,7 +180,9 @@ class DiffQuantizer(BaseQuantizer):
         return bits_from_logits(logit, self.min_bits, self.max_bits, self.param)
 
     def widths_of(self, entry: QuantizedParameter) -> Tensor:
-        logit = entry.logit.detach() if self.selection.mesh is None else whole(entry.logit)
+        return self._widths(entry.logit.detach() if self.selection.mesh is None else whole(entry.logit))
+
+    def _widths(self, logit: Tensor) -> Tensor:
         return functional.widths_from_logits(logit, self.min_bits, self.max_bits, self.param, self.extra_bits)
 
     def bits(self) -> dict[str, Tensor]:
@@ -188,10 +190,13 @@ class DiffQuantizer(BaseQuantizer):
 
         Real-valued while they are learned; with ``extra_bits`` in them, and whole, once they are frozen.
         """
-        return {entry.full_name: self._training_bits(entry) for entry in self.selection.originals}
+        originals = self.selection.originals
+        pairs = zip(originals, self._training_bits(originals), strict=True)
+        return {entry.full_name: bits for entry, bits in pairs}
 
-    def _training_bits(self, entry: QuantizedParameter) -> Tensor:
-        return self.widths_of(entry).float() if self._frozen.active else self._get_bits(whole(entry.logit))
+    def _training_bits(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        logits = whole_together([entry.logit for entry in entries])
+        return [self._widths(logit).float() if self._frozen.active else self._get_bits(logit) for logit in logits]
 
     def widths(self) -> dict[str, Tensor]:
         """The whole number of bits of every group as an export has it: uint8 ``[groups]`` by weight name."""
@@ -201,8 +206,8 @@ class DiffQuantizer(BaseQuantizer):
         """The mean number of bits of each weight's elements, by name, as it stands in training."""
         full, rule = self._full(), self.size_rule()
         counts = [entry.param.numel() for entry in full]
-        pairs = zip(full, counts, strict=True)
-        means = [rule.total(self._training_bits(entry), count) / count for entry, count in pairs]
+        pairs = zip(self._training_bits(full), counts, strict=True)
+        means = [rule.total(bits, count) / count for bits, count in pairs]
         values = torch.stack([mean.to(means[0]) for mean in means]).tolist() if means else []  # one wait for a device
         return {entry.full_name: value for entry, value in zip(full, values, strict=True)}
 
@@ -260,7 +265,8 @@ class DiffQuantizer(BaseQuantizer):
                 "precision (float16=True)"
             )
         full = self._full()
-        bits = budget.row([self.extra_bits + self._get_bits(whole(entry.logit)) for entry in full])
+        logits = whole_together([entry.logit for entry in full])
+        bits = budget.row([self.extra_bits + self._get_bits(logit) for logit in logits])
         fitting = dict(zip(full, budget.split(budget.fit(bits, mb * BITS_PER_MB)), strict=True))
         return [fitting.get(entry, whole(entry.logit)) for entry in originals]
 
@@ -324,24 +330,17 @@ class DiffQuantizer(BaseQuantizer):
         self._training.prepare()
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        logits = whole_together([entry.logit for entry in entries])
         if not torch.compiler.is_compiling():  # a graph cannot look at values, and other devices would be waited for
-            self._refuse_nan_logits([entry for entry in entries if entry.logit.device.type == "cpu"])
-        return [self._as_exported([entry], [self.widths_of(entry)], None)[0] for entry in entries]
+            named = zip(entries, logits, strict=True)
+            _refuse_nan({entry.full_name: logit for entry, logit in named if logit.device.type == "cpu"})
+        triples = zip(entries, self.storable_together(entries), map(self._widths, logits), strict=True)
+        return [self._rounded([entry], [weight], [widths], None)[0] for entry, weight, widths in triples]
 
     def _refuse_nan_logits(self, entries: Sequence[QuantizedParameter]) -> None:
         """ValueError where logits are NaN, which give no bits. Waits for the weights' devices, once each."""
-        by_device: dict[torch.device, dict[str, Tensor]] = {}
-        for entry in entries:
-            if not entry.logit.is_meta:
-                flags = by_device.setdefault(entry.logit.device, {})
-                flags[entry.full_name] = whole(entry.logit).amin().isnan()  # a tenth of the time of isnan().any()
-        for flags in by_device.values():
-            wrong = [name for name, flag in zip(flags, torch.stack([*flags.values()]).tolist(), strict=True) if flag]
-            if wrong:
-                raise ValueError(
-                    f"DiffQuantizer: the logits of {', '.join(wrong)} have NaN elements, which give no bits; load a "
-                    "state from before, or fill them anew"
-                )
+        logits = whole_together([entry.logit for entry in entries])
+        _refuse_nan({entry.full_name: logit for entry, logit in zip(entries, logits, strict=True)})
 
     def check_exportable(self) -> None:
         super().check_exportable()
@@ -354,8 +353,16 @@ class DiffQuantizer(BaseQuantizer):
         self, entries: Sequence[QuantizedParameter], widths: Sequence[Tensor], dtype: torch.dtype | None
     ) -> list[Tensor]:
         """Weights of one device, rounded to these widths, in ``dtype`` (None: each in its own)."""
+        return self._rounded(entries, self.storable_together(entries), widths, dtype)
+
+    def _rounded(
+        self,
+        entries: Sequence[QuantizedParameter],
+        weights: Sequence[Tensor],
+        widths: Sequence[Tensor],
+        dtype: torch.dtype | None,
+    ) -> list[Tensor]:
         groups: dict[str, Any] = {"group_size": self.group_size, "range_scope": self.range_scope}
-        weights = [self.storable(entry) for entry in entries]
         ranges = self._ranges_of(entries, weights)
         rounded = functional.fake_quantize(weights, widths, ranges, **groups, dtype=dtype)
         return [each.to(dtype or entry.param.dtype) for each, entry in zip(rounded, entries, strict=True)]
@@ -510,6 +517,22 @@ class DiffQuantizer(BaseQuantizer):
         entry.logit.copy_(logits_from_bits(bits, self.min_bits, self.max_bits, self.param))
         if self._ranges is not None:
             entry.ends.copy_(levels.ranges)
+
+
+def _refuse_nan(logits: dict[str, Tensor]) -> None:
+    """ValueError where logits, by the names of their weights, are NaN. Waits for their devices, once each."""
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for name, logit in logits.items():
+        if not logit.is_meta:
+            flags = by_device.setdefault(logit.device, {})
+            flags[name] = logit.amin().isnan()  # a tenth of the time of isnan().any()
+    for flags in by_device.values():
+        wrong = [name for name, flag in zip(flags, torch.stack([*flags.values()]).tolist(), strict=True) if flag]
+        if wrong:
+            raise ValueError(
+                f"DiffQuantizer: the logits of {', '.join(wrong)} have NaN elements, which give no bits; load a "
+                "state from before, or fill them anew"
+            )
 
 
 def _check_ranges(learn_range: bool, short_ranges: bool, range_scope: str, rng: str) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from .. import functional
 from .attachment import attached_to
+from .gathering import whole_together
 from .optimizer_steps import optimizer_steps
 from .selection import QuantizedParameter, Selection, Slot, in_half_precision, params_of, untied
-from .shards import whole
 from .straight_through import straight_through
 
 
@@ -211,7 +211,7 @@ class EvalWeights:
     def whole_values(self, slots: Sequence[Slot]) -> list[Tensor]:
         """:meth:`float_values`, all of sharded ones: every process must ask."""
         values = self.float_values(slots)
-        return values if self._selection.mesh is None else list(map(whole, values))
+        return values if self._selection.mesh is None else whole_together(values)
 
     def _is_rewritten(self, slot: Slot) -> bool:
         """Whether the slot's parameter holds something else than :meth:`put_in_place` has written."""

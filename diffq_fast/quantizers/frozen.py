@@ -60,7 +60,7 @@ class FrozenBits:
 
     Args:
         entries: the untied weights.
-        widths_of: gives the widths of a weight's export, uint8 ``[groups]``.
+        widths_of: gives the widths of an export, uint8 ``[groups]``, of a weight's logits.
         rounder: rounds weights as an export does.
 
     Attributes:
@@ -74,7 +74,7 @@ class FrozenBits:
     def __init__(
         self,
         entries: Sequence[QuantizedParameter],
-        widths_of: Callable[[QuantizedParameter], Tensor],
+        widths_of: Callable[[Tensor], Tensor],
         rounder: Rounder,
     ) -> None:
         self.active = self.rounds_weights = False
@@ -123,19 +123,19 @@ class FrozenBits:
             return self.ranges.straight_through(bucket, rounded)
         return straight_through([piece.weight for piece in bucket], rounded, [piece.logit for piece in bucket])
 
-    def once(self, piece: Piece, make: Callable[[QuantizedParameter], Tensor]) -> Tensor:
+    def once(self, piece: Piece, make: Callable[[Tensor], Tensor]) -> Tensor:
         """What ``make`` gives for the weight's frozen logit, made once per version of it."""
-        if torch.compiler.is_compiling() or is_sharded(piece.entry.logit):
-            return make(piece.entry)  # the whole logit is another tensor each time
         logit = piece.logit.detach()
+        if torch.compiler.is_compiling() or is_sharded(piece.entry.logit):
+            return make(logit)  # the whole logit is another tensor each time
         stamp = (logit.data_ptr(), logit._version, logit.device, logit.dtype)
         if self._kept.get(piece.entry, (None,))[0] != stamp:
-            self._kept[piece.entry] = (stamp, make(piece.entry))
+            self._kept[piece.entry] = (stamp, make(logit))
         return self._kept[piece.entry][1]
 
-    def _to_whole_logit(self, entry: QuantizedParameter) -> Tensor:
+    def _to_whole_logit(self, logit: Tensor) -> Tensor:
         """The logit that gives the weight's widths in :data:`WHOLE_INTERVAL`."""
-        return logits_from_bits(self._widths_of(entry).to(torch.float64), *WHOLE_INTERVAL).to(torch.float32)
+        return logits_from_bits(self._widths_of(logit).to(torch.float64), *WHOLE_INTERVAL).to(torch.float32)
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

@@ -1,46 +1,96 @@
-"""What is learned for weights that are in shards, whole: one gathering for all weights that a forward makes together.
+"""What is in shards, whole: what is learned for all weights that a forward makes together, and weights for a size, by
+one gathering.
 
 Its gradient is the mean over the processes, by one reduction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .shards import Split, groups_of, is_sharded, split_dimensions
+from .selection import QuantizedParameter
+from .shards import Split, groups_of, is_managed, is_sharded, split_dimensions
+
+BUCKET_BYTES = 64 * 2**20
 
 
 def gathered(tensors: Sequence[Tensor], *, averaged: bool) -> list[Tensor]:
-    """All of what is learned for some weights, differentiable: one collective for those of one mesh.
+    """All of each tensor, differentiable: one collective for about ``BUCKET_BYTES`` of one mesh and dtype.
 
     Args:
-        tensors: learned parameters, ``[groups]`` or of no dimension; those that are no DTensors are given back.
+        tensors: learned parameters or weights; those that are no DTensors are given back.
         averaged: each process goes on with data of its own, and the gradient is the mean over all. Otherwise all go on
             alike, and each takes its part of the gradient that it has.
     """
     result = list(tensors)
-    families: dict[Split, list[int]] = {}
+    families: dict[tuple[Split, torch.dtype], list[int]] = {}
     for index, tensor in enumerate(tensors):
         if is_sharded(tensor) and len(split_dimensions(tensor)) > 1:
             result[index] = _GatheredTwice.apply(tensor, averaged)
         elif is_sharded(tensor):
-            families.setdefault(Split.of(tensor), []).append(index)
-    for split, members in families.items():
-        shapes = [tensors[index].shape for index in members]
-        parts = [tensors[index].to_local() for index in members]  # type: ignore[attr-defined]
-        for index, made in zip(members, _Gathered.apply(split, shapes, averaged, *parts), strict=True):
-            result[index] = made
+            families.setdefault((Split.of(tensor), tensor.dtype), []).append(index)
+    for (split, _), members in families.items():
+        for bucket in buckets([tensors[index] for index in members]):
+            own = [members[place] for place in bucket]
+            made = _gathered_bucket(split, [tensors[index] for index in own], averaged)
+            for index, each in zip(own, made, strict=True):
+                result[index] = each
     return result
 
 
+def gathered_for_forward(entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+    """What is learned for these weights, as a training forward reads it: under ``fully_shard`` each process goes on
+    with data of its own, under tensor parallelism all go on alike."""
+    logits: dict[QuantizedParameter, Tensor] = {}
+    for averaged in (False, True):
+        members = [entry for entry in entries if is_managed(entry.module) == averaged]
+        found = gathered([entry.logit for entry in members], averaged=averaged)
+        logits.update(zip(members, found, strict=True))
+    return [logits[entry] for entry in entries]
+
+
+def whole_together(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """All of each tensor, without gradient: every process of their mesh must ask."""
+    with torch.no_grad():
+        return gathered([tensor.detach() for tensor in tensors], averaged=False)
+
+
+def buckets(tensors: Sequence[Tensor]) -> Iterator[range]:
+    """The indices of the tensors in their order, as many at a time as are ``BUCKET_BYTES``, or one that is more."""
+    begin = size = 0
+    for index, tensor in enumerate(tensors):
+        own = tensor.numel() * tensor.element_size()
+        if size and size + own > BUCKET_BYTES:
+            yield range(begin, index)
+            begin, size = index, 0
+        size += own
+    if len(tensors) > begin:
+        yield range(begin, len(tensors))
+
+
+def _gathered_bucket(split: Split, tensors: Sequence[Any], averaged: bool) -> list[Tensor]:
+    """DTensors of one split and dtype. Those that are split along another dimension than their first travel turned."""
+    turns = [0 if split.dimension is None else tensor.placements[split.dimension].dim for tensor in tensors]
+    pairs = [*zip(tensors, turns, strict=True)]
+    parts = [tensor.to_local().movedim(turn, 0) if turn else tensor.to_local() for tensor, turn in pairs]
+    shapes = [_turned(tensor.shape, turn) for tensor, turn in pairs]
+    made = _Gathered.apply(split, shapes, averaged, *parts)
+    return [each.movedim(0, turn) if turn else each for each, turn in zip(made, turns, strict=True)]
+
+
+def _turned(shape: torch.Size, turn: int) -> torch.Size:
+    """A tensor's shape when its dimension ``turn`` has become the first one."""
+    return torch.Size([*shape[turn : turn + 1], *shape[:turn], *shape[turn + 1 :]])
+
+
 class _Gathered(torch.autograd.Function):
-    """Parts of tensors of one split, to the whole ones. Parts are as long as torch.chunk makes them, the last ones
-    perhaps shorter or empty; they travel filled up to the longest."""
+    """Parts of tensors of one split, to the whole ones. Parts have as many rows as torch.chunk makes them, the last
+    ones perhaps fewer or none; they travel filled up to the longest."""
 
     @staticmethod
     def forward(
@@ -48,7 +98,7 @@ class _Gathered(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.split, ctx.averaged = split, averaged
         ctx.parts = [part.shape for part in parts]
-        ctx.lengths = [-(-shape.numel() // split.parts) for shape in shapes]
+        ctx.lengths = [_longest_part(shape, split.parts) for shape in shapes]
         if split.dimension is None:
             return tuple(part.view_as(part) for part in parts)
         mine = parts[0].new_zeros(sum(ctx.lengths))
@@ -79,6 +129,11 @@ class _Gathered(torch.autograd.Function):
             mine = mine / split.mesh.size()
         pairs = zip(mine.split(lengths), ctx.parts, strict=True)
         return (None, None, None, *[room[: shape.numel()].reshape(shape).clone() for room, shape in pairs])
+
+
+def _longest_part(shape: torch.Size, parts: int) -> int:
+    """Elements of the longest of so many parts of a tensor, which is split by rows."""
+    return -(-shape[0] // parts) * shape[1:].numel() if shape else 1
 
 
 class _GatheredTwice(torch.autograd.Function):

@@ -16,11 +16,11 @@ from .arguments import check_number, remembers_arguments
 from .attachment import Draw
 from .base import BaseQuantizer
 from .export import ExportedWeight
-from .gathering import gathered
+from .gathering import gathered_for_forward
 from .learned_parameters import LearnedParameters
 from .registry import Levels, Scheme, register
 from .selection import QuantizedParameter, untied
-from .shards import is_managed, whole
+from .shards import whole
 from .stored_state import refuse_other_bits
 
 # An all-zero weight starts with the scale of one of this mean magnitude: with a scale of 0 it could never be trained.
@@ -96,12 +96,12 @@ class LSQ(BaseQuantizer):
 
     def _training_weights(self, indices: Sequence[int]) -> list[Tensor]:
         entries = [self.selection.quantised[index] for index in indices]
-        made = {entry: self._straight_through(entry) for entry in untied(entries)}
+        owners = untied(entries)
+        made = dict(zip(owners, map(self._straight_through, owners, gathered_for_forward(owners)), strict=True))
         return [made[entry.original] for entry in entries]
 
-    def _straight_through(self, entry: QuantizedParameter) -> Tensor:
+    def _straight_through(self, entry: QuantizedParameter, learned: Tensor) -> Tensor:
         """``index * scale`` in the weight's dtype, differentiable in weight and scale."""
-        (learned,) = gathered([entry.logit], averaged=is_managed(entry.module))
         weight, scale = entry.visible, self._damped_scale(learned, entry.param.numel())
         ratio = self._ratio(weight, scale)
         index = ratio + (ratio.round() - ratio).detach()
@@ -120,13 +120,18 @@ class LSQ(BaseQuantizer):
 
     def _indices(self, entry: QuantizedParameter) -> Tensor:
         """int32, the weight's shape."""
-        with torch.no_grad():
-            scale = self._damped_scale(whole(entry.logit), entry.param.numel())
-            return self._ratio(self.float_value(entry), scale).round().to(torch.int32)
+        return self._indices_of(entry, self.float_value(entry))
+
+    @torch.no_grad()
+    def _indices_of(self, entry: QuantizedParameter, weight: Tensor) -> Tensor:
+        scale = self._damped_scale(whole(entry.logit), entry.param.numel())
+        return self._ratio(weight, scale).round().to(torch.int32)
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        indices = map(self._indices_of, entries, self._eval.whole_values(entries))
         return [
-            (self._indices(entry) * whole(entry.logit).to(torch.float32)).to(entry.param.dtype) for entry in entries
+            (each * whole(entry.logit).to(torch.float32)).to(entry.param.dtype)
+            for each, entry in zip(indices, entries, strict=True)
         ]
 
     # -- size and export -----------------------------------------------------------------------------------------------

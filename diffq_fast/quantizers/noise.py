@@ -19,11 +19,11 @@ from ..reference.groups import compute_dtype
 from ..reference.options import NoiseOptions
 from .attachment import Draw
 from .frozen import FrozenBits
-from .gathering import gathered
+from .gathering import gathered_for_forward
 from .learned_ranges import LearnedRanges
 from .lower_precision import LOWER_DTYPES, Dtypes, LoweringMaker, LowerPrecision
 from .selection import QuantizedParameter, Selection, untied
-from .shards import agreed, is_managed
+from .shards import agreed
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -106,12 +106,8 @@ class TrainingWeights:
 
     def _pieces_of_shards(self, entries: Sequence[QuantizedParameter]) -> list[Piece]:
         """All of the weights, and of what is learned for them."""
-        logits: dict[QuantizedParameter, Tensor] = {}
-        for averaged in (False, True):
-            members = [entry for entry in entries if is_managed(entry.module) == averaged]
-            whole = gathered([entry.logit for entry in members], averaged=averaged)
-            logits.update(zip(members, whole, strict=True))
-        return [Piece(entry, entry.visible, logits[entry], self._streams[entry]) for entry in entries]
+        pairs = zip(entries, gathered_for_forward(entries), strict=True)
+        return [Piece(entry, entry.visible, logit, self._streams[entry]) for entry, logit in pairs]
 
     @staticmethod
     def _devices(pieces: Sequence[Piece]) -> dict[torch.device, Tensor]:

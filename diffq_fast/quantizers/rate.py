@@ -35,14 +35,14 @@ from .coded_sizes import LEAST_STREAM_BITS, Coded, least_steps, level_bits, samp
 from .compiled import forget_graphs
 from .export import ExportedWeight
 from .frozen import FrozenBits
-from .gathering import gathered
+from .gathering import buckets, gathered, whole_together
 from .learned_parameters import LearnedParameters
 from .lower_precision import NOT_OF_SHARDS, LowerPrecision
 from .noise import Piece, TrainingWeights
 from .rate_budget import RateBudget, fitting_codes
 from .registry import Scheme, register
 from .selection import QuantizedParameter
-from .shards import replaced, whole
+from .shards import whole
 
 LEAST_STEP = 2.0**-60  # at the start, of a group of zeros
 
@@ -114,7 +114,7 @@ class RateQuantizer(BaseQuantizer):
         self.sample_share, self.rate_to_weights, self.noisy_dtype = sample_share, rate_to_weights, noisy_dtype
         self.learn(suffix, self._initial_log_steps)
         lowering = LowerPrecision(model, self.selection.quantised) if noisy_dtype == "auto" else None
-        self._frozen = FrozenBits(self.selection.originals, self._codes_of, self._rounded)
+        self._frozen = FrozenBits(self.selection.originals, _nearest_codes, self._rounded)
         self._training = TrainingWeights(self.selection, self._frozen, lowering)
         self.attach(lowering)
 
@@ -137,7 +137,7 @@ class RateQuantizer(BaseQuantizer):
             return self.group_size
         if entry.param.dim() < 2 or not entry.param.numel() or isinstance(entry.module, nn.Embedding | nn.EmbeddingBag):
             return 0
-        return entry.param[0].numel()
+        return entry.param.shape[1:].numel()
 
     def setup_optimizer(self, optimizer: torch.optim.Optimizer, lr: float = 0.02, **kwargs: Any) -> None:
         """Add the log-steps to ``optimizer``, as one group with ``weight_decay`` 0.
@@ -160,14 +160,11 @@ class RateQuantizer(BaseQuantizer):
 
     def _sound_codes(self, entry: QuantizedParameter) -> Tensor:
         """The same. Waits for the device: ValueError where a step is NaN or infinite."""
-        log_steps = whole(entry.logit)
-        if not log_steps.is_meta and not bool(log_steps.isfinite().all()):
-            raise ValueError(f"RateQuantizer: a step of {entry.full_name} is NaN or infinite")
-        return _nearest_codes(log_steps)
+        return _sound_codes(entry.full_name, whole(entry.logit))
 
     def stored_steps(self, entry: QuantizedParameter) -> Tensor:
         """float32 ``[groups]``: the nearest steps that a file can hold."""
-        return steps_from_codes(self._codes_of(entry))
+        return _nearest_steps(whole(entry.logit))
 
     def steps(self) -> dict[str, Tensor]:
         """The step of every group as an export has it: float32 ``[groups]`` by weight name."""
@@ -177,8 +174,10 @@ class RateQuantizer(BaseQuantizer):
     def bits_per_weight(self) -> dict[str, float]:
         """The bits of each weight's coded levels over its elements, by name, every element counted."""
         self.check_model()
+        entries = self._full()
         with torch.no_grad():
-            return {entry.full_name: float(self._level_bits(entry)) / entry.param.numel() for entry in self._full()}
+            bits = self._level_bits(entries, whole_together([entry.logit for entry in entries]))
+        return {entry.full_name: float(each) / entry.param.numel() for entry, each in zip(entries, bits, strict=True)}
 
     def _full(self) -> list[QuantizedParameter]:
         """The untied weights that have elements."""
@@ -210,7 +209,9 @@ class RateQuantizer(BaseQuantizer):
             RuntimeError: the model has changed since the quantizer was attached.
         """
         self.check_model()
-        codes = [self._sound_codes(entry) for entry in self.selection.originals]
+        originals = self.selection.originals
+        logits = whole_together([entry.logit for entry in originals])
+        codes = [_sound_codes(entry.full_name, logit) for entry, logit in zip(originals, logits, strict=True)]
         if mb is not None:
             codes = self._fitting_codes(mb)
         same = self._frozen.active and self._frozen.rounds_weights == straight_through
@@ -232,9 +233,10 @@ class RateQuantizer(BaseQuantizer):
                 f"{mb:g}; quantise more (exclude, min_size), or keep the rest in half precision (float16=True)"
             )
         wanted = mb * BITS_PER_MB - self.plain_bits()
+        entries = self._full()
         with torch.no_grad():
-            coded = {entry: self._coded(entry, whole(entry.logit)) for entry in self._full()}
-            moved = dict(zip(coded, fitting_codes(list(coded.values()), wanted), strict=True))
+            coded = self._coded(entries, gathered([entry.logit for entry in entries], averaged=False))
+            moved = dict(zip(entries, fitting_codes(coded, wanted), strict=True))
         return [moved.get(entry, self._codes_of(entry)) for entry in self.selection.originals]
 
     # -- weights -----------------------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ class RateQuantizer(BaseQuantizer):
     ) -> list[Tensor]:
         weights, log_steps = [piece.weight for piece in bucket], [piece.logit.float() for piece in bucket]
         if self._frozen.active:
-            stored = [self._frozen.once(piece, self.stored_steps) for piece in bucket]
+            stored = [self._frozen.once(piece, _nearest_steps) for piece in bucket]
             steps = list(torch._foreach_add(stored, log_steps, alpha=0))
         else:
             steps = list(torch._foreach_exp(log_steps))
@@ -266,11 +268,12 @@ class RateQuantizer(BaseQuantizer):
         return super().unsharded_only()
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
-        def codes_of(entry: QuantizedParameter) -> Tensor:
-            would_wait = torch.compiler.is_compiling() or entry.logit.device.type != "cpu"
-            return self._codes_of(entry) if would_wait else self._sound_codes(entry)
+        def codes_of(entry: QuantizedParameter, log_steps: Tensor) -> Tensor:
+            would_wait = torch.compiler.is_compiling() or log_steps.device.type != "cpu"
+            return _nearest_codes(log_steps) if would_wait else _sound_codes(entry.full_name, log_steps)
 
-        return self._rounded(entries, list(map(codes_of, entries)), None)
+        logits = whole_together([entry.logit for entry in entries])
+        return self._rounded(entries, list(map(codes_of, entries, logits)), None)
 
     def eval_options(self) -> Hashable:
         return self._frozen.active
@@ -278,11 +281,10 @@ class RateQuantizer(BaseQuantizer):
     def _rounded(
         self, entries: Sequence[QuantizedParameter], codes: Sequence[Tensor], dtype: torch.dtype | None
     ) -> list[Tensor]:
+        weights = self.storable_together(entries)
         return [
-            round_to_steps(
-                self.storable(entry), steps_from_codes(code), self.elements_per_group(entry), dtype or entry.param.dtype
-            )
-            for entry, code in zip(entries, codes, strict=True)
+            round_to_steps(weight, steps_from_codes(code), self.elements_per_group(entry), dtype or entry.param.dtype)
+            for entry, weight, code in zip(entries, weights, codes, strict=True)
         ]
 
     # -- size --------------------------------------------------------------------------------------------------------
@@ -293,26 +295,46 @@ class RateQuantizer(BaseQuantizer):
         if not entries:
             return 0.0
         logits = gathered([entry.logit for entry in entries], averaged=False)
-        coded = [self._coded(entry, logit) for entry, logit in zip(entries, logits, strict=True)]
+        if exact:
+            return self._exact_bits(entries, logits)
+        coded = self._coded(entries, logits)
         with torch.no_grad():
             codes = step_code_bits(coded)
-            if exact:
-                sizes = [self._level_bits(entry, LEAST_STREAM_BITS).to(codes.device) for entry in entries]
-                return (codes + torch.stack(sizes).sum()).float()
         levels = sampled_size(coded, self.sample_share, self.rate_to_weights)
         return levels + codes.to(levels)
 
-    def _coded(self, entry: QuantizedParameter, log_steps: Tensor) -> Coded:
+    @torch.no_grad()
+    def _exact_bits(self, entries: Sequence[QuantizedParameter], logits: Sequence[Tensor]) -> Tensor:
+        codes = step_code_bits(
+            [
+                Coded(entry.param, logit, self.elements_per_group(entry))
+                for entry, logit in zip(entries, logits, strict=True)
+            ]
+        )
+        sizes = [each.to(codes.device) for each in self._level_bits(entries, logits, LEAST_STREAM_BITS)]
+        return (codes + torch.stack(sizes).sum()).float()
+
+    def _coded(self, entries: Sequence[QuantizedParameter], log_steps: Sequence[Tensor]) -> list[Coded]:
         """Frozen steps have no slope, but stay in the graph: a distributed wrapper waits for their gradient."""
         if self._frozen.active:
-            log_steps = log_steps.detach() + 0 * log_steps
-        weight = replaced(entry.param) if self.rate_to_weights else whole(entry.param)
-        return Coded(weight, log_steps, self.elements_per_group(entry))
+            log_steps = [each.detach() + 0 * each for each in log_steps]
+        params = [entry.param for entry in entries]
+        weights = gathered(params, averaged=False) if self.rate_to_weights else whole_together(params)
+        sizes = map(self.elements_per_group, entries)
+        return list(map(Coded, weights, log_steps, sizes))
 
-    def _level_bits(self, entry: QuantizedParameter, beside: int = 0) -> Tensor:
-        """Waits for the device."""
-        coded = Coded(self.storable(entry), whole(entry.logit), self.elements_per_group(entry))
-        return level_bits(coded, steps_from_codes(self._sound_codes(entry)), beside)
+    def _level_bits(
+        self, entries: Sequence[QuantizedParameter], log_steps: Sequence[Tensor], beside: int = 0
+    ) -> list[Tensor]:
+        """Of each weight, see :func:`.coded_sizes.level_bits`. Waits for the device."""
+        bits = []
+        for bucket in buckets([entry.param for entry in entries]):
+            weights = self.storable_together([entries[index] for index in bucket])
+            for index, weight in zip(bucket, weights, strict=True):
+                entry, log_step = entries[index], log_steps[index]
+                steps = steps_from_codes(_sound_codes(entry.full_name, log_step))
+                bits.append(level_bits(Coded(weight, log_step, self.elements_per_group(entry)), steps, beside))
+        return bits
 
     def bit_budget(self) -> RateBudget:
         """What a size target asks: the least size, and of what it is made."""
@@ -344,8 +366,19 @@ class RateQuantizer(BaseQuantizer):
             self._sound_codes(entry)
 
 
+def _sound_codes(name: str, log_steps: Tensor) -> Tensor:
+    """The stored codes of a weight's whole log-steps; ValueError where one is NaN or infinite."""
+    if not log_steps.is_meta and not bool(log_steps.isfinite().all()):
+        raise ValueError(f"RateQuantizer: a step of {name} is NaN or infinite")
+    return _nearest_codes(log_steps)
+
+
 def _nearest_codes(log_steps: Tensor) -> Tensor:
     return codes_from_steps(log_steps.float().exp())
+
+
+def _nearest_steps(log_steps: Tensor) -> Tensor:
+    return steps_from_codes(_nearest_codes(log_steps))
 
 
 @dataclass(frozen=True)

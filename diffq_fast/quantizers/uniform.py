@@ -73,26 +73,30 @@ class UniformQuantizer(BaseQuantizer):
 
     def _training_weights(self, indices: Sequence[int]) -> list[Tensor]:
         entries = [self.selection.quantised[index] for index in indices]
-        made = {entry: self._straight_through(entry) for entry in untied(entries)}
+        owners = untied(entries)
+        made = dict(zip(owners, self._straight_through(owners), strict=True))
         return [made[entry.original] for entry in entries]
 
-    def _straight_through(self, entry: QuantizedParameter) -> Tensor:
-        """The quantised weight, with the gradient of the weight.
+    def _straight_through(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
+        """The quantised weights, with the gradients of the weights.
 
         ``w + (quantised - w)`` in float32, which may differ from the quantised weight in the last bit: diffq's values.
         """
         with torch.no_grad():
-            quantised = self.eval_weights([entry])[0].to(torch.float32)
-        visible = entry.visible
-        weight = visible.to(torch.float32)
-        return (weight + (quantised - weight).detach()).to(visible.dtype)
+            rounded = [each.to(torch.float32) for each in self.eval_weights(entries)]
+        visible = [entry.visible for entry in entries]
+        weights = [each.to(torch.float32) for each in visible]
+        return [
+            (weight + (quantised - weight).detach()).to(seen.dtype)
+            for weight, quantised, seen in zip(weights, rounded, visible, strict=True)
+        ]
 
     def eval_weights(self, entries: Sequence[QuantizedParameter]) -> list[Tensor]:
-        return [self._rounded(entry) for entry in entries]
+        weights = self.storable_together(entries)
+        return [self._rounded(weight, entry.param.dtype) for weight, entry in zip(weights, entries, strict=True)]
 
-    def _rounded(self, entry: QuantizedParameter) -> Tensor:
-        weight = self.storable(entry)
-        ranges, dtype = functional.weight_range([weight]), entry.param.dtype
+    def _rounded(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ranges = functional.weight_range([weight])
         if self._is_whole:
             width = self._width(weight.device)
             return functional.fake_quantize([weight], [width], ranges, group_size=0, dtype=dtype)[0]
