@@ -180,7 +180,8 @@ class DiffQuantizer(BaseQuantizer):
         return bits_from_logits(logit, self.min_bits, self.max_bits, self.param)
 
     def widths_of(self, entry: QuantizedParameter) -> Tensor:
-        return self._widths(entry.logit.detach() if self.selection.mesh is None else whole(entry.logit))
+        logit = entry.logit.detach() if self.selection.mesh is None else whole(entry.logit)
+        return functional.widths_from_logits(logit, self.min_bits, self.max_bits, self.param, self.extra_bits)
 
     def _widths(self, logit: Tensor) -> Tensor:
         return functional.widths_from_logits(logit, self.min_bits, self.max_bits, self.param, self.extra_bits)
