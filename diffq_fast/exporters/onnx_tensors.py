@@ -12,8 +12,8 @@ from .levels import Levels, packed_bytes
 LEAST_BLOCK, MOST_BLOCK = 16, 256  # of MatMulNBits, a power of two
 NBITS = (4, 8)
 RANGED_NBITS = NBITS[:1]  # ranges need zero points that are floats, which onnxruntime has not got for 8 bits
-# With such blocks or larger ones and int8 activations onnxruntime multiplies with 2 bits; else it is far slower than with
-# floats.
+# With such blocks, or larger ones, and int8 activations onnxruntime multiplies with 2 bits; else it takes far longer
+# than with floats.
 LEAST_BLOCK_OF_TWO_BITS = 32
 
 
