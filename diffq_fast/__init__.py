@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .quantizers.restore import restore_quantized_state
     from .quantizers.size_target import SizeTarget
     from .quantizers.uniform import UniformQuantizer
+    from .runtime.decompositions import decompositions
     from .watch.bits_log import BitsLog
     from .watch.bits_plot import plot_bits
 
@@ -46,6 +47,7 @@ __all__ = [
     "__version__",
     "backend_info",
     "calibrate",
+    "decompositions",
     "empty_cache",
     "export",
     "export_onnx",
@@ -86,6 +88,7 @@ _HOMES = {
     "save_legacy": "compat.alias",
     "load_legacy": "legacy.state",
     "install_as_diffq": "compat.alias",
+    "decompositions": "runtime.decompositions",
     "backend_info": "backends",
     "empty_cache": "functional",
 }

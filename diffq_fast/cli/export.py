@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 FORMATS = ("safetensors", "onnx", "gguf", "compressed-tensors")
-FLOATS = ("float32", "float16", "bfloat16")
+FLOATS = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,11 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="packed file")
     parser.add_argument("--to", choices=FORMATS, required=True, help="what to write")
     parser.add_argument("-o", "--output", metavar="OUT", help="file to write (default: beside FILE, if it is new)")
-    parser.add_argument("--dtype", choices=FLOATS, default="float32", help="of floating tensors (default float32)")
+    text = "of floating tensors (default float32); float64 and float8 for safetensors alone"
+    parser.add_argument("--dtype", choices=FLOATS, default="float32", help=text)
     text = "onnx: the model in float, whose initialisers have the names of the file's tensors"
     parser.add_argument("--graph", metavar="ONNX", help=text)
     text = "onnx: standard operators alone; without it MatMulNBits of onnxruntime where it fits"
     parser.add_argument("--portable", action="store_true", help=text)
+    text = "onnx: how MatMulNBits takes its inputs, exactly (default) or rounded to int8, which is faster"
+    parser.add_argument("--activations", choices=("float", "int8"), default="float", help=text)
     text = "gguf, compressed-tensors: the relative error up to which a weight may be rounded again (default 0.01)"
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="E", help=text)
     text = "write weights that the format cannot express as floats, in place of refusing the file"
@@ -32,7 +35,7 @@ def export_file(arguments: argparse.Namespace, progress: Callable[[str, int, int
     """Export what the command line names; returns the result as JSON values and as text."""
     from ..exporters.export import export
 
-    names = ("dtype", "graph", "portable", "tolerance", "keep_float", "max_bytes")
+    names = ("dtype", "graph", "portable", "activations", "tolerance", "keep_float", "max_bytes")
     options = {name: getattr(arguments, name) for name in names} | {"floats": tuple(arguments.floats)}
     report = export(arguments.file, arguments.output, to=arguments.to, progress=progress, **options)
     return report.to_dict(), report.table()

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..files.atomic_file import check_output
 from ..packed.contents import read_packed
-from .options import DTYPES, ExportOptions
+from .options import ALL_DTYPES, DTYPES, ExportOptions
 from .report import ExportReport
 
 ENDINGS = {
@@ -28,8 +28,8 @@ def export(
         path: a packed file; all of it is verified first.
         output: the new file. Left out, it stands beside `path` with the format's ending, and must not exist yet.
         to: "safetensors", "onnx", "gguf" or "compressed-tensors".
-        options: fields of :class:`.ExportOptions`: dtype, graph, portable, tolerance, keep_float, floats,
-            max_bytes, progress.
+        options: fields of :class:`.ExportOptions`: dtype, graph, portable, activations, tolerance, keep_float,
+            floats, max_bytes, progress.
 
     Returns:
         what became of each tensor, and the error of each and of all against the packed file's weights.
@@ -42,10 +42,14 @@ def export(
     if to not in ENDINGS:
         raise ValueError(f"export: expected one of {', '.join(ENDINGS)}, got {to!r}")
     known = ExportOptions(**options)
-    if known.dtype not in DTYPES:
-        raise ValueError(f"export: dtype must be one of {', '.join(DTYPES)}, got {known.dtype!r}")
+    dtypes = ALL_DTYPES if to == "safetensors" else DTYPES
+    if known.dtype not in dtypes:
+        raise ValueError(f"export: dtype for {to} must be one of {', '.join(dtypes)}, got {known.dtype!r}")
     if not known.tolerance >= 0:
         raise ValueError(f"export: tolerance must be 0 or more, got {known.tolerance}")
+    if known.activations not in ("float", "int8") or (known.activations == "int8" and (to != "onnx" or known.portable)):
+        given = f"{known.activations!r} for {to}{', portable' if known.portable else ''}"
+        raise ValueError(f"export: activations must be 'float' or, for onnx with MatMulNBits, 'int8', got {given}")
     if (to == "onnx") != (known.graph is not None):
         wanted = "onnx needs graph=, the model's ONNX file in float" if to == "onnx" else f"graph= is not for {to}"
         raise ValueError(f"export: {wanted}")

@@ -29,6 +29,7 @@ from .report import ExportedTensor, ExportReport, float_error
 
 NAME = "onnx"
 MOST_BYTES = (1 << 31) - 1  # of a protobuf message
+INT8_ACCURACY = 4  # of MatMulNBits' levels of accuracy: inputs are rounded to int8
 LEAST_PLACES = 64  # groups whose scales are worth a table
 MOST_SPREAD, MOST_CHANCE, MOST_FACTOR = 0.05, 4.0, 0.1  # of factors that rounding leaves: see is_rounding_of
 MOST_DISTANCE = 0.5  # of an initialiser from the weight that it is, against the weight's norm
@@ -193,11 +194,13 @@ class _Weights:
             return self._kept(match, reference, "")
         levels, name = levels_of(self._contents, entry.stored_name), match.initialiser.name
         readers = [] if self._options.portable else list(self._graph.products(name, match.transposed))
-        made = blocks(levels, entry.shape) if readers and self._type(match) == "float32" else None
+        activations = self._options.activations
+        made = blocks(levels, entry.shape, activations) if readers and self._type(match) == "float32" else None
         size, kinds, error = 0, [], NO_ERROR
         if made is not None:
             size += self._multiply(name, made, readers)
-            kinds.append(f"MatMulNBits, {made.bits} bits in blocks of {made.block}")
+            rounding = ", int8 activations" if activations == "int8" else ""
+            kinds.append(f"MatMulNBits, {made.bits} bits in blocks of {made.block}{rounding}")
             error = _error(reference, made.values)
         if made is None or self._graph.is_read(name):
             width = container(levels.bits, self._graph.widths)
@@ -236,6 +239,7 @@ class _Weights:
         if made.zero_points is not None:
             inputs.append(self._graph.add_floats(name + "_zero_points", made.zero_points.reshape(rows, a_row)))
         attributes = {"K": made.values.shape[1], "N": rows, "bits": made.bits, "block_size": made.block}
+        attributes |= {"accuracy_level": INT8_ACCURACY} if self._options.activations == "int8" else {}
         for node, between in readers:
             self._graph.multiply_packed(node, between, inputs, attributes)
         return len(raw) + (len(inputs) - 1) * made.scales.nbytes

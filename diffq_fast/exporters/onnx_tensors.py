@@ -10,7 +10,11 @@ import numpy as np
 from .levels import Levels, packed_bytes
 
 LEAST_BLOCK, MOST_BLOCK = 16, 256  # of MatMulNBits, a power of two
-NBITS = (4, 8)  # onnxruntime has float zero points, which ranges need, for 4 bits alone
+NBITS = (4, 8)
+RANGED_NBITS = NBITS[:1]  # ranges need zero points that are floats, which onnxruntime has not got for 8 bits
+# With such blocks, or larger ones, and int8 activations onnxruntime multiplies with 2 bits; else it takes far longer
+# than with floats.
+LEAST_BLOCK_OF_TWO_BITS = 32
 
 
 def container(bits: int, available: tuple[int, ...]) -> int | None:
@@ -77,12 +81,18 @@ def block_size(levels: Levels, columns: int) -> int | None:
     return block if block >= LEAST_BLOCK else None
 
 
-def blocks(levels: Levels, shape: tuple[int, ...]) -> Blocks | None:
+def blocks(levels: Levels, shape: tuple[int, ...], activations: str = "float") -> Blocks | None:
     """A matrix for MatMulNBits; None where its groups or the bits of its levels do not fit."""
     if len(shape) != 2 or not len(levels.levels):
         return None
-    bits, block = container(levels.bits, NBITS if levels.signed else NBITS[:1]), block_size(levels, shape[1])
-    if bits is None or block is None:
+    block = block_size(levels, shape[1])
+    if block is None:
+        return None
+    widths = NBITS if levels.signed else RANGED_NBITS
+    if levels.signed and activations == "int8" and block >= LEAST_BLOCK_OF_TWO_BITS:
+        widths = (2, *NBITS)
+    bits = container(levels.bits, widths)
+    if bits is None:
         return None
     rows, columns = shape
     a_row = -(-columns // block)

@@ -10,14 +10,23 @@ from torch import Tensor
 from ..files.safetensors_reader import Progress, printable
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# All that a safetensors file has; the other formats know those above.
+ALL_DTYPES = DTYPES | {
+    "float64": torch.float64,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
+E4M3FN_END = 464.0  # half-way between its largest value, 448, and what would be the next one
 
 
 class ExportOptions(NamedTuple):
     """What all exporters are told; each reads what concerns it.
 
-    dtype: of the floating tensors that are not quantised in the new file, a key of DTYPES.
+    dtype: of the floating tensors that are not quantised in the new file, a key of DTYPES, for safetensors of
+        ALL_DTYPES.
     graph: an ONNX model whose initialisers have the names of the file's tensors.
     portable: standard ONNX operators alone.
+    activations: "float" or "int8", how onnxruntime's products with packed weights take their inputs.
     tolerance: the relative error up to which GGUF and compressed-tensors may round a weight again.
     keep_float: write a weight that the format cannot express as floats, in place of refusing the file.
     floats: fnmatch patterns of weights to be written as floats in any case.
@@ -28,6 +37,7 @@ class ExportOptions(NamedTuple):
     dtype: str = "float32"
     graph: str | None = None
     portable: bool = False
+    activations: str = "float"
     tolerance: float = 0.01
     keep_float: bool = False
     floats: tuple[str, ...] = ()
@@ -44,14 +54,23 @@ class ExportError(ValueError):
 
 
 def cast(to: str, name: str, tensor: Tensor, dtype: str) -> Tensor:
-    """A floating tensor in `dtype`, others as they are; ExportError where a finite element would become infinite."""
+    """A floating tensor in `dtype`, others as they are; ExportError for an element beyond the dtype's range."""
     if not tensor.is_floating_point():
         return tensor
-    changed = tensor.to(DTYPES[dtype])
-    if bool((torch.isfinite(changed) != torch.isfinite(tensor)).any()):
-        largest = float(tensor[torch.isfinite(tensor)].abs().max())
-        limit = torch.finfo(DTYPES[dtype]).max
+    kind = ALL_DTYPES[dtype]
+    changed = tensor.to(kind)
+    beyond = _beyond(tensor, changed)
+    if bool(beyond.any()):
+        largest, limit = float(tensor.double()[beyond].abs().max()), torch.finfo(kind).max
         raise ExportError(
             to, name, f"its largest element {largest:g} is beyond {dtype}'s {limit:g}; take another dtype"
         )
     return changed
+
+
+def _beyond(tensor: Tensor, changed: Tensor) -> Tensor:
+    """Elements that are finite and do not remain so; of float8_e4m3fn, which has no infinity, infinite ones too."""
+    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    if changed.dtype == torch.float8_e4m3fn:  # torch makes NaN of them, or the largest value, by its version
+        return wide.abs() > E4M3FN_END
+    return torch.isfinite(changed.float() if changed.dtype.itemsize == 1 else changed) != torch.isfinite(wide)

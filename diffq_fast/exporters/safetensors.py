@@ -12,7 +12,7 @@ from ..files.safetensors_reader import printable
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import DTYPE_NAMES, tensor_bytes
 from ..packed.contents import Entry, PackedContents
-from .options import DTYPES, ExportOptions, cast
+from .options import ALL_DTYPES, ExportOptions, cast
 from .report import ExportedTensor, ExportReport, float_error
 
 NAME = "safetensors"
@@ -28,7 +28,7 @@ def write(contents: PackedContents, output: str, options: ExportOptions) -> Expo
     exported: dict[str, ExportedTensor] = {}
     sources, sizes = [], {}
     for name, entry in entries.items():
-        dtype = DTYPES[options.dtype] if entry.dtype.is_floating_point else entry.dtype
+        dtype = ALL_DTYPES[options.dtype] if entry.dtype.is_floating_point else entry.dtype
         data = partial(_data, contents, name, options, exported)
         sources.append(TensorSource(name, DTYPE_NAMES[dtype], entry.shape, data))
         sizes[name] = dtype.itemsize * int(np.prod(entry.shape, dtype=object))

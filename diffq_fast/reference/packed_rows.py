@@ -8,7 +8,7 @@ bytes. A row's widths are half bytes, width - 1, the first one low, in whole byt
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -142,14 +142,50 @@ def check_levels(levels: Tensor, widths: Tensor, segment: int) -> None:
 
 def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     """float32 ``[len(indices), columns]``: what the levels of some rows stand for."""
-    form = RowForm.of(form)
+    rows = PackedRows(data, starts, widths, scales, offsets, RowForm.of(form))
+    return _checked_rows(indices, rows)
+
+
+def packed_linear(input, data, starts, widths, scales, offsets, form):
+    """``input @ weight.T``, a block of rows at a time; float32 ``[..., rows]``."""
+    return multiply(input, PackedRows(data, starts, widths, scales, offsets, RowForm.of(form)), _checked_rows)
+
+
+def multiply(input: Tensor, rows: PackedRows, decode: Callable[[Tensor, PackedRows], Tensor]) -> Tensor:
+    """``input @ weight.T``, a block of rows at a time, which ``decode`` gives; float32 ``[..., rows]``."""
+    count, parts = len(rows.starts) - 1, []
+    block = max(1, _ROWS_AT_ONCE // rows.form.columns)
+    for indices in torch.arange(count, dtype=torch.int64, device=rows.data.device).split(block):
+        parts.append(input @ decode(indices, rows).mT)
+    return torch.cat(parts, -1) if parts else input.new_empty((*input.shape[:-1], 0))
+
+
+def decode_rows(indices: Tensor, rows: PackedRows) -> Tensor:
+    """:func:`unpack_rows` of rows that lie in their data, and one course of torch's operations whatever is in them."""
+    width_of, begins, _ = _segments(indices, rows)
+    return _values(indices, rows, width_of, begins)
+
+
+def _checked_rows(indices: Tensor, rows: PackedRows) -> Tensor:
     if not len(indices):
-        return torch.empty((0, form.columns), dtype=torch.float32, device=data.device)
-    width_of = _whole_bytes(widths[indices])[:, : form.segments].long() + 1
-    sizes = (_lengths(form.columns, form.segment, data.device) * width_of + 7) // 8
-    begins = (starts[indices].long() & 0xFFFFFFFF)[:, None] * ROW_ALIGNMENT + sizes.cumsum(1) - sizes
-    if bool((begins + sizes > len(data)).any()):  # before anything of the size of the rows is made
+        return torch.empty((0, rows.form.columns), dtype=torch.float32, device=rows.data.device)
+    width_of, begins, sizes = _segments(indices, rows)
+    if bool((begins + sizes > len(rows.data)).any()):  # before anything of the size of the rows is made
         raise IndexError("a row is out of bounds")
+    return _values(indices, rows, width_of, begins)
+
+
+def _segments(indices: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:
+    """int64 ``[len(indices), segments]``: the width of each segment, and where its bytes begin, and how many."""
+    form, device = rows.form, rows.data.device
+    width_of = _whole_bytes(rows.widths[indices])[:, : form.segments].long() + 1
+    sizes = (_lengths(form.columns, form.segment, device) * width_of + 7) // 8
+    begins = (rows.starts[indices].long() & 0xFFFFFFFF)[:, None] * ROW_ALIGNMENT + sizes.cumsum(1) - sizes
+    return width_of, begins, sizes
+
+
+def _values(indices: Tensor, rows: PackedRows, width_of: Tensor, begins: Tensor) -> Tensor:
+    data, form = rows.data, rows.form
     column = torch.arange(form.columns, dtype=torch.int64, device=data.device)
     segment = column // form.segment
     width = width_of[:, segment]
@@ -159,20 +195,11 @@ def unpack_rows(indices, data, starts, widths, scales, offsets, form):
     levels = (word >> bit % 8 & ((1 << width) - 1)).float()
     group = (indices[:, None] * form.columns + column) // form.group_size if form.group_size else 0
     if form.centred:
-        return (levels - (1 << width - 1)) * scales[group]
+        return (levels - (1 << width - 1)) * rows.scales[group]
     steps = 1 / ((1 << width).float() - 1)
     if form.level_count:
         steps = 1 / (torch.full_like(levels, form.level_count) - 1)
-    return levels * steps * scales[group] + offsets[group]
-
-
-def packed_linear(input, data, starts, widths, scales, offsets, form):
-    """``input @ weight.T``, a block of rows at a time; float32 ``[..., rows]``."""
-    rows, columns = len(starts) - 1, form[0]
-    parts = []
-    for indices in torch.arange(rows, dtype=torch.int64, device=data.device).split(max(1, _ROWS_AT_ONCE // columns)):
-        parts.append(input @ unpack_rows(indices, data, starts, widths, scales, offsets, form).mT)
-    return torch.cat(parts, -1) if parts else input.new_empty((*input.shape[:-1], 0))
+    return levels * steps * rows.scales[group] + rows.offsets[group]
 
 
 def round_activations(vectors: Tensor) -> Tensor:

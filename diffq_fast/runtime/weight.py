@@ -15,6 +15,7 @@ from .. import functional
 from ..packed.coding import CodedTensor, least_widths
 from ..packed.tensor import PackedTensor
 from ..reference.packed_rows import PackedRows, RowForm, segment_size
+from .compiling import never_compiled_alone
 
 # Levels around zero may have other widths than the file's: as many bits as the largest of so many needs.
 SHORT_SEGMENT, LEAST_SEGMENT = 64, 32
@@ -74,6 +75,7 @@ class PackedWeight(nn.Module):
         values = functional.unpack_rows(flat, self._rows())
         return values.view(*indices.shape, *self.shape[1:]).to(self.stored_dtype).to(self.dtype)
 
+    @never_compiled_alone
     def unpack(self) -> Tensor:
         """The weight: bit for bit as :meth:`.PackedTensor.unpack` gives it."""
         return self.rows(torch.arange(self.shape[0], dtype=torch.int64, device=self.data.device))

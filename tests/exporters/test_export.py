@@ -19,7 +19,10 @@ KINDS = DATA / "packed_v1_kinds.safetensors"
     ("options", "words"),
     [
         ({"to": "tflite"}, "expected one of safetensors, onnx, gguf, compressed-tensors, got 'tflite'"),
-        ({"to": "safetensors", "dtype": "int8"}, "dtype must be one of float32, float16, bfloat16, got 'int8'"),
+        (
+            {"to": "safetensors", "dtype": "int8"},
+            "safetensors must be one of float32, float16, bfloat16, float64, float8_e4m3fn, float8_e5m2, got 'int8'",
+        ),
         ({"to": "gguf", "tolerance": float("nan")}, "tolerance must be 0 or more, got nan"),
         ({"to": "onnx"}, "onnx needs graph="),
         ({"to": "gguf", "graph": "a.onnx"}, "graph= is not for gguf"),

@@ -178,6 +178,77 @@ def test_scales_of_one_range_and_few_widths_are_a_table_and_its_places(tmp_path)
     assert up.bytes == count + count // 8 // 2 + 3 * 4 + 4
 
 
+def two_bits(weight):
+    levels = (weight / 0.2).round().clamp(-2, 1).to(torch.int32) + 2
+    return pack_levels(levels, 2, torch.tensor([0.2]), dtype=torch.float32, range_scope="scale")
+
+
+def ranged_two_bits(weight):
+    return pack_weight(weight, widths(weight, 16, [2]), group_size=16, range_scope="group")
+
+
+def float_graph_of(model, path, opset):
+    """torch writes opsets of up to 20."""
+    onnx.save(
+        onnx.version_converter.convert_version(onnx.load(float_graph(model, path, do_constant_folding=False)), opset),
+        path,
+    )
+    return path
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize(("pack", "kind"), [(two_bits, "int2"), (ranged_two_bits, "uint2")])
+def test_opset_25_has_integers_of_two_bits(pack, kind, portable, tmp_path):
+    model = network()
+    graph = float_graph_of(model, tmp_path / "float.onnx", 25)
+    packed = packed_file(model, tmp_path / "packed", pack)
+    report = export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph), portable=portable)
+    assert_answers_like(packed, tmp_path / "out.onnx")
+    by_name = {each.name: each for each in report.tensors}
+    assert by_name["conv.weight"].stored == f"{kind}, DequantizeLinear"
+    stored = getattr(onnx.TensorProto, kind.upper())
+    levels = [each for each in onnx.load(tmp_path / "out.onnx").graph.initializer if each.data_type == stored]
+    assert len(levels) == (len(WEIGHTS) if portable else 2)
+    assert all(len(each.raw_data) == -(-np.prod(each.dims) // 4) for each in levels)
+    assert report.error.relative < 1e-6
+
+
+def test_with_int8_activations_two_bits_are_multiplied_as_two_bits(tmp_path):
+    model = network()
+    graph = float_graph(model, tmp_path / "float.onnx", do_constant_folding=False)
+    packed, reports = packed_file(model, tmp_path / "packed", two_bits), {}
+    for activations in ("float", "int8"):
+        output = tmp_path / f"with_{activations}.onnx"
+        reports[activations] = export(packed, output, to="onnx", graph=str(graph), activations=activations)
+    up = {way: next(each for each in report.tensors if each.name == "up.weight") for way, report in reports.items()}
+    assert up["float"].stored == "MatMulNBits, 4 bits in blocks of 64"
+    assert up["int8"].stored == "MatMulNBits, 2 bits in blocks of 64, int8 activations"
+    assert up["float"].bytes - up["int8"].bytes == 96 * 64 // 4  # a block is longer than the 48 columns
+    exact, rounded = answers(tmp_path / "with_float.onnx"), answers(tmp_path / "with_int8.onnx")
+    for one, other in zip(exact, rounded, strict=True):
+        distance = np.linalg.norm(one - other) / np.linalg.norm(one)
+        assert 1e-4 < distance < 0.02
+
+
+def test_with_int8_activations_ranges_and_short_blocks_keep_four_bits(tmp_path):
+    model = network()
+    graph = float_graph(model, tmp_path / "float.onnx", do_constant_folding=False)
+    packed = packed_file(model, tmp_path / "packed", ranged_two_bits)
+    report = export(packed, tmp_path / "out.onnx", to="onnx", graph=str(graph), activations="int8")
+    (up,) = (each for each in report.tensors if each.name == "up.weight")
+    assert up.stored == "MatMulNBits, 4 bits in blocks of 16, int8 activations"
+    assert_answers_like(packed, tmp_path / "out.onnx")  # onnxruntime does not round where zero points are floats
+
+
+@pytest.mark.parametrize("options", [{"activations": "int4"}, {"activations": "int8", "portable": True}])
+def test_other_activations_are_refused(options, tmp_path):
+    packed = packed_file(network(), tmp_path / "packed", two_bits)
+    with pytest.raises(ValueError, match=r"export: activations must be 'float' or, for onnx with MatMulNBits, 'int8'"):
+        export(packed, tmp_path / "out.onnx", to="onnx", graph="float.onnx", **options)
+    with pytest.raises(ValueError, match=r"'int8', got 'int8' for gguf"):
+        export(packed, tmp_path / "out.gguf", to="gguf", activations="int8")
+
+
 def test_a_table_that_is_looked_up_and_multiplied_has_both_forms(tmp_path):
     model = network()
     graph = float_graph(model, tmp_path / "float.onnx", do_constant_folding=False)

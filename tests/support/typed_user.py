@@ -39,6 +39,7 @@ def keep(quantizer: DiffQuantizer, model: nn.Module) -> None:
     assert_type(diffq_fast.pack_checkpoint("plain", "file", target_mb=8, calibration=moments).file_bytes, int)
     diffq_fast.start_from_packed(diffq_fast.RateQuantizer(model), "file", within=0.5)
     diffq_fast.plot_bits(quantizer, "bits.png")
+    torch.export.export(model, (torch.ones(2),)).run_decompositions(diffq_fast.decompositions())
     assert_type(diffq_fast.export("file", "file.gguf", to="gguf").bytes, int)
     assert_type(diffq_fast.export_onnx("file", model, torch.ones(2), "file.onnx").summary(), str)
     diffq_fast.save_legacy(quantizer, "state.th")
