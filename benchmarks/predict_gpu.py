@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from gpu_chips import BYTES, CHIPS, RESULTS, Chip
-from pipe_cycles import FMA, ISSUE, LANES, chain, cycles, global_bytes, resident_blocks, until_most_leave
+from pipe_cycles import FMA, ISSUE, LANES, chain, cycles, global_bytes, resident_blocks
 
 # What a pipe reaches of its rate; a prediction is told for all of it and for less as well.
 UTILISATION, SURE, CAREFUL = 0.8, 1.0, 0.6
 # Assumed, in microseconds: of a loaded memory; of the tables, which are in L2, three loads that need each other; from
 # one launch to the next on a stream.
 MEMORY_LATENCY, TABLES_LATENCY, LAUNCH = 0.8, 0.45, 2.0
-# Kernels without a loop over whole tiles: weights of a thread on the way that most programs take.
-WITHOUT_LOOP = {"range": 32, "noise": 32, "range per group": 8, "quantise": 16}
 # A transformer's step: 6 operations a weight and token, of which a good step reaches this part of the chip's.
 TOKENS, STEP_EFFICIENCY = 8192, 0.4
 # Autocast's own casts of a weight (4 bytes read, 2 written) and of its gradient (2 read, 4 written).
@@ -58,18 +56,14 @@ class Cost:
     loads_in_flight: int  # bytes that a thread has asked for at a time
 
 
-def cost_of(case: Any, target: str) -> Cost | None:
-    """Of a case of ``static_kernels``; None for one that does not work on weights and has a round's latency alone."""
-    from static_budgets import compile_case
-    from static_code import read_code
+def cost_of(case: Any, target: str) -> Cost:
+    """Of a case of ``static_kernels``."""
+    from static_budgets import counted_code
 
-    code = read_code(compile_case(case, target))
-    weights = case.weights or WITHOUT_LOOP.get(case.name, 0)
-    body = code.body if case.weights else until_most_leave(code.body)
-    if not weights:
-        return None
-    config, lanes = case.constants["CONFIG"], LANES * case.warps
-    tile = getattr(config, "tile", 0) if case.weights else 0
+    code = counted_code(case, target)
+    body, weights, lanes = code.body, case.weights, LANES * case.warps
+    own_tile = 0 if case.through else getattr(case.constants.get("CONFIG"), "tile", 0)
+    program = case.program or own_tile or round(weights * lanes)
     moved = sum(map(global_bytes, body)) / weights
     return Cost(
         case.name,
@@ -79,8 +73,8 @@ def cost_of(case: Any, target: str) -> Cost | None:
         code.registers,
         case.warps,
         resident_blocks(code.registers, case.warps, code.shared_bytes),
-        tile or weights * lanes,
-        max(1, (tile or weights * lanes) // (weights * lanes)),
+        program,
+        max(1, round(program / (weights * lanes))),
         sum(global_bytes(each) for each in body if each.opcode.startswith("LDG")),
     )
 
