@@ -8,6 +8,10 @@ from ptx.mutants import Mutant
 
 # Kernels, kind, the instruction as it was, and why the mutant does the same. Texts are matched from their beginning.
 EQUIVALENT = [
+    ("piece_sums_kernel", "constant off by one", r"setp\.lt\.u32 .*, 32;",
+     "thread 32 stores what thread 0 does, the sum that all threads have read from one place"),
+    ("quantize_planes_kernel", "mask of a load removed", r"@!?%p\d+ ld\.global\.b32 ",
+     "where no level is, the order's mask gives group 0, whose elements exist; the level is masked again"),
     (".*", "constant off by one", r"shr\.s32 .*, 31;", "an arithmetic shift by 32 leaves the sign alone, as one by 31"),
     (".*", "constant off by one", r"shr\.s64 .*, 63;", "an arithmetic shift by 64 leaves the sign alone, as one by 63"),
 ]

@@ -84,7 +84,7 @@ def quantize_planes_kernel(weight_ptr, ranges_ptr, order_ptr, planes_ptr, number
     start = cell // 32 * 2048 + cell % 32
     bit = tl.arange(0, CONFIG.planes)[:, None]
     width = tl.full((CONFIG.lanes,), CONFIG.width, tl.int32)
-    lo, length = lo_and_length(ranges_ptr, cell * 0, cell < cells, False)
+    lo, length = lo_and_length(ranges_ptr, cell * 0, None, False)
     words = tl.full((CONFIG.planes, CONFIG.lanes), 0, tl.int64)
     for first in tl.static_range(0, 64, 32):
         half = tl.full((CONFIG.planes, CONFIG.lanes), 0, tl.uint32)
