@@ -27,12 +27,12 @@ MEMORY_LATENCY, TABLES_LATENCY, LAUNCH = 0.8, 0.45, 2.0
 TOKENS, STEP_EFFICIENCY = 8192, 0.4
 # Autocast's own casts of a weight (4 bytes read, 2 written) and of its gradient (2 read, 4 written).
 CASTS = 12
-# Passes over one weight: their launches.
+# Passes over one weight: their launches. None: one with little to do.
 PASSES = {
     "forward float32, range per tensor": ("range", "forward uniform g=8 to fp32"),
     "the same to bfloat16": ("range", "forward uniform g=8 to bf16"),
     "forward float32, range per group": ("forward uniform g=8 to fp32, range per group",),
-    "backward float32": ("backward uniform g=8 from fp32", "finish backward"),
+    "backward float32": ("backward uniform g=8 from fp32", None),
     "quantise + pack, 4 bits": ("quantise + pack, 4 bits of one width",),
     "unpack + dequantise, 4 bits": ("unpack + dequantise, 4 bits of one width",),
 }
@@ -141,7 +141,8 @@ def launch_microseconds(cost: Cost | None, count: int, chip: Chip) -> float:
 
 def small(costs: list[Cost], chip: Chip) -> list[dict[str, Any]]:
     """Microseconds of whole passes over one weight, by its elements."""
-    by_name, rows = {cost.kernel: cost for cost in costs}, []
+    by_name: dict[str | None, Cost] = {cost.kernel: cost for cost in costs}
+    rows = []
     for name, kernels in PASSES.items():
         times = {
             str(count): sum(launch_microseconds(by_name.get(each), count, chip) for each in kernels) for count in COUNTS
@@ -185,7 +186,7 @@ def measured() -> tuple[str, dict[str, list[Cost]]]:
 
     targets = dict.fromkeys(chip.target for chip in CHIPS.values())
     found = {target: [cost_of(case, target) for case in CASES] for target in targets}
-    return triton.__version__, {target: with_ranges([cost for cost in own if cost]) for target, own in found.items()}
+    return triton.__version__, {target: with_ranges(own) for target, own in found.items()}
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def test_faults_are_noticed(check):
 
 
 def test_each_set_of_arguments_has_mutants_of_its_own():
-    """Groups of 8 and of 9 are compiled apart: a fault in the one leaves the other as it is."""
+    """Groups of 8 and of 300 are compiled apart: a fault in the one leaves the other as it is."""
     with checked_emulation(90) as emulator:
         run = subjects(emulator)["uniform noise"].make()
         one, other = recorded_ptx(emulator, run)["uniform_noise_kernel"]
