@@ -1,9 +1,9 @@
 """Measures the emulator of compiled kernels (docs/gpu_emulator.md), and its part of CI.
 
-OMP_NUM_THREADS=1 PYTHONPATH=.:tests build/triton-3.6.0/bin/python benchmarks/measure_emulator.py [--only speeds,cells,ci]
+OMP_NUM_THREADS=1 PYTHONPATH=.:tests build/triton-3.6.0/bin/python benchmarks/measure_emulator.py [--only NAMES]
 
-Seconds are of the processor, so that a machine with other work tells nearly the same. Needs Triton. Parts that are not
-measured keep what ``results/emulator.json`` has of them.
+``--only``: of speeds, cells and ci; the others keep what ``results/emulator.json`` has of them. Seconds are of the
+processor, so that a machine with other work tells nearly the same. Needs Triton.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 import triton
+
+from diffq_fast.backends.triton import add_noise
 from emulated import grid_cells
 from emulated.grid import EQUAL, run_cell
 from ptx import launch
@@ -31,8 +33,6 @@ from ptx.mutants import recorded_ptx
 from ptx.triton_driver import emulated
 from support.paths import ROOT
 from support.triton_weights import KEY, make, make_logits
-
-from diffq_fast.backends.triton import add_noise
 
 RESULT = Path(__file__).parent / "results" / "emulator.json"
 MANY, FEW = 260_000, 8_200

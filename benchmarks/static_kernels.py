@@ -227,12 +227,30 @@ def _weight_sizes(param: str) -> list[Case]:
     backward = {"grads_ptr": "*fp32", "grad_logits_ptr": "*fp32"} | size | _RULE
     kernels, suffix, rounds = weight_sizes_kernels, f", {param}", launching.PART_STEP // THREADS
     return [
-        Case(f"bits of groups{suffix}", kernels.bits_parts_kernel, _TABLES | {"parts_ptr": "*fp32"} | _RULE,
-             constants, weights=rounds, of="groups"),
-        Case(f"sizes of weights{suffix}", kernels.finish_sizes_kernel, _TABLES | finish, constants,
-             weights=launching.CHUNK // THREADS, of="parts of sums"),
-        Case(f"gradients of sizes{suffix}", kernels.sizes_backward_kernel, _TABLES | backward, constants,
-             weights=rounds, of="groups"),
+        Case(
+            f"bits of groups{suffix}",
+            kernels.bits_parts_kernel,
+            _TABLES | {"parts_ptr": "*fp32"} | _RULE,
+            constants,
+            weights=rounds,
+            of="groups",
+        ),
+        Case(
+            f"sizes of weights{suffix}",
+            kernels.finish_sizes_kernel,
+            _TABLES | finish,
+            constants,
+            weights=launching.CHUNK // THREADS,
+            of="parts of sums",
+        ),
+        Case(
+            f"gradients of sizes{suffix}",
+            kernels.sizes_backward_kernel,
+            _TABLES | backward,
+            constants,
+            weights=rounds,
+            of="groups",
+        ),
     ]
 
 
@@ -250,8 +268,9 @@ def _packed_rows(*, centred: bool, vectors: int) -> list[Case]:
     if vectors == 1:
         unpacked = {"indices_ptr": "*i64", "rows": rows, "result_ptr": "*fp32"}
         config, kernel = config._replace(rows=1), packed_rows_kernels.unpack_rows_kernel
-        cases.append(Case("unpack packed rows", kernel, unpacked, {"CONFIG": config}, weights=tile, fusion=False,
-                          program=4096))
+        cases.append(
+            Case("unpack packed rows", kernel, unpacked, {"CONFIG": config}, weights=tile, fusion=False, program=4096)
+        )
     return cases
 
 

@@ -121,7 +121,7 @@ def ranges_of_groups():
 
 
 def of_one_step():
-    """Two weights of groups of 8, and two of 300: sums of groups, and sums of pieces. The last tile takes two rounds."""
+    """Two weights of groups of 8, and two of 300: sums of groups, and of pieces. The last tile takes two rounds."""
     weights, sizes = make((8792, 8792, 9, 700)), [8, 300, 8, 300]
     counts = [group_count(weight.numel(), size) for weight, size in zip(weights, sizes, strict=True)]
     steps = [step.abs() + 0.1 for step in make(counts, seed=1)]

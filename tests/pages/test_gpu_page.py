@@ -92,7 +92,9 @@ def test_what_was_lowered_is_shown_as_it_was_and_as_it_is():
     for old, row in zip(before, shown, strict=True):
         new = now[old["kernel"]]
         assert row[1:3] == [f"{each['instructions_per_weight']:.1f}" for each in (old, new)]
-        times = [[f"{each['predicted_picoseconds']:.2f}", each["binding"], f"{each['of_copy']:.2f}"] for each in (old, new)]
+        times = [
+            [f"{each['predicted_picoseconds']:.2f}", each["binding"], f"{each['of_copy']:.2f}"] for each in (old, new)
+        ]
         assert row[3:] == [*times[0], *times[1]]
         assert new["predicted_picoseconds"] < old["predicted_picoseconds"]
 

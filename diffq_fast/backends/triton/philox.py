@@ -86,8 +86,8 @@ def tile_noise(begin, stream, key, CONFIG: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def span_noise(element, first, stream, key, CONFIG: tl.constexpr):
-    """float32: noise of elements (int64 ``[groups, columns]``) that lie among the ``groups * columns`` from ``first`` on.
-    It is made for all of these at once, and each element takes its own."""
+    """float32: noise of elements (int64 ``[groups, columns]``) that lie among the ``groups * columns`` from ``first``
+    on. It is made for all of these at once, and each element takes its own."""
     ELEMENTS: tl.constexpr = CONFIG.groups * CONFIG.columns
     ALIGNED: tl.constexpr = CONFIG.groups * CONFIG.group_size % 8 == 0  # else up to seven more stand before the first
     SPAN: tl.constexpr = ELEMENTS if ALIGNED else 2 * ELEMENTS
