@@ -33,8 +33,9 @@ CHIPS = {
     "A100 80GB": Chip("sm_80", 108, 1.41, 1.83, 312, fma_lanes=64),
 }
 ISSUED = 128  # lane-instructions of a multiprocessor and clock
-# Bytes per weight. Logits and their gradients: 4 bytes each per group; where threads load the same logits or tables
-# again, they count once. One launch: for weights that L2 holds until their noise.
+# Bytes per weight. Logits and their gradients: 4 bytes each per group; where threads load the same again (weights and
+# gradients of ragged groups too), it counts once. One launch: for weights that L2 holds until their noise. Planes: of 8
+# bits; packed rows: of 4 bits, their vectors in L2. Of sizes: per group, and of their sums per part.
 BYTES = {
     "range": 4.0,
     "forward uniform g=8 to fp32": 8.5,
@@ -67,4 +68,25 @@ BYTES = {
     "noise": 4.0,
     "quantise": 8.125,
     "fake quantise": 8.125,
+    "pack": 4.625,
+    "unpack": 4.625,
+    "pack planes": 3.0,
+    "quantise + pack planes": 6.0,
+    "unpack planes": 3.0,
+    "ragged forward": 9.714,
+    "ragged forward to bf16": 7.714,
+    "ragged backward": 14.286,
+    "ragged backward from bf16": 12.286,
+    "finish backward": 4.0,
+    "finish backward from bf16": 4.0,
+    "sums of uniform noise, pieces of groups": 4.0,
+    "multiply packed rows, 1 vectors": 0.57,
+    "multiply packed rows, 8 vectors": 0.633,
+    "unpack packed rows": 4.57,
+    "bits of groups, bits": 4.0,
+    "bits of groups, noise": 4.0,
+    "sizes of weights, bits": 12.0,
+    "sizes of weights, noise": 12.0,
+    "gradients of sizes, bits": 8.0,
+    "gradients of sizes, noise": 8.0,
 }

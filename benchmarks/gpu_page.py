@@ -37,11 +37,10 @@ def static_rows() -> list[list[str]]:
     rows = []
     for row in first:
         name, cost = row["kernel"], row["instructions_per_weight"]
-        if cost:
-            other = others[name]
-            costs = [f"{cost:.2f}", f"{other['instructions_per_weight']:.2f}", row["budget"]]
-            registers = [str(row["registers"]), str(other["registers"])]
-            rows.append([name, *costs, *registers, str(row["stack_bytes"] + other["stack_bytes"])])
+        other = others[name]
+        costs = [f"{cost:.2f}", f"{other['instructions_per_weight']:.2f}", row["budget"]]
+        registers = [str(row["registers"]), str(other["registers"])]
+        rows.append([name, *costs, *registers, str(row["stack_bytes"] + other["stack_bytes"])])
     return rows
 
 
@@ -72,11 +71,29 @@ def small_rows() -> list[list[str]]:
     return [[row["pass"], *(f"{time:.1f}" for time in row["microseconds"].values())] for row in small]
 
 
+def lowered_rows() -> list[list[str]]:
+    """What was predicted on an H200 before a kernel was changed, and now."""
+    now = {row["kernel"]: row for row in stored("gpu_predictions.json")["chips"]["H200"]["kernels"]}
+    return [
+        [
+            before["kernel"],
+            *(f"{each['instructions_per_weight']:.1f}" for each in (before, now[before["kernel"]])),
+            *(
+                cell
+                for each in (before, now[before["kernel"]])
+                for cell in (f"{each['predicted_picoseconds']:.2f}", each["binding"], f"{each['of_copy']:.2f}")
+            ),
+        ]
+        for before in stored("gpu_predictions_before.json")["rows"]
+    ]
+
+
 # Each table by the beginning of its first line.
 TABLES = {
     "| kernel | instructions, 3.6.0 |": static_rows,
     "| figure | what | H100 SXM |": figure_rows,
     "| kernel | bytes | resident |": kernel_rows,
+    "| kernel, H200 | instructions before |": lowered_rows,
     "| pass over one weight, H200 |": small_rows,
 }
 

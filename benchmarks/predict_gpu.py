@@ -16,25 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from gpu_chips import BYTES, CHIPS, RESULTS, Chip
-from pipe_cycles import FMA, ISSUE, LANES, chain, cycles, global_bytes, resident_blocks, until_most_leave
+from pipe_cycles import FMA, ISSUE, LANES, chain, cycles, global_bytes, resident_blocks
 
 # What a pipe reaches of its rate; a prediction is told for all of it and for less as well.
 UTILISATION, SURE, CAREFUL = 0.8, 1.0, 0.6
 # Assumed, in microseconds: of a loaded memory; of the tables, which are in L2, three loads that need each other; from
 # one launch to the next on a stream.
 MEMORY_LATENCY, TABLES_LATENCY, LAUNCH = 0.8, 0.45, 2.0
-# Kernels without a loop over whole tiles: weights of a thread on the way that most programs take.
-WITHOUT_LOOP = {"range": 32, "noise": 32, "range per group": 8, "quantise": 16}
 # A transformer's step: 6 operations a weight and token, of which a good step reaches this part of the chip's.
 TOKENS, STEP_EFFICIENCY = 8192, 0.4
 # Autocast's own casts of a weight (4 bytes read, 2 written) and of its gradient (2 read, 4 written).
 CASTS = 12
-# Passes over one weight: their launches.
+# Passes over one weight: their launches. None: one with little to do.
 PASSES = {
     "forward float32, range per tensor": ("range", "forward uniform g=8 to fp32"),
     "the same to bfloat16": ("range", "forward uniform g=8 to bf16"),
     "forward float32, range per group": ("forward uniform g=8 to fp32, range per group",),
-    "backward float32": ("backward uniform g=8 from fp32", "finish backward"),
+    "backward float32": ("backward uniform g=8 from fp32", None),
     "quantise + pack, 4 bits": ("quantise + pack, 4 bits of one width",),
     "unpack + dequantise, 4 bits": ("unpack + dequantise, 4 bits of one width",),
 }
@@ -58,18 +56,14 @@ class Cost:
     loads_in_flight: int  # bytes that a thread has asked for at a time
 
 
-def cost_of(case: Any, target: str) -> Cost | None:
-    """Of a case of ``static_kernels``; None for one that does not work on weights and has a round's latency alone."""
-    from static_budgets import compile_case
-    from static_code import read_code
+def cost_of(case: Any, target: str) -> Cost:
+    """Of a case of ``static_kernels``."""
+    from static_budgets import counted_code
 
-    code = read_code(compile_case(case, target))
-    weights = case.weights or WITHOUT_LOOP.get(case.name, 0)
-    body = code.body if case.weights else until_most_leave(code.body)
-    if not weights:
-        return None
-    config, lanes = case.constants["CONFIG"], LANES * case.warps
-    tile = getattr(config, "tile", 0) if case.weights else 0
+    code = counted_code(case, target)
+    body, weights, lanes = code.body, case.weights, LANES * case.warps
+    own_tile = 0 if case.through else getattr(case.constants.get("CONFIG"), "tile", 0)
+    program = case.program or own_tile or round(weights * lanes)
     moved = sum(map(global_bytes, body)) / weights
     return Cost(
         case.name,
@@ -79,8 +73,8 @@ def cost_of(case: Any, target: str) -> Cost | None:
         code.registers,
         case.warps,
         resident_blocks(code.registers, case.warps, code.shared_bytes),
-        tile or weights * lanes,
-        max(1, (tile or weights * lanes) // (weights * lanes)),
+        program,
+        max(1, round(program / (weights * lanes))),
         sum(global_bytes(each) for each in body if each.opcode.startswith("LDG")),
     )
 
@@ -147,7 +141,8 @@ def launch_microseconds(cost: Cost | None, count: int, chip: Chip) -> float:
 
 def small(costs: list[Cost], chip: Chip) -> list[dict[str, Any]]:
     """Microseconds of whole passes over one weight, by its elements."""
-    by_name, rows = {cost.kernel: cost for cost in costs}, []
+    by_name: dict[str | None, Cost] = {cost.kernel: cost for cost in costs}
+    rows = []
     for name, kernels in PASSES.items():
         times = {
             str(count): sum(launch_microseconds(by_name.get(each), count, chip) for each in kernels) for count in COUNTS
@@ -191,7 +186,7 @@ def measured() -> tuple[str, dict[str, list[Cost]]]:
 
     targets = dict.fromkeys(chip.target for chip in CHIPS.values())
     found = {target: [cost_of(case, target) for case in CASES] for target in targets}
-    return triton.__version__, {target: with_ranges([cost for cost in own if cost]) for target, own in found.items()}
+    return triton.__version__, {target: with_ranges(own) for target, own in found.items()}
 
 
 def main() -> None:

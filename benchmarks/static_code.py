@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from pipe_cycles import until_most_leave
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -37,7 +38,7 @@ class Instruction:
 
 @dataclass
 class Code:
-    """Facts about one compiled kernel; ``body`` is the loop that whole tiles run in."""
+    """Facts about one compiled kernel; ``body`` is what is counted of it."""
 
     registers: int
     stack_bytes: int
@@ -141,26 +142,33 @@ def _common_path(blocks: list[list[Instruction]], followers: list[list[int]]) ->
     return [i for number in best[0][1] for i in blocks[number]]
 
 
+def _accesses(block: list[Instruction]) -> int:
+    return sum(bool(_GLOBAL.match(i.opcode)) for i in block)
+
+
 def main_loop(instructions: list[Instruction]) -> list[Instruction]:
     """The body of the innermost loop that has most 128-bit accesses, loops with stores first: all blocks between
-    its head and its jump back. Where a kernel has no such loop: the common way through all its code."""
+    its head and its jump back. Where no loop has any: of the one with most accesses. Without a loop: the common way."""
     blocks, followers = _blocks(instructions)
     loops = [(head, tail) for tail, after in enumerate(followers) for head in after if head <= tail]
     bodies = {loop: [i for block in blocks[loop[0] : loop[1] + 1] for i in block] for loop in loops}
     wide = {loop: body for loop, body in bodies.items() if _wide_accesses(body)}
+    accessing = wide or {loop: body for loop, body in bodies.items() if _accesses(body)}
     innermost = [
         body
-        for (head, tail), body in wide.items()
-        if not any(head <= start and stop <= tail and (head, tail) != (start, stop) for start, stop in wide)
+        for (head, tail), body in accessing.items()
+        if not any(head <= start and stop <= tail and (head, tail) != (start, stop) for start, stop in accessing)
     ]
-    body = max(innermost, key=_importance, default=[])
-    if not body:
-        body = _common_path(blocks, followers)
-    return [instruction for instruction in body if instruction.opcode != "NOP"]
+    return max(innermost, key=_importance if wide else _accesses, default=_common_path(blocks, followers))
 
 
-def read_code(compiled: Any) -> Code:
-    """Code of a kernel compiled for CUDA."""
+def way_through(instructions: list[Instruction]) -> list[Instruction]:
+    """The common way through all the code, for all programs but the last one, where it ends early for them."""
+    return until_most_leave(_common_path(*_blocks(instructions)))
+
+
+def read_code(compiled: Any, through: bool = False) -> Code:
+    """Code of a kernel compiled for CUDA; its ``body`` is the main loop, or (``through``) the way through all of it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
@@ -169,4 +177,5 @@ def read_code(compiled: Any) -> Code:
     instructions = [Instruction(int(a, 16), p or None, o, rest) for a, p, o, rest in _LINE.findall(text)]
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     stack = numbers["STACK"] + numbers["LOCAL"]
-    return Code(numbers["REG"], stack, compiled.metadata.shared, main_loop(instructions))
+    body = [each for each in (way_through if through else main_loop)(instructions) if each.opcode != "NOP"]
+    return Code(numbers["REG"], stack, compiled.metadata.shared, body)

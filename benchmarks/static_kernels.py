@@ -20,6 +20,7 @@ from diffq_fast.backends.triton import (
     noise_kernels,
     packed_rows,
     packed_rows_kernels,
+    planes,
     planes_kernels,
     quantize_kernels,
     uniform_noise_kernels,
@@ -33,26 +34,31 @@ from diffq_fast.backends.triton.weight_range import RANGE_TILE, RANGE_WARPS
 _TABLES = {"tables": Tables("*i64", "*i64", "*i32")}
 _RULE = {"rule": Rule("fp32", "fp32")}
 _GRADIENTS = {"gradients": Gradients("*fp32", "*fp32", "*fp32")}
+THREADS = 32 * launching.WARPS
 _TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel, compiled one way. ``weights`` per thread and round of the main loop; 0 where it is not
-    counted."""
+    """One kernel, compiled one way. ``weights`` of a thread in what is counted: a round of the main loop, or
+    (``through``) the way through the code that most programs take. ``of``: what stands for weights where a kernel has
+    none."""
 
     name: str
     kernel: Any
     signature: dict[str, Any]
     constants: dict[str, Any]
     warps: int = launching.WARPS
-    weights: int = 0
+    weights: float = 0
     fusion: bool = True
+    through: bool = False
+    of: str = "weights"
+    program: int = 0  # weights of a program, where its config has no tile; 0: those that are counted
 
 
 def _rounds(config: Config) -> int:
     """Weights per thread and round of the loop over whole tiles."""
-    return config.whole_step // (32 * launching.WARPS)
+    return config.whole_step // THREADS
 
 
 def _forward(noise_kind: str, group_size: int = 8, noisy: str = "fp32", per_group: bool = False) -> Case:
@@ -89,7 +95,7 @@ def _finish(grad: str, suffix: str) -> Case:
     config = add_noise.finish_config(_backward("uniform", grad=grad).constants["CONFIG"])
     signature = _TABLES | {"ranges_ptr": "*fp32", "extremes_ptr": "*i64", "partial_ptr": "*fp32"} | _GRADIENTS | _RULE
     kernel = add_noise_finish_kernels.finish_backward_kernel
-    return Case(f"finish backward{suffix}", kernel, signature, {"CONFIG": config})
+    return Case(f"finish backward{suffix}", kernel, signature, {"CONFIG": config}, weights=config.chunk // THREADS)
 
 
 def _ragged(noisy: str, suffix: str) -> list[Case]:
@@ -98,9 +104,10 @@ def _ragged(noisy: str, suffix: str) -> list[Case]:
     config = Config(True, 7, True, "bits", "gaussian", weight=tl.float32, groups=128, columns=8)
     ragged = add_noise_ragged_kernels
     return [
-        Case(f"ragged forward{suffix}", ragged.ragged_noise_kernel, forward.signature, {"CONFIG": config}),
+        Case(f"ragged forward{suffix}", ragged.ragged_noise_kernel, forward.signature, {"CONFIG": config},
+             weights=7, through=True),
         Case(f"ragged backward{suffix}", ragged.ragged_backward_kernel, backward.signature,
-             {"CONFIG": config._replace(grad=_TYPES[noisy])}),
+             {"CONFIG": config._replace(grad=_TYPES[noisy])}, weights=7, through=True),
     ]  # fmt: skip
 
 
@@ -125,19 +132,20 @@ def _sums_of_pieces() -> Case:
     signature = _TABLES | {"key_ptr": "*i64", "sums_ptr": "*fp32", "group_size": "i32"}
     config = Config(True, grad=tl.float32, tile=launching.TILE, part_step=launching.PART_STEP)
     kernel = uniform_noise_kernels.piece_sums_kernel
-    return Case("sums of uniform noise, pieces of groups", kernel, signature, {"CONFIG": config})
+    rounds = launching.PART_STEP // THREADS
+    return Case("sums of uniform noise, pieces of groups", kernel, signature, {"CONFIG": config}, weights=rounds)
 
 
 def _pack(width: int, ordered: bool) -> list[Case]:
     signature = {"source_ptr": "*fp32", "ranges_ptr": "*fp32", "order_ptr": "*i64", "words_ptr": "*i32"}
     back = {"words_ptr": "*i32", "ranges_ptr": "*fp32", "order_ptr": "*i64", "result_ptr": "*fp32"}
-    config = {"CONFIG": words_kernels.WordsConfig(width, 8, False, ordered, True, True, 128)}
+    config = {"CONFIG": words_kernels.WordsConfig(width, 1 if ordered else 8, False, ordered, True, True, 128)}
     one = " of one width" if ordered else ""
     return [
         Case(f"quantise + pack, {width} bits{one}", words_kernels.pack_kernel, signature | {"number": "i64"},
-             config, weights=32, fusion=False),
+             config, weights=32, fusion=False, through=True),
         Case(f"unpack + dequantise, {width} bits{one}", words_kernels.unpack_kernel, back | {"number": "i64"},
-             config, weights=32, fusion=False),
+             config, weights=32, fusion=False, through=True),
     ]  # fmt: skip
 
 
@@ -146,30 +154,34 @@ def _levels() -> list[Case]:
     levels = {"source_ptr": "*fp32", "widths_ptr": "*u8", "ranges_ptr": "*fp32", "result_ptr": "*i32"}
     levels |= {"elements": "i64"}
     config = quantize_kernels.RequantizeConfig(8, False, True, False, True, runs=256, run=8)
-    alone = {"CONFIG": words_kernels.WordsConfig(5, 8, False, True, False, True, 128)}
+    alone = {"CONFIG": words_kernels.WordsConfig(5, 1, False, True, False, True, 128)}
     alone |= {"ranges_ptr": None, "order_ptr": None}
     kernel = quantize_kernels.requantize_kernel
     return [
-        Case("quantise", kernel, levels, {"CONFIG": config}, fusion=False),
+        Case("quantise", kernel, levels, {"CONFIG": config}, weights=16, fusion=False, through=True),
         Case("fake quantise", kernel, levels | {"result_ptr": "*fp32"},
-             {"CONFIG": config._replace(dequantize=True)}, weights=16, fusion=False),
+             {"CONFIG": config._replace(dequantize=True)}, weights=16, fusion=False, through=True),
         Case("pack", words_kernels.pack_kernel, {"source_ptr": "*i32", "words_ptr": "*i32", "number": "i32"}, alone,
-             fusion=False),
+             weights=32, fusion=False, through=True),
         Case("unpack", words_kernels.unpack_kernel, {"words_ptr": "*i32", "result_ptr": "*i32", "number": "i32"},
-             alone, fusion=False),
+             alone, weights=32, fusion=False, through=True),
     ]  # fmt: skip
 
 
 def _planes() -> list[Case]:
     values = {"values_ptr": "*i16", "planes_ptr": "*i64", "count": "i64", "cells": "i64", "columns": "i64"}
     weight = {"weight_ptr": "*fp32", "ranges_ptr": "*fp32", "order_ptr": "*i64", "planes_ptr": "*i64"}
-    back = {"planes_ptr": "*i64", "values_ptr": "*i16", "length": "i64", "columns": "i64", "width": "i32"}
-    config = planes_kernels.PlanesConfig(8, 8, 64, 32, 8, ordered=False)
+    back = {"planes_ptr": "*i64", "values_ptr": "*i16", "length": "i64", "cells": "i64", "columns": "i64"}
+    config = planes_kernels.PlanesConfig(8, 8, 64, planes.LANES, 8, ordered=False)
+    rows, unpacked = planes_kernels.UNROLLED.value, planes_kernels.ROWS_UNPACKED.value
     return [
-        Case("pack planes", planes_kernels.pack_planes_kernel, values, {"CONFIG": config}),
+        Case("pack planes", planes_kernels.pack_planes_kernel, values, {"CONFIG": config}, weights=rows,
+             program=64 * planes.LANES),
         Case("quantise + pack planes", planes_kernels.quantize_planes_kernel,
-             weight | {"number": "i64", "cells": "i64"}, {"CONFIG": config}, fusion=False),
-        Case("unpack planes", planes_kernels.unpack_planes_kernel, back, {"ROWS": 64, "TILE": 2048}),
+             weight | {"number": "i64", "cells": "i64"}, {"CONFIG": config}, weights=rows, fusion=False,
+             program=64 * planes.LANES),
+        Case("unpack planes", planes_kernels.unpack_planes_kernel, back, {"CONFIG": config}, weights=unpacked,
+             through=True),
     ]  # fmt: skip
 
 
@@ -195,59 +207,73 @@ def _others() -> list[Case]:
     group_config = Config(group_size=8, weight=tl.float32, groups=128, columns=8)
     return [
         Case("range", weight_range_kernels.weight_range_kernel, ranges | {"extremes_ptr": "*i64"},
-             {"CONFIG": range_config}, RANGE_WARPS),
+             {"CONFIG": range_config}, RANGE_WARPS, RANGE_TILE // (32 * RANGE_WARPS), through=True),
         _finish("fp32", ""),
         Case("noise", noise_kernels.noise_kernel, noise,
-             {"CONFIG": Config(True, noise_kind="gaussian", tile=launching.STEP)}),
+             {"CONFIG": Config(True, noise_kind="gaussian", tile=launching.STEP)},
+             weights=launching.STEP // THREADS, through=True),
         Case("range per group", weight_range_kernels.group_range_kernel, _TABLES | {"ranges_ptr": "*fp32"},
-             {"CONFIG": group_config}),
+             {"CONFIG": group_config}, weights=8, through=True),
         *_ragged("fp32", ""),
         *_levels(),
         *_planes(),
     ]  # fmt: skip
 
 
-def _weight_sizes(param: str, group_size: int | str) -> list[Case]:
-    """``group_size``: a type, or the number that Triton compiles in."""
+def _weight_sizes(param: str) -> list[Case]:
     config = Config(True, param=param, tile=launching.TILE, part_step=launching.PART_STEP, chunk=launching.CHUNK)
-    constants: dict[str, Any] = {"CONFIG": config}
-    size = {"group_size": group_size} if isinstance(group_size, str) else {}
-    sized = constants | ({} if size else {"group_size": group_size})
+    constants, size = {"CONFIG": config}, {"group_size": "i32"}
     finish = {"parts_ptr": "*fp32", "sizes_ptr": "*fp32", "bounds": SizeBounds("fp32", "fp32")} | size | _RULE
     backward = {"grads_ptr": "*fp32", "grad_logits_ptr": "*fp32"} | size | _RULE
-    kernels, suffix = weight_sizes_kernels, f" of {param!r}, group_size {group_size}"
+    kernels, suffix, rounds = weight_sizes_kernels, f", {param}", launching.PART_STEP // THREADS
     return [
-        Case(f"bits{suffix}", kernels.bits_parts_kernel, _TABLES | {"parts_ptr": "*fp32"} | _RULE, constants),
-        Case(f"sizes{suffix}", kernels.finish_sizes_kernel, _TABLES | finish, sized),
-        Case(f"sizes' gradient{suffix}", kernels.sizes_backward_kernel, _TABLES | backward, sized),
+        Case(
+            f"bits of groups{suffix}",
+            kernels.bits_parts_kernel,
+            _TABLES | {"parts_ptr": "*fp32"} | _RULE,
+            constants,
+            weights=rounds,
+            of="groups",
+        ),
+        Case(
+            f"sizes of weights{suffix}",
+            kernels.finish_sizes_kernel,
+            _TABLES | finish,
+            constants,
+            weights=launching.CHUNK // THREADS,
+            of="parts of sums",
+        ),
+        Case(
+            f"gradients of sizes{suffix}",
+            kernels.sizes_backward_kernel,
+            _TABLES | backward,
+            constants,
+            weights=rounds,
+            of="groups",
+        ),
     ]
 
 
 def _packed_rows(*, centred: bool, vectors: int) -> list[Case]:
     """Rows of 4,096 elements, a width and a scale for each 64."""
     rows = packed_rows_kernels.Rows("*i32", "*i32", "*u8", "*fp32", "*fp32", "i64", "i32", "i32")
-    sizes = 64, 64, 16, 64, packed_rows.ROWS if vectors == 1 else 1, vectors
-    config = packed_rows_kernels.RowsConfig(*sizes, False, centred, 0)
+    at_once = packed_rows.ROWS if vectors == 1 else 1
+    config = packed_rows_kernels.RowsConfig(64, 64, 16, 64, at_once, vectors, False, centred, 0)
     multiplied = {"vectors_ptr": "*fp32", "number": "i32", "rows": rows, "result_ptr": "*fp32"}
+    tile = packed_rows.TILE // THREADS
     cases = [
         Case(f"multiply packed rows, {vectors} vectors", packed_rows_kernels.multiply_rows_kernel, multiplied,
-             {"CONFIG": config}, fusion=False)
+             {"CONFIG": config}, weights=at_once * tile, fusion=False, program=at_once * 4096)
     ]  # fmt: skip
     if vectors == 1:
         unpacked = {"indices_ptr": "*i64", "rows": rows, "result_ptr": "*fp32"}
-        config = config._replace(rows=1)
-        kernel = packed_rows_kernels.unpack_rows_kernel
-        cases.append(Case("unpack packed rows", kernel, unpacked, {"CONFIG": config}, fusion=False))
+        config, kernel = config._replace(rows=1), packed_rows_kernels.unpack_rows_kernel
+        cases.append(
+            Case("unpack packed rows", kernel, unpacked, {"CONFIG": config}, weights=tile, fusion=False, program=4096)
+        )
     return cases
 
 
-# Compiled for every target, but not counted: there is no budget for products, and the others' time is small.
-UNCOUNTED = [
-    *_packed_rows(centred=True, vectors=1),
-    *_packed_rows(centred=False, vectors=8),
-    *_weight_sizes("bits", "i64"),
-    *_weight_sizes("noise", 1),
-]
 CASES = [
     _forward("uniform"),
     _forward("gaussian"),
@@ -275,4 +301,8 @@ CASES = [
     *_uniform_noise("bf16"),
     *_others(),
     _sums_of_pieces(),
+    *_packed_rows(centred=True, vectors=1),
+    *_packed_rows(centred=False, vectors=8),
+    *_weight_sizes("bits"),
+    *_weight_sizes("noise"),
 ]

@@ -1,12 +1,13 @@
 """The whole grid: each cell of ``grid_cells.py`` in Triton's interpreter and as compiled for several GPUs, against the
 oracle.
 
-    PYTHONPATH=.:tests python -m emulated.grid [--engines NAME ...] [--only TEXT] [--processes N] [--minutes N]
+    PYTHONPATH=.:tests python -m emulated.grid [--engines NAME ...] [--only TEXT] [--every] [--processes N]
+        [--minutes N]
 
 Each cell's outcome is kept in ``build``: a run that was stopped goes on where it was, and cells are done again where
 their kernels, their checks or the emulator have changed since. At its end it stores how many cells of each family are
 equal (``benchmarks/results/emulated_grid.json``), and writes the table in ``docs/gpu_emulator.md``; no more than that
-with ``--minutes 0``.
+with ``--minutes 0``. ``--every``: with each combination of options, not only each two of them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from emulated.grid_cells import Cell
 
 ENGINES = ("interpreter", "sm_80", "sm_90", "sm_100")
+USUAL = ENGINES[:3]  # the others where they are asked for
 EQUAL = "equal"
 RESULT = ROOT / "benchmarks" / "results" / "emulated_grid.json"
 
@@ -67,11 +69,12 @@ def run_cell(engine: str, check) -> str:
     return EQUAL
 
 
-def work(engine: str, part: int, parts: int, only: str, deadline: float) -> None:
+def work(engine: str, part: int, deadline: float, arguments: argparse.Namespace) -> None:
     from emulated.grid_cells import cells
 
     outcomes = kept()
-    for cell in [cell for cell in cells() if only in cell.name][part::parts]:
+    chosen = [cell for cell in cells(arguments.every) if arguments.only in cell.name]
+    for cell in chosen[part :: arguments.processes]:
         sources, key = sources_of(cell, engine), (engine, cell.name)
         if outcomes.get(sources, key) is not None:
             continue
@@ -91,8 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     def worker(engine: str, part: int) -> None:
         environment = os.environ | {"TRITON_INTERPRET": "1" if engine == "interpreter" else "0"}
-        command = [sys.executable, "-m", "emulated.grid", "--only", arguments.only]
-        command += ["--worker", engine, str(part), str(arguments.processes), str(deadline)]
+        command = [sys.executable, "-m", "emulated.grid", "--only", arguments.only, *["--every"] * arguments.every]
+        command += ["--processes", str(arguments.processes), "--worker", engine, str(part), str(deadline)]
         subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
     with ThreadPoolExecutor(arguments.processes) as pool:
@@ -133,16 +136,18 @@ def with_older(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
 
 
 def grid_table(stored: dict[str, Any], sources: dict[str, dict[str, str]]) -> str:
-    """Each family, and of its cells how many are equal in each engine. ``sources``: today's, by family and engine."""
-    rows = []
+    """Each family, and of its cells how many are equal in each engine that was used. ``sources``: today's, by family
+    and engine."""
+    families, rows = stored["families"].values(), []
+    used = [each for each in ENGINES if each in USUAL or any(row["run"][each] for row in families)]
     for name, row in stored["families"].items():
         entries = [
             _entry(row, engine)
             + (" (older sources)" if row["run"][engine] and _is_older(row, engine, sources[name]) else "")
-            for engine in ENGINES
+            for engine in used
         ]
         rows.append([name, str(row["cells"]), *entries])
-    return table(["kernels and options", "cells", *ENGINES], rows)
+    return table(["kernels and options", "cells", *used], rows)
 
 
 def _is_older(row: dict[str, Any], engine: str, sources: dict[str, str]) -> bool:
@@ -163,11 +168,11 @@ def _entry(row: dict[str, Any], engine: str) -> str:
     return str(equal) if equal == done == row["cells"] else f"{equal} of {done} run"
 
 
-def store() -> None:
+def store(every: bool) -> None:
     from emulated.grid_cells import cells
 
     old = json.loads(RESULT.read_text()) if RESULT.exists() else {"families": {}, "failed": []}
-    stored = {"triton": triton.__version__} | with_older(summary(cells(), kept()), old)
+    stored = {"triton": triton.__version__} | with_older(summary(cells(every), kept()), old)
     RESULT.write_text(json.dumps(stored, indent=1) + "\n")
     made = grid_table(stored, sources_by_family())
     PAGE.write_text(with_table(PAGE.read_text(), "grid", made))
@@ -176,18 +181,19 @@ def store() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=USUAL)
     parser.add_argument("--only", default="", help="cells whose name has this text")
+    parser.add_argument("--every", action="store_true", help="each combination of options")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no cell after so many")
-    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        engine, part, parts, deadline = arguments.worker
-        return work(engine, int(part), int(parts), arguments.only, float(deadline))
+        engine, part, deadline = arguments.worker
+        return work(engine, int(part), float(deadline), arguments)
     if arguments.minutes:
         run(arguments)
-    return store()
+    return store(arguments.every)
 
 
 if __name__ == "__main__":

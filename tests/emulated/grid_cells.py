@@ -1,10 +1,14 @@
-"""The cells of the grid: every kernel with each combination of its options, on weights small enough for any engine."""
+"""The cells of the grid: every kernel with its options, on weights small enough for any engine.
+
+Compiling takes nearly all of a cell's time. So some options take turns: each value of one occurs with each value of any
+other, but not all combinations of three or more do. ``cells(every=True)`` has those too.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,6 +48,13 @@ NOISY, LEVELS = ("add_noise", "weight_range"), ("quantize", "weight_range")
 WORDS = *LEVELS, "words"
 
 
+def _in_turn(combinations: Iterable[tuple], turns: Sequence[Any], every: bool) -> Iterator[tuple]:
+    """Each combination with one of ``turns``, the next one each time; or with ``every`` one."""
+    for place, combination in enumerate(combinations):
+        for turn in turns if every else [turns[place % len(turns)]]:
+            yield *combination, turn
+
+
 def _weights(dtype, seed=0):
     """Empty, of one element, small, of two tiles, and an unaligned view."""
     return [*make(COUNTS, DTYPES[dtype], seed), checks.unaligned(521, DTYPES[dtype], seed + 5)]
@@ -54,12 +65,12 @@ def _passes(group_size, per_group, noise_kind, param, own, noisy):
     checks.assert_passes_equal(_weights(own), _weights(noisy, seed=3), options, DTYPES[noisy])
 
 
-def training() -> Iterator[Cell]:
-    for group_size, scope in itertools.product(GROUP_SIZES, SCOPES):
+def training(every: bool = False) -> Iterator[Cell]:
+    turns = list(itertools.product(KINDS, PARAMS))
+    for group_size, scope, pair, turn in _in_turn(itertools.product(GROUP_SIZES, SCOPES, PAIRS), turns, every):
         family = f"noisy weights, gradients, g = {group_size}, {scope}"
-        for pair, noise_kind, param in itertools.product(PAIRS, KINDS, PARAMS):
-            arguments = group_size, SCOPES[scope], noise_kind, param, *pair
-            yield Cell(family, f"{noise_kind}, {param}, {' to '.join(pair)}", NOISY, _passes, arguments)
+        arguments = group_size, SCOPES[scope], *turn, *pair
+        yield Cell(family, f"{', '.join(turn)}, {' to '.join(pair)}", NOISY, _passes, arguments)
 
 
 def _unusual(group_size, per_group):
@@ -87,8 +98,9 @@ def _one_launch(group_size, noise_kind, own, noisy):
     checks.assert_one_launch_equals_two(_weights(own), group_size, noise_kind, DTYPES[noisy])
 
 
-def one_launch() -> Iterator[Cell]:
-    for group_size, noise_kind, pair in itertools.product((0, 1, 8, 64, 1024), KINDS, PAIRS):
+def one_launch(every: bool = False) -> Iterator[Cell]:
+    combinations = itertools.product((0, 1, 8, 64, 1024), PAIRS)
+    for group_size, pair, noise_kind in _in_turn(combinations, KINDS, every):
         arguments = group_size, noise_kind, *pair
         options = f"g = {group_size}, {noise_kind}, {' to '.join(pair)}"
         yield Cell("noisy weights in one launch", options, NOISY, _one_launch, arguments)
@@ -127,12 +139,13 @@ def _planes(group_size, dtype):
         checks.assert_planes_of_weight_equal(weight, group_size)
 
 
-def export() -> Iterator[Cell]:
-    for group_size, scope, dtype in itertools.product(GROUP_SIZES, SCOPES, DTYPES):
+def export(every: bool = False) -> Iterator[Cell]:
+    scopes, combinations = list(SCOPES), list(itertools.product(GROUP_SIZES, DTYPES))
+    for group_size, dtype, scope in _in_turn(combinations, scopes, every):
         options, arguments = f"g = {group_size}, {scope}, {dtype}", (group_size, SCOPES[scope], dtype)
         yield Cell("levels, weights of levels, rounded weights", options, LEVELS, _levels, arguments)
         yield Cell("words, of 3 and 8 bits", options, WORDS, _words, (*arguments, (3, 8)))
-    for width, scope in itertools.product(range(1, 17), SCOPES):
+    for width, scope in _in_turn(((width,) for width in range(1, 17)), scopes, every):
         arguments = 8, SCOPES[scope], "float32", (width,)
         yield Cell("words, of one width", f"{width} bits, {scope}", WORDS, _words, arguments)
     for group_size, dtype in itertools.product((0, 7, 8, 64), DTYPES):
@@ -158,6 +171,13 @@ def rows_and_sizes() -> Iterator[Cell]:
         yield Cell("sizes, gradients of sizes", options, ("weight_sizes",), checks.assert_sizes_equal, arguments)
 
 
-def cells() -> list[Cell]:
-    """All cells; those whose kernels take longest to compile stand apart from each other."""
-    return [*noise_and_ranges(), *export(), *rows_and_sizes(), *one_launch(), *unusual(), *training()]
+def cells(every: bool = False) -> list[Cell]:
+    """All cells; those whose kernels take longest to compile stand last, but for what ``every`` adds."""
+    return [
+        *noise_and_ranges(),
+        *rows_and_sizes(),
+        *one_launch(every),
+        *unusual(),
+        *training(every),
+        *export(every),
+    ]

@@ -22,7 +22,7 @@ from diffq_fast.backends.triton import (
     weight_sizes,
     words,
 )
-from diffq_fast.reference.sizes import stream_words
+from diffq_fast.reference.sizes import group_count, stream_words
 from ptx.schedules import random_order
 from support.packed_row_forms import Rows
 from support.triton_weights import KEY, assert_near, assert_same, make, make_logits, make_widths, options_of
@@ -69,8 +69,10 @@ def one_launch(emulator):
 
 
 def drawn():
-    expected = default.noise(KEY, 5, 13, 5000, "gaussian")
-    return lambda: assert_near([noise.noise(KEY, 5, 13, 5000, "gaussian")], [expected], 0, 5e-5)
+    """Where the number of a block has its first upper bit."""
+    arguments = KEY, 5, 2**35 - 2413, 5000, "gaussian"
+    expected = default.noise(*arguments)
+    return lambda: assert_near([noise.noise(*arguments)], [expected], 0, 5e-5)
 
 
 def packed():
@@ -102,9 +104,11 @@ def in_planes():
 
 
 def planes_of_weight():
-    (weight,), widths = make((2500,)), make_widths(2500, 8, (1, 11))
+    """Of each width more levels than one program has."""
+    count = 18_000
+    (weight,), widths = make((count,)), make_widths(count, 8, (1, 11))
     ranges, _ = default.weight_range([weight], 8, False)
-    width_of = widths.repeat_interleave(8)[:2500]
+    width_of = widths.repeat_interleave(8)[:count]
     arguments = weight, widths, ranges, 8, [int((width_of == width).sum()) for width in range(1, 17)]
     expected = default.quantize_planes(*arguments)
     return lambda: assert_same(planes.quantize_planes(*arguments), expected)
@@ -117,10 +121,11 @@ def ranges_of_groups():
 
 
 def of_one_step():
-    """Groups of 8 and of 9: sums of groups, and sums of pieces."""
-    weights, sizes = make((8200, 100)), [8, 9]
-    steps = [step.abs() + 0.1 for step in make((1025, 12), seed=1)]
-    arguments = steps, KEY, [3, 4], sizes
+    """Two weights of groups of 8, and two of 300: sums of groups, and of pieces. The last tile takes two rounds."""
+    weights, sizes = make((8792, 8792, 9, 700)), [8, 300, 8, 300]
+    counts = [group_count(weight.numel(), size) for weight, size in zip(weights, sizes, strict=True)]
+    steps = [step.abs() + 0.1 for step in make(counts, seed=1)]
+    arguments = steps, KEY, [3, 4, 5, 6], sizes
     noisy = default.add_uniform_noise(weights, *arguments)
     gradients = default.add_uniform_noise_backward(weights, *arguments)
 

@@ -61,8 +61,17 @@ def test_faults_are_noticed(check):
             assert notice(emulator, mutant, run), f"{kernel}: {mutant} was not noticed"
 
 
+def test_a_store_of_what_others_store_is_told_apart():
+    """The sum of a piece, which all threads have, is stored by one of them: it does no harm if all do."""
+    with checked_emulation(90) as emulator:
+        run = subjects(emulator)["uniform noise"].make()
+        (ptx,) = recorded_ptx(emulator, run)["piece_sums_kernel"]
+        (mutant,) = mutants_of(ptx, "mask of a store removed")
+        assert judge(emulator, "piece_sums_kernel", mutant, run).startswith("equivalent: threads that the mask kept")
+
+
 def test_each_set_of_arguments_has_mutants_of_its_own():
-    """Groups of 8 and of 9 are compiled apart: a fault in the one leaves the other as it is."""
+    """Groups of 8 and of 300 are compiled apart: a fault in the one leaves the other as it is."""
     with checked_emulation(90) as emulator:
         run = subjects(emulator)["uniform noise"].make()
         one, other = recorded_ptx(emulator, run)["uniform_noise_kernel"]

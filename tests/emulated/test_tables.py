@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 
 import pytest
@@ -64,8 +65,8 @@ def test_the_grid_counts_what_was_run_and_what_is_equal(tmp_path, monkeypatch):
         for line in grid.grid_table(json.loads(json.dumps(stored)), today).splitlines()[2:]
     ]
     assert rows == [
-        ["noise", "2", "not run", "2", "1 of 2 run", "not run"],
-        ["ranges", "1", "not run", "1", "not run", "not run"],
+        ["noise", "2", "not run", "2", "1 of 2 run"],
+        ["ranges", "1", "not run", "1", "not run"],
     ]
 
 
@@ -79,11 +80,11 @@ def test_what_was_run_of_older_sources_stays_and_is_marked(tmp_path, monkeypatch
     new = grid.with_older(grid.summary(cells, kept), old)
     assert new["failed"] == old["failed"] != []
     today = {name: dict.fromkeys(grid.ENGINES, "later") for name in ("noise", "ranges")}
-    assert "| noise | 2 | not run | not run | 0 of 1 run (older sources) | not run |" in grid.grid_table(new, today)
+    assert "| noise | 2 | not run | not run | 0 of 1 run (older sources) |" in grid.grid_table(new, today)
     kept.add("later", ("sm_90", NAMES[0]), "equal")
     new = grid.with_older(grid.summary(cells, kept), old)
     assert new["failed"] == []
-    assert "| noise | 2 | not run | not run | 1 of 1 run | not run |" in grid.grid_table(new, today)
+    assert "| noise | 2 | not run | not run | 1 of 1 run |" in grid.grid_table(new, today)
 
 
 def test_a_fingerprint_is_of_what_an_operator_uses():
@@ -112,8 +113,46 @@ def test_a_cell_tells_what_was_wrong():
 @needs_triton
 @compiled
 def test_cells_have_names_of_their_own():
-    names = [cell.name for cell in grid_cells.cells()]
-    assert len(set(names)) == len(names) > 500
+    for every, least in ((False, 300), (True, 500)):
+        names = [cell.name for cell in grid_cells.cells(every)]
+        assert len(set(names)) == len(names) > least
+
+
+@needs_triton
+@compiled
+def test_each_two_options_occur_together_and_every_combination_on_request():
+    kinds, params, scopes = set(grid_cells.KINDS), set(grid_cells.PARAMS), {False, True}
+    options = [set(grid_cells.GROUP_SIZES), scopes, kinds, params, set(grid_cells.PAIRS)]
+    for every, strength in ((False, 2), (True, len(options))):
+        found = [(*cell.arguments[:4], cell.arguments[4:]) for cell in grid_cells.training(every)]
+        for places in itertools.combinations(range(len(options)), strength):
+            together = {tuple(each[place] for place in places) for each in found}
+            assert together == set(itertools.product(*(options[place] for place in places)))
+
+
+@needs_triton
+@compiled
+@pytest.mark.parametrize(("family", "options"), [("words, of 3", 3), ("levels", 3), ("noisy weights in one", 3)])
+def test_each_two_options_of_others_occur_together(family, options):
+    few, every = (
+        [cell.arguments[:options] for cell in grid_cells.cells(every) if cell.name.startswith(family)]
+        for every in (False, True)
+    )
+    for places in itertools.combinations(range(options), 2):
+        one, other = ({tuple(each[place] for place in places) for each in cells} for cells in (few, every))
+        assert one == other
+    assert len(few) < len(every)
+
+
+@needs_triton
+@compiled
+def test_an_engine_that_was_asked_for_has_a_column(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "sources_of", lambda cell, engine: "now")
+    kept = outcomes_of(tmp_path, monkeypatch, {("sm_100", NAMES[0]): "equal"})
+    today = {name: dict.fromkeys(grid.ENGINES, "now") for name in ("noise", "ranges")}
+    made = grid.grid_table(grid.summary([cell(NAMES[0])], kept), today)
+    assert made.splitlines()[0].endswith("| sm_90 | sm_100 |")
+    assert made.splitlines()[2].endswith("| not run | 1 |")
 
 
 @needs_triton

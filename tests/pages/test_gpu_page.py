@@ -46,7 +46,7 @@ def test_static_figures_are_those_that_are_stored():
         for version in ("3.6.0", "3.9.0")
     )
     shown = table("| kernel | instructions, 3.6.0 |")
-    assert [row[0] for row in shown] == [name for name, row in first.items() if row["instructions_per_weight"]]
+    assert [row[0] for row in shown] == list(first)
     for name, one, other, budget, *registers, spilled in shown:
         costs = [first[name]["instructions_per_weight"], second[name]["instructions_per_weight"]]
         assert [one, other] == [f"{cost:.2f}" for cost in costs]
@@ -82,6 +82,21 @@ def test_predictions_are_those_that_are_stored():
     small = chips["H200"]["small"]
     expected = [[row["pass"], *(f"{time:.1f}" for time in row["microseconds"].values())] for row in small]
     assert table("| pass over one weight, H200 |") == expected
+
+
+def test_what_was_lowered_is_shown_as_it_was_and_as_it_is():
+    before = stored("gpu_predictions_before.json")["rows"]
+    now = {row["kernel"]: row for row in stored("gpu_predictions.json")["chips"]["H200"]["kernels"]}
+    shown = table("| kernel, H200 | instructions before |")
+    assert [row[0] for row in shown] == [row["kernel"] for row in before]
+    for old, row in zip(before, shown, strict=True):
+        new = now[old["kernel"]]
+        assert row[1:3] == [f"{each['instructions_per_weight']:.1f}" for each in (old, new)]
+        times = [
+            [f"{each['predicted_picoseconds']:.2f}", each["binding"], f"{each['of_copy']:.2f}"] for each in (old, new)
+        ]
+        assert row[3:] == [*times[0], *times[1]]
+        assert new["predicted_picoseconds"] < old["predicted_picoseconds"]
 
 
 def test_the_page_says_whether_anything_was_measured():

@@ -81,7 +81,7 @@ def notice(emulator: Emulator, mutant: Mutant, check: Callable[[], None]) -> str
         raise LookupError(f"notice: expected a check that launches the kernel of {mutant}, got one that does not")
     if serious:
         return serious[0].what.split(",")[0]
-    unmasked = mutant.text.partition("st.")[2]
+    unmasked = mutant.text.partition("st.")[2].rstrip(";")
     again = [each for each in problems if each.what == SAME_VALUE and each.instruction.partition("st.")[2] == unmasked]
     return said or (SAME_VALUES if "store removed" in mutant.kind and again else "")
 

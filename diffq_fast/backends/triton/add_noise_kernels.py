@@ -21,6 +21,7 @@ from .arguments import (
     Range,
 )
 from .arithmetic import greatest, least, step_of
+from .levels import load_inside
 from .philox import tile_noise
 from .tiles import grouped, is_whole, load_range, load_tile, spread, store_ranges, store_tile, tile_of
 
@@ -65,7 +66,7 @@ def load_logits(address, begin, elements, GROUP: tl.constexpr, TILE: tl.constexp
         logit = tl.load(pointer)
     elif TILE % GROUP != 0:
         element = begin + tl.arange(0, TILE)
-        logit = tl.load(pointer + element // GROUP, element < elements, 0.0)
+        logit = load_inside(pointer + element // GROUP, None if WHOLE else element < elements)
     else:
         group = begin // GROUP + tl.arange(0, TILE // GROUP)
         if WHOLE:

@@ -1,6 +1,6 @@
 """Training's kernels for groups that do not divide a tile.
 
-Noise is made element by element here, which costs eight times a tile's: these are for completeness, not for speed.
+A program's elements lie side by side: their noise is made as a tile's, and each takes its own.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from .add_noise_backward_kernels import gradient_of, store_partials
 from .add_noise_kernels import noisy_weight_of
 from .arguments import FORWARD_LISTS, WEIGHT, Range
 from .arithmetic import is_finite, rounded, step_and_derivative, step_of
-from .philox import element_noise
-from .ragged_groups import elements_of_groups, groups_of_program, ranges_of_groups
+from .philox import span_noise
+from .ragged_groups import elements_of_groups, first_of_program, groups_of_program, ranges_of_groups
 from .tiles import load_ranges, store_ranges
 
 
@@ -30,16 +30,18 @@ def ragged_noise_kernel(tables, key_ptr, ranges_ptr, noisy_ptr, rule, CONFIG: tl
     logits_ptr = job.logits.to(tl.pointer_type(tl.float32))
     store_ranges(ranges_ptr, job.group_begin + group, ranges, exists)
     amplitude = (ranges.hi - ranges.lo) * step_of(tl.load(logits_ptr + group, exists, 0.0), rule, CONFIG)
+    first = first_of_program(tables, entry, CONFIG)
     for start in range(0, CONFIG.group_size, CONFIG.columns):
         element, inside = elements_of_groups(group, start, elements, CONFIG)
-        value = tl.load(weight_ptr + element, inside, 0.0).to(tl.float32)
-        value += amplitude[:, None] * element_noise(element, job.stream, job.key, CONFIG)
+        z = span_noise(element, first + start, job.stream, job.key, CONFIG)
+        value = tl.load(weight_ptr + element, inside, 0.0).to(tl.float32) + amplitude[:, None] * z
         tl.store(job.noisy_ptr + element, rounded(value, job.noisy_ptr.dtype.element_ty), inside)
 
 
 @triton.jit
-def _noise_sums(job, group, ranges, CONFIG: tl.constexpr):
-    """Per group: sum of grad * z, and how many elements equal lo and hi. Unless ``per_group``, copies the gradient."""
+def _noise_sums(job, group, first, ranges, CONFIG: tl.constexpr):
+    """Per group, the first of which begins at element ``first``: sum of grad * z, and how many elements equal lo and
+    hi. Unless ``per_group``, copies the gradient."""
     grad_ptr = job.grad.to(tl.pointer_type(CONFIG.grad))
     weight_ptr = job.weight.to(tl.pointer_type(CONFIG.weight))
     sums = tl.full((CONFIG.groups, CONFIG.columns), 0.0, tl.float32)
@@ -48,7 +50,7 @@ def _noise_sums(job, group, ranges, CONFIG: tl.constexpr):
     for start in range(0, CONFIG.group_size, CONFIG.columns):
         element, inside = elements_of_groups(group, start, job.elements, CONFIG)
         grad = tl.load(grad_ptr + element, inside, 0.0).to(tl.float32)
-        sums += grad * element_noise(element, job.stream, job.key, CONFIG)
+        sums += grad * span_noise(element, first + start, job.stream, job.key, CONFIG)
         if CONFIG.per_group:
             value = tl.load(weight_ptr + element, inside, float("nan")).to(tl.float32)
             ties_lo += (value == ranges.lo[:, None]).to(tl.float32)
@@ -81,7 +83,7 @@ def ragged_backward_kernel(tables, key_ptr, ranges_ptr, partial_ptr, gradients, 
     entry, _, group, exists = groups_of_program(tables, CONFIG)
     job = gradient_of(tables, entry, key_ptr, ranges_ptr, gradients, rule, CONFIG)
     ranges = load_ranges(job.ranges_ptr, group if CONFIG.per_group else group * 0, exists)
-    sums, ties_lo, ties_hi = _noise_sums(job, group, ranges, CONFIG)
+    sums, ties_lo, ties_hi = _noise_sums(job, group, first_of_program(tables, entry, CONFIG), ranges, CONFIG)
     logit = tl.load(job.logits.to(tl.pointer_type(tl.float32)) + group, exists, 0.0)
     step, derivative = step_and_derivative(logit, rule, CONFIG)
     gradient = (ranges.hi - ranges.lo) * sums * derivative

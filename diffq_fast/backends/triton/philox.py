@@ -68,23 +68,30 @@ def _pair_noise(word, CONFIG: tl.constexpr):
 
 
 @triton.jit
-def tile_noise(begin, stream, key, CONFIG: tl.constexpr, TILE: tl.constexpr):
-    """float32 ``[TILE]``: noise of elements ``begin ...``; ``begin`` int64, a multiple of ``TILE``."""
-    block = begin // 8
-    blocks = block.to(tl.uint32) + tl.arange(0, TILE // 8).to(tl.uint32)
-    c0, c1, c2, c3 = philox4x32(blocks, (block >> 32).to(tl.uint32), stream, key)
+def _noise_of_blocks(block_low, block_high, stream, key, CONFIG: tl.constexpr, TILE: tl.constexpr):
+    """float32 ``[TILE]``: noise of the eight elements of each block."""
+    c0, c1, c2, c3 = philox4x32(block_low, block_high, stream, key)
     words = tl.reshape(tl.join(tl.join(c0, c2), tl.join(c1, c3)), (TILE // 2,))
     even, odd = _pair_noise(words, CONFIG)
     return tl.reshape(tl.join(even, odd), (TILE,))
 
 
 @triton.jit
-def element_noise(element, stream, key, CONFIG: tl.constexpr):
-    """float32: noise of single elements (int64, any shape), one generator call each: eight times a tile's
-    work."""
-    block = element >> 3
-    c0, c1, c2, c3 = philox4x32(block.to(tl.uint32), (block >> 32).to(tl.uint32), stream, key)
-    place = (element & 7).to(tl.int32)
-    word = tl.where(place < 4, tl.where(place < 2, c0, c1), tl.where(place < 6, c2, c3))
-    even, odd = _pair_noise(word, CONFIG)
-    return tl.where(place % 2 == 0, even, odd)
+def tile_noise(begin, stream, key, CONFIG: tl.constexpr, TILE: tl.constexpr):
+    """float32 ``[TILE]``: noise of elements ``begin ...``; ``begin`` int64, a multiple of ``TILE``."""
+    block = begin // 8
+    blocks = block.to(tl.uint32) + tl.arange(0, TILE // 8).to(tl.uint32)
+    return _noise_of_blocks(blocks, (block >> 32).to(tl.uint32), stream, key, CONFIG, TILE)
+
+
+@triton.jit
+def span_noise(element, first, stream, key, CONFIG: tl.constexpr):
+    """float32: noise of elements (int64 ``[groups, columns]``) that lie among the ``groups * columns`` from ``first``
+    on. It is made for all of these at once, and each element takes its own."""
+    ELEMENTS: tl.constexpr = CONFIG.groups * CONFIG.columns
+    ALIGNED: tl.constexpr = CONFIG.groups * CONFIG.group_size % 8 == 0  # else up to seven more stand before the first
+    SPAN: tl.constexpr = ELEMENTS if ALIGNED else 2 * ELEMENTS
+    block = first // 8 + tl.arange(0, SPAN // 8)
+    z = _noise_of_blocks(block.to(tl.uint32), (block >> 32).to(tl.uint32), stream, key, CONFIG, SPAN)
+    place = tl.reshape((element - first).to(tl.int32) + (first % 8).to(tl.int32), (ELEMENTS,))
+    return tl.reshape(tl.gather(z, place, 0), (CONFIG.groups, CONFIG.columns))

@@ -10,10 +10,16 @@ from ...reference.planes import PLANE_DTYPES, worst_value
 from ...reference.sizes import MAX_WIDTH
 from .. import default
 from .launching import TYPES, launch
-from .planes_kernels import PlanesConfig, pack_planes_kernel, quantize_planes_kernel, unpack_planes_kernel
+from .planes_kernels import (
+    ROWS_UNPACKED,
+    PlanesConfig,
+    pack_planes_kernel,
+    quantize_planes_kernel,
+    unpack_planes_kernel,
+)
 from .widths import LevelsOfWidth, levels_by_width
 
-TILE, LANES = 2048, 32
+LANES = 128
 _WIDTHS = tuple(range(1, MAX_WIDTH + 1))
 _INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -45,14 +51,15 @@ def quantize_planes(weight, widths, ranges, group_size, level_counts):
             f"quantize_planes: expected level_counts, how many levels have 1, 2 … 16 bits, got {list(level_counts)}"
         )
     weight, ranges = weight.contiguous(), ranges.contiguous()
-    return [_quantize_planes(weight, ranges, levels, group_size or count) for levels in every]
+    return [_quantize_planes(weight, ranges, levels, group_size) for levels in every]
 
 
 def _quantize_planes(weight: Tensor, ranges: Tensor, levels: LevelsOfWidth, group_size: int) -> Tensor:
     width, number = levels.width, levels.number
     cells = -(-number // 2048) * 32
     planes = torch.empty((cells // 32, width, 32), dtype=torch.int64, device=weight.device)
-    config = PlanesConfig(width, triton.next_power_of_2(width), 64, LANES, group_size, levels.order is None)
+    ordered = levels.order is None
+    config = PlanesConfig(width, triton.next_power_of_2(width), 64, LANES, 1 if ordered else group_size, ordered)
     arguments = weight, ranges, levels.order, planes, number, cells
     launch(quantize_planes_kernel, -(-cells // LANES), *arguments, CONFIG=config, enable_fp_fusion=False)
     return planes
@@ -63,6 +70,8 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
     rows = planes.element_size() * 8
     length = min(length, blocks * rows * columns)
     values = torch.empty(length, dtype=torch.int16, device=planes.device)
-    arguments = planes.contiguous(), values, length, columns, width
-    launch(unpack_planes_kernel, -(-length // TILE), *arguments, ROWS=rows, TILE=TILE)
+    cells = blocks * columns if length else 0
+    config = PlanesConfig(width, triton.next_power_of_2(width), rows, LANES)
+    programs = -(-cells // LANES) * -(-rows // ROWS_UNPACKED.value)
+    launch(unpack_planes_kernel, programs, planes.contiguous(), values, length, cells, columns, CONFIG=config)
     return values

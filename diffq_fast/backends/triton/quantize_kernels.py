@@ -52,7 +52,7 @@ def _requantize_tile(
         tl.store(result_ptr + element, made, element < elements)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["elements"])
 def requantize_kernel(source_ptr, widths_ptr, ranges_ptr, result_ptr, elements, CONFIG: tl.constexpr):
     """``level = round((w - lo) / (hi - lo) / step)`` (``quantize``), ``w = (level * step) * (hi - lo) + lo``
     (``dequantize``), or a weight by way of its levels (both).

@@ -20,6 +20,13 @@ def groups_of_program(tables, CONFIG: tl.constexpr):
 
 
 @triton.jit
+def first_of_program(tables, entry, CONFIG: tl.constexpr):
+    """The element at which this program's groups begin, int64."""
+    begin = tl.load(tables.plan_ptr + entry * PLAN_COLUMNS + PROGRAM_BEGIN)
+    return (tl.program_id(0) - begin) * (CONFIG.groups * CONFIG.group_size)
+
+
+@triton.jit
 def elements_of_groups(group, start, elements, CONFIG: tl.constexpr):
     """Elements [groups, columns] int64 from position ``start`` of each group, and which of them exist."""
     position = start + tl.arange(0, CONFIG.columns)[None, :]

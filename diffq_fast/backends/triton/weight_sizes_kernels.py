@@ -86,7 +86,7 @@ def _table_bits(lo, hi, bounds):
     return bits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["group_size"])
 def finish_sizes_kernel(tables, parts_ptr, sizes_ptr, group_size, bounds, rule, CONFIG: tl.constexpr):
     """``sizes[w]``: the elements' bits, and the table's.
 
@@ -113,9 +113,8 @@ def finish_sizes_kernel(tables, parts_ptr, sizes_ptr, group_size, bounds, rule, 
     logits_ptr = tl.load(tables.addresses_ptr + entry).to(tl.pointer_type(tl.float32))
     one = tl.full((1,), 0, tl.int32)
     last_bits = _bits(tl.load(logits_ptr + (groups - 1) + one, one + groups > 0, 0.0), rule, CONFIG)
-    size = elements * 0 + group_size  # a size of 1 is a constant
-    last = elements - (groups - 1) * size
-    levels = (tl.sum(sums, 0) - last_bits) * size.to(tl.float32) + last_bits * last.to(tl.float32)
+    last = elements - (groups - 1) * group_size
+    levels = (tl.sum(sums, 0) - last_bits) * group_size.to(tl.float32) + last_bits * last.to(tl.float32)
     levels += elements.to(tl.float32) * bounds.extra_bits
     lo, hi = least(lowest, 0) + bounds.extra_bits, greatest(highest, 0) + bounds.extra_bits
     table = _table_bits(lo + 0.0 * last_bits, hi + 0.0 * last_bits, bounds)
@@ -125,7 +124,7 @@ def finish_sizes_kernel(tables, parts_ptr, sizes_ptr, group_size, bounds, rule, 
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["group_size"])
 def sizes_backward_kernel(tables, grads_ptr, grad_logits_ptr, group_size, rule, CONFIG: tl.constexpr):
     """``grad_logits = grad * elements of the group * d bits / d logit``.
 

@@ -103,7 +103,7 @@ def _pack_lanes(levels, words_ptr, lo, length, CONFIG: tl.constexpr, FUSED: tl.c
             word = level >> (32 - row * bits % 32) if row * bits % 32 + bits > 32 else level * 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def pack_kernel(source_ptr, ranges_ptr, order_ptr, words_ptr, number, CONFIG: tl.constexpr):
     """Words of ``number`` levels of one width: row r of a lane takes bits [r * width, (r + 1) * width) of its words.
 
@@ -161,7 +161,7 @@ def _unpack_lanes(words_ptr, levels, result_ptr, lo, length, CONFIG: tl.constexp
             _store(result_ptr + element, level, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def unpack_kernel(words_ptr, ranges_ptr, order_ptr, result_ptr, number, CONFIG: tl.constexpr):
     """The inverse of :func:`pack_kernel`.
 

@@ -54,3 +54,14 @@ def test_planes_equal_the_oracle(rows, columns):
             assert_same([pack_planes(*arguments)], [planes])
             assert_same(pack_planes_seen(*arguments), default.pack_planes_seen(*arguments))
             assert_same([unpack_planes(planes, count)], [default.unpack_planes(planes, count)])
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_planes_of_every_integer_type(dtype):
+    """Of more planes than the type has bits, too: a negative value's upper ones are set."""
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randint(0 if dtype == torch.uint8 else -100, 200, (501,), generator=generator).to(dtype)
+    for width in (8, 40):
+        arguments = values, width, 32, 3
+        assert_same([pack_planes(*arguments)], [default.pack_planes(*arguments)])
