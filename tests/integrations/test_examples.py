@@ -26,6 +26,11 @@ def run(example, folder):
     return done.stdout
 
 
+def check_length(example):
+    """Short, as the page shows it."""
+    assert len([line for line in example.splitlines() if line]) <= 20
+
+
 def check_size(printed):
     reached, asked = map(float, re.search(r"([\d.]+) MB, asked for ([\d.]+) MB", printed).groups())
     assert 0.9 * asked < reached <= asked
@@ -33,13 +38,13 @@ def check_size(printed):
 
 @needs("transformers", "accelerate")
 def test_trainer_reaches_its_size_and_the_folder_loads(tmp_path):
-    lines = [line for line in TRAINER.splitlines() if line]
-    assert len(lines) <= 24  # short, as the page shows it
+    check_length(TRAINER)
     check_size(run(TRAINER, tmp_path))
     run(FOLDER + "\nassert any('Packed' in type(module).__name__ for module in model.modules())\n", tmp_path)
 
 
 @needs("lightning")
 def test_lightning_reaches_its_size(tmp_path):
+    check_length(LIGHTNING)
     check_size(run(LIGHTNING, tmp_path))
     assert (tmp_path / "model.safetensors").exists()
