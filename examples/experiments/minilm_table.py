@@ -23,6 +23,7 @@ STYLES = {
     "HQQ": ("tab:purple", "D"),
     "quanto": ("tab:olive", "v"),
     "torchao": ("tab:brown", "v"),
+    "NNCodec": ("tab:pink", "P"),
     "coded": ("tab:cyan", "o"),
     "coded, calibrated": ("tab:blue", "o"),
     "trained, from float": ("tab:green", "*"),

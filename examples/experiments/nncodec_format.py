@@ -29,7 +29,8 @@ def nncodec_file(state: State, step: int, path: Path) -> dict[str, Tensor]:
     """
     codec = _library()
     values = {name: np.float32(tensor.numpy()) for name, tensor in state.items() if tensor.is_floating_point()}
-    stream = codec.encode(values, args={"qp": step, "use_dq": True, "verbose": False})
+    options = {"qp": step, "use_dq": True, "verbose": False, "results": str(path.parent)}  # it writes a file there too
+    stream = codec.encode(values, args=options)
     path.write_bytes(stream)
     decoded = codec.decode(bytearray(path.read_bytes()))
     return dict(state) | {
