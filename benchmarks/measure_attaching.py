@@ -4,8 +4,7 @@ forward takes, and the Python of a step with 300 small weights. Writes ``results
     python benchmarks/measure_attaching.py [--quick] [--rows attach,fingerprint,small] [--output NAME]
 
 Attaching is the processor's time of fresh models of 16 x 16 weights, the least of some. The look compares fingerprints
-of all weights and of what was learned for them; its share is of one eval forward on a batch of 8. All on one thread,
-except that forwards have torch's.
+of all weights and of what was learned for them; its share is of one eval forward on a batch of 8. All on one thread.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ BATCH = 8
 
 def measure_attach(quick: bool) -> dict[str, dict[str, float]]:
     """T3: seconds of the processor, by quantizer and number of weights."""
-    torch.set_num_threads(1)
     counts = [count // 32 for count in COUNTS] if quick else COUNTS
     return {name: {str(count): attaching(make, count) for count in counts} for name, make in QUANTIZERS.items()}
 
@@ -91,8 +89,7 @@ def look_of(model: nn.Module, inputs: torch.Tensor, seconds: float) -> dict[str,
 
 
 def measure_small(quick: bool) -> dict[str, Any]:
-    """Where the Python time of forward and backward of 300 small weights goes: milliseconds of a step by place."""
-    torch.set_num_threads(1)
+    """Where the time of forward and backward of 300 small weights goes: the processor's milliseconds, by place."""
     model, inputs = ManyLayers(30 if quick else 300), torch.randn(4, 16)
     quantizer = DiffQuantizer(model, group_size=8, min_size=0, noise="uniform")
     quantizer.no_optimizer()
@@ -106,7 +103,7 @@ def measure_small(quick: bool) -> dict[str, Any]:
     rounds = 2 if quick else 50
     for _ in range(3):
         step()
-    profiler = cProfile.Profile()
+    profiler = cProfile.Profile(time.process_time)
     profiler.enable()
     for _ in range(rounds):
         step()
@@ -115,7 +112,7 @@ def measure_small(quick: bool) -> dict[str, Any]:
     for (file, _, function), (_, _, own, _, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
         places[f"{place(file)}: {function}"] = places.get(f"{place(file)}: {function}", 0.0) + 1e3 * own / rounds
     largest = sorted(places.items(), key=lambda item: -item[1])[:20]
-    return {"milliseconds under the profiler": sum(places.values()), "places": dict(largest)}
+    return {"processor milliseconds under the profiler": sum(places.values()), "places": dict(largest)}
 
 
 def place(file: str) -> str:
@@ -131,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rows", default="fingerprint,attach,small")
     parser.add_argument("--output", help="name of the file under results")
     given = parser.parse_args()
+    torch.set_num_threads(1)
     measures = {"attach": measure_attach, "fingerprint": measure_fingerprint, "small": measure_small}
     name = given.output or f"attaching_{machine_name()}{'_quick' if given.quick else ''}"
     path = RESULTS / f"{name}.json"
