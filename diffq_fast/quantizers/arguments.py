@@ -8,11 +8,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
+from .collector import collector_paused
+
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def remembers_arguments(init: Init) -> Init:
-    """Keep the arguments that the caller of ``__init__`` gave, by name, as ``self.arguments``, without the model."""
+    """Keep the arguments that the caller of ``__init__`` gave, by name, as ``self.arguments``, without the model. The
+    garbage collector rests meanwhile."""
     signature = inspect.signature(init)
 
     @functools.wraps(init)
@@ -22,7 +25,8 @@ def remembers_arguments(init: Init) -> Init:
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}: {error}; its arguments are {signature}") from None
         self.arguments = {name: value for name, value in given.items() if name not in ("self", "model")}
-        init(self, *args, **kwargs)
+        with collector_paused():
+            init(self, *args, **kwargs)
 
     return cast(Init, wrapped)  # so that type checkers and editors see the arguments
 

@@ -16,10 +16,10 @@ from .arguments import check_number, remembers_arguments
 from .attachment import Draw
 from .base import BaseQuantizer
 from .export import ExportedWeight
-from .gathering import gathered_for_forward
+from .gathering import gathered_for_forward, whole_together
 from .learned_parameters import LearnedParameters
 from .registry import Levels, Scheme, register
-from .selection import QuantizedParameter, untied
+from .selection import QuantizedParameter, small_families, untied
 from .shards import whole
 from .stored_state import refuse_other_bits
 
@@ -67,14 +67,19 @@ class LSQ(BaseQuantizer):
         super().__init__(model, min_size, float16, exclude, detect_bound)
         self.bits = bits
         self._low, self._high = -(2 ** (int(bits) - 1)), 2 ** (int(bits) - 1) - 1
-        self.learn(suffix, self._initial_scale)
+        self.learn(suffix, self._initial_scales().__getitem__)
         self.attach()
 
-    def _initial_scale(self, entry: QuantizedParameter) -> Tensor:
-        """2 * mean|w| / sqrt(2**(bits - 1)), 0-dim float32."""
-        mean = whole(entry.param).to(torch.float32).abs().mean()
-        mean = torch.where(mean == 0, torch.full_like(mean, LEAST_MEAN), mean)
-        return 2 * mean / (-self._low) ** 0.5
+    def _initial_scales(self) -> dict[QuantizedParameter, Tensor]:
+        """2 * mean|w| / sqrt(2**(bits - 1)) of each weight w, 0-dim float32; small ones of one size together."""
+        found: dict[QuantizedParameter, Tensor] = {}
+        for members in small_families(self.selection.originals):
+            weights = whole_together([entry.param for entry in members])
+            means = torch.stack([weight.to(torch.float32).reshape(-1) for weight in weights]).abs().mean(1)
+            means = torch.where(means == 0, torch.full_like(means, LEAST_MEAN), means)
+            scales = 2 * means / (-self._low) ** 0.5
+            found.update((entry, scale.clone()) for entry, scale in zip(members, scales, strict=True))
+        return found
 
     def setup_optimizer(self, optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
         """Add the scales to ``optimizer`` as one group, with the optimizer's own learning rate and weight decay.

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from .. import functional
 from .._checks import check_group_size
 from ..reference.classes import choose_classes
-from ..reference.groups import grouped
 from ..reference.log_steps import (
     HIGHEST_STEP_CODE,
     LOWEST_STEP_CODE,
@@ -41,7 +40,7 @@ from .lower_precision import NOT_OF_SHARDS, LowerPrecision
 from .noise import Piece, TrainingWeights
 from .rate_budget import RateBudget, fitting_codes
 from .registry import Scheme, register
-from .selection import QuantizedParameter
+from .selection import QuantizedParameter, small_families
 from .shards import whole
 
 LEAST_STEP = 2.0**-60  # at the start, of a group of zeros
@@ -112,24 +111,35 @@ class RateQuantizer(BaseQuantizer):
         super().__init__(model, min_size, float16, exclude, detect_bound)
         self.group_size, self.init_step = group_size, init_step
         self.sample_share, self.rate_to_weights, self.noisy_dtype = sample_share, rate_to_weights, noisy_dtype
-        self.learn(suffix, self._initial_log_steps)
+        self.learn(suffix, self._initial_log_steps().__getitem__)
         lowering = LowerPrecision(model, self.selection.quantised) if noisy_dtype == "auto" else None
         self._frozen = FrozenBits(self.selection.originals, _nearest_codes, self._rounded)
         self._training = TrainingWeights(self.selection, self._frozen, lowering)
         self.attach(lowering)
 
-    def _initial_log_steps(self, entry: QuantizedParameter) -> Tensor:
-        """Those of ``init_step`` deviations of each group, of the whole weight where a group has none."""
-        flat = whole(entry.param).float().reshape(-1)
-        size, count = self.elements_per_group(entry), flat.numel()
+    def _initial_log_steps(self) -> dict[QuantizedParameter, Tensor]:
+        """Of each weight, small ones of one size together: a thousand of them take as long as a few."""
+        found: dict[QuantizedParameter, Tensor] = {}
+        for members in small_families(self.selection.originals, self.elements_per_group):
+            weights = whole_together([entry.param for entry in members])
+            flat = torch.stack([weight.float().reshape(-1) for weight in weights])
+            found.update(zip(members, self._start(flat, self.elements_per_group(members[0])), strict=True))
+        return found
+
+    def _start(self, flat: Tensor, size: int) -> list[Tensor]:
+        """Those of ``init_step`` deviations of each group, of the whole weight where a group has none: float32
+        ``[groups]`` of each row of ``flat``, whose groups have ``size`` elements (0: one group)."""
+        number, count = flat.shape
+        groups = group_count(count, size)
         if not count:
-            return flat.new_zeros(group_count(0, size))
-        overall = flat.std(correction=0)
-        rows = grouped(flat, size, math.nan)
-        squares = (rows - rows.nanmean(1, keepdim=True)).square().nanmean(1)
-        deviations = torch.where(squares > 0, squares.sqrt(), overall)
+            return [flat.new_zeros(groups) for _ in range(number)]
+        size = size or count
+        rows = nn.functional.pad(flat, (0, groups * size - count), value=math.nan).view(-1, size)
+        squares = (rows - rows.nanmean(1, keepdim=True)).square().nanmean(1).view(number, groups)
+        deviations = torch.where(squares > 0, squares.sqrt(), flat.std(1, correction=0, keepdim=True))
         steps = (self.init_step * deviations).clamp(min=LEAST_STEP).nan_to_num(1.0)
-        return steps.maximum(2 * least_steps(flat, size)).log()  # a constant group has no deviation
+        least = least_steps(rows.reshape(-1), size).view(number, groups)
+        return [each.clone() for each in steps.maximum(2 * least).log()]  # a constant group has no deviation
 
     def elements_per_group(self, entry: QuantizedParameter) -> int:
         """Of one weight; 0: one group."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any, cast
@@ -15,6 +15,7 @@ from .input_quantizer import InputQuantizer
 from .shards import is_gathered, is_managed, replaced, trained
 
 BYTES_PER_MB = 2**20
+SMALL = 4096  # elements of a small weight
 
 
 @dataclass(eq=False)
@@ -126,6 +127,19 @@ def in_half_precision(param: torch.Tensor) -> torch.Tensor:
 def untied(entries: Iterable[QuantizedParameter]) -> list[QuantizedParameter]:
     """The entries that own the widths of ``entries``, each once, in order."""
     return list({entry.tied_to or entry: None for entry in entries})
+
+
+def small_families(
+    entries: Iterable[QuantizedParameter], alike: Callable[[QuantizedParameter], Hashable] = lambda entry: None
+) -> list[list[QuantizedParameter]]:
+    """Small weights of as many elements, one device and one dtype, and of one value of ``alike``, together; each larger
+    one by itself."""
+    found: dict[Hashable, list[QuantizedParameter]] = {}
+    for entry in entries:
+        param = entry.param
+        kind: Hashable = (param.numel(), param.device, param.dtype, alike(entry))
+        found.setdefault(entry if param.numel() > SMALL else kind, []).append(entry)
+    return list(found.values())
 
 
 def params_of(slots: Iterable[Slot]) -> list[nn.Parameter]:

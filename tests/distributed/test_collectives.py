@@ -8,6 +8,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from diffq_fast import LSQ, ActivationQuantizer, DiffQuantizer, RateQuantizer, UniformQuantizer
+from diffq_fast.quantizers import gathering
 
 BLOCKS, LAYERS = 2, 3
 QUANTIZERS = {
@@ -53,9 +54,25 @@ def count(kind, mesh):
         return {"step": step, **asked, "eval": counted(lambda: model(inputs))}
 
 
+def in_buckets(mesh):
+    """A size with few bytes and with many in a bucket, its gradients, and the collectives of the first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(LAYERS)))
+    fully_shard(model, mesh=mesh)
+    quantizer = RateQuantizer(model, min_size=0, rate_to_weights=True)
+    found = []
+    for most in (300, gathering.BUCKET_BYTES):  # a layer has 288 bytes
+        gathering.BUCKET_BYTES = most
+        size = quantizer.model_size()
+        grads = torch.autograd.grad(size, list(model.parameters()))
+        found.append([size.detach(), *(grad.full_tensor() for grad in grads)])
+    gathering.BUCKET_BYTES = 300
+    return found, counted(quantizer.model_size)
+
+
 def run(_path):
     mesh = init_device_mesh("cpu", (2,))
-    return {kind: count(kind, mesh) for kind in QUANTIZERS}
+    return {**{kind: count(kind, mesh) for kind in QUANTIZERS}, "buckets": in_buckets(mesh)}
 
 
 pytestmark = pytest.mark.processes(run=run, world=2)
@@ -77,3 +94,18 @@ def test_collectives_go_with_the_blocks_and_not_with_the_weights(ranks, kind):
     for results in ranks:
         plain, found = results["plain"], results[kind]
         assert {name: number - plain.get(name, 0) for name, number in found.items()} == MORE[kind]
+
+
+def test_beyond_the_bytes_of_a_bucket_there_are_more_collectives_with_the_same_result(ranks):
+    for results in ranks:
+        (few, many), number = results["buckets"]
+        assert all(map(torch.equal, few, many))
+        assert any(bool(grad.any()) for grad in few[1:])
+        assert number == 1 + LAYERS  # log-steps; weight and bias of each layer
+
+
+def test_a_bucket_has_at_least_one_tensor_and_no_more_bytes_than_it_may(monkeypatch):
+    monkeypatch.setattr(gathering, "BUCKET_BYTES", 16)
+    tensors = [torch.zeros(count) for count in (0, 2, 2, 1, 9, 0, 4)]
+    assert list(gathering.buckets(tensors)) == [range(3), range(3, 4), range(4, 5), range(5, 7)]
+    assert list(gathering.buckets([])) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 import warnings
@@ -275,3 +276,27 @@ def test_a_model_of_packed_weights_is_refused(quantizer, tmp_path):
     model = diffq_fast.load(tmp_path / "file", mlp(), packed=True)
     with pytest.raises(TypeError, match=rf"{quantizer.__name__}: 0\.packed_weight is a weight that stays packed"):
         quantizer(model, min_size=0)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("make", [DiffQuantizer, RateQuantizer, UniformQuantizer, LSQ, ActivationQuantizer])
+def test_the_garbage_collector_rests_while_a_quantizer_is_attached(make, enabled):
+    seen = []
+
+    class Layer(nn.Linear):
+        def register_forward_pre_hook(self, *args, **kwargs):
+            seen.append(gc.isenabled())
+            return super().register_forward_pre_hook(*args, **kwargs)
+
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        make(nn.Sequential(Layer(64, 64)))
+        assert seen
+        assert not any(seen)
+        assert gc.isenabled() is enabled
+        with pytest.raises(ValueError, match=r"bits|group_size"):
+            make(nn.Sequential(Layer(64, 64)), **({"group_size": -1} if hasattr(make, "bit_budget") else {"bits": 99}))
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
