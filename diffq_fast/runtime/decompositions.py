@@ -32,12 +32,13 @@ def _unpack_rows(indices: Tensor, *rows: Any) -> Tensor:
 def _packed_linear(input: Tensor, *arguments: Any) -> Tensor:
     """``arguments``: rows, then int8 and bias, of which export leaves out what is as by default."""
     rows, others = arguments[:_ROWS], arguments[_ROWS:]
-    int8, bias = (*others, *(False, None)[len(others) :])
+    int8 = others[0] if others else False
+    bias = others[1] if len(others) > 1 else None
     vectors = round_activations(input.float()) if int8 else input.float()
     products = multiply(vectors, _rows(rows), decode_rows)
     return (products if bias is None else products + bias).to(input.dtype)
 
 
 def _rows(arguments: tuple[Any, ...]) -> PackedRows:
-    *parts, form = arguments
-    return PackedRows(*parts, RowForm.of(form))
+    data, starts, widths, scales, offsets, form = arguments
+    return PackedRows(data, starts, widths, scales, offsets, RowForm.of(form))
