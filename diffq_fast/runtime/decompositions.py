@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import functional  # noqa: F401, which defines the operators
+from .. import functional
 from ..reference.packed_rows import PackedRows, RowForm, decode_rows, multiply, round_activations
 
 _ROWS = len(PackedRows._fields)  # arguments of an operator that are rows
@@ -21,8 +20,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     diffq_fast where it is loaded. Looked up rows have the same bits, products differ by rounding. A weight is unpacked
     in each run, about a million elements at a time, by some twenty operations with integers of eight bytes.
     """
-    operators = torch.ops.diffq_fast
-    return {operators.unpack_rows.default: _unpack_rows, operators.packed_linear.default: _packed_linear}
+    return {functional.unpack_rows_operator: _unpack_rows, functional.packed_linear_operator: _packed_linear}
 
 
 def _unpack_rows(indices: Tensor, *rows: Any) -> Tensor:
