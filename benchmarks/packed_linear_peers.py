@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ggml_products import BLOCK, GgmlProduct
 from torch import Tensor
 
 GROUP = 64
@@ -120,9 +121,9 @@ class OpenVino(Peer):
         import openvino
         from openvino import opset13 as ops
 
-        packed = self.bytes_of_levels().reshape(-1)
+        self.packed = self.bytes_of_levels().reshape(-1)  # which the constant does not keep
         shape = [self.size, self.size // GROUP, GROUP]
-        constant = ops.constant(openvino.Tensor(packed, shape, openvino.Type.u4))
+        constant = ops.constant(openvino.Tensor(self.packed, shape, openvino.Type.u4))
         centred = ops.subtract(ops.convert(constant, "f32"), np.float32(1 << self.bits - 1))
         scaled = ops.multiply(centred, self.scales.numpy()[:, :, None])
         weight = ops.reshape(scaled, np.array([self.size, self.size], np.int64), False)
@@ -136,11 +137,28 @@ class OpenVino(Peer):
         return torch.from_numpy(self.request.get_output_tensor().data)
 
 
+class Ggml(Peer):
+    """ggml's q4_0 in the layout that its CPU backend repacks it to; activations in int8, by blocks of 32."""
+
+    package = "pywhispercpp"
+    tolerance = 0.02
+
+    def prepare(self) -> None:
+        low, high = self.levels.view(-1, 2, BLOCK // 2).unbind(1)
+        scales = self.scales.flatten().repeat_interleave(GROUP // BLOCK).half()
+        blocks = torch.cat([scales[:, None].view(torch.uint8), low | high << 4], 1)
+        self.product = GgmlProduct(self.size, blocks.numpy())
+
+    def run(self, inputs: Tensor) -> Tensor:
+        return torch.from_numpy(self.product(inputs.numpy()))
+
+
 PEERS: dict[str, type[Peer]] = {
     "aten int4, bfloat16 activations": Aten,
     "onnxruntime MatMulNBits": OnnxRuntime,
     "onnxruntime MatMulNBits, int8 activations": OnnxRuntimeInt8,
     "OpenVINO u4": OpenVino,
+    "ggml q4_0, int8 activations": Ggml,
 }
 
 

@@ -661,8 +661,9 @@ def unpack_planes(planes: Tensor, length: int) -> Tensor:
 
 
 memory = _backends.memory  # fingerprints of tensors on the CPU: whether what was made of them still holds
-# For packed layers, whose rows do not change: the operator, and the compiled core's kernel of it, or None, for calls
-# that nothing but the kernel has to see.
+# For packed layers, whose rows do not change: the operators, and the compiled core's kernel of the product, or None,
+# for calls that only the kernel has to see.
+unpack_rows_operator = _ops.unpack_rows.default
 packed_linear_operator = _ops.packed_linear.default
 packed_linear_on_cpu = _backends.packed_linear_on_cpu
 

@@ -88,7 +88,7 @@ def blocks(levels: Levels, shape: tuple[int, ...], activations: str = "float") -
     block = block_size(levels, shape[1])
     if block is None:
         return None
-    widths = NBITS if levels.signed else RANGED_NBITS
+    widths: tuple[int, ...] = NBITS if levels.signed else RANGED_NBITS
     if levels.signed and activations == "int8" and block >= LEAST_BLOCK_OF_TWO_BITS:
         widths = (2, *NBITS)
     bits = container(levels.bits, widths)

@@ -16,7 +16,7 @@ def never_compiled_alone(function: Function) -> Function:
     Behind a break of a graph the compiler begins anew at each function of Python. One that takes a weight would be
     compiled once for every form of a weight, up to the compiler's limit, for the sake of one operator.
     """
-    frames = getattr(torch._C._dynamo, "eval_frame", None)
+    frames: Any = getattr(torch._C._dynamo, "eval_frame", None)
     if hasattr(frames, "set_code_exec_strategy"):  # torch 2.7
         skip = frames._FrameAction.SKIP
         frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import functional  # noqa: F401, which defines the operators
+from .. import functional
 from ..reference.packed_rows import PackedRows, RowForm, decode_rows, multiply, round_activations
 
 _ROWS = len(PackedRows._fields)  # arguments of an operator that are rows
@@ -21,8 +20,7 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     diffq_fast where it is loaded. Looked up rows have the same bits, products differ by rounding. A weight is unpacked
     in each run, about a million elements at a time, by some twenty operations with integers of eight bytes.
     """
-    operators = torch.ops.diffq_fast
-    return {operators.unpack_rows.default: _unpack_rows, operators.packed_linear.default: _packed_linear}
+    return {functional.unpack_rows_operator: _unpack_rows, functional.packed_linear_operator: _packed_linear}
 
 
 def _unpack_rows(indices: Tensor, *rows: Any) -> Tensor:
@@ -32,12 +30,13 @@ def _unpack_rows(indices: Tensor, *rows: Any) -> Tensor:
 def _packed_linear(input: Tensor, *arguments: Any) -> Tensor:
     """``arguments``: rows, then int8 and bias, of which export leaves out what is as by default."""
     rows, others = arguments[:_ROWS], arguments[_ROWS:]
-    int8, bias = (*others, *(False, None)[len(others) :])
+    int8 = others[0] if others else False
+    bias = others[1] if len(others) > 1 else None
     vectors = round_activations(input.float()) if int8 else input.float()
     products = multiply(vectors, _rows(rows), decode_rows)
     return (products if bias is None else products + bias).to(input.dtype)
 
 
 def _rows(arguments: tuple[Any, ...]) -> PackedRows:
-    *parts, form = arguments
-    return PackedRows(*parts, RowForm.of(form))
+    data, starts, widths, scales, offsets, form = arguments
+    return PackedRows(data, starts, widths, scales, offsets, RowForm.of(form))

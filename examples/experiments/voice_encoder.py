@@ -77,6 +77,11 @@ def pretrained() -> VoiceEncoder:
     return model.eval()
 
 
+def fused_name(name: str) -> str:
+    """That of a tensor of :class:`VoiceEncoder`, in :class:`FusedVoiceEncoder`."""
+    return re.sub(r"^lstm\.([ih]h_l\d)\.(weight|bias)", r"lstm.\2_\1", name)
+
+
 def pretrained_fused() -> FusedVoiceEncoder:
     """With the package's weights, in eval mode."""
     model = FusedVoiceEncoder()

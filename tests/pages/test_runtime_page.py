@@ -9,6 +9,7 @@ from support.paths import ROOT
 PAGE = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
 HEAD = "| network | run by | file, MB | start, s | memory, MB | batch of 1, ms | 8 | 32 |"
 HEAD_WITH_IMPORTS = HEAD.replace("| start, s |", "| imports, s | start, s |")
+HEAD_OF_DISTANCES = "| network | file, MB | run by | from float32 | from unpacked |"
 HEAD_OF_PRODUCTS = "| weights | run by | one vector | 8 vectors |"
 BATCHES = ("1", "8", "32")
 
@@ -65,6 +66,18 @@ def test_the_memory_at_rest_is_the_stored_one():
         assert words.format(*listed(each["bits"][key] for each in models)) in text
 
 
+def test_the_table_of_distances_is_the_stored_one():
+    expected = []
+    for name, network in stored("packed_memory")["models"].items():
+        cells = [name, figure(network["file_bytes"] / 2**20)]
+        for way, found in network["distance"].items():
+            if way != "float32":
+                ends = [f"{found[key]:.2g}" if key in found else "-" for key in ("float32", "unpacked")]
+                expected.append([*cells, way, *ends])
+                cells = []
+    assert rows_below(HEAD_OF_DISTANCES) == expected
+
+
 def test_what_avx2_is_short_of_is_stored():
     times = {name: case["1 vectors"]["times"] for name, case in stored("packed_linear_2core_avx2")["products"].items()}
     four, two = times["4 bits, groups of 64"], times["2 bits, groups of 64"]
@@ -74,6 +87,18 @@ def test_what_avx2_is_short_of_is_stored():
     assert f"and {four['packed, int8']:.2f} with int8" in text
     assert f"2 bits: {two['packed, int8']:.2f} (" in text
     assert f"with int8 activations, {mixed:.2f} of the speed of 4 bits" in text
+
+
+def test_what_avx512_is_short_of_is_stored():
+    times = {
+        name: case["1 vectors"]["times"] for name, case in stored("packed_linear_2core_avx512")["products"].items()
+    }
+    int8 = {name: ways["packed, int8"] for name, ways in times.items()}
+    text = " ".join(PAGE.split("What is short of its aim:")[1].split("*At most 1.3")[0].split())
+    assert f"with int8 activations: {int8['2 bits, groups of 64']:.2f} at one vector" in text
+    mixed = int8["1 to 8 bits, groups of 64"]
+    assert f"widths of 1 to 8 bits have {mixed / int8['4 bits, groups of 64']:.2f} of the speed of 4 bits" in text
+    assert f"and {mixed / int8['4 and 5 bits, groups of 64']:.2f} of that of 4 and 5 bits" in text
 
 
 def test_the_table_of_products_with_avx512_is_the_stored_one():
