@@ -199,7 +199,9 @@ def main() -> None:
         name, way, folder = given.alone
         print(json.dumps(alone(name, way, Path(folder))))
         return
-    rows = {}
+    path, rows = RESULTS / f"packed_models_{machine_name()}.json", {}
+    if given.keep and path.exists():  # networks that were measured before stay
+        rows = json.loads(path.read_text())["results"]["models"]
     for name in given.models.split(","):
         try:
             rows[name] = measure(name, given.seconds)
@@ -210,10 +212,7 @@ def main() -> None:
         for batch, found in rows[name]["latency"].items():
             times = ", ".join(f"{way} {1e3 * each['median']:.2f} ms" for way, each in found.items())
             print(f"  batch {batch}: {times}", flush=True)
-    path = RESULTS / f"packed_models_{machine_name()}.json"
-    if given.keep and path.exists():  # networks that were measured before stay
-        rows = {**json.loads(path.read_text())["results"]["models"], **rows}
-    print("written", store(path.stem, {"threads": 1, "models": rows}))
+        print("written", store(path.stem, {"threads": 1, "models": rows}), flush=True)  # a run may be broken off
 
 
 if __name__ == "__main__":
