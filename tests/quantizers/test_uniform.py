@@ -184,7 +184,7 @@ def test_size_and_repr():
 
 @pytest.mark.parametrize("bits", [0, 0.5, 16, -1, float("nan")])
 def test_bits_outside_the_range_are_refused(bits):
-    with pytest.raises(ValueError, match="bits must be (between 1 and 15|a number), got"):
+    with pytest.raises(ValueError, match=r"bits must be (between 1 and 15|a number), got"):
         UniformQuantizer(nn.Linear(2, 2), bits=bits)
 
 
