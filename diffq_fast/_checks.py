@@ -43,11 +43,12 @@ def check_groups(who: str, group_size: int, range_scope: str = "tensor") -> bool
     return range_scope == "group"
 
 
-def check_group_size(who: str, group_size: int) -> None:
+def check_group_size(who: str, group_size: int, also: str = "") -> None:
+    """``also``: what else may be given, to be told."""
     if not hasattr(group_size, "__index__"):
-        raise TypeError(f"{who}: group_size must be a whole number, got {group_size!r}")
+        raise TypeError(f"{who}: group_size must be {also}a whole number, got {group_size!r}")
     if not 0 <= group_size < 2**63:
-        raise ValueError(f"{who}: group_size must be 0 (one group) or positive, below 2**63, got {group_size}")
+        raise ValueError(f"{who}: group_size must be {also}0 (one group) or positive, below 2**63, got {group_size}")
 
 
 def check_has_values(who: str, argument: str, tensor: Tensor) -> None:

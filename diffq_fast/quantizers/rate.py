@@ -100,7 +100,7 @@ class RateQuantizer(BaseQuantizer):
         noisy_dtype: str | None = None,
     ) -> None:
         if group_size is not None:
-            check_group_size("RateQuantizer", group_size)
+            check_group_size("RateQuantizer", group_size, also="None or ")
         if not check_number("RateQuantizer", "init_step", init_step) > 0 or not math.isfinite(init_step):
             raise ValueError(f"RateQuantizer: init_step must be positive, got {init_step}")
         if not 0 < check_number("RateQuantizer", "sample_share", sample_share) <= 1:
