@@ -99,7 +99,7 @@ def test_eval_sees_multiples_of_the_stored_steps():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"group_size": -1}, r"group_size must be 0 \(one group\)"),
+        ({"group_size": -1}, r"group_size must be None or 0 \(one group\)"),
         ({"init_step": 0.0}, "init_step must be positive"),
         ({"sample_share": 0.0}, "sample_share must be above 0"),
         ({"noisy_dtype": "half"}, "noisy_dtype must be None or 'auto'"),
