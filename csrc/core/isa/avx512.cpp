@@ -88,7 +88,7 @@ DIFFQ_INLINE __m512i dot_fours(__m512i sums, __m512i levels, __m512i whole) {
     return _mm512_add_epi32(sums, _mm512_add_epi32(_mm512_madd_epi16(even, with_even), pairs));
 }
 // The same for levels of up to seven bits: pairs of products with 127 still fit in 16.
-constexpr PanelForm kPanelForm = {kMostPanelParts, kMostPanelVectors, 7, false, true};
+constexpr PanelForm kPanelForm = {kMostPanelParts, kMostPanelVectors, 7, false, 1.5};
 DIFFQ_INLINE void dot_panel_fours(__m512i& sums, __m512i levels, __m512i whole) {
     const __m512i pairs = _mm512_maddubs_epi16(levels, whole);
     sums = _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
