@@ -39,9 +39,9 @@ def test_products_equal_those_of_the_weight_to_rounding(name, count):
 
 
 @pytest.mark.parametrize("count", [0, 3, 9, 200])
-@pytest.mark.parametrize("int8", [False, True])
-def test_a_bias_is_added(count, int8):
-    given = Rows("groups of 64 with a scale each", most_width=7)
+@pytest.mark.parametrize(("int8", "most_width"), [(False, 7), (True, 7), (True, 10)])
+def test_a_bias_is_added(count, int8, most_width):
+    given = Rows("groups of 64 with a scale each", most_width=most_width)
     vectors = torch.randn(count, given.form.columns, generator=torch.Generator().manual_seed(1))
     bias = torch.linspace(-3, 3, given.rows)
     product = ops.packed_linear(vectors, *given.arguments(), int8)

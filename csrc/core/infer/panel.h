@@ -37,6 +37,24 @@ inline int widest_of(const PackedRow& row) {
     return widest_of(row.widths, (row.segments + 1) / 2);
 }
 
+// What the digits of a group's levels are worth, by the levels' width: digit * scale + offset. `below`: the
+// bits of lower digits.
+struct DigitScales {
+    float scales[kMaxWidth + 1], offsets[kMaxWidth + 1];
+
+    void fill(const PackedRow& row, int64_t group, int below) {
+        for (int width = 1; width <= kMaxWidth; ++width) {
+            scales[width] = row.steps[width] * row.scales[group];
+            offsets[width] = row.offsets ? row.offsets[group] : -row.halves[width] * scales[width];
+        }
+        if (below == 0) return;
+        for (int width = 1; width <= kMaxWidth; ++width) {
+            scales[width] *= static_cast<float>(1 << below);
+            offsets[width] = 0.0f;
+        }
+    }
+};
+
 // Of a row whose values are its levels, by width.
 struct LevelUnits {
     float ones[kMaxWidth + 1], zeros[kMaxWidth + 1];
@@ -84,7 +102,8 @@ class Panel {
     const std::vector<int64_t>& indices() const { return indices_; }
 
     RowPanel view() {
-        return {levels_.data(), scales_.data(), offsets_.data(), begins_.data(), widest_.data(), blocks_, piece_};
+        return {levels_.data(), scales_.data(), offsets_.data(), begins_.data(),
+                widest_.data(), blocks_,        piece_};
     }
 
   private:
@@ -99,7 +118,8 @@ class Panel {
                 PackedRow row;
                 if (!reader.open(indices_[static_cast<size_t>(r)], row)) return false;
                 const int widest = widest_of(row);
-                if (widest > (digit + 1) * form_.most_width) wider_.push_back(indices_[static_cast<size_t>(r)]);
+                if (widest > (digit + 1) * form_.most_width)
+                    wider_.push_back(indices_[static_cast<size_t>(r)]);
                 fill_scales(row, digit, r);
                 uint8_t* const bytes = bytes_.data() + (r - begin) * columns;
                 if (widest > form_.most_width)
@@ -122,31 +142,37 @@ class Panel {
         levels.offsets = levels.scaled = nullptr;
         levels.own_steps = false;
         kernels().unpack_row(levels, floats_.data());
-        const int shift = digit * form_.most_width, kept = (1 << form_.most_width) - 1;
-        for (int64_t i = 0; i < row.columns; ++i)
-            bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(floats_[static_cast<size_t>(i)]) >> shift & kept);
+        take_digits(floats_.data(), row.columns, digit * form_.most_width, bytes);
     }
 
-    // What digits are worth: digit * scale + offset.
+    void take_digits(const float* __restrict levels, int64_t count, int shift,
+                     uint8_t* __restrict digits) const {
+        const int kept = (1 << form_.most_width) - 1;
+        for (int64_t i = 0; i < count; ++i)
+            digits[i] = static_cast<uint8_t>(static_cast<int32_t>(levels[i]) >> shift & kept);
+    }
+
     void fill_scales(const PackedRow& row, int digit, int64_t r) {
         const int64_t all = pieces(), part = r / kPanelRows;
         const int64_t of_segment = row.segments == 1 ? all : row.segment / piece_;
         const int below = digit * form_.most_width;
-        const auto place = static_cast<float>(int64_t{1} << below);
         GroupCursor at(row);
+        DigitScales of_group;
+        int64_t group = -1;
         int64_t left = all;
         float* scales = scales_.data() + part * all * kPanelRows + r % kPanelRows;
         float* offsets = offsets_.data() + part * all * kPanelRows + r % kPanelRows;
         uint8_t* widest = widest_.data() + part * all;
         for (int64_t s = 0; s < row.segments; ++s, at.next_segment()) {
             const int width = width_of_segment(row.widths, s);
-            const float scale = row.steps[width] * row.scales[at.group];
-            const float offset = row.offsets ? row.offsets[at.group] : -row.halves[width] * scale;
+            if (at.group != group) of_group.fill(row, group = at.group, below);
+            const float scale = of_group.scales[width], offset = of_group.offsets[width];
             for (int64_t i = std::min(of_segment, left); i > 0; --i, --left) {
-                *scales = scale * place, *offsets = digit == 0 ? offset : 0.0f;
+                *scales = scale, *offsets = offset;
                 scales += kPanelRows, offsets += kPanelRows;
                 if (!form_.asks_for_widest) continue;
-                *widest = std::max(*widest, static_cast<uint8_t>(std::clamp(width - below, 1, form_.most_width)));
+                *widest =
+                    std::max(*widest, static_cast<uint8_t>(std::clamp(width - below, 1, form_.most_width)));
                 ++widest;
             }
         }

@@ -12,7 +12,8 @@ bool fit_panels(const PackedRows& rows);
 // Whether the kernels in use do that faster than products of floats are made.
 bool are_panels_fast(const PackedRows& rows);
 
-// multiply_rows() with Activations::int8, for rows that fit_panels(), and `bias` (of each row, or null) added.
+// multiply_rows() with Activations::int8, for rows that fit_panels(), and `bias` (of each row, or null)
+// added.
 bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count, const float* bias,
                      float* results, int threads);
 

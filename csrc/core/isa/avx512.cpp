@@ -114,6 +114,7 @@ DIFFQ_INLINE __m128 sums_of_four(const Float (&sums)[4]) {
 #include "core/simd/eight_products.h"
 #include "core/simd/packed_rows.h"
 #include "core/simd/wide_levels.h"
+#include "core/simd/byte_levels.h"
 #include "core/simd/wide_rows.h"
 #include "core/simd/wide_pieces.h"
 #include "core/simd/pieces.h"

@@ -37,6 +37,7 @@ DIFFQ_INLINE void dot_panel_fours(__m512i& sums, __m512i levels, __m512i whole) 
 #include "core/simd/eights.h"
 #include "core/simd/eight_products.h"
 #include "core/simd/wide_levels.h"
+#include "core/simd/byte_levels.h"
 #include "core/simd/wide_pieces.h"
 #include "core/simd/pieces.h"
 #include "core/simd/eight_pairs.h"

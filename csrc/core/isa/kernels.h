@@ -269,6 +269,7 @@ const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_vnni_kernels();
+const Kernels* avx512_vbmi_kernels();
 const Kernels* neon_kernels();
 
 }  // namespace diffq_fast

@@ -213,8 +213,10 @@ void whole_numbers_have_the_same_products_on_every_instruction_set() {
 void levels_that_are_too_wide_for_panels_are_multiplied_digit_by_digit() {
     for (const Kernels* kernels : supported_kernels()) {
         CHECK(use_kernels(kernels->name));
-        for (const Shape& shape : {Shape{128, 128, 64, 64}, Shape{45, 192, 32, 192}, Shape{33, 100, 100, 100}}) {
-            const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, {false, 0}, {3, 6, 16});
+        for (const Shape& shape :
+             {Shape{128, 128, 64, 64}, Shape{45, 192, 32, 192}, Shape{33, 100, 100, 100}}) {
+            const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, {false, 0},
+                                {3, 6, 16});
             const std::vector<float> given = random_floats(13 * shape.columns, 3);
             std::vector<float> vectors = given, products(static_cast<size_t>(13 * shape.rows));
             CHECK(multiply_panels(weight.rows_, given.data(), 13, nullptr, products.data(), 2));
