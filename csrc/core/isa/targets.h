@@ -11,8 +11,10 @@
 #if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
 #if defined(__x86_64__)
 #define DIFFQ_X86_VECTORS 1
+#define DIFFQ_IN_REGISTER "+x"  // as __asm__ has it
 #elif defined(__aarch64__)
 #define DIFFQ_NEON_VECTORS 1
+#define DIFFQ_IN_REGISTER "+w"
 #endif
 #endif
 

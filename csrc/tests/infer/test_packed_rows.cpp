@@ -5,6 +5,7 @@
 #include "core/infer/packed_rows.h"
 #include "core/infer/row_panels.h"
 #include "core/infer/unpacked_rows.h"
+#include "core/isa/targets.h"
 #include "core/runtime/dispatch.h"
 #include "tests/check.h"
 
@@ -279,6 +280,40 @@ void every_instruction_set_unpacks_and_multiplies() {
     }
 }
 
+// Vectors of lanes add up in another order than scalar code, which the last bits of products tell: those of
+// the same bits everywhere would be made by the same code.
+void every_set_of_vectors_has_products_of_its_own() {
+    const Kernels* const scalar = supported_kernels().front();
+    CHECK(std::string(scalar->name) == "scalar" && scalar->multiply_floats == nullptr);
+#if defined(__aarch64__) && defined(DIFFQ_NEON_VECTORS)
+    CHECK(supported_kernels().size() == 2 && std::string(supported_kernels().back()->name) == "neon");
+#endif
+    for (const Shape& shape : {Shape{40, 512, 64, 64}, Shape{40, 512, 64, 0}, Shape{40, 512, 32, 32},
+                               Shape{40, 512, 8, 0}, Shape{40, 512, 8, 8}}) {
+        for (const int width : {2, 4, 5, 12}) {
+            const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, {false, 0},
+                                {width, width});
+            for (const Activations activations : {Activations::exact, Activations::int8}) {
+                for (const int64_t count : {1, 2, 3, 4}) {
+                    const std::vector<float> vectors = random_floats(count * shape.columns, 3);
+                    std::vector<float> expected(static_cast<size_t>(count * shape.rows)), products = expected;
+                    const auto multiply = [&](const Kernels* kernels, std::vector<float>& to) {
+                        CHECK(use_kernels(kernels->name));
+                        CHECK(multiply_rows(weight.rows_, vectors.data(), count, activations, to.data(), 1));
+                    };
+                    multiply(scalar, expected);
+                    for (const Kernels* kernels : supported_kernels()) {
+                        if (kernels == scalar) continue;
+                        multiply(kernels, products);
+                        CHECK(products != expected);
+                        CHECK(kernels->multiply_floats != nullptr);
+                    }
+                }
+            }
+        }
+    }
+}
+
 void rows_outside_of_their_data_are_refused() {
     Weight weight(4, 64, 32, 0, {false, 0}, {1, 4});
     const std::vector<float> vector = random_floats(64, 1);
@@ -330,7 +365,7 @@ void levels_and_widths_that_do_not_fit_are_told() {
 }  // namespace
 
 RUN_TESTS(packing_gives_the_same_data, levels_and_widths_that_do_not_fit_are_told,
-          every_instruction_set_unpacks_and_multiplies, rows_that_fit_no_panels_are_told,
-          whole_numbers_have_the_same_products_on_every_instruction_set,
+          every_instruction_set_unpacks_and_multiplies, every_set_of_vectors_has_products_of_its_own,
+          rows_that_fit_no_panels_are_told, whole_numbers_have_the_same_products_on_every_instruction_set,
           levels_that_are_too_wide_for_panels_are_multiplied_digit_by_digit,
           panels_are_fast_where_few_products_stand_for_one_of_floats, rows_outside_of_their_data_are_refused)
