@@ -2,11 +2,12 @@
 // b bytes are looked up so that each lane has the bytes of its level, and shifted. The same instructions for
 // every width, whose tables differ.
 
-// Eight levels of up to eight bits, in lanes of 16 bits: which bytes a lane takes, and how far they are
-// shifted left.
+// Eight levels of up to eight bits, in lanes of 16 bits: which bytes a lane takes, how far they are shifted
+// (to the right: below zero), and which bits are kept.
 struct ShortTable {
     alignas(16) uint8_t bytes[16];
-    alignas(16) int16_t shifts[8];
+    int16_t shifts[8];
+    uint16_t masks[8];
 };
 
 constexpr int kMostShortWidth = 8;
@@ -19,6 +20,7 @@ struct ShortTables {
             for (int lane = 0; lane < 8; ++lane) {
                 const int bit = lane * width;
                 of[width].shifts[lane] = static_cast<int16_t>(-(bit % 8));
+                of[width].masks[lane] = static_cast<uint16_t>((1 << width) - 1);
                 for (int byte = 0; byte < 2; ++byte)
                     of[width].bytes[lane * 2 + byte] = static_cast<uint8_t>(bit / 8 + byte);
             }
@@ -31,17 +33,17 @@ static constexpr ShortTables kShortTables{};
 struct ShortReader {
     uint8x16_t bytes;
     int16x8_t shifts;
-    uint16x8_t mask;
+    uint16x8_t masks;
 
     DIFFQ_MEMBER explicit ShortReader(int width)
         : bytes(vld1q_u8(kShortTables.of[width].bytes)),
           shifts(vld1q_s16(kShortTables.of[width].shifts)),
-          mask(vdupq_n_u16(static_cast<uint16_t>((1 << width) - 1))) {}
+          masks(vld1q_u16(kShortTables.of[width].masks)) {}
 
     // Sixteen bytes are read.
     DIFFQ_MEMBER uint16x8_t levels(const uint8_t* from) const {
         const uint8x16_t lanes = vqtbl1q_u8(vld1q_u8(from), bytes);
-        return vandq_u16(vshlq_u16(vreinterpretq_u16_u8(lanes), shifts), mask);
+        return vandq_u16(vshlq_u16(vreinterpretq_u16_u8(lanes), shifts), masks);
     }
 
     DIFFQ_MEMBER void take(const uint8_t* from, float32x4_t (&made)[2]) const {

@@ -206,15 +206,15 @@ DIFFQ_INLINE void add_eight(const uint8_t* from, int width, float scale, const f
         sums.add(vmulq_n_f32(levels[half], scale), values + 4 * half, stride, half);
 }
 
-// Segments of eight levels where all have one scale and one offset, which counts once.
+// Segments of eight levels where all have one scale and one offset, which counts once: two segments, whose
+// widths are one byte, at a time.
 template <int kCount>
 DIFFQ_INLINE void multiply_eights_of_one_scale(const PackedRow& row, const RowVectors& vectors,
                                                float* products) {
     const uint8_t* from = row.data;
     const float* values = vectors.values;
     FloatSums<kCount> sums;
-    for (int64_t s = 0; s < row.segments; ++s, values += 8) {
-        const int width = width_of_segment(row.widths, s);
+    const auto take = [&](int width) {
         const float scale = row.scaled[width];
         if (width <= kMostShortWidth) {
             add_eight<kCount, ShortReader>(from, width, scale, values, vectors.stride, sums);
@@ -222,7 +222,14 @@ DIFFQ_INLINE void multiply_eights_of_one_scale(const PackedRow& row, const RowVe
             add_eight<kCount, LongReader>(from, width, scale, values, vectors.stride, sums);
         }
         from += width;
+        values += 8;
+    };
+    for (int64_t s = 0; s + 2 <= row.segments; s += 2) {
+        const int widths = row.widths[s / 2];
+        take((widths & 15) + 1);
+        take((widths >> 4) + 1);
     }
+    if (row.segments % 2 != 0) take(width_of_segment(row.widths, row.segments - 1));
     for (int v = 0; v < kCount; ++v)
         products[v] =
             vaddvq_f32(vaddq_f32(sums.of[v][0], sums.of[v][1])) + row.offsets[0] * vectors.totals[v];

@@ -7,13 +7,14 @@ DIFFQ_INLINE void unpack_segment(const PackedRow& row, int width, int64_t group,
     const Reader reader(width);
     const float32x4_t half = vdupq_n_f32(row.halves[width]), step = vdupq_n_f32(row.steps[width]);
     const float32x4_t scale = vdupq_n_f32(row.scales[group]);
-    const float32x4_t offset = vdupq_n_f32(row.offsets ? row.offsets[group] : 0.0f);
+    const bool has_offset = row.offsets;
+    const float32x4_t offset = vdupq_n_f32(has_offset ? row.offsets[group] : 0.0f);
     for (int64_t i = 0; i < length; i += 8, from += width, values += 8) {
         float32x4_t made[2];
         reader.take(from, made);
         for (float32x4_t& value : made) {
             value = vmulq_f32(vmulq_f32(vsubq_f32(value, half), step), scale);
-            if (row.offsets) value = vaddq_f32(value, offset);
+            if (has_offset) value = vaddq_f32(value, offset);
         }
         if (i + 8 <= length) {
             vst1q_f32(values, made[0]);
