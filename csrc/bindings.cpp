@@ -461,15 +461,16 @@ void bind_inference(py::module_& module) {
     module.def(
         "has_panels",
         [](const RowsTuple& rows, const RowFormTuple& form) {
-            return are_panels_fast() && fit_panels(rows_of(rows, form));
+            const PackedRows given = rows_of(rows, form);
+            return fit_panels(given) && are_panels_fast(given);
         },
         Release());
     module.def(
         "multiply_panels",
-        [](const RowsTuple& rows, const RowFormTuple& form, Address vectors, int64_t count, Address results,
-           int threads) {
-            return multiply_panels(rows_of(rows, form), at<const float>(vectors), count, at<float>(results),
-                                   threads);
+        [](const RowsTuple& rows, const RowFormTuple& form, Address vectors, int64_t count, Address bias,
+           Address results, int threads) {
+            return multiply_panels(rows_of(rows, form), at<const float>(vectors), count,
+                                   at<const float>(bias), at<float>(results), threads);
         },
         Release());
     module.def("has_float_products", &has_float_products);

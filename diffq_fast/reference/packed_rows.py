@@ -208,8 +208,9 @@ def round_activations(vectors: Tensor) -> Tensor:
     columns = vectors.shape[-1]
     blocks = torch.nn.functional.pad(vectors, (0, -columns % BLOCK_COLUMNS)).unflatten(-1, (-1, BLOCK_COLUMNS))
     most = blocks.abs().amax(-1, keepdim=True) if columns else blocks.new_zeros(())
-    unit = torch.where(most.isfinite(), most / MOST_INT8, torch.nan)
-    inverse = torch.where(most.isfinite() & (most >= LEAST_BLOCK), MOST_INT8 / most, 0.0)
+    most_int8 = torch.full_like(most, MOST_INT8)  # of a number and a tensor, torch takes a rounded reciprocal
+    unit = torch.where(most.isfinite(), most / most_int8, torch.nan)
+    inverse = torch.where(most.isfinite() & (most >= LEAST_BLOCK), most_int8 / most, 0.0)
     whole = torch.where(most.isfinite(), (blocks * inverse).round(), 0.0)
     return (whole * unit).flatten(-2)[..., :columns]
 

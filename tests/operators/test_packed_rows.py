@@ -39,9 +39,9 @@ def test_products_equal_those_of_the_weight_to_rounding(name, count):
 
 
 @pytest.mark.parametrize("count", [0, 3, 9, 200])
-@pytest.mark.parametrize("int8", [False, True])
-def test_a_bias_is_added(count, int8):
-    given = Rows("groups of 64 with a scale each", most_width=7)
+@pytest.mark.parametrize(("int8", "most_width"), [(False, 7), (True, 7), (True, 10)])
+def test_a_bias_is_added(count, int8, most_width):
+    given = Rows("groups of 64 with a scale each", most_width=most_width)
     vectors = torch.randn(count, given.form.columns, generator=torch.Generator().manual_seed(1))
     bias = torch.linspace(-3, 3, given.rows)
     product = ops.packed_linear(vectors, *given.arguments(), int8)
@@ -143,6 +143,30 @@ def test_many_vectors_are_rounded_bit_for_bit_as_the_oracle_does(shape, size):
     rounded, expected = torch.full(shape, 3.0), oracle.round_activations(vectors)
     core.round_activations(vectors.data_ptr(), *shape, rounded.data_ptr(), 2)
     torch.testing.assert_close(rounded, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def halves_and_what_is_beside_them():
+    """Blocks whose first element is the largest: the others times 127 over it lie at halves, or as near as floats do,
+    then one float above and below."""
+    most = 0.5 + torch.rand(300, 1, generator=torch.Generator().manual_seed(5))
+    most[:3] = torch.tensor([[127.0], [127 * 2.0**-30], [127 * 2.0**90]])  # exactly at halves
+    halves = ((torch.arange(-126, 126).view(1, 4, 63) + 0.5) * most.view(-1, 1, 1).double() / 127).float()
+    about = [halves, halves.nextafter(torch.tensor(torch.inf)), halves.nextafter(torch.tensor(-torch.inf))]
+    blocks = torch.cat(about, 1)
+    return torch.cat([most.view(-1, 1, 1).expand(-1, 12, 1), blocks], 2).flatten(0, 1)
+
+
+def test_halves_are_rounded_by_the_quotient_and_to_even():
+    """The oracle, and where it is there the core: whole numbers by one division, one product and the rounding of it."""
+    vectors = halves_and_what_is_beside_them()
+    most = vectors[:, :1]
+    inverse, unit = torch.full_like(most, 127.0) / most, most / torch.full_like(most, 127.0)
+    expected = (vectors * inverse).round() * unit
+    assert torch.equal(oracle.round_activations(vectors), expected)
+    if cpu.status()[0]:
+        rounded = torch.empty_like(vectors)
+        core.round_activations(vectors.data_ptr(), *vectors.shape, rounded.data_ptr(), 1)
+        assert torch.equal(rounded, expected)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -244,3 +244,29 @@ def test_the_readmes_table_of_experiments_is_what_is_stored(name, network, figur
         cells.append(figure.format(statistics.mean(run["quality"] for run in runs[label].values())))
         cells.append(f"{statistics.mean(smaller):.1f}×")
     assert f" | {network} | {' | '.join(cells)} |" in README
+
+
+METHODS_OF_ENCODER = {
+    "packed with calibration": "coded, calibrated",
+    "packed without calibration": "coded",
+    "trained to a size, 1,000 steps": "trained, from packed",
+}
+
+
+def test_the_readmes_table_of_a_sentence_encoder_is_what_is_stored():
+    stored = {}
+    for name in ("post_training", "rate_minilm", "minilm_peers"):
+        for path in (ROOT / "benchmarks" / "results").glob(f"experiment_{name}*.json"):
+            for row in json.loads(path.read_text())["rows"]:
+                stored.setdefault((f"{row['bits']:.3f}", f"{row['spearman']:.4f}"), []).append(row)
+    table = README.split("| diffq_fast | bits | correlation | another format | bits | correlation |\n")[1]
+    lines = table.split("\n\n")[0].splitlines()[1:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    kinds, kind = set(), ""
+    for name, bits, correlation, other, other_bits, other_correlation in rows:
+        kind = name or kind
+        kinds.add(kind)
+        assert METHODS_OF_ENCODER[kind] in [row["method"] for row in stored[bits, correlation]]
+        assert other in [row["label"] for row in stored[other_bits, other_correlation]]
+        assert float(bits) <= float(other_bits)
+    assert kinds == METHODS_OF_ENCODER.keys()

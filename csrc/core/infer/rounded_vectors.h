@@ -37,16 +37,6 @@ class RoundedVectors {
         return (fit / kVectorsOfTask + 1) * kVectorsOfTask;
     }
 
-    // What the whole numbers of a vector stand for.
-    void restore(int64_t v, int64_t columns, float* values) const {
-        const int8_t* const whole = whole_.data() + v * stride_;
-        for (int64_t begin = 0; begin < columns; begin += kBlockColumns) {
-            const float unit = units_[static_cast<size_t>(v * blocks_ + begin / kBlockColumns)];
-            const int64_t end = std::min(begin + kBlockColumns, columns);
-            for (int64_t i = begin; i < end; ++i) values[i] = static_cast<float>(whole[i]) * unit;
-        }
-    }
-
     WholeVectors some(int64_t begin, int64_t count) const {
         return {whole_.data() + begin * stride_, stride_, units_.data() + begin * blocks_,
                 sums_.data() + begin * pieces_, count};

@@ -6,15 +6,15 @@
 
 namespace diffq_fast {
 
-// Whether the kernels in use take rows: but for few rows, which are multiplied as floats, no width is above
-// their panels', and segments are whole ones of 32, or one for a row.
+// Whether rows can be multiplied so: segments are whole ones of 32, or one for a row.
 bool fit_panels(const PackedRows& rows);
 
 // Whether the kernels in use do that faster than products of floats are made.
-bool are_panels_fast();
+bool are_panels_fast(const PackedRows& rows);
 
-// multiply_rows() with Activations::int8, for rows that fit_panels().
-bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count, float* results,
-                     int threads);
+// multiply_rows() with Activations::int8, for rows that fit_panels(), and `bias` (of each row, or null)
+// added.
+bool multiply_panels(const PackedRows& rows, const float* vectors, int64_t count, const float* bias,
+                     float* results, int threads);
 
 }  // namespace diffq_fast

@@ -99,11 +99,11 @@ static void finish_writes() {
 // clang-format on
 
 constexpr int kTileVectors = 3;
-DIFFQ_INLINE __m128 sums_of_four(const Float (&sums)[4]) {
+DIFFQ_INLINE FourFloats sums_of_four(const Float (&sums)[4]) {
     const __m256 first = _mm256_hadd_ps((__m256)sums[0], (__m256)sums[1]);
     const __m256 second = _mm256_hadd_ps((__m256)sums[2], (__m256)sums[3]);
     const __m256 halves = _mm256_hadd_ps(first, second);
-    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+    return (FourFloats)_mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
 }
 #include "core/simd/float_products.h"
 

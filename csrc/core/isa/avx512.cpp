@@ -88,7 +88,7 @@ DIFFQ_INLINE __m512i dot_fours(__m512i sums, __m512i levels, __m512i whole) {
     return _mm512_add_epi32(sums, _mm512_add_epi32(_mm512_madd_epi16(even, with_even), pairs));
 }
 // The same for levels of up to seven bits: pairs of products with 127 still fit in 16.
-constexpr PanelForm kPanelForm = {kMostPanelParts, kMostPanelVectors, 7, false, true};
+constexpr PanelForm kPanelForm = {kMostPanelParts, kMostPanelVectors, 7, false, 1.5};
 DIFFQ_INLINE void dot_panel_fours(__m512i& sums, __m512i levels, __m512i whole) {
     const __m512i pairs = _mm512_maddubs_epi16(levels, whole);
     sums = _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
@@ -98,14 +98,14 @@ constexpr int kTileVectors = 6;
 DIFFQ_INLINE __m512 add_pairs(__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
 }
-DIFFQ_INLINE __m128 sums_of_four(const Float (&sums)[4]) {
+DIFFQ_INLINE FourFloats sums_of_four(const Float (&sums)[4]) {
     const __m512d first = _mm512_castps_pd(add_pairs((__m512)sums[0], (__m512)sums[1]));
     const __m512d second = _mm512_castps_pd(add_pairs((__m512)sums[2], (__m512)sums[3]));
     const __m512 quarters = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(first, second)),
                                           _mm512_castpd_ps(_mm512_unpackhi_pd(first, second)));
     const __m256 halves =
         _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+    return (FourFloats)_mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
 }
 
 #include "core/simd/algorithms.h"
@@ -114,6 +114,7 @@ DIFFQ_INLINE __m128 sums_of_four(const Float (&sums)[4]) {
 #include "core/simd/eight_products.h"
 #include "core/simd/packed_rows.h"
 #include "core/simd/wide_levels.h"
+#include "core/simd/byte_levels.h"
 #include "core/simd/wide_rows.h"
 #include "core/simd/wide_pieces.h"
 #include "core/simd/pieces.h"

@@ -16,6 +16,7 @@
 #include <avx512dqintrin.h>
 #include <avx512vldqintrin.h>
 #include <avx512vnniintrin.h>
+#include <avx512vbmiintrin.h>
 // clang-format on
 #endif
 

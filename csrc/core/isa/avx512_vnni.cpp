@@ -25,7 +25,7 @@ constexpr int kLanes = 16;
 DIFFQ_INLINE __m512i dot_fours(__m512i sums, __m512i levels, __m512i whole) {
     return _mm512_dpbusd_epi32(sums, levels, whole);
 }
-constexpr PanelForm kPanelForm = {kMostPanelParts, kMostPanelVectors, 8, false, true};
+constexpr PanelForm kPanelForm = {kMostPanelParts, kMostPanelVectors, 8, false, 2.5};
 // In loops over twelve sums, GCC 12 moves each one twice around the intrinsic.
 DIFFQ_INLINE void dot_panel_fours(__m512i& sums, __m512i levels, __m512i whole) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(levels), "v"(whole));
@@ -37,6 +37,7 @@ DIFFQ_INLINE void dot_panel_fours(__m512i& sums, __m512i levels, __m512i whole) 
 #include "core/simd/eights.h"
 #include "core/simd/eight_products.h"
 #include "core/simd/wide_levels.h"
+#include "core/simd/byte_levels.h"
 #include "core/simd/wide_pieces.h"
 #include "core/simd/pieces.h"
 #include "core/simd/eight_pairs.h"

@@ -139,12 +139,13 @@ constexpr int64_t kMostVectors = 8;
 
 // Parts of kPanelRows rows of levels, unpacked: levels [parts][blocks][kBlockColumns / 4][kPanelRows][4],
 // four columns of one row after the other. Pieces of `piece` columns (32 or 64) of a row have one width; a
-// level stands for level * scale + offset, scales and offsets [parts][pieces][kPanelRows]. widest
-// [parts][pieces]: the largest width of a row's, where the kernels ask for it.
+// level stands for level * scale + offset, scales and offsets [parts][pieces][kPanelRows]. begins
+// [parts][kPanelRows]: what a row's products are added to. widest [parts][pieces]: the largest width of a
+// row's, where the kernels ask for it.
 constexpr int64_t kPanelRows = 16, kMostPanelParts = 2, kMostPanelVectors = 6;
 struct RowPanel {
     const uint8_t* levels;
-    const float *scales, *offsets;
+    const float *scales, *offsets, *begins;
     const uint8_t* widest;
     int64_t blocks, piece;
 };
@@ -159,11 +160,12 @@ struct WholeVectors {
 };
 
 // What panels a set of kernels takes: of how many parts, vectors at once, levels of up to so many bits;
-// whether it looks at the widest levels of pieces, and whether that is faster than floats are.
+// whether it looks at the widest levels of pieces, and how many products of one take as long as one of floats.
 struct PanelForm {
     int64_t parts, vectors;
     int most_width;
-    bool asks_for_widest, fast;
+    bool asks_for_widest;
+    double passes;
 };
 
 // Floats in rows that are `stride` apart.
@@ -267,6 +269,7 @@ const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_vnni_kernels();
+const Kernels* avx512_vbmi_kernels();
 const Kernels* neon_kernels();
 
 }  // namespace diffq_fast

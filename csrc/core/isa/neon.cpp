@@ -73,10 +73,23 @@ DIFFQ_INLINE void store_past_cache(Float value, float* to) {
 
 static void finish_writes() {}
 
+constexpr int kTileVectors = 6;
+DIFFQ_INLINE FourFloats sums_of_four(const Float (&sums)[4]) {
+    const float32x4_t first = vpaddq_f32((float32x4_t)sums[0], (float32x4_t)sums[1]);
+    const float32x4_t second = vpaddq_f32((float32x4_t)sums[2], (float32x4_t)sums[3]);
+    return (FourFloats)vpaddq_f32(first, second);
+}
+
 // clang-format off
 #include "core/simd/algorithms.h"
-#include "core/scalar/whole_rows.h"
-#include "core/scalar/row_panels.h"
+#include "core/simd/segments.h"
+#include "core/simd/narrow_levels.h"
+#include "core/simd/narrow_rows.h"
+#include "core/scalar/pieces.h"
+#include "core/simd/pieces.h"
+#include "core/simd/narrow_products.h"
+#include "core/simd/narrow_panels.h"
+#include "core/simd/float_products.h"
 #include "core/simd/table.h"
 // clang-format on
 

@@ -29,10 +29,11 @@ struct Feature {
 };
 
 constexpr Feature kFeatures[] = {
-    {"sse4.2", 1, ecx, 20, kBase},  {"popcnt", 1, ecx, 23, kBase},  {"avx", 1, ecx, 28, kYmm},
-    {"f16c", 1, ecx, 29, kYmm},     {"fma", 1, ecx, 12, kYmm},      {"avx2", 7, ebx, 5, kYmm},
-    {"bmi2", 7, ebx, 8, kBase},     {"avx512f", 7, ebx, 16, kZmm},  {"avx512dq", 7, ebx, 17, kZmm},
-    {"avx512bw", 7, ebx, 30, kZmm}, {"avx512vl", 7, ebx, 31, kZmm}, {"avx512vnni", 7, ecx, 11, kZmm},
+    {"sse4.2", 1, ecx, 20, kBase},   {"popcnt", 1, ecx, 23, kBase},  {"avx", 1, ecx, 28, kYmm},
+    {"f16c", 1, ecx, 29, kYmm},      {"fma", 1, ecx, 12, kYmm},      {"avx2", 7, ebx, 5, kYmm},
+    {"bmi2", 7, ebx, 8, kBase},      {"avx512f", 7, ebx, 16, kZmm},  {"avx512dq", 7, ebx, 17, kZmm},
+    {"avx512bw", 7, ebx, 30, kZmm},  {"avx512vl", 7, ebx, 31, kZmm}, {"avx512vnni", 7, ecx, 11, kZmm},
+    {"avx512vbmi", 7, ecx, 1, kZmm},
 };
 
 bool cpuid_has(const Feature& feature) {

@@ -19,6 +19,7 @@ std::vector<const Kernels*> find_supported() {
     add(avx2_kernels, cpu_has(DIFFQ_AVX2_FEATURES));
     add(avx512_kernels, cpu_has(DIFFQ_AVX512_FEATURES));
     add(avx512_vnni_kernels, cpu_has(DIFFQ_AVX512_VNNI_FEATURES));
+    add(avx512_vbmi_kernels, cpu_has(DIFFQ_AVX512_VBMI_FEATURES));
     return supported;
 }
 

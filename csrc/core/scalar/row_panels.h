@@ -1,6 +1,6 @@
 // Products of panels of rows with vectors of whole numbers, see RowPanel: the definition.
 
-constexpr PanelForm kPanelForm = {1, 3, 8, false, false};
+constexpr PanelForm kPanelForm = {1, 3, 8, false, 0};
 
 static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
     const uint8_t* segment = row.data;
@@ -31,7 +31,7 @@ static void multiply_panel(const RowPanel& panel, const WholeVectors& vectors, f
                            int64_t stride) {
     const int64_t of_block = kBlockColumns / panel.piece;
     for (int64_t v = 0; v < vectors.count; ++v, products += stride) {
-        std::fill(products, products + kPanelRows, 0.0f);
+        std::copy(panel.begins, panel.begins + kPanelRows, products);
         for (int64_t p = 0; p < panel.blocks * of_block; ++p) {
             const int64_t begin = p * panel.piece, at = p * kPanelRows;
             int32_t sums[kPanelRows] = {};

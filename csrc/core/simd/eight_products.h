@@ -1,19 +1,12 @@
 // Products of rows with vectors, eight levels at a time, and what their offsets add.
 
+#include "core/simd/segments.h"
+
 DIFFQ_INLINE float sum_of_eight(__m256 value) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
-
-// What a level of a segment stands for is level * scale + offset.
-struct RowScale {
-    float scale, offset;
-
-    DIFFQ_MEMBER RowScale(const PackedRow& row, int width, int64_t group)
-        : scale(row.steps[width] * row.scales[group]),
-          offset(row.offsets ? row.offsets[group] : -row.halves[width] * scale) {}
-};
 
 // Segments of whole eights: each eight becomes a vector of weights, so that nothing has to be summed up
 // between segments.

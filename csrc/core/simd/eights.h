@@ -52,8 +52,3 @@ constexpr int64_t kRowAhead = 2048;
 DIFFQ_INLINE void ask_for_row(const uint8_t* from) {
     _mm_prefetch(reinterpret_cast<const char*>(from + kRowAhead), _MM_HINT_T0);
 }
-
-// Segments that are no whole eights, before others: those of weights whose rows do not begin with a group.
-DIFFQ_INLINE bool has_broken_eights(const PackedRow& row) {
-    return row.segment % 8 != 0 && row.segments > 1;
-}

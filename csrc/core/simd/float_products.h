@@ -17,7 +17,7 @@ struct FloatTile {
 template <int kCount>
 static void multiply_tile(const FloatTile& tile) {
     Float zero = splat(0.0f), sums[kCount][kTileRows];
-    __asm__("" : "+x"(zero));  // GCC would clear memory
+    __asm__("" : DIFFQ_IN_REGISTER(zero));  // GCC would clear memory
     for (int v = 0; v < kCount; ++v)
         for (int r = 0; r < kTileRows; ++r) sums[v][r] = zero;
     for (int64_t i = 0; i < tile.columns; i += kLanes) {
@@ -30,8 +30,8 @@ static void multiply_tile(const FloatTile& tile) {
     }
     for (int v = 0; v < kCount; ++v) {
         float* const to = tile.products + v * tile.apart;
-        const __m128 found = sums_of_four(sums[v]);
-        _mm_storeu_ps(to, tile.is_first ? found : _mm_add_ps(found, _mm_loadu_ps(to)));
+        const FourFloats found = sums_of_four(sums[v]);
+        store(tile.is_first ? found : found + load_as<FourFloats>(to), to);
     }
 }
 

@@ -8,7 +8,7 @@
 //   sums    |a0x0 + ... + a3x3      | ...   32 bits
 
 constexpr int kMostPanelWidth = 7;  // pairs of products with 127 still fit in 16 bits
-constexpr PanelForm kPanelForm = {1, 3, kMostPanelWidth, true, true};
+constexpr PanelForm kPanelForm = {1, 3, kMostPanelWidth, true, 1.5};
 
 static void unpack_bytes(const PackedRow& row, uint8_t* levels) {
     const uint8_t* from = row.data;
@@ -96,7 +96,8 @@ static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vecto
     const uint8_t* levels = panel.levels;
     const int8_t* whole = vectors.whole;
     __m256 totals[kCount][2];
-    for (int v = 0; v < kCount; ++v) totals[v][0] = totals[v][1] = _mm256_setzero_ps();
+    for (int v = 0; v < kCount; ++v)
+        for (int h = 0; h < 2; ++h) totals[v][h] = _mm256_loadu_ps(panel.begins + 8 * h);
     for (int64_t block = 0, p = 0; block < panel.blocks; ++block) {
         __m256 found[kCount][2];
         for (int v = 0; v < kCount; ++v) found[v][0] = found[v][1] = _mm256_setzero_ps();

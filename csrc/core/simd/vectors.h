@@ -18,6 +18,7 @@ typedef uint64_t Wide __attribute__((vector_size(4 * kLanes)));  // kLanes / 2
 typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
 typedef float FewFloats __attribute__((vector_size(2 * kLanes)));  // kLanes / 2
 typedef double Doubles __attribute__((vector_size(4 * kLanes)));
+typedef float FourFloats __attribute__((vector_size(16)));
 
 template <typename Vector, typename Item>
 DIFFQ_INLINE Vector load_as(const Item* from) {

@@ -30,7 +30,8 @@ static void multiply_panel_with(const RowPanel& panel, const WholeVectors& vecto
     const int64_t of_block = kBlockColumns / panel.piece, pieces = panel.blocks * of_block;
     const int64_t part = panel.blocks * kBlockColumns * kPanelRows;
     __m512 totals[kMostPanelParts][kCount];
-    for (int h = 0; h < kMostPanelParts; ++h) set_zero(totals[h]);
+    for (int h = 0; h < kMostPanelParts; ++h)
+        for (int v = 0; v < kCount; ++v) totals[h][v] = _mm512_loadu_ps(panel.begins + h * kPanelRows);
     for (int64_t p = 0; p < pieces; ++p) {
         const int64_t begin = p * panel.piece;
         __m512i sums[kMostPanelParts][kCount];

@@ -5,6 +5,7 @@
 #include "core/infer/packed_rows.h"
 #include "core/infer/row_panels.h"
 #include "core/infer/unpacked_rows.h"
+#include "core/isa/targets.h"
 #include "core/runtime/dispatch.h"
 #include "tests/check.h"
 
@@ -101,13 +102,14 @@ void round_to_int8(float* vector, int64_t columns) {
     }
 }
 
-// To rounding. The vectors are those that were multiplied, rounded where they are.
+// To rounding. The vectors are those that were multiplied, rounded where they are. bias: what was added, if
+// anything.
 void check_products(const Weight& weight, const std::vector<float>& vectors,
-                    const std::vector<float>& products) {
+                    const std::vector<float>& products, const std::vector<float>& bias = {}) {
     const int64_t rows = weight.rows_.rows, columns = weight.rows_.columns;
     for (int64_t v = 0; v < static_cast<int64_t>(vectors.size()) / columns; ++v) {
         for (int64_t r = 0; r < rows; ++r) {
-            double product = 0, size = 0;
+            double product = bias.empty() ? 0 : bias[static_cast<size_t>(r)], size = std::fabs(product);
             for (int64_t c = 0; c < columns; ++c) {
                 const double x = vectors[static_cast<size_t>(v * columns + c)];
                 const double w = weight.values[static_cast<size_t>(r * columns + c)];
@@ -142,8 +144,12 @@ void check(const Shape& shape, LevelMeaning meaning, Activations activations, Wi
         }
         if (activations == Activations::exact || !fit_panels(weight.rows_)) continue;
         std::fill(products.begin(), products.end(), NAN);
-        CHECK(multiply_panels(weight.rows_, given.data(), count, products.data(), 2));
+        CHECK(multiply_panels(weight.rows_, given.data(), count, nullptr, products.data(), 2));
         check_products(weight, vectors, products);
+        const std::vector<float> bias = random_floats(shape.rows, 5);
+        std::fill(products.begin(), products.end(), NAN);
+        CHECK(multiply_panels(weight.rows_, given.data(), count, bias.data(), products.data(), 2));
+        check_products(weight, vectors, products, bias);
     }
 }
 
@@ -187,7 +193,7 @@ void check_exact(const Shape& shape, int width) {
             CHECK(products == expected);
         }
         if (!fit_panels(weight.rows_)) continue;
-        CHECK(multiply_panels(weight.rows_, vectors.data(), count, products.data(), 2));
+        CHECK(multiply_panels(weight.rows_, vectors.data(), count, nullptr, products.data(), 2));
         CHECK(products == expected);
     }
 }
@@ -204,18 +210,33 @@ void whole_numbers_have_the_same_products_on_every_instruction_set() {
     }
 }
 
-// A panel leaves out rows that are too wide for it, where they are few.
-void few_rows_that_are_too_wide_are_multiplied_beside_panels() {
+// The rows of one panel have one digit, two and three.
+void levels_that_are_too_wide_for_panels_are_multiplied_digit_by_digit() {
     for (const Kernels* kernels : supported_kernels()) {
         CHECK(use_kernels(kernels->name));
-        CHECK(!fit_panels(Weight(127, 128, 64, 0, {true, 0}, {3, 6, 2}).rows_));
-        const Weight weight(128, 128, 64, 64, {false, 0}, {3, 6, 2});
-        CHECK(fit_panels(weight.rows_));
-        const std::vector<float> given = random_floats(9 * 128, 3);
-        std::vector<float> vectors = given, products(9 * 128);
-        CHECK(multiply_panels(weight.rows_, given.data(), 9, products.data(), 2));
-        for (int64_t v = 0; v < 9; ++v) round_to_int8(vectors.data() + v * 128, 128);
-        check_products(weight, vectors, products);
+        for (const Shape& shape :
+             {Shape{128, 128, 64, 64}, Shape{45, 192, 32, 192}, Shape{33, 100, 100, 100}}) {
+            const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, {false, 0},
+                                {3, 6, 16});
+            const std::vector<float> given = random_floats(13 * shape.columns, 3);
+            std::vector<float> vectors = given, products(static_cast<size_t>(13 * shape.rows));
+            CHECK(multiply_panels(weight.rows_, given.data(), 13, nullptr, products.data(), 2));
+            for (int64_t v = 0; v < 13; ++v) round_to_int8(vectors.data() + v * shape.columns, shape.columns);
+            check_products(weight, vectors, products);
+        }
+    }
+}
+
+// Where all levels are wide, every panel is multiplied as often as they have digits.
+void panels_are_fast_where_few_products_stand_for_one_of_floats() {
+    for (const Kernels* kernels : supported_kernels()) {
+        CHECK(use_kernels(kernels->name));
+        const PanelForm form = kernels->panels;
+        for (int width = 1; width <= kMaxWidth; ++width) {
+            const int digits = (width + form.most_width - 1) / form.most_width;
+            CHECK(are_panels_fast(Weight(40, 64, 64, 0, {true, 0}, {width, width}).rows_) ==
+                  (digits <= form.passes));
+        }
     }
 }
 
@@ -231,7 +252,7 @@ void extreme_levels_do_not_overflow() {
                 const std::vector<float> vectors(static_cast<size_t>(5 * 192), sign * 127.0f);
                 std::vector<float> products(static_cast<size_t>(5 * 17));
                 CHECK(fit_panels(weight.rows_));
-                CHECK(multiply_panels(weight.rows_, vectors.data(), 5, products.data(), 1));
+                CHECK(multiply_panels(weight.rows_, vectors.data(), 5, nullptr, products.data(), 1));
                 check_products(weight, vectors, products);
             }
         }
@@ -239,9 +260,7 @@ void extreme_levels_do_not_overflow() {
 }
 
 void rows_that_fit_no_panels_are_told() {
-    for (int width = 1; width <= kMaxWidth; ++width)
-        CHECK(fit_panels(Weight(3, 192, 64, 0, {true, 0}, {width, width}).rows_) ==
-              (width <= kernels().panels.most_width));
+    CHECK(fit_panels(Weight(3, 192, 64, 0, {true, 0}, {1, kMaxWidth}).rows_));
     CHECK(!fit_panels(Weight(2, 48, 16, 0, {true, 0}, {4, 4}).rows_));
     CHECK(fit_panels(Weight(2, 33, 33, 0, {true, 0}, {7, 7}).rows_));
 }
@@ -261,6 +280,40 @@ void every_instruction_set_unpacks_and_multiplies() {
     }
 }
 
+// Vectors of lanes add up in another order than scalar code, which the last bits of products tell: those of
+// the same bits everywhere would be made by the same code.
+void every_set_of_vectors_has_products_of_its_own() {
+    const Kernels* const scalar = supported_kernels().front();
+    CHECK(std::string(scalar->name) == "scalar" && scalar->multiply_floats == nullptr);
+#if defined(__aarch64__) && defined(DIFFQ_NEON_VECTORS)
+    CHECK(supported_kernels().size() == 2 && std::string(supported_kernels().back()->name) == "neon");
+#endif
+    for (const Shape& shape : {Shape{40, 512, 64, 64}, Shape{40, 512, 64, 0}, Shape{40, 512, 32, 32},
+                               Shape{40, 512, 8, 0}, Shape{40, 512, 8, 8}}) {
+        for (const int width : {2, 4, 5, 12}) {
+            const Weight weight(shape.rows, shape.columns, shape.segment, shape.group_size, {false, 0},
+                                {width, width});
+            for (const Activations activations : {Activations::exact, Activations::int8}) {
+                for (const int64_t count : {1, 2, 3, 4}) {
+                    const std::vector<float> vectors = random_floats(count * shape.columns, 3);
+                    std::vector<float> expected(static_cast<size_t>(count * shape.rows)), products = expected;
+                    const auto multiply = [&](const Kernels* kernels, std::vector<float>& to) {
+                        CHECK(use_kernels(kernels->name));
+                        CHECK(multiply_rows(weight.rows_, vectors.data(), count, activations, to.data(), 1));
+                    };
+                    multiply(scalar, expected);
+                    for (const Kernels* kernels : supported_kernels()) {
+                        if (kernels == scalar) continue;
+                        multiply(kernels, products);
+                        CHECK(products != expected);
+                        CHECK(kernels->multiply_floats != nullptr);
+                    }
+                }
+            }
+        }
+    }
+}
+
 void rows_outside_of_their_data_are_refused() {
     Weight weight(4, 64, 32, 0, {false, 0}, {1, 4});
     const std::vector<float> vector = random_floats(64, 1);
@@ -271,7 +324,7 @@ void rows_outside_of_their_data_are_refused() {
     CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
     std::vector<float> many(4 * 9);
     const std::vector<float> vectors = random_floats(9 * 64, 1);
-    CHECK(!multiply_panels(weight.rows_, vectors.data(), 9, many.data(), 2));
+    CHECK(!multiply_panels(weight.rows_, vectors.data(), 9, nullptr, many.data(), 2));
     CHECK(!has_float_products() || !multiply_unpacked(weight.rows_, vectors.data(), 9, many.data(), 2));
     weight.starts[2] = weight.starts[4];
     CHECK(!multiply_rows(weight.rows_, vector.data(), 1, Activations::exact, results.data(), 2));
@@ -312,6 +365,7 @@ void levels_and_widths_that_do_not_fit_are_told() {
 }  // namespace
 
 RUN_TESTS(packing_gives_the_same_data, levels_and_widths_that_do_not_fit_are_told,
-          every_instruction_set_unpacks_and_multiplies, rows_that_fit_no_panels_are_told,
-          whole_numbers_have_the_same_products_on_every_instruction_set,
-          few_rows_that_are_too_wide_are_multiplied_beside_panels, rows_outside_of_their_data_are_refused)
+          every_instruction_set_unpacks_and_multiplies, every_set_of_vectors_has_products_of_its_own,
+          rows_that_fit_no_panels_are_told, whole_numbers_have_the_same_products_on_every_instruction_set,
+          levels_that_are_too_wide_for_panels_are_multiplied_digit_by_digit,
+          panels_are_fast_where_few_products_stand_for_one_of_floats, rows_outside_of_their_data_are_refused)

@@ -197,6 +197,28 @@ void activations_are_rounded_the_same() {
     }
 }
 
+// Values that times 127 over the largest one lie at halves, or as near as floats do, and the floats beside
+// them: one division, one product and the rounding of it to even.
+void activations_at_halves_are_rounded_the_same() {
+    for (const float most : {127.0f, 127 * 0x1p-30f, 1.0f, 0.7f, 1.3f, 0x1.555554p-1f}) {
+        for (int first = -126; first < 126; first += 63) {
+            for (const float beyond : {0.0f, INFINITY, -INFINITY}) {
+                std::vector<float> values{most};
+                for (int k = first; k < first + 63; ++k) {
+                    const auto half = static_cast<float>((k + 0.5) * most / 127);
+                    values.push_back(beyond == 0 ? half : std::nextafter(half, beyond));
+                }
+                const float inverse = 127 / most;
+                check_same<int8_t>(kBlockColumns, [&](const Kernels& kernels, int8_t* whole) {
+                    CHECK(kernels.round_block(values.data(), kBlockColumns, whole) == most / 127);
+                    for (size_t i = 0; i < values.size(); ++i)
+                        CHECK(static_cast<float>(whole[i]) == std::nearbyint(values[i] * inverse));
+                });
+            }
+        }
+    }
+}
+
 void noisy_weights_and_products_are_the_same() {
     for (NoiseRun run : noise_runs(NoiseKind::uniform)) {
         const auto values = random_floats(run.span.count, 1),
@@ -449,7 +471,8 @@ void only_supported_kernels_can_be_used() {
 
 }  // namespace
 
-RUN_TESTS(activations_are_rounded_the_same, uniform_noise_is_the_same, gaussian_noise_is_nearly_the_same,
+RUN_TESTS(activations_are_rounded_the_same, activations_at_halves_are_rounded_the_same,
+          uniform_noise_is_the_same, gaussian_noise_is_nearly_the_same,
           steps_and_logit_gradients_are_the_same, sums_of_bits_are_nearly_exact,
           gradients_of_bits_are_nearly_exact, nan_logits_are_seen, noisy_weights_and_products_are_the_same,
           sums_are_the_same, ranges_are_the_same, halves_are_the_same, levels_are_the_same,

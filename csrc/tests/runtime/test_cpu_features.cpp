@@ -27,6 +27,7 @@ void kernels_are_chosen_by_what_they_are_compiled_for() {
     CHECK(runs("avx2") == (avx2_kernels() != nullptr && cpu_has(DIFFQ_AVX2_FEATURES)));
     CHECK(runs("avx512") == (avx512_kernels() != nullptr && cpu_has(DIFFQ_AVX512_FEATURES)));
     CHECK(runs("avx512_vnni") == (avx512_vnni_kernels() != nullptr && cpu_has(DIFFQ_AVX512_VNNI_FEATURES)));
+    CHECK(runs("avx512_vbmi") == (avx512_vbmi_kernels() != nullptr && cpu_has(DIFFQ_AVX512_VBMI_FEATURES)));
 }
 
 #ifdef DIFFQ_X86_VECTORS
@@ -48,6 +49,7 @@ void features_are_those_that_the_compiler_finds() {
     CHECK_FEATURE("avx512bw");
     CHECK_FEATURE("avx512vl");
     CHECK_FEATURE("avx512vnni");
+    CHECK_FEATURE("avx512vbmi");
 }
 
 DIFFQ_BEGIN_TARGET(DIFFQ_AVX2_FEATURES)

@@ -65,7 +65,8 @@ def packed_linear(input, data, starts, widths, scales, offsets, form, int8=False
     if number <= MOST_VECTORS:
         results = _multiplied(core.multiply_rows, given, vectors, int8)
     elif int8 and core.has_panels(*given):
-        results = _multiplied(core.multiply_panels, given, vectors)
+        bias = None if bias is None else bias.contiguous()
+        results, added = _multiplied(core.multiply_panels, given, vectors, 0 if bias is None else bias.data_ptr()), None
     else:
         vectors = _rounded(vectors) if int8 else vectors
         if number <= MOST_OF_CORE and columns <= MOST_COLUMNS_OF_CORE and core.has_float_products():
@@ -97,7 +98,7 @@ def _guarded_bias(bias: Tensor | None, count: int) -> Tensor | None:
 
 
 def _multiplied(
-    product: Callable[..., bool], rows: tuple[tuple[int, ...], tuple], vectors: Tensor, *how: bool
+    product: Callable[..., bool], rows: tuple[tuple[int, ...], tuple], vectors: Tensor, *how: int
 ) -> Tensor:
     """By a function of the core: packed rows as they are, or with many vectors some unpacked rows at a time."""
     results = empty([len(vectors), rows[0][-1]], torch.float32)
