@@ -53,6 +53,7 @@ def passes(group_size, per_group=False, counts=(8712, 9)):
     exact here, so that the lowest bit of a fraction of noise shows."""
     weights, grads = make(counts), make(counts, seed=3)
     weights[0].clamp_(-2, 2)
+    weights[1].clamp_(-0.5, 0.5)
     grads[0][17] = float("inf")
     logits, streams, options = make_logits(weights, group_size), [3, 4], (group_size, 2.0, 15.0, "bits", "uniform")
     lists, options = (weights, logits, KEY, streams, None), (*options, per_group)
