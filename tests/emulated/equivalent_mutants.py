@@ -6,8 +6,8 @@ import re
 
 from ptx.mutants import Mutant
 
-# Kernels, kind, the instruction as it was, and why the mutant does the same. Texts are matched from their beginning; they
-# may begin with what defines the instruction's last register.
+# Kernels, kind, the instruction as it was, and why the mutant does the same. Texts are matched from their beginning, and
+# may have before the instruction the one that defines its last register.
 EQUIVALENT = [
     (
         ".*",
