@@ -6,8 +6,8 @@ import re
 
 from ptx.mutants import Mutant
 
-# Kernels, kind, the instruction as it was, and why the mutant does the same. Texts are matched from their beginning, and
-# may have before the instruction the one that defines its last register.
+# Kernels, kind, the instruction as it was, and why the mutant does the same. Texts are matched from their beginning; the
+# instruction that defines the last register may stand before it.
 EQUIVALENT = [
     (
         ".*",
