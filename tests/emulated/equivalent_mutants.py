@@ -6,8 +6,8 @@ import re
 
 from ptx.mutants import Mutant
 
-# Kernels, kind, the instruction as it was, and why the mutant does the same. Texts are matched from their beginning; the
-# instruction that defines the last register may stand before it.
+# Kernels, kind, the instruction as it was, and why the mutant does the same. Texts are matched from their beginning;
+# before the instruction may stand the one that defines its last register.
 EQUIVALENT = [
     (
         ".*",
