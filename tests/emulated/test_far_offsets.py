@@ -68,7 +68,7 @@ def test_noisy_weights_and_gradients_beyond_two_to_the_31(weight, monkeypatch):
 def test_noisy_weights_of_groups_beyond_two_to_the_31(weight, monkeypatch):
     """Each group's step is that of its own logit; here all of the last ones have the same."""
     monkeypatch.setattr(add_noise, "tensor_ranges", lambda weights: (RANGES, EXTREMES))
-    logits = torch.full((-(-COUNT // 8),), torch.nan)
+    logits = torch.empty(-(-COUNT // 8))
     logits[:4096], logits[FIRST // 8 :] = 0.0, 0.5
     (noisy,), *_ = add_noise.noisy_weights([weight], [logits], KEY, [3], options_of(8))
     step = steps_of([torch.tensor([0.5])], options_of(0))

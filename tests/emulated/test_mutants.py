@@ -18,6 +18,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None and not INTERPRETED
 if HAS_TRITON:
     from emulated.mutation_table import FAILED, judge
     from emulated.subjects import subjects
+    from ptx.approximations import Approximations
     from ptx.mutants import mutants_of, notice, recorded_ptx
 
 # Which checks, the kernel, what is done to it, and where among the places for that.
@@ -34,6 +35,11 @@ FAULTS = [
 ]
 
 
+def exact_emulation():
+    """Whatever ``PTX_APPROXIMATIONS`` asks for: the checks tell one bit of a fraction of noise."""
+    return checked_emulation(90, approximate=Approximations())
+
+
 def test_every_kernel_of_the_backend_has_mutants():
     files = (ROOT / "diffq_fast" / "backends" / "triton").glob("*_kernels.py")
     defined = [name for file in files for name in re.findall(r"^def (\w+_kernel)\(", file.read_text(), re.MULTILINE)]
@@ -43,7 +49,7 @@ def test_every_kernel_of_the_backend_has_mutants():
 
 @pytest.mark.parametrize("name", list(subjects(None)) if HAS_TRITON else [])
 def test_every_kernel_runs_as_compiled(name):
-    with checked_emulation(90) as emulator:
+    with exact_emulation() as emulator:
         subject = subjects(emulator)[name]
         ptx = recorded_ptx(emulator, subject.make())
         assert set(subject.kernels) <= set(ptx)
@@ -52,7 +58,7 @@ def test_every_kernel_runs_as_compiled(name):
 @pytest.mark.parametrize("check", dict.fromkeys(fault[0] for fault in FAULTS))
 def test_faults_are_noticed(check):
     faults = [fault[1:] for fault in FAULTS if fault[0] == check]
-    with checked_emulation(90) as emulator:
+    with exact_emulation() as emulator:
         run = subjects(emulator)[check].make()
         ptx = recorded_ptx(emulator, run)
         assert not emulator.problems.serious()
@@ -63,7 +69,7 @@ def test_faults_are_noticed(check):
 
 def test_a_store_of_what_others_store_is_told_apart():
     """The sum of a piece, which all threads have, is stored by one of them: it does no harm if all do."""
-    with checked_emulation(90) as emulator:
+    with exact_emulation() as emulator:
         run = subjects(emulator)["uniform noise"].make()
         (ptx,) = recorded_ptx(emulator, run)["piece_sums_kernel"]
         (mutant,) = mutants_of(ptx, "mask of a store removed")
@@ -72,7 +78,7 @@ def test_a_store_of_what_others_store_is_told_apart():
 
 def test_each_set_of_arguments_has_mutants_of_its_own():
     """Groups of 8 and of 300 are compiled apart: a fault in the one leaves the other as it is."""
-    with checked_emulation(90) as emulator:
+    with exact_emulation() as emulator:
         run = subjects(emulator)["uniform noise"].make()
         one, other = recorded_ptx(emulator, run)["uniform_noise_kernel"]
         last = [mutants_of(each, "mask of a store removed")[-1] for each in (one, other)]

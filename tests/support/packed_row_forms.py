@@ -15,7 +15,7 @@ FORMS = {
     "groups of 64 with a scale each": (3, 256, 64, 64, True, 0),
     "groups of two rows": (8, 64, 128, 128, True, 0),
     "groups cut by rows": (6, 96, 64, 64, False, 0),
-    "rows that begin within an eight": (6, 27, 8, 8, False, 0),
+    "rows that begin within an eight": (7, 27, 8, 8, False, 0),
     "columns alone": (9, 1, 8, 8, True, 0),
     "a number of levels": (3, 13, 0, 0, False, 11),
     "one scale, centred": (4, 31, 0, 0, True, 0),
