@@ -160,7 +160,8 @@ struct WholeVectors {
 };
 
 // What panels a set of kernels takes: of how many parts, vectors at once, levels of up to so many bits;
-// whether it looks at the widest levels of pieces, and how many products of one take as long as one of floats.
+// whether it looks at the widest levels of pieces, and how many products of one take as long as one of
+// floats.
 struct PanelForm {
     int64_t parts, vectors;
     int most_width;

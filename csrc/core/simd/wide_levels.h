@@ -1,5 +1,6 @@
 // Levels of packed rows in vectors of 512 bits, see core/infer/packed_rows.h: sixteen as floats, the same
-// instructions for every width, whose tables differ; or sixty-four as bytes, of the widths that need no table.
+// instructions for every width, whose tables differ; or sixty-four as bytes, of the widths that need no
+// table.
 
 // Sixteen levels of one width: the bytes that each lane takes of the sixteen from the first level's on, and
 // of those from the ninth's on where a level has more than eight bits; the bits that are kept, and the factor
