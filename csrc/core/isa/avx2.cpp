@@ -95,6 +95,7 @@ static void finish_writes() {
 #include "core/simd/pieces.h"
 #include "core/simd/sixteens.h"
 #include "core/simd/packed_products.h"
+#include "core/simd/four_vectors.h"
 #include "core/simd/row_panels.h"
 // clang-format on
 

@@ -88,6 +88,7 @@ DIFFQ_INLINE FourFloats sums_of_four(const Float (&sums)[4]) {
 #include "core/scalar/pieces.h"
 #include "core/simd/pieces.h"
 #include "core/simd/narrow_products.h"
+#include "core/simd/four_vectors.h"
 #include "core/simd/narrow_panels.h"
 #include "core/simd/float_products.h"
 #include "core/simd/table.h"
