@@ -270,3 +270,8 @@ def test_the_readmes_table_of_a_sentence_encoder_is_what_is_stored():
         assert other in [row["label"] for row in stored[other_bits, other_correlation]]
         assert float(bits) <= float(other_bits)
     assert kinds == METHODS_OF_ENCODER.keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_has_the_marks_of_a_conflict(page):
+    assert not re.search(r"^(<{7}|>{7}) ", page.read_text(encoding="utf-8"), re.MULTILINE)

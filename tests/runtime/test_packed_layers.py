@@ -63,7 +63,7 @@ class Recurrent(nn.Module):
 
 def test_recurrent_layers_unpack_each_weight_once_in_a_forward(tmp_path, monkeypatch):
     plain, packed = both(saved(tmp_path / "file", network=Recurrent), Recurrent)
-    plain.requires_grad_(False)  # as packed weights are: torch may multiply in another order for weights that need gradients
+    plain.requires_grad_(False)  # as packed weights: torch may add up in another order where weights need gradients
     unpacked, unpack = [], PackedWeight.unpack
     monkeypatch.setattr(PackedWeight, "unpack", lambda weight: unpacked.append(id(weight)) or unpack(weight))
     for shape in ((1, 1, 24), (3, 20, 24), (20, 24)):
