@@ -53,7 +53,7 @@ def inputs_of(folder: Path, batch: int) -> Inputs:
 
 def _crepe(linear: bool) -> nn.Module:
     model = crepe.Crepe("tiny").eval()
-    model.most_columns = 2**31 if linear else 0
+    model.as_linear = linear
     return model
 
 
@@ -95,20 +95,16 @@ def _moments_of_frames() -> Path:
     import audio_checkpoints as audio
 
     def made() -> dict[str, Tensor]:
-        model = crepe.pretrained("tiny")
-        model.most_columns = audio.MOST_COLUMNS
-        return diffq_fast.calibrate(model, audio.pitch_batches())
+        return diffq_fast.calibrate(crepe.of_convolutions(crepe.pretrained("tiny")), audio.pitch_batches())
 
     return _kept("crepe_tiny", made)
 
 
 def _moments_of_speech() -> Path:
-    """Of the network whose gates are linear layers, under the names of torch's LSTM."""
     import audio_checkpoints as audio
 
     def made() -> dict[str, Tensor]:
-        found = diffq_fast.calibrate(voice_encoder.pretrained(), audio.speaker_batches())
-        return {voice_encoder.fused_name(key): value for key, value in found.items()}
+        return diffq_fast.calibrate(voice_encoder.pretrained(), audio.speaker_batches())
 
     return _kept("resemblyzer", made)
 
@@ -127,8 +123,8 @@ NETWORKS = {
     "MiniLM": Network(minilm.pretrained, lambda linear: minilm.MiniLM().eval(), _sentences, _moments_of_sentences),
     "CREPE tiny": Network(lambda: crepe.pretrained("tiny"), _crepe, _frames, _moments_of_frames),
     "Resemblyzer": Network(
-        voice_encoder.pretrained_fused,
-        lambda linear: voice_encoder.FusedVoiceEncoder().eval(),
+        voice_encoder.pretrained,
+        lambda linear: voice_encoder.VoiceEncoder().eval(),
         _speech,
         _moments_of_speech,
     ),

@@ -41,7 +41,6 @@ LANGUAGES = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029")
 JUDGED_VOICES = ("m1", "m3", "m7", "f1", "Annie", "Andy", "belinda", "klatt4")
 CALIBRATION_VOICES = ("m2", "m4", "steph", "f4", "Alex", "linda", "paul", "klatt2")
 CLIPS_OF_A_SPEAKER = 2
-MOST_COLUMNS = 2048  # of a convolution that is calibrated: the moments of wider ones take too long for an example
 # Bits all told, of the file, over the checkpoint's floating elements; the most telling rows first.
 ROWS: list[tuple[str, Any]] = [("float32", None), ("coded, calibrated", 2.0), ("GGUF", "Q4_0"), ("coded", 3.0)]
 ROWS += [
@@ -125,7 +124,7 @@ class Checkpoint:
         if not path.exists():
             model = self.subject.pretrained()
             if isinstance(model, crepe.Crepe):
-                model.most_columns = MOST_COLUMNS
+                model = crepe.of_convolutions(model)
             save_calibration(path, diffq_fast.calibrate(model, self.subject.batches()))
         return path
 

