@@ -25,9 +25,9 @@ from experiments.trained_methods import BITS_LR, DIFFQ, HQQ_LR, RANGES, Method, 
 
 FOLDER, RESULTS = Path("build/minilm_trained"), "minilm_trained"
 WEIGHTS_LR = {"QAT": 1e-4, "LSQ": 1e-4, "HQQ, then QAT": 1e-4, "DiffQ": 1e-4}
-METHODS = [Method(name, bits) for name in ("LSQ", "QAT") for bits in (3, 4, 2)]
-METHODS += [Method("HQQ, then QAT", bits, 64) for bits in (2, 3)]
-METHODS += [Method("DiffQ", bits, "tensor") for bits in (3.0, 4.0, 2.5)]
+METHODS = [Method("LSQ", 3), Method("HQQ, then QAT", 2, 64), Method("DiffQ", 3.0, "tensor"), Method("QAT", 4)]
+METHODS += [Method("LSQ", 4), Method("HQQ, then QAT", 3, 64), Method("DiffQ", 4.0, "tensor"), Method("QAT", 3)]
+METHODS += [Method("DiffQ", 3.0, "group"), Method("LSQ", 2), Method("QAT", 2), Method("DiffQ", 2.5, "tensor")]
 
 
 class Settings:

@@ -25,10 +25,10 @@ class HqqLevels(nn.Module):
         self.zero = nn.Parameter(zero.float())
 
     def forward(self, weight: Tensor) -> Tensor:
-        scale = self.log_scale.exp()
-        place = (weight.reshape(-1, self.group) / scale + self.zero).clamp(0, 2**self.bits - 1)
+        scale, zero = _in_float16(self.log_scale.exp()), _in_float16(self.zero)
+        place = (weight.reshape(-1, self.group) / scale + zero).clamp(0, 2**self.bits - 1)
         level = place + (place.round() - place).detach()
-        return ((level - self.zero) * scale).view(weight.shape)
+        return ((level - zero) * scale).view(weight.shape)
 
     @torch.no_grad()
     def stored(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,6 +36,11 @@ class HqqLevels(nn.Module):
         scale, zero = self.log_scale.exp().half(), self.zero.half()
         place = weight.reshape(-1, self.group) / scale.float() + zero.float()
         return place.round().clamp(0, 2**self.bits - 1), scale, zero
+
+
+def _in_float16(values: Tensor) -> Tensor:
+    """As the file has them; their gradients pass."""
+    return values + (values.half().float() - values).detach()
 
 
 def attach_hqq(model: nn.Module, bits: int, group: int) -> list[nn.Parameter]:
