@@ -64,7 +64,6 @@ class ImagesVit(Images):
         bits_rate=5e-2,
         penalties=(1.0, 4.0, 16.0, 60.0),
         coded_times=(8, 12, 16),
-        coded=("rate", "packed"),
     )
 
     def build(self) -> nn.Module:

@@ -27,7 +27,7 @@ class Method:
     """One column of settings; those that a kind does not use stay 0 or at their default. Learned bits are made by
     :func:`diffq` and :func:`size_target`."""
 
-    kind: str  # float32, ptq, qat, lsq, diffq, target, rate or packed
+    kind: str  # float32, ptq, qat, lsq, diffq, target, rate or packed; "taught " before it: with a teacher
     bits: int = 0
     penalty: float = 0.0  # loss per MB
     times: float = 0.0
@@ -38,15 +38,21 @@ class Method:
     renewed: bool = False  # evaluated with batch statistics that were taken anew, with the weights of the evaluation
 
     @property
+    def base(self) -> str:
+        """Its kind without a teacher."""
+        return self.kind.removeprefix("taught ")
+
+    @property
     def label(self) -> str:
         """Its name in tables, and with the seed the name of a run."""
-        return self._trained + (", statistics anew" if self.renewed else "")
+        taught = ", taught" if self.base != self.kind else ""
+        return self._trained + taught + (", statistics anew" if self.renewed else "")
 
     @property
     def _trained(self) -> str:
-        if self.kind in ("diffq", "target"):
-            first = f"DiffQ penalty {self.penalty:g}" if self.kind == "diffq" else f"SizeTarget {self.times:g}x"
-            usual = DIFFQ if self.kind == "diffq" else TARGET
+        if self.base in ("diffq", "target"):
+            first = f"DiffQ penalty {self.penalty:g}" if self.base == "diffq" else f"SizeTarget {self.times:g}x"
+            usual = DIFFQ if self.base == "diffq" else TARGET
             names = {
                 "group_size": f"g={self.group_size}",
                 "noise": self.noise,
@@ -54,8 +60,8 @@ class Method:
                 "straight_through": "straight through" if self.straight_through else "noise to the end",
             }
             return ", ".join([first, *(name for key, name in names.items() if getattr(self, key) != usual[key])])
-        if self.kind in ("rate", "packed"):
-            return f"Rate {self.times:g}x" + (", packed half-way" if self.kind == "packed" else "")
+        if self.base in ("rate", "packed"):
+            return f"Rate {self.times:g}x" + (", packed half-way" if self.base == "packed" else "")
         return "float32" if self.kind == "float32" else f"{self.kind.upper()} {self.bits} bits"
 
     def stored(self) -> dict[str, Any]:
@@ -107,9 +113,9 @@ def diffq(penalty: float, **changed: Any) -> Method:
     return Method("diffq", penalty=penalty, **DIFFQ | changed)
 
 
-def size_target(times: float, **changed: Any) -> Method:
+def size_target(times: float, kind: str = "target", **changed: Any) -> Method:
     """Learned bits led to a size, rounded weights once it is reached."""
-    return Method("target", times=times, **TARGET | changed)
+    return Method(kind, times=times, **TARGET | changed)
 
 
 def core_methods(recipe: Recipe) -> list[Method]:
@@ -119,9 +125,10 @@ def core_methods(recipe: Recipe) -> list[Method]:
 
 
 def coded_methods(recipe: Recipe) -> list[Method]:
-    """RateQuantizer led to coded sizes, or begun with a packing half-way, and the float32 networks that it is held
-    against."""
-    return [Method("float32"), *(Method(kind, times=times) for kind in recipe.coded for times in recipe.coded_times)]
+    """RateQuantizer led to coded sizes, begun with a packing half-way, or with a teacher too; DiffQ with a teacher; and
+    the float32 networks that they are held against."""
+    methods = [Method("float32"), *(Method(kind, times=times) for kind in recipe.coded for times in recipe.coded_times)]
+    return methods + [size_target(times, "taught target") for times in recipe.taught_times]
 
 
 def secondary_methods(recipe: Recipe) -> list[Method]:

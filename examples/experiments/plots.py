@@ -18,6 +18,8 @@ STYLES = {  # colour, marker, name
     "target": ("tab:green", "*", "DiffQ, SizeTarget"),
     "rate": ("tab:red", "P", "coded sizes, SizeTarget"),
     "packed": ("tab:brown", "X", "coded sizes, packed half-way"),
+    "taught packed": ("tab:pink", "X", "the same with a teacher"),
+    "taught target": ("tab:olive", "*", "DiffQ, SizeTarget, with a teacher"),
 }
 SHOWN = 8  # times the aim, below float32: what is worse is marked at the lower edge
 

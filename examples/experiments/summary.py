@@ -12,6 +12,8 @@ from .store import results_path
 from .task import Task
 from .training import expanded
 
+NOT_CODED = ("float32", "ptq")  # what runs beside the coded methods, to hold them against
+
 
 class Result(NamedTuple):
     """One method over its seeds. Sizes in MB; spreads are standard deviations over seeds; the difference from float32
@@ -49,7 +51,7 @@ def summarise(
     `coded`: the runs of RateQuantizer, each held against the float32 run that was trained beside it.
     """
     results = paired(task, rows, renewed)
-    results += [found for found in paired(task, coded or [], renewed) if found.kind in ("rate", "packed")]
+    results += [found for found in paired(task, coded or [], renewed) if found.kind not in NOT_CODED]
     results.sort(key=lambda found: -found.megabytes)
     return [found._replace(on_front=is_on_front(task, found, results)) for found in results]
 

@@ -7,7 +7,8 @@ from .summary import Result
 from .task import Task
 
 AIMED_TIMES = 8.0
-LEARNED = ("diffq", "target", "rate", "packed")  # kinds of methods
+TAUGHT = ("taught target", "taught packed")
+LEARNED = ("diffq", "target", "rate", "packed", *TAUGHT)  # kinds of methods
 NEARLY_AIMED = 7.0  # 4 bits with what is not quantised: counts for the methods of fixed widths in the short table
 
 
@@ -37,11 +38,7 @@ def difference(found: Result) -> str:
 
 def verdict(task: Task, results: list[Result]) -> str:
     """Which learned-bits methods reach the aim: as small as AIMED_TIMES, and not worse by more than `task.aim`."""
-    small = [
-        r
-        for r in results
-        if r.kind in ("diffq", "target", "rate", "packed") and r.times_smaller >= AIMED_TIMES and r.seeds > 1
-    ]
+    small = [r for r in results if r.kind in LEARNED and r.times_smaller >= AIMED_TIMES and r.seeds > 1]
     good = [r for r in small if r.difference >= -task.aim]
     aim = f"at least {AIMED_TIMES:g} times smaller, within {task.aim:g} {task.difference_unit} of float32"
     if not small:
@@ -59,7 +56,7 @@ def short_rows(task: Task, results: list[Result]) -> list[str]:
     Those of fixed widths may be somewhat larger: their 4 bits are the natural rival.
     """
     lines = []
-    for kinds in (("float32",), ("ptq",), ("qat",), ("lsq",), ("diffq", "target"), ("rate", "packed")):
+    for kinds in (("float32",), ("ptq",), ("qat",), ("lsq",), ("diffq", "target"), ("rate", "packed"), TAUGHT):
         rivals = [r for r in results if r.kind in kinds and r.seeds > 1]
         least = {"float32": 0.0} | dict.fromkeys(LEARNED, AIMED_TIMES)
         small = [r for r in rivals if r.times_smaller >= least.get(r.kind, NEARLY_AIMED)]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Recipe:
     bits_rate: float  # peak learning rate of DiffQ's logits
     penalties: tuple[float, ...]  # of DiffQ, loss per MB, from large to small models
     coded_times: tuple[float, ...] = (16,)  # how many times smaller than float32, for RateQuantizer
-    coded: tuple[str, ...] = ("rate",)  # kinds of methods; "packed" needs layers that can be calibrated: linear ones
+    coded: tuple[str, ...] = ("rate", "packed")  # kinds of methods
+    taught_times: tuple[float, ...] = ()  # for DiffQ with a teacher, beside a kind "taught packed"
     packed_group_size: int | None = None  # elements that share a step there: a row of an embedding, if there is one
 
     def shortened(self, share: float) -> "Recipe":
@@ -38,7 +40,7 @@ class Recipe:
 
     def stored(self) -> dict[str, Any]:
         """All that two runs of a table must have in common; further penalties, sizes and methods can be added to it."""
-        added = ("penalties", "coded_times", "coded", "packed_group_size")
+        added = ("penalties", "coded_times", "coded", "taught_times", "packed_group_size")
         return {name: value for name, value in asdict(self).items() if name not in added}
 
 
@@ -68,6 +70,11 @@ class Task(ABC):
     @abstractmethod
     def loss(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """Of one batch, 0-dim."""
+
+    def distance(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """Of the network's output from a teacher's, 0-dim: the divergence of the classes' chances."""
+        logits = (wanted.flatten(0, -2).log_softmax(-1), found.flatten(0, -2).log_softmax(-1))
+        return F.kl_div(logits[1], logits[0], log_target=True, reduction="batchmean")
 
     @abstractmethod
     def scores(self, network: nn.Module) -> np.ndarray:

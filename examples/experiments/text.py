@@ -64,7 +64,8 @@ class Text(Task):
         bits_rate=5e-2,
         penalties=(0.3, 1.0, 3.0, 10.0),
         coded_times=(8, 12, 16),
-        coded=("rate", "packed"),
+        coded=("rate", "packed", "taught packed"),
+        taught_times=(8, 12),
         packed_group_size=80,
     )
 

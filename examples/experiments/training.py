@@ -20,6 +20,7 @@ import diffq_fast
 from .methods import BITS, Attached, Method, attach
 from .packed_start import attach_packed
 from .task import Task, mean_score
+from .teaching import attach_taught
 
 RENEWAL_BATCHES = 40
 RENEWAL_SEED = 7
@@ -75,18 +76,37 @@ def starting_network(task: Task, seed: int, cache: Path, report: Report) -> nn.M
         safetensors.torch.load_model(network, path)
         return network
     train(task, network, seed, task.recipe.start_steps, task.recipe.start_rate, Method("float32"), report)
-    cache.mkdir(parents=True, exist_ok=True)
+    _keep(network, path)
+    return network
+
+
+def finished_network(task: Task, seed: int, cache: Path) -> nn.Module:
+    """The float32 network after all steps, a teacher of others; kept in `cache` too."""
+    path = cache / f"{task.name}_seed{seed}_float32.safetensors"
+    network = starting_network(task, seed, cache, lambda share, text: None)
+    if path.exists():
+        safetensors.torch.load_model(network, path)
+        return network
+    recipe, plain = task.recipe, Method("float32")
+    train(task, network, seed + 1000, recipe.steps, recipe.rate, plain, lambda share, text: None)
+    _keep(network, path)
+    return network
+
+
+def _keep(network: nn.Module, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     safetensors.torch.save_model(network, temporary)
     os.replace(temporary, path)
-    return network
 
 
 def run(task: Task, method: Method, seed: int, cache: Path, report: Report) -> list[dict[str, Any]]:
     """Train with a method; one row, and for float32 also one for each number of bits after training."""
     network = starting_network(task, seed, cache, lambda share, text: None)
+    how = attach_packed(task) if method.base == "packed" else attach
+    if method.base != method.kind:
+        how = attach_taught(task, how, finished_network(task, seed, cache))
     started = time.perf_counter()
-    how = attach_packed(task) if method.kind == "packed" else attach
     attached = train(task, network, seed + 1000, task.recipe.steps, task.recipe.rate, method, report, how)
     seconds = time.perf_counter() - started
     rows = evaluated(task, network, method, seed, attached.quantizer, seconds)

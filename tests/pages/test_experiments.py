@@ -140,6 +140,54 @@ def test_rate_ends_within_its_coded_size(modules, resnet, tmp_path):
     assert trained["megabytes"] < trained["megabytes_on_disk"] < trained["megabytes"] + 0.03
 
 
+def test_a_teacher_is_the_float32_network_after_all_steps(modules, resnet, tmp_path, monkeypatch):
+    """Its outputs are what a taught network is led to, beside its labels, from the same batches as the others."""
+    plain = modules.training.finished_network(resnet, 0, tmp_path)
+    kept = modules.training.finished_network(resnet, 0, tmp_path)
+    assert all(torch.equal(each, kept.state_dict()[name]) for name, each in plain.state_dict().items())
+    rows = modules.training.run(resnet, modules.methods.Method("float32"), 0, tmp_path, quiet)
+    scores = modules.training.mean_score(kept, resnet)
+    assert rows[0]["scores"] == modules.training.compact(scores)
+    told = []
+
+    def distance(found, wanted):
+        assert found.requires_grad
+        assert not wanted.requires_grad
+        told.append((found.detach(), wanted))
+        return 0.0 * found.sum()
+
+    monkeypatch.setattr(resnet, "distance", distance)
+    taught = modules.methods.size_target(8, "taught target")
+    assert taught.label == "SizeTarget 8x, taught"
+    modules.training.run(resnet, taught, 0, tmp_path, quiet)
+    assert len(told) == resnet.recipe.steps
+    kept.eval()
+    batches = resnet.batches(torch.Generator().manual_seed(1000))
+    with torch.no_grad():
+        for found, wanted in told:
+            torch.testing.assert_close(wanted, kept(next(batches)[0]), rtol=1e-4, atol=1e-5)
+            assert not torch.equal(found, wanted)
+
+
+def test_the_distance_from_a_teacher_is_none_from_the_same_output(modules, resnet, music):
+    logits = torch.randn(3, 4, 5, requires_grad=True)
+    assert float(resnet.distance(logits, logits.detach())) == pytest.approx(0, abs=1e-6)
+    moved = logits + torch.randn(3, 4, 5)
+    chances, wanted = moved.softmax(-1), logits.softmax(-1)
+    expected = (wanted * (wanted / chances).log()).sum() / 12
+    torch.testing.assert_close(resnet.distance(moved, logits), expected)
+    assert float(music.distance(torch.ones(2, 3), torch.zeros(2, 3))) == 1.0
+
+
+def test_packed_half_way_with_a_teacher_ends_at_its_size(modules, resnet, tmp_path):
+    resnet.recipe = replace(resnet.recipe, steps=20)
+    method = modules.methods.Method("taught packed", times=8)
+    trained, _ = modules.training.run(resnet, method, 0, tmp_path, quiet)
+    assert trained["label"] == "Rate 8x, packed half-way, taught"
+    asked = modules.mnist.float32_megabytes(resnet.build()) / 8
+    assert 0.97 * asked <= trained["megabytes"] <= asked
+
+
 def test_every_method_trains_from_the_same_network_on_the_same_batches(modules, resnet, tmp_path):
     first = modules.training.starting_network(resnet, 3, tmp_path, quiet).state_dict()
     again = modules.training.starting_network(resnet, 3, tmp_path, quiet).state_dict()
@@ -272,6 +320,8 @@ def test_the_grid_lists_what_is_missing(modules, store, monkeypatch, tmp_path):
     assert labels[0] == "float32"
     assert {"QAT 2 bits", "QAT 8 bits", "LSQ 4 bits", "DiffQ penalty 2", "SizeTarget 12x"} < set(labels)
     assert len(set(labels)) == len(labels) == 1 + 4 + 1 + 4 + 3
+    taught = [method.label for method in modules.methods.coded_methods(modules.text.Text().recipe)][7:]
+    assert taught[2:] == ["Rate 16x, packed half-way, taught", "SizeTarget 8x, taught", "SizeTarget 12x, taught"]
     assert [unit.label for unit in stages[-1]] == [
         *(f"DiffQ penalty 2, {other}" for other in ("g=4", "g=16", "uniform", "g=16, range per group")),
         *(f"SizeTarget 8x, {other}" for other in ("g=8", "gaussian", "noise to the end")),
