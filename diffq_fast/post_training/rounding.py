@@ -17,6 +17,7 @@ from torch import Tensor
 BLOCK_COLUMNS = 64  # whose feedback to the columns behind them is one product
 DAMPING = 0.01  # of the mean of M's diagonal, added to it
 MOST_DAMPING = 10.0
+TRIANGLE = 256  # rows of a triangular matrix whose inverse is found at once
 MOST_LEVEL = (1 << 15) - 1
 
 
@@ -57,18 +58,33 @@ def feedback_of(moments: Tensor, damping: float = DAMPING) -> Feedback:
     count = len(matrix)
     added = damping * mean if mean > 0 else 1.0
     while True:
-        damped = matrix + added * torch.eye(count, dtype=torch.float64, device=matrix.device)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        damped = matrix.flip(0, 1)
+        damped.diagonal().add_(added)
+        lower, failed = torch.linalg.cholesky_ex(damped)  # M = R Rᵀ with R upper: its inverse is Uᵀ U, U = 1 / R
         if not int(failed):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not int(failed) and bool(torch.isfinite(upper).all()):
-            break
+            upper = _inverse_of_upper(lower.flip(0, 1))
+            if bool(torch.isfinite(upper).all()):
+                break
         added *= 10
         if added > MOST_DAMPING * max(mean, 1e-300):
             raise ValueError("feedback_of: the second moments are not positive semidefinite")
     errors = torch.empty(count, dtype=torch.float32, device=matrix.device)
     errors[order] = (1 / upper.diagonal() ** 2).to(torch.float32)
     return Feedback(upper.to(torch.float32), order, errors)
+
+
+def _inverse_of_upper(matrix: Tensor) -> Tensor:
+    """Of an upper triangular matrix: by halves, so that most of it is products."""
+    count = len(matrix)
+    if count <= TRIANGLE:
+        unit = torch.eye(count, dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.solve_triangular(matrix, unit, upper=True)
+    middle = count // 2
+    result = torch.zeros_like(matrix)
+    result[:middle, :middle] = _inverse_of_upper(matrix[:middle, :middle])
+    result[middle:, middle:] = _inverse_of_upper(matrix[middle:, middle:])
+    result[:middle, middle:] = -(result[:middle, :middle] @ matrix[:middle, middle:]) @ result[middle:, middle:]
+    return result
 
 
 def round_weight(

@@ -26,6 +26,10 @@ STYLES = {
     "NNCodec": ("tab:pink", "P"),
     "coded": ("tab:cyan", "o"),
     "coded, calibrated": ("tab:blue", "o"),
+    "LSQ": ("black", "x"),
+    "QAT": ("black", "+"),
+    "DiffQ": ("black", "1"),
+    "HQQ, then QAT": ("black", "2"),
     "trained, from float": ("tab:green", "*"),
     "trained, from packed": ("tab:red", "*"),
 }
@@ -82,6 +86,23 @@ def peer_table(peers: list[Row], ours: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def trained_table(rows: list[Row], ours: list[Row]) -> str:
+    """Every method in so many steps beside the best of RateQuantizer's trainings in as many that is no larger."""
+    lines = ["| method | bits on disk | Spearman | top 1 | recall at 10 | RateQuantizer, as many steps, no larger |"]
+    lines[0] += " bits on disk | Spearman | difference over sentences (95 % interval) | processor, s |"
+    lines.append("|---" * 10 + "|")
+    for row in sorted(rows, key=lambda row: (row["steps"], row["bits"])):
+        fits = [each for each in ours if each["steps"] == row["steps"] and each["bits"] <= row["bits"]]
+        cells = "none so small | | |"
+        if fits:
+            best = max(fits, key=lambda each: each["spearman"])
+            cells = f"{best['label']} | {best['bits']:.3f} | {best['spearman']:.4f} | {paired(best, row)}"
+        lines.append(
+            f"| {row['label']} | {row['bits']:.3f} | {scores(row)} | {cells} | {row['processor_seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def _no_larger(ours: list[Row], peer: Row) -> list[list[Row]]:
     fits = [row for row in ours if row["bits"] <= peer["bits"]]
     kinds = [[row for row in fits if (row["method"] == "coded") == plain] for plain in (True, False)]
@@ -127,12 +148,15 @@ def plot(rows: list[Row]) -> None:
 def put_tables() -> None:
     """Into the docs, from what is stored."""
     packed, trained, peers = (rows_of(name) for name in ("post_training", "rate_minilm", "minilm_peers"))
+    others = rows_of("minilm_trained")
     if packed:
         put(PAGE, "post_training", post_training_table(packed))
     if trained:
         put(PAGE, "rate_minilm", training_table(trained))
     if peers:
         put(PAGE, "minilm_peers", peer_table(peers, [row for row in packed + trained if row["method"] in OURS]))
+    if others:
+        put(PAGE, "minilm_trained", trained_table(others, trained))
     if packed and peers:
         put(SHORT_PAGE, "minilm", short_table(packed + peers))
-    plot(packed + trained + peers)
+    plot(packed + trained + peers + others)

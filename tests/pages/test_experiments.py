@@ -547,10 +547,12 @@ def test_the_tables_of_minilm_are_made_from_what_is_stored(modules, monkeypatch)
     tables = modules.minilm_table
     packed, trained, peers = (tables.rows_of(name) for name in ("post_training", "rate_minilm", "minilm_peers"))
     ours = [row for row in packed + trained if row["method"] in tables.OURS]
+    others = tables.rows_of("minilm_trained")
     for page, mark, made in (
         ("experiments", "post_training", tables.post_training_table(packed)),
         ("experiments", "rate_minilm", tables.training_table(trained)),
         ("experiments", "minilm_peers", tables.peer_table(peers, ours)),
+        ("experiments", "minilm_trained", tables.trained_table(others, trained)),
         ("post_training", "minilm", tables.short_table(packed + peers)),
     ):
         text = (ROOT / "docs" / f"{page}.md").read_text()

@@ -48,6 +48,19 @@ def test_feedback_equals_its_definition(columns):
     assert (levels != expected).float().mean() <= 0.02  # float32 against float64: a value right between two levels
 
 
+@pytest.mark.parametrize("count", [1, 70, 256, 257, 600])
+def test_the_factor_is_that_of_the_inverse(count):
+    values = torch.randn(2 * count, count, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+    moments = values.T @ values
+    feedback = feedback_of(moments, damping=0.0)
+    inverse = torch.linalg.inv(moments[feedback.order][:, feedback.order])
+    assert torch.equal(feedback.upper, feedback.upper.triu())
+    expected = torch.linalg.cholesky(inverse, upper=True)
+    torch.testing.assert_close(feedback.upper.double(), expected, rtol=1e-5, atol=1e-6 * float(expected.max()))
+    errors = feedback.errors[feedback.order].double()
+    torch.testing.assert_close(errors, 1 / expected.diagonal() ** 2, rtol=1e-5, atol=0)
+
+
 def test_feedback_lowers_the_error_of_the_outputs():
     moments, weight, steps = correlated(96), weight_of(32, 96), torch.full((32,), 0.5)
     nearest = round_weight(weight, steps, torch.ones(32))
