@@ -64,11 +64,13 @@ class Gathering:
             seen[id(layer.weight)] = layer.weight
             if isinstance(layer, nn.Embedding):
                 self._embeddings.add(prefix + "weight")
-            stack.callback(layer.register_forward_hook(self._hook(prefix + "weight", moments_of)).remove)
+            hook = self._hook(prefix + "weight", moments_of)
+            stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
 
     def _hook(self, name: str, moments_of: Callable[[Tensor], Moments]) -> Callable[..., Tensor]:
-        def remember(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return self._used(name, output, moments_of(arguments[0].detach()))
+        def remember(layer: nn.Module, given: tuple[Tensor, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+            inputs = given[0] if given else named["x" if "x" in named else "input"]
+            return self._used(name, output, moments_of(inputs.detach()))
 
         return remember
 

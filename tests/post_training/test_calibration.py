@@ -81,6 +81,22 @@ def test_the_model_is_left_as_it_was(model):
     assert found["inner.weight.rows"].min() > 0
 
 
+class ByName(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, values):
+        return self.inner(input=values)
+
+
+def test_a_layer_may_be_called_by_names():
+    inner = nn.Linear(3, 2)
+    found = calibrate(ByName(inner), [torch.eye(3)])
+    expected = calibrate(inner, [torch.eye(3)])
+    assert torch.equal(found["inner.weight.columns"], expected["weight.columns"])
+
+
 def test_the_same_seed_gives_the_same_moments(model):
     first, second, other = (calibrate(model, batches(2), seed=seed) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
