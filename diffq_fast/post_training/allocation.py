@@ -42,8 +42,7 @@ class Sample:
 
     def scaled(self, factor: float) -> Sample:
         """The same with every importance multiplied."""
-        importance = self.sensitivity.importance * factor
-        return replace(self, sensitivity=replace(self.sensitivity, importance=importance))
+        return replace(self, sensitivity=self.sensitivity.scaled(factor))
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,8 @@ def sample_of(name: str, matrix: Tensor, sensitivity: Sensitivity, relative: boo
     every = max(1, matrix.numel() // SAMPLE_ELEMENTS)
     chosen = torch.arange(0, len(matrix), min(every, len(matrix)), dtype=torch.int64, device="cpu")
     smallest = None if sensitivity.smallest is None else sensitivity.smallest[chosen]
-    kept = replace(sensitivity, importance=sensitivity.importance[chosen].clone(), feedback=None, smallest=smallest)
+    importance = sensitivity.importance[chosen].clone()
+    kept = replace(sensitivity, importance=importance, feedback=None, across=None, smallest=smallest)
     return Sample(name, matrix[chosen].clone(), kept, matrix.numel(), len(matrix), relative)
 
 

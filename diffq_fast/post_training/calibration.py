@@ -34,9 +34,9 @@ def calibrate(
     E of the weight costs the sum over rows of ``rows[r] · E[r] @ columns @ E[r]``. For a linear layer columns are the
     second moments of its inputs, and rows those of the gradients at its outputs; for an embedding columns are the
     second moments of the gradients, and rows how often each token occurs, half of it spread over all tokens. A
-    convolution is a linear layer over windows of its input, [channels · taps] each; a transposed one, whose rows are
-    its inputs, has the second moments of the gradients' windows for columns. More than 8,192 columns have the diagonal
-    only, [columns].
+    convolution is a linear layer over windows of its input, [channels · taps] each. Where rows are inputs, as those of
+    a transposed convolution, rows are [rows, rows] and columns [columns]. A matrix of more than 8,192 has its diagonal
+    only.
 
     The gradients are those of ``loss``. Without one they are those of the outputs' products with random vectors, whose
     second moments say how far the outputs themselves move: no labels are needed.

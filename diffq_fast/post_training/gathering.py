@@ -113,7 +113,11 @@ class Gathering:
         for name, (columns, rows, positions) in self._sums.items():
             if name in self._embeddings:
                 rows = (1 - UNSEEN) * rows + UNSEEN * rows.mean()
-            made[name] = {COLUMNS: (columns / max(positions, 1)).cpu(), ROWS: rows.cpu()}
+            if rows.ndim == 2:
+                rows = rows / max(positions, 1)
+            else:
+                columns = columns / max(positions, 1)
+            made[name] = {COLUMNS: columns.cpu(), ROWS: rows.cpu()}
         return made
 
 

@@ -1,9 +1,10 @@
 """What the inputs and the gradients of one layer say of its weight: second moments, summed over the positions.
 
 A weight [rows, columns, …] is a matrix here, its dimensions behind the first one being one. Of a layer whose output at
-a position is ``weight @ x``, an error E costs Σ_r (Σ g_r²) · E_r · mean(x xᵀ) · E_rᵀ, g the gradient at the output: the
-rows are those of the output. Where rows are those of the input (embeddings, transposed convolutions), x and g change
-places.
+a position is ``weight @ x``, an error E costs Σ_r (Σ g_r²) · E_r · mean(x xᵀ) · E_rᵀ, g the gradient at the output.
+Where rows are those of the input, as in transposed convolutions, it costs Σ_c (Σ g_c²) · E_cᵀ · mean(x xᵀ) · E_c, over
+the columns: errors of one output make good for each other. An embedding has one row at a time: there it is the moments
+of the gradient that are worth a matrix.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ MOST_COLUMNS = 8192  # a wider weight gets the diagonal only: 4 bytes · columns
 MOST_WINDOWS = 4096  # of one call of a convolution, at even distances: they overlap, and each has all columns
 MOST_WINDOW_ELEMENTS = 1 << 25  # of those together, at once in memory: 128 MB
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 class Sums(NamedTuple):
-    """columns: [columns, columns] or [columns], summed over so many positions. rows: [rows], over all positions."""
+    """columns: [columns, columns] or [columns]. rows: [rows], or [rows, rows] where columns are a vector. A matrix is a
+    sum over so many positions, and so are columns where both are vectors; the others are sums over all positions."""
 
     columns: Tensor
     rows: Tensor
@@ -48,7 +52,7 @@ def of_transposed_product(inputs: Tensor) -> Moments:
     def moments(gradient: Tensor) -> Sums:
         gradient = _flat(gradient)
         used = _used(gradient)
-        return Sums(_outer(gradient[used]), _flat(inputs)[used].square().sum(0), int(used.sum()))
+        return Sums(gradient.square().sum(0), _outer(_flat(inputs)[used]), int(used.sum()))
 
     return moments
 
@@ -71,7 +75,14 @@ def of_convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> 
         values, outputs = _batched(layer, inputs), _rows(_batched(layer, gradient))
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         windows = _windows(layer, F.pad(values, layer._reversed_padding_repeated_twice, mode))
-        return _of_windows(windows, outputs, _used(outputs), layer.groups)
+        depth = len(layer.kernel_size)
+        places = _used(outputs).nonzero()[:, 0]
+        most = min(MOST_WINDOWS, max(1, MOST_WINDOW_ELEMENTS // windows.shape[depth + 1 :].numel()))
+        chosen = places[:: max(1, -(-len(places) // most))]
+        found = windows[torch.unravel_index(chosen, windows.shape[: depth + 1])]
+        columns, traces = _of_groups(found.flatten(1).unflatten(1, (layer.groups, -1)))
+        rows = outputs.square().sum(0).view(layer.groups, -1) * traces[:, None]
+        return Sums(columns.mean(0), rows.view(-1), len(chosen))
 
     return moments
 
@@ -79,7 +90,10 @@ def of_convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> 
 def of_transposed_convolution(
     layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, inputs: Tensor
 ) -> Moments:
-    """Of a transposed convolution's call: a column is one element of the window that an input writes to."""
+    """Of a transposed convolution's call: a column is one element of the window that an input writes to.
+
+    Groups of inputs have outputs of their own, so that their errors do not make good for each other's.
+    """
 
     def moments(gradient: Tensor) -> Sums:
         values, outputs = _batched(layer, inputs), _batched(layer, gradient)
@@ -89,9 +103,17 @@ def of_transposed_convolution(
             reach = steps * layer.stride[place] + taps * layer.dilation[place] + 1  # of all windows
             left = int(layer.padding[place])
             padding += [left, reach - left - outputs.shape[2 + place]]  # below 0 where no window writes
-        padded = F.pad(outputs, padding)
-        moved = _windows(layer, padded.square().sum(1, keepdim=True)).flatten(len(layer.kernel_size) + 1).sum(-1) > 0
-        return _of_windows(_windows(layer, padded), _rows(values), moved.reshape(-1), layer.groups)
+        depth = len(layer.kernel_size)
+        squares = _windows(layer, F.pad(outputs, padding).square())  # [batch, *windows, channels, *kernel]
+        used = (squares.sum(tuple(range(depth + 1, 2 * depth + 2))) > 0).view(-1)
+        columns = squares.sum(tuple(range(depth + 1))).view(layer.groups, -1)
+        sums = columns.sum(1)
+        shares = sums / sums.mean().clamp(min=TINY)
+        columns = (columns / shares.clamp(min=TINY)[:, None]).mean(0)
+        places = _rows(values)[used].chunk(layer.groups, 1)
+        each = [_outer(group) * share for group, share in zip(places, shares, strict=True)]
+        rows = torch.block_diag(*each) if each[0].ndim == 2 else torch.cat(each)
+        return Sums(columns, rows, int(used.sum()))
 
     return moments
 
@@ -120,24 +142,15 @@ def _windows(layer: Convolution, values: Tensor) -> Tensor:
     return values.movedim(1, count + 1)
 
 
-def _of_windows(windows: Tensor, others: Tensor, used: Tensor, groups: int) -> Sums:
-    """Moments of the windows [batch, *windows, channels, *kernel], and of what each row has at them.
+def _of_groups(windows: Tensor) -> tuple[Tensor, Tensor]:
+    """(moments of each group, all with the same trace, the share of the mean that its own has).
 
-    others: [positions, rows]. used: bool [positions]. Groups of channels have windows of their own, but one matrix is
-    kept for all: the mean of theirs, each with the same trace, and their traces are told by their rows.
+    windows: [positions, groups, columns]. Groups of channels have windows of their own, but one matrix is kept for all.
     """
-    depth = (windows.ndim - 2) // 2
-    places = used.nonzero()[:, 0]
-    most = min(MOST_WINDOWS, max(1, MOST_WINDOW_ELEMENTS // windows.shape[depth + 1 :].numel()))
-    chosen = places[:: max(1, -(-len(places) // most))]
-    found = windows[torch.unravel_index(chosen, windows.shape[: depth + 1])]
-    found = found.flatten(1).unflatten(1, (groups, -1)).transpose(0, 1)
-    each = torch.stack([_outer(group) for group in found])
+    each = torch.stack([_outer(group) for group in windows.unbind(1)])
     traces = each.diagonal(dim1=1, dim2=2).sum(1) if each.ndim == 3 else each.sum(1)
-    shares = traces / traces.mean().clamp(min=torch.finfo(torch.float32).tiny)
-    scaled = each / shares.clamp(min=torch.finfo(torch.float32).tiny).view(-1, *[1] * (each.ndim - 1))
-    rows = others[places].square().sum(0).view(groups, -1) * shares[:, None]
-    return Sums(scaled.mean(0), rows.view(-1), len(chosen))
+    shares = traces / traces.mean().clamp(min=TINY)
+    return each / shares.clamp(min=TINY).view(-1, *[1] * (each.ndim - 1)), shares
 
 
 def _flat(values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -235,8 +235,7 @@ class Packing:
         return sample_of(name, matrix, found, moments is None or moments.rows is None or moments.columns is None)
 
     def _sensitivity(self, name: str, matrix: Tensor, moments: Moments | None) -> Sensitivity:
-        found = sensitivity_of(matrix, moments, name)
-        return replace(found, importance=found.importance * self._factors[name])
+        return sensitivity_of(matrix, moments, name).scaled(self._factors[name])
 
     def _asked_bits(self, name: str) -> float | None:
         return self._selection.override(name)[1]
@@ -264,7 +263,11 @@ def fits_half(tensor: Tensor) -> bool:
 
 
 def _cost(errors: Tensor, sensitivity: Sensitivity, moments: Moments | None) -> float:
-    """The sum over the rows of importance · e M eᵀ."""
+    """The sum over the rows of importance · e M eᵀ, or over the columns."""
+    if sensitivity.across is not None and moments is not None and moments.rows is not None:
+        turned = errors.view(len(moments.rows), -1)
+        each = ((moments.rows.to(torch.float32) @ turned) * turned).sum(0)
+        return float(sensitivity.across.columns @ each) * sensitivity.unit
     columns = None if moments is None else moments.columns
     if columns is None:
         each = errors.square().sum(1)

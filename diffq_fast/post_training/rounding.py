@@ -99,14 +99,17 @@ def round_weight(
 
     Args:
         weight: float32 [rows, columns].
-        steps: float32 [rows].
+        steps: float32 [rows], or [1, columns].
         importance: float32 [rows], what an error of 1 in each row costs; read where there is a price.
         feedback: of the second moments; without it each element is rounded for itself.
         price: of bits; without it levels are the nearest.
     """
+    steps = steps[:, None] if steps.ndim == 1 else steps
+    costs = importance[:, None] * steps * steps
     if feedback is None:
-        return _chosen(weight / steps[:, None], (importance * steps * steps)[:, None], price).to(torch.int32)
-    costs = importance * steps * steps
+        return _chosen(weight / steps, costs, price).to(torch.int32)
+    if steps.shape[1] > 1:
+        steps, costs = steps[:, feedback.order], costs[:, feedback.order]
     columns = weight.shape[1]
     rest = weight[:, feedback.order].contiguous()
     levels = torch.empty(rest.shape, dtype=torch.int32, device=weight.device)
@@ -115,9 +118,10 @@ def round_weight(
         upper = feedback.upper[start:end, start:end]
         block, errors = rest[:, start:end].T.contiguous(), []
         for column in range(end - start):
-            scale = upper[column, column]
-            level = _chosen(block[column] / steps, costs / (scale * scale), price)
-            error = (block[column] - level * steps) / scale
+            place = start + column if steps.shape[1] > 1 else 0
+            scale, step = upper[column, column], steps[:, place]
+            level = _chosen(block[column] / step, costs[:, place] / (scale * scale), price)
+            error = (block[column] - level * step) / scale
             block[column + 1 :] -= upper[column, column + 1 :, None] * error
             levels[:, start + column] = level.to(torch.int32)
             errors.append(error)

@@ -28,14 +28,26 @@ RELATIVE_FLOOR = 1e-3  # of a weight's mean importance: a row that calibration n
 
 @dataclass(frozen=True)
 class Moments:
-    """What calibration knows of one weight [rows, columns]; either may be missing.
+    """What calibration knows of one weight [rows, columns]; either may be missing, and one of them may be a matrix.
 
     columns: [columns, columns] (or only its diagonal): second moments of what a row is multiplied with.
-    rows: [rows], what an error in this row costs, such as the second moments of the gradient there.
+    rows: [rows], what an error in this row costs, such as the second moments of the gradient there. Or [rows, rows],
+    where it is columns that are multiplied with something.
     """
 
     columns: Tensor | None = None
     rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Across:
+    """Of a weight whose columns are multiplied with something: what their errors cost.
+
+    feedback: from row to row of the weight, not of what :func:`as_matrix` made of it. columns: float32 [columns].
+    """
+
+    feedback: Feedback
+    columns: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,13 +56,20 @@ class Sensitivity:
 
     importance: float32 [rows]. column_cost: the mean over the columns of what an element's error costs, less what
     feedback makes good. feedback: None for rounding each element for itself. smallest: float32 [rows], the steps below
-    which a row's largest level would be no level of the file.
+    which a row's largest level would be no level of the file. across: where feedback goes from row to row instead;
+    what importance is multiplied by is its unit.
     """
 
     importance: Tensor
     column_cost: float = 1.0
     feedback: Feedback | None = None
     smallest: Tensor | None = None
+    across: Across | None = None
+    unit: float = 1.0
+
+    def scaled(self, factor: float) -> Sensitivity:
+        """The same with everything worth so many times as much."""
+        return replace(self, importance=self.importance * factor, unit=self.unit * factor)
 
     def steps(self, scale: float) -> tuple[Tensor, Tensor]:
         """(int16 codes, float32 steps), each [rows], at which importance · column_cost · step² is nearest to scale, or
@@ -81,7 +100,7 @@ def moments_in_rows(moments: Moments | None, weight: Tensor, matrix: Tensor, nam
         ValueError: moments that do not fit the weight or are not finite.
     """
     together = len(weight) // max(len(matrix), 1)
-    if moments is None or together <= 1:
+    if moments is None or together <= 1 or (moments.rows is not None and moments.rows.ndim == 2):
         return moments
     columns, rows, width = moments.columns, moments.rows, weight[0].numel()
     if columns is not None:
@@ -116,6 +135,8 @@ def _costs(matrix: Tensor, squares: Tensor, moments: Moments | None, name: str) 
     relative = table_worth(name, rows, columns) / (squares.clamp(min=float(floor)) + torch.finfo(torch.float32).tiny)
     if moments is None or (moments.columns is None and moments.rows is None):
         return Sensitivity(relative)
+    if moments.rows is not None and moments.rows.ndim == 2:
+        return _costs_across(matrix, moments, name)
     feedback, column_cost = None, 1.0
     if moments.columns is not None:
         _check(name, "columns", moments.columns, [columns, columns], [columns])
@@ -132,6 +153,25 @@ def _costs(matrix: Tensor, squares: Tensor, moments: Moments | None, name: str) 
     if moments.columns is None:  # without them the unit is not known: only what the rows are worth against each other
         importance = importance / float((importance * squares).mean() + torch.finfo(torch.float32).tiny)
     return Sensitivity(importance, column_cost, feedback)
+
+
+def _costs_across(matrix: Tensor, moments: Moments, name: str) -> Sensitivity:
+    """Where the moments of the rows are a matrix: several of them may be one row of ``matrix``."""
+    assert moments.rows is not None
+    count = len(moments.rows)
+    if count == 0 or count % max(len(matrix), 1) or matrix.numel() % count:
+        raise ValueError(
+            f"pack: calibration of {name}: rows of shape {list(moments.rows.shape)} do not fit the weight's elements"
+        )
+    width = matrix.numel() // count
+    _check(name, "rows", moments.rows, [count, count])
+    columns = torch.ones(width) if moments.columns is None else moments.columns.to(torch.float32)
+    _check(name, "columns beside a matrix of rows", columns, [width])
+    feedback = feedback_of(moments.rows)
+    importance = feedback.errors.view(len(matrix), -1).mean(1)
+    importance = importance.clamp(min=RELATIVE_FLOOR * float(importance.mean()))
+    columns = columns.clamp(min=RELATIVE_FLOOR * float(columns.mean()))
+    return Sensitivity(importance, float(columns.mean()), across=Across(feedback, columns))
 
 
 def table_worth(name: str, rows: int, columns: int) -> float:
@@ -166,5 +206,18 @@ def quantise(matrix: Tensor, sensitivity: Sensitivity, scale: float, passes: int
     for _ in range(passes):
         lowest, bits = bits_of_levels(levels)
         price = Price(BIT_PRICE * scale, lowest, bits)
-        levels = round_weight(matrix, steps, sensitivity.importance, feedback=sensitivity.feedback, price=price)
+        if sensitivity.across is not None:
+            levels = _round_across(matrix, steps, sensitivity, sensitivity.across, price)
+        else:
+            levels = round_weight(matrix, steps, sensitivity.importance, feedback=sensitivity.feedback, price=price)
     return levels, codes
+
+
+def _round_across(matrix: Tensor, steps: Tensor, sensitivity: Sensitivity, across: Across, price: Price) -> Tensor:
+    """Levels with feedback from row to row of the weight: as :func:`round_weight` does it, turned by a right angle."""
+    width = len(across.columns)
+    turned = matrix.view(-1, width).T
+    by_row = steps.repeat_interleave(turned.shape[1] // len(steps))[None]
+    importance = across.columns * sensitivity.unit
+    levels = round_weight(turned, by_row, importance, feedback=across.feedback, price=price)
+    return levels.T.reshape(matrix.shape)

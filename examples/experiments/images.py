@@ -84,6 +84,7 @@ class ImagesResnet(Images):
         min_size=0.0005,
         bits_rate=5e-2,
         penalties=(0.5, 2.0, 8.0, 30.0),
+        coded_times=(16, 24, 32),
         coded=("rate", "packed", "taught packed"),
     )
 

@@ -40,6 +40,7 @@ class Music(Task):
         min_size=0.0005,
         bits_rate=5e-2,
         penalties=(0.003, 0.01, 0.03, 0.1),
+        coded_times=(16, 24, 32),
         coded=("rate", "packed", "taught packed"),
     )
     sizes = CHORALES

@@ -49,7 +49,8 @@ def plot(task: Task, results: list[Result], path: Path) -> None:
         if once:
             axes.plot(*zip(*once, strict=True), color=colour, marker=marker, mfc="none", linestyle="", alpha=0.6)
     axes.set(xscale="log", xlabel="times smaller than float32", ylabel=f"against float32, {task.difference_unit}")
-    axes.set_xticks([4, 6, 8, 10, 12, 14, 16], ["4", "6", "8", "10", "12", "14", "16"], minor=False)
+    ticks = [4, 6, 8, 10, 12, 16, 24, 32]
+    axes.set_xticks(ticks, [str(each) for each in ticks], minor=False)
     axes.minorticks_off()
     axes.set_title(f"{task.name}: float32 has {task.metric.split(',')[0]} {plain.quality:.2f}")
     axes.legend(frameon=False, fontsize="small", loc="lower left")

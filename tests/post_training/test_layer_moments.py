@@ -68,7 +68,7 @@ def test_moments_of_a_convolution_are_those_of_its_windows(name):
 
 
 @pytest.mark.parametrize("name", TRANSPOSED)
-def test_moments_of_a_transposed_convolution_are_those_of_the_gradients_windows(name):
+def test_moments_of_a_transposed_convolution_are_those_of_its_inputs_and_the_gradients_windows(name):
     layer, shape = TRANSPOSED[name]
     inputs = drawn(*shape)
     gradient = gradient_of(layer(inputs))
@@ -81,15 +81,15 @@ def test_moments_of_a_transposed_convolution_are_those_of_the_gradients_windows(
         alone.movedim(channel, 0)[0][torch.unravel_index(torch.tensor(index), places.shape)] = 1.0
         total = (layer(alone) * gradient).sum()
         windows.append(torch.autograd.grad(total, layer.weight)[0][0].reshape(-1))
-    each = torch.stack(windows)
+    each, values = torch.stack(windows), inputs.movedim(channel, 0).flatten(1)
     assert found.positions == len(each)
-    torch.testing.assert_close(found.columns, each.T @ each, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.rows, inputs.movedim(channel, 0).flatten(1).square().sum(1))
+    torch.testing.assert_close(found.columns, each.square().sum(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.rows, values @ values.T)
 
 
 @pytest.mark.parametrize("kind", ["of_convolution", "of_transposed_convolution"])
 def test_groups_keep_the_cost_of_each_row(kind):
-    """One matrix for all groups is a mean, but how large a group's windows are is told by its rows."""
+    """One matrix, or row, of columns for all groups is a mean, but how large a group's are is told by its rows."""
     transposed = kind == "of_transposed_convolution"
     layer = (nn.ConvTranspose1d if transposed else nn.Conv1d)(4, 6, 3, groups=2, bias=False)
     inputs = drawn(2, 4, 9) * torch.tensor([1.0, 1.0, 10.0, 10.0])[:, None]
@@ -100,9 +100,15 @@ def test_groups_keep_the_cost_of_each_row(kind):
     for group in range(2):
         mine = slice(2 * group, 2 * group + 2), slice(3 * group, 3 * group + 3)
         parts = getattr(layer_moments, kind)(alone, inputs[:, mine[0]])(gradient[:, mine[1]])
-        costs.append(parts.rows * parts.columns.trace())
-    torch.testing.assert_close(found.rows * found.columns.trace(), torch.cat(costs), rtol=1e-4, atol=1e-3)
-    assert found.columns.shape == (6, 6) if not transposed else (9, 9)
+        costs.append(cost_of_rows(parts))
+    whole = torch.block_diag(*costs) if transposed else torch.cat(costs)
+    torch.testing.assert_close(cost_of_rows(found), whole, rtol=1e-4, atol=1e-3)
+    assert found.columns.shape == ((9,) if transposed else (6, 6))
+
+
+def cost_of_rows(found: layer_moments.Sums) -> Tensor:
+    """What an error costs that is the same in all columns and independent."""
+    return found.rows * (found.columns.sum() if found.columns.ndim == 1 else found.columns.trace())
 
 
 def test_only_windows_that_move_an_output_count():
@@ -350,13 +356,14 @@ def test_moments_of_convolutions_foretell_how_far_the_outputs_move(name):
             layer.weight *= 0.3  # where tanh is nearly linear
     data = [drawn(8, 2, 40, seed=seed) for seed in range(20)]
     found, weight = calibrate(model, data), model.get_parameter(name)
-    rows, columns = found[name + ".rows"], found[name + ".columns"]
+    parts = found[name + ".rows"], found[name + ".columns"]
+    rows, columns = (each.diag() if each.ndim == 1 else each for each in parts)
     foretold = moved = 0.0
     with torch.no_grad():
         before = [model(each) for each in data]
         for seed in range(10):
             change = 1e-3 * drawn(*weight.shape, seed=100 + seed)
-            foretold += float(rows @ ((matrix(change) @ columns) * matrix(change)).sum(1))
+            foretold += float(((rows @ matrix(change)) * (matrix(change) @ columns)).sum())
             weight += change
             moved += sum(float((model(each) - old).square().sum()) for each, old in zip(data, before, strict=True))
             weight -= change
@@ -370,6 +377,5 @@ def test_the_products_of_gpt_2_are_understood():
     linear.load_state_dict({"weight": layer.weight.T, "bias": layer.bias})
     data = [drawn(3, 5, 4, seed=seed) for seed in range(2)]
     ours, theirs = calibrate(layer, data), calibrate(linear, data)
-    inputs = torch.cat(data).flatten(0, 1)
-    torch.testing.assert_close(ours["weight.rows"], inputs.square().sum(0))
-    torch.testing.assert_close(ours["weight.columns"].diagonal() * 30, theirs["weight.rows"])
+    torch.testing.assert_close(ours["weight.rows"], theirs["weight.columns"])
+    torch.testing.assert_close(ours["weight.columns"], theirs["weight.rows"])

@@ -94,6 +94,57 @@ def test_calibration_keeps_the_outputs_better_at_the_same_size(checkpoint):
     assert errors[1] < 0.6 * errors[0]
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(32, 64, 2, batch_first=True), nn.Linear(64, 48)
+
+    def forward(self, values):
+        return self.out(self.lstm(values)[0])
+
+
+def convolutions() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv1d(8, 32, 8, stride=2),
+        nn.ReLU(inplace=True),
+        nn.Conv1d(32, 64, 3, padding=1, groups=2),
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose1d(64, 8, 8, stride=2),
+    )
+
+
+KINDS = {
+    "convolutions": convolutions,
+    "recurrent": Recurrent,
+    "attention": lambda: nn.TransformerEncoderLayer(32, 4, 64),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_calibration_is_worth_it_with_other_layers_too(kind, tmp_path):
+    """Inputs of unlike sizes and of few directions, as real ones are: those of some channels hardly count."""
+    torch.manual_seed(0)
+    network = KINDS[kind]().eval()
+    shape = (8, 8, 60) if kind == "convolutions" else (8, 24, 32)
+    channels = shape[1] if kind == "convolutions" else shape[2]
+    mixed = torch.randn(channels, channels) * torch.logspace(0, -2, channels)
+    data = []
+    for _ in range(12):
+        drawn = torch.randn(*shape)
+        data.append(torch.einsum("ij,bjt->bit" if kind == "convolutions" else "ij,btj->bti", mixed, drawn))
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    calibration = diffq_fast.calibrate(network, data[:8])
+    errors = []
+    for given in (None, calibration):
+        weights, _, state = packed(tmp_path / "model.safetensors", Target(bits_per_weight=3), calibration=given)
+        assert bits_of(weights) <= 3
+        other = KINDS[kind]().eval()
+        other.load_state_dict(state)
+        with torch.no_grad():
+            errors.append(sum(float((other(each) - network(each)).square().sum()) for each in data[8:]))
+    assert errors[1] < 0.8 * errors[0], errors
+
+
 def test_overrides_keep_weights_or_give_them_their_own_bits(checkpoint):
     weights, _, state = packed(checkpoint, Target(bits_per_weight=2), keep={"0.*": 7, "3.weight": None})
     assert set(weights) == {"0.weight", "1.weight"}

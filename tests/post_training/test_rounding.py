@@ -61,6 +61,22 @@ def test_the_factor_is_that_of_the_inverse(count):
     torch.testing.assert_close(errors, 1 / expected.diagonal() ** 2, rtol=1e-5, atol=0)
 
 
+def test_steps_of_columns_are_columns_in_units_of_their_steps():
+    """Levels of w at the steps s, with moments M, are those of w / s at steps of 1, with s M s."""
+    generator = torch.Generator().manual_seed(5)
+    weight, steps = weight_of(6, 20), 1 + 0.1 * torch.rand(20, generator=generator)
+    seen = torch.randn(300, 20, generator=generator, dtype=torch.float64) * torch.logspace(2, 0, 20)
+    moments = seen.T @ seen / 300  # of columns whose order is the same in both units
+    price = Price(0.01, -3, torch.tensor([6.0, 4.0, 2.0, 1.0, 2.0, 4.0, 6.0]))
+    importance = torch.full((6,), 1e-4)
+    ours = round_weight(weight, steps[None], importance, feedback=feedback_of(moments, damping=0.0), price=price)
+    scaled = feedback_of(steps.double()[:, None] * moments * steps.double(), damping=0.0)
+    theirs = round_weight(weight / steps, torch.ones(6), importance, feedback=scaled, price=price)
+    assert torch.equal(ours, theirs)
+    plain = round_weight(weight, steps[None], importance)
+    assert torch.equal(plain, (weight / steps).round().to(torch.int32))
+
+
 def test_feedback_lowers_the_error_of_the_outputs():
     moments, weight, steps = correlated(96), weight_of(32, 96), torch.full((32,), 0.5)
     nearest = round_weight(weight, steps, torch.ones(32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -190,3 +191,36 @@ def test_moments_that_do_not_fit_short_rows_are_refused():
         moments_in_rows(Moments(torch.ones(80)), weight, as_matrix(weight), "w")
     with pytest.raises(ValueError, match=r"of w: expected rows of shape \[64\], got \[32\]"):
         moments_in_rows(Moments(rows=torch.ones(32)), weight, as_matrix(weight), "w")
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 8)])
+def test_feedback_goes_from_row_to_row_where_columns_are_multiplied(shape):
+    """As with the weight turned by a right angle: the cost is measured as calibration defines it. Short rows share a
+    step, each in groups of eight."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(shape, generator=generator)
+    mixed = torch.randn(shape[0], shape[0], generator=generator) * torch.logspace(0, -1.5, shape[0])
+    seen = torch.randn(500, shape[0], generator=generator) @ mixed.T
+    moments = Moments(torch.rand(shape[1], generator=generator) + 0.5, seen.T @ seen / 500)
+    matrix = as_matrix(weight)
+    found = sensitivity_of(matrix, moments_in_rows(moments, weight, matrix, "w"), "w")
+    assert len(found.importance) == len(matrix)
+
+    def cost(levels, codes):
+        errors = (matrix - levels * found.step_values(codes)[:, None]).view(shape)
+        return float(((moments.rows @ errors) * errors).sum(0) @ moments.columns), entropy(levels)
+
+    fed_back, bits = cost(*quantise(matrix, found, 0.02))
+    rounded, plain_bits = cost(*quantise(matrix, replace(found, across=None), 0.02))
+    assert fed_back < 0.7 * rounded
+    assert bits < 1.1 * plain_bits
+
+
+def test_moments_between_rows_that_do_not_fit_are_refused():
+    weight = weight_of(8, 64)
+    with pytest.raises(ValueError, match=r"of w: rows of shape \[7, 7\] do not fit the weight's elements"):
+        sensitivity_of(weight, Moments(rows=torch.eye(7)), "w")
+    with pytest.raises(ValueError, match=r"expected columns beside a matrix of rows of shape \[64\], got \[64, 64\]"):
+        sensitivity_of(weight, Moments(torch.eye(64), torch.eye(8)), "w")
+    with pytest.raises(ValueError, match=r"of w: expected rows of shape \[8, 8\], got \[8, 3\]"):
+        sensitivity_of(weight, Moments(rows=torch.ones(8, 3)), "w")
