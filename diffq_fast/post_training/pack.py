@@ -36,6 +36,7 @@ SLACK = 0.98  # of the bytes asked for: a file that takes more of them than that
 AIM = 0.992  # of the bytes asked for: feedback makes levels a bit larger than the samples foretell
 QUALITY_SLACK = 0.05  # decibels
 HEADER_BYTES = 600  # of a file, before its tensors are named
+KEPT_BYTES = 1 << 29  # of factors of second moments, which every round needs: those beyond are made anew
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ class Packing:
         self.double = [name for name, entry in entries.items() if entry.dtype == torch.float64 and len(entry.shape) > 1]
         self._bytes = {name: entries[name].count * entries[name].dtype.itemsize for name in self.names}
         self._done, self._total = 0, 2 * sum(self._bytes.values())
+        self._factors_kept: dict[str, Sensitivity] = {}
+        self._factor_bytes = 0
         samples = [self._sample(name) for name in self.names]
         self._factors = in_one_unit(samples)
         scaled = {each.name: each.scaled(self._factors[each.name]) for each in samples}
@@ -230,12 +233,21 @@ class Packing:
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError(f"pack: {printable(name)}: expected finite elements, found NaN or infinity; repair them")
         moments = moments_in_rows(self._calibration.moments(name), weight, matrix, name)
-        found = sensitivity_of(matrix, moments, name)
+        found = self._unscaled(name, matrix, moments)
         self._tell(name)
         return sample_of(name, matrix, found, moments is None or moments.rows is None or moments.columns is None)
 
     def _sensitivity(self, name: str, matrix: Tensor, moments: Moments | None) -> Sensitivity:
-        return sensitivity_of(matrix, moments, name).scaled(self._factors[name])
+        return self._unscaled(name, matrix, moments).scaled(self._factors[name])
+
+    def _unscaled(self, name: str, matrix: Tensor, moments: Moments | None) -> Sensitivity:
+        if name in self._factors_kept:
+            return self._factors_kept[name]
+        found = sensitivity_of(matrix, moments, name)
+        if self._factor_bytes + found.nbytes <= KEPT_BYTES:
+            self._factors_kept[name] = found
+            self._factor_bytes += found.nbytes
+        return found
 
     def _asked_bits(self, name: str) -> float | None:
         return self._selection.override(name)[1]

@@ -67,6 +67,12 @@ class Sensitivity:
     across: Across | None = None
     unit: float = 1.0
 
+    @property
+    def nbytes(self) -> int:
+        """Of the factor, which is nearly all."""
+        feedback = self.feedback if self.across is None else self.across.feedback
+        return self.importance.nbytes + (0 if feedback is None else feedback.upper.nbytes)
+
     def scaled(self, factor: float) -> Sensitivity:
         """The same with everything worth so many times as much."""
         return replace(self, importance=self.importance * factor, unit=self.unit * factor)

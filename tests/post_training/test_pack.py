@@ -14,6 +14,7 @@ from torch import nn
 import diffq_fast
 from diffq_fast.cli import main
 from diffq_fast.packed.contents import read_packed
+from diffq_fast.post_training import pack as pack_module
 from diffq_fast.post_training.calibration import CalibrationFile
 from diffq_fast.post_training.curve import size_curve
 from diffq_fast.post_training.pack import Packing, fits_half
@@ -143,6 +144,21 @@ def test_calibration_is_worth_it_with_other_layers_too(kind, tmp_path):
         with torch.no_grad():
             errors.append(sum(float((other(each) - network(each)).square().sum()) for each in data[8:]))
     assert errors[1] < 0.8 * errors[0], errors
+
+
+def test_factors_that_are_not_kept_are_made_anew(checkpoint, monkeypatch):
+    calibration = diffq_fast.calibrate(model(), batches())
+    made = []
+    factored = pack_module.sensitivity_of
+    monkeypatch.setattr(pack_module, "sensitivity_of", lambda *given: made.append(given[2]) or factored(*given))
+    kept = packed(checkpoint, Target(bits_per_weight=3), calibration=calibration)
+    assert made == ["0.weight", "1.weight", "3.weight"]
+    monkeypatch.setattr(pack_module, "KEPT_BYTES", 4 * 64 * 64 + 4 * 200)  # the first weight's alone
+    anew = packed(checkpoint, Target(bits_per_weight=3), calibration=calibration)
+    assert made.count("0.weight") == 2
+    assert made.count("1.weight") == made.count("3.weight") >= 3  # once above; a sample and a round here
+    assert kept[1] == anew[1]
+    assert all(torch.equal(each, anew[2][name]) for name, each in kept[2].items())
 
 
 def test_overrides_keep_weights_or_give_them_their_own_bits(checkpoint):
