@@ -36,7 +36,7 @@ SLACK = 0.98  # of the bytes asked for: a file that takes more of them than that
 AIM = 0.992  # of the bytes asked for: feedback makes levels a bit larger than the samples foretell
 QUALITY_SLACK = 0.05  # decibels
 HEADER_BYTES = 600  # of a file, before its tensors are named
-KEPT_BYTES = 1 << 29  # of factors of second moments, which every round needs: those beyond are made anew
+KEPT_BYTES = 1 << 30  # of factors of second moments, which every round needs: those beyond are made anew
 
 
 @dataclass(frozen=True)
