@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -31,7 +32,8 @@ from .plan import DEFAULT_BITS, Selection, Target
 from .sources import Source, open_source
 from .steps import Moments, Sensitivity, as_matrix, moments_in_rows, quantise, sensitivity_of
 
-ROUNDS = 4  # of quantising everything, at most
+ROUNDS = 4  # of quantising everything, where one of them fits
+MOST_ROUNDS = 12  # where none does yet
 SLACK = 0.98  # of the bytes asked for: a file that takes more of them than that is near enough
 AIM = 0.992  # of the bytes asked for: feedback makes levels a bit larger than the samples foretell
 QUALITY_SLACK = 0.05  # decibels
@@ -178,19 +180,31 @@ class Packing:
             raise ValueError(f"pack: {self._source.path}: {problem}; ask for more, or keep less")
         scale = scale_for(lambda scale: other + self.estimate(scale).bits / 8 <= AIM * asked, rising=False)
         best: tuple[dict[str, CodedTensor], float] | None = None
-        for _ in range(ROUNDS):
+        tried: list[tuple[float, float]] = []  # exponents of the scale, and their sizes
+        largest = 0.0  # that fits
+        for number in range(MOST_ROUNDS):
             packed, quality = self.pack(scale)
             size = sum(each.nbytes for each in packed.values())
             if float16 is not None:
                 size = packed_bytes(self.contents(packed, float16))
-            if size <= asked:
-                best = packed, quality
-                if size >= SLACK * asked or scale <= 2.0**LOWEST_EXPONENT:
-                    break
-            scale *= 2.0 ** (2 * 8 * (size - AIM * asked) / max(self.elements, 1))
-        if best is None:
-            raise ValueError(f"pack: {self._source.path}: no steps were found for {asked:,.0f} bytes; ask for more")
-        return best
+            if largest < size <= asked:
+                best, largest = (packed, quality), size
+            enough = largest >= SLACK * asked or scale <= 2.0**LOWEST_EXPONENT or number + 1 >= ROUNDS
+            if best is not None and enough:
+                return best
+            tried.append((math.log2(scale), size))
+            scale = 2.0 ** self._next_exponent(tried, AIM * asked)
+        raise ValueError(f"pack: {self._source.path}: no steps were found for {asked:,.0f} bytes; ask for more")
+
+    def _next_exponent(self, tried: list[tuple[float, float]], wanted: float) -> float:
+        """Where the line through the last two sizes has the one that is wanted; at first, and where they say nothing,
+        half a bit of each element for each octave of the scale."""
+        slope = -max(self.elements, 1) / 16
+        exponent, size = tried[-1]
+        if len(tried) > 1 and exponent != tried[-2][0]:
+            measured = (size - tried[-2][1]) / (exponent - tried[-2][0])
+            slope = measured if 2 * slope < measured < slope / 16 else slope
+        return min(exponent + (wanted - size) / slope, HIGHEST_EXPONENT)
 
     def _reach_quality(self, asked: float) -> tuple[dict[str, CodedTensor], float]:
         scale = scale_for(lambda scale: self.estimate(scale).quality >= asked, rising=True)
