@@ -27,7 +27,7 @@ FOLDER, RESULTS = Path("build/minilm_trained"), "minilm_trained"
 WEIGHTS_LR = {"QAT": 1e-4, "LSQ": 1e-4, "HQQ, then QAT": 1e-4, "DiffQ": 1e-4}
 METHODS = [Method("LSQ", 3), Method("HQQ, then QAT", 2, 64), Method("DiffQ", 3.0, "tensor"), Method("QAT", 4)]
 METHODS += [Method("LSQ", 4), Method("HQQ, then QAT", 3, 64), Method("DiffQ", 4.0, "tensor"), Method("QAT", 3)]
-METHODS += [Method("DiffQ", 3.0, "group"), Method("LSQ", 2), Method("QAT", 2), Method("DiffQ", 2.5, "tensor")]
+METHODS += [Method("DiffQ", 3.0, "group"), Method("LSQ", 2)]
 
 
 class Settings:

@@ -246,6 +246,31 @@ def test_the_readmes_table_of_experiments_is_what_is_stored(name, network, figur
     assert f" | {network} | {' | '.join(cells)} |" in README
 
 
+@pytest.mark.parametrize(
+    ("name", "network", "figure", "label"),
+    [
+        ("images_resnet", "residual", "{:.2f} %", "Rate {}x, packed half-way"),
+        ("images_vit", "vision transformer", "{:.2f} %", "Rate {}x, packed half-way"),
+        ("text", "causal transformer, with a teacher", "{:.3f}", "Rate {}x, packed half-way, taught"),
+        ("music", "U-Net on the waveform", "{:.3f} dB", "Rate {}x, packed half-way"),
+    ],
+)
+def test_the_readmes_table_of_coded_sizes_is_what_is_stored(name, network, figure, label):
+    rows = json.loads((ROOT / "benchmarks" / "results" / f"experiment_{name}_coded.json").read_text())["rows"]
+    table = README.split("| task | network | float32 | coded | smaller |\n")[1].split("\n\n")[0]
+    line = next(line for line in table.splitlines() if f"| {network} |" in line)
+    times = line.strip("| ").split(" | ")[-1].removesuffix(".0×")
+    runs = {}
+    for row in rows:
+        if row["label"] in ("float32", label.format(times)):
+            runs.setdefault(row["label"], {})[row["seed"]] = row
+    plain, small = runs["float32"], runs[label.format(times)]
+    assert set(small) == set(plain) == {0, 1, 2}
+    smaller = statistics.mean(plain[seed]["megabytes"] / run["megabytes"] for seed, run in small.items())
+    cells = [figure.format(statistics.mean(run["quality"] for run in each.values())) for each in (plain, small)]
+    assert line.endswith(f" | {network} | {' | '.join(cells)} | {smaller:.1f}× |")
+
+
 METHODS_OF_ENCODER = {
     "packed with calibration": "coded, calibrated",
     "packed without calibration": "coded",
