@@ -80,7 +80,7 @@ class Run:
         return self.bits * count / 8 / MEGABYTE - header
 
     def _size(self) -> float:
-        return float(self.quantizer.model_size())
+        return self.quantizer.model_size().item()
 
     def _penalty(self) -> Tensor | float:
         return 0.0 if self.quantizer.bits_frozen else self.target.penalty()

@@ -34,8 +34,8 @@ from .steps import Moments, Sensitivity, as_matrix, moments_in_rows, quantise, s
 
 ROUNDS = 4  # of quantising everything, where one of them fits
 MOST_ROUNDS = 12  # where none does yet
-SLACK = 0.98  # of the bytes asked for: a file that takes more of them than that is near enough
-AIM = 0.992  # of the bytes asked for: feedback makes levels a bit larger than the samples foretell
+SLACK = 0.99  # of the bytes asked for: a file that takes more of them than that is near enough
+AIM = 0.996  # of the bytes asked for: feedback makes levels a bit larger than the samples foretell
 QUALITY_SLACK = 0.05  # decibels
 HEADER_BYTES = 600  # of a file, before its tensors are named
 KEPT_BYTES = 1 << 30  # of factors of second moments, which every round needs: those beyond are made anew

@@ -27,7 +27,8 @@ CONTROLS = 1000  # of a training of many steps; a shorter one is controlled at e
 RAISED_PRICE = 4.0  # times the price, in the mean on the way to the target: has the optimizer take part in the way
 PRICE_RATE = 0.05  # weight of a new reading in the running mean of the price
 ROUNDING_RATE = 0.1  # the same for how rounding changes the size
-REFITS = 8  # of frozen steps
+REFITS = 8  # of frozen steps, at most
+CLOSE_ENOUGH = 0.01  # below the target: a size that is left alone
 LARGEST_MOVE = 0.5  # of a logit, in one control
 LEAST_LEARNED = 1e-3  # of the smallest size: what the schedule takes the learned part to be at least
 
@@ -157,7 +158,7 @@ class SizeTarget:
         """
         self.steps += 1
         if self.quantizer.bits_frozen:
-            if self._is_refit():
+            if self._is_refit() and not self._fits():
                 self.quantizer.freeze_bits(mb=self.mb, straight_through=self.straight_through)
             return
         if self.steps >= self.freeze_at * self.total_steps:
@@ -171,6 +172,12 @@ class SizeTarget:
         left = self.total_steps - self.steps
         every = max(1, round((1 - self.freeze_at) * self.total_steps / REFITS))
         return not self._rounds and left >= 0 and left % every == 0
+
+    def _fits(self) -> bool:
+        """Whether frozen steps may stay as they are. Other steps would round all weights anew, which costs much where
+        training has settled in these. Waits for the device."""
+        size = float(self.quantizer.model_size(exact=True))
+        return (1 - CLOSE_ENOUGH) * self.mb <= size <= self.mb
 
     # -- one control ---------------------------------------------------------------------------------------------------
 

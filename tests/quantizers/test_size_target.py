@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffq_fast
-from diffq_fast import LSQ, DiffQuantizer, SizeTarget
+from diffq_fast import LSQ, DiffQuantizer, RateQuantizer, SizeTarget
 
 STEPS = 120
 FLOAT32_BITS = 32
@@ -318,6 +318,24 @@ def test_exactly_one_size_is_asked_for(sizes):
 def test_a_schedule_out_of_order_is_refused(schedule):
     with pytest.raises(ValueError, match=r"total_steps must be|expected shares .* got warm_up="):
         SizeTarget(quantizer(), mb=0.02, **{"total_steps": 9} | schedule)
+
+
+@pytest.mark.parametrize(("scale", "stays"), [(1.0, True), (0.995, True), (1.002, False), (0.98, False)])
+def test_frozen_steps_whose_size_fits_are_left_alone(scale, stays):
+    """Others would round all weights anew; those of a file that is too large, or has room left, are fitted again."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 96, bias=False)
+    learned = RateQuantizer(model)
+    learned.no_optimizer()
+    learned.freeze_bits(straight_through=True)
+    target = SizeTarget(learned, mb=learned.true_model_size() / scale, total_steps=8, **FROZEN_AT_ONCE)
+    before = model(torch.eye(64)).detach()
+    target.step()
+    assert torch.equal(model(torch.eye(64)).detach(), before) == stays
+    assert 0.98 * target.mb <= learned.true_model_size() <= target.mb
+
+
+FROZEN_AT_ONCE = {"warm_up": 0.0, "reach_at": 1e-6, "freeze_at": 1e-6}
 
 
 def test_a_quantizer_that_learns_no_bits_is_refused():
