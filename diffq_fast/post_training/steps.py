@@ -171,7 +171,8 @@ def _costs_across(matrix: Tensor, moments: Moments, name: str) -> Sensitivity:
         )
     width = matrix.numel() // count
     _check(name, "rows", moments.rows, [count, count])
-    columns = torch.ones(width) if moments.columns is None else moments.columns.to(torch.float32)
+    ones = moments.rows.new_ones(width, dtype=torch.float32)
+    columns = ones if moments.columns is None else moments.columns.to(torch.float32)
     _check(name, "columns beside a matrix of rows", columns, [width])
     feedback = feedback_of(moments.rows)
     importance = feedback.errors.view(len(matrix), -1).mean(1)
