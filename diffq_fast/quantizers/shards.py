@@ -7,11 +7,14 @@ imported where it is needed: a process without shards does not pay for it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+WAIT, MOST_WAIT = 1e-3, 1.0  # seconds
 
 MANAGED = "_is_fsdp_managed_module"  # what fully_shard leaves on each module whose parameters it holds
 
@@ -180,6 +183,20 @@ def running_data_parallel() -> Any:
     return getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
 
 
+def _wait_until_let_go(value: Tensor) -> None:
+    """Until gloo's thread has let go of a tensor that went through a collective, a second at most.
+
+    It does so after the collective has ended, and takes Python's lock for it: a process that ends meanwhile is aborted
+    (torch 2.13). What :func:`on_first` does is often the last of a program.
+    """
+    if value.device.type != "cpu" or not hasattr(value, "_use_count"):
+        return
+    end = time.monotonic() + MOST_WAIT
+    while value._use_count() > 1 and time.monotonic() < end:
+        time.sleep(WAIT)
+    time.sleep(WAIT)  # without the lock
+
+
 def on_first(mesh: Any, act: Callable[[], None]) -> None:
     """Have the first process of the mesh do something, while the others wait.
 
@@ -195,6 +212,7 @@ def on_first(mesh: Any, act: Callable[[], None]) -> None:
             problem = error
     failed = torch.full((), int(problem is not None), dtype=torch.int32, device=mesh.device_type)
     agreed(failed, mesh)
+    _wait_until_let_go(failed)
     if problem is not None:
         raise problem
     if int(failed):
