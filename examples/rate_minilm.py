@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from experiments import minilm
-from experiments.distillation import BATCH, MEGABYTE, Distillation, Student
+from experiments.distillation import BATCH, Distillation, Student
 from experiments.minilm_table import put_tables
 from experiments.sentences import JUDGED, MOST_TOKENS, sentences
 from experiments.similarity import Judge
@@ -26,6 +26,7 @@ from torch import Tensor
 
 import diffq_fast
 from diffq_fast import RateQuantizer, SizeTarget
+from diffq_fast.packed.checkpoint import MEGABYTE
 
 STEPS_LR = 0.02
 WEIGHTS_LR = {"float": 1e-4, "packed": 2e-4}

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 MOST_COLUMNS = 8192  # a wider weight gets the diagonal only: 4 bytes · columns² would be much
 MOST_WINDOWS = 4096  # of one call of a convolution, at even distances: they overlap, and each has all columns
 MOST_WINDOW_ELEMENTS = 1 << 25  # of those together, at once in memory: 128 MB
-
 TINY = torch.finfo(torch.float32).tiny
 
 

@@ -15,7 +15,6 @@ from .sentences import JUDGED, batches, training_sentences
 
 BATCH = 32  # sentences of a step, half of either source
 CHECKPOINT = 20  # steps between two
-MEGABYTE = 2**20
 
 
 @dataclass

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import diffq_fast
+from diffq_fast.packed.checkpoint import MEGABYTE
 
-from .distillation import MEGABYTE, Distillation, Student
+from .distillation import Distillation, Student
 from .hqq_training import attach_hqq, save_hqq
 
 BITS_LR, HQQ_LR = 5e-2, 1e-3  # highest learning rates: of DiffQ's logits; of HQQ's logarithms of scales, and zeros

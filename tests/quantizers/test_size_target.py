@@ -320,6 +320,9 @@ def test_a_schedule_out_of_order_is_refused(schedule):
         SizeTarget(quantizer(), mb=0.02, **{"total_steps": 9} | schedule)
 
 
+FROZEN_AT_ONCE = {"warm_up": 0.0, "reach_at": 1e-6, "freeze_at": 1e-6}
+
+
 @pytest.mark.parametrize(("scale", "stays"), [(1.0, True), (0.995, True), (1.002, False), (0.98, False)])
 def test_frozen_steps_whose_size_fits_are_left_alone(scale, stays):
     """Others would round all weights anew; those of a file that is too large, or has room left, are fitted again."""
@@ -333,9 +336,6 @@ def test_frozen_steps_whose_size_fits_are_left_alone(scale, stays):
     target.step()
     assert torch.equal(model(torch.eye(64)).detach(), before) == stays
     assert 0.98 * target.mb <= learned.true_model_size() <= target.mb
-
-
-FROZEN_AT_ONCE = {"warm_up": 0.0, "reach_at": 1e-6, "freeze_at": 1e-6}
 
 
 def test_a_quantizer_that_learns_no_bits_is_refused():
